@@ -1,0 +1,81 @@
+"""What a batch is: tensors in any nesting of mappings, sequences and objects; what its mean loss averages over."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stepscope.errors import UsageError
+
+IGNORED_LABEL = -100
+
+
+def tensors(batch: Any) -> Iterator[Tensor]:
+    """The tensors of a batch in order: mappings (also ``BatchEncoding``), sequences and dataclasses are walked."""
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        for value in batch.values():
+            yield from tensors(value)
+    elif isinstance(batch, list | tuple):
+        for value in batch:
+            yield from tensors(value)
+    elif dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        for field in dataclasses.fields(batch):
+            yield from tensors(getattr(batch, field.name))
+
+
+def moved(batch: Any, device: torch.device, dtype_of: Callable[[torch.dtype], torch.dtype]) -> Any:
+    """The batch with its tensors on `device`, floating-point ones in ``dtype_of(their dtype)``.
+
+    The containers keep their type where that can be built anew; tensors that already fit are not copied.
+    """
+    if isinstance(batch, Tensor):
+        return batch.to(device, dtype_of(batch.dtype) if batch.is_floating_point() else batch.dtype)
+    if isinstance(batch, dict) or (isinstance(batch, Mapping) and hasattr(batch, "data")):
+        items = {key: moved(value, device, dtype_of) for key, value in batch.items()}
+        rebuild: Any = type(batch)
+        return rebuild(items)
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(moved(value, device, dtype_of) for value in batch))
+    if isinstance(batch, list | tuple):
+        return type(batch)(moved(value, device, dtype_of) for value in batch)
+    return batch
+
+
+def averaged_over(batch: Any, model: nn.Module) -> int:
+    """How many terms the mean loss of a batch averages over, by the conventions of Hugging Face models.
+
+    Where the batch has ``labels``: the labels that aren't −100, without the first of each row for causal language
+    models (they predict the next token, so the first label is never a target). Otherwise the length of the first
+    dimension of its first tensor.
+
+    Raises:
+        UsageError: the batch has neither.
+    """
+    labels = batch.get("labels") if isinstance(batch, Mapping) else None
+    if isinstance(labels, Tensor) and labels.dim() > 0:
+        if labels.is_floating_point():
+            return labels.numel()
+        if predicts_next_token(model) and labels.dim() >= 2:
+            labels = labels[..., 1:]
+        return int((labels != IGNORED_LABEL).sum())
+    for tensor in tensors(batch):
+        if tensor.dim() > 0:
+            return tensor.shape[0]
+    raise UsageError(
+        f"cannot tell how many examples a {type(batch).__name__} holds: pass weight_fn, a function of the batch"
+    )
+
+
+def predicts_next_token(model: nn.Module) -> bool:
+    """Whether the model shifts its labels inside, as Hugging Face's causal language models do."""
+    for module in (model, *model.children()):
+        kind = getattr(module, "loss_type", None) or type(module).__name__
+        if isinstance(kind, str) and ("ForCausalLM" in kind or kind.endswith("LMHeadModel")):
+            return True
+    return False

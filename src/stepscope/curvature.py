@@ -1,0 +1,208 @@
+"""Directional sharpness ``uᵀHu`` by interchangeable methods.
+
+`autograd` is exact and the reference: double backward, where one gradient graph per micro-batch serves all directions.
+`difference` needs first derivatives only: central differences of gradients at two step lengths, with an error bar.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import nn
+
+from stepscope import vectors
+from stepscope.errors import UsageError
+from stepscope.objective import Objective, finite
+from stepscope.vectors import Direction
+
+Method = Literal["auto", "autograd", "difference"]
+
+
+@dataclass
+class Curvature:
+    """The loss to second order at one point, along several directions.
+
+    Attributes:
+        method: the method that was used.
+        loss: ``f(x)``.
+        gradient: ``∇f(x)``; parameters that the loss doesn't use are left out.
+        sharpness: for each direction, ``uᵀH_b u`` of each micro-batch ``b`` (loss units per squared unit of length).
+        numerical_error: for each direction, an error bar of the pooled ``uᵀHu``; ``None`` where only rounding is left.
+        reason: why this method was used.
+    """
+
+    method: str
+    loss: float = 0.0
+    gradient: Direction = field(default_factory=dict)
+    sharpness: dict[str, list[float]] = field(default_factory=dict)
+    numerical_error: dict[str, float | None] = field(default_factory=dict)
+    reason: str = "asked for"
+
+
+def curvature(
+    objective: Objective, directions: Mapping[str, Mapping[str, torch.Tensor]], method: Method = "auto"
+) -> Curvature:
+    """The loss, its gradient, and ``uᵀHu`` along each direction ``d``, ``u = d/‖d‖``, at the present parameters.
+
+    Args:
+        objective: what is measured.
+        directions: ``{label: {parameter name: tensor}}``; any length but zero.
+        method: ``"autograd"``, ``"difference"``, or ``"auto"``: autograd where the model has a second
+            derivative that can be trusted.
+
+    Raises:
+        UsageError: the method is unknown, or the model rules it out.
+    """
+    if method == "difference":
+        return difference(objective, directions)
+    if method not in ("auto", "autograd"):
+        raise UsageError(f"unknown method {method!r}: choose auto, autograd or difference")
+    obstacle = _wrong_second_derivative(objective.model)
+    if obstacle is None:
+        try:
+            result = autograd(objective, directions)
+        except RuntimeError as error:
+            obstacle = _missing_second_derivative(error)
+            if obstacle is None:
+                raise
+        else:
+            result.reason = "asked for" if method == "autograd" else "double backward runs on this model"
+            return result
+    if method == "autograd":
+        raise UsageError(f'{obstacle}: use method="difference"')
+    result = difference(objective, directions)
+    result.reason = obstacle
+    return result
+
+
+def autograd(objective: Objective, directions: Mapping[str, Mapping[str, torch.Tensor]]) -> Curvature:
+    """``uᵀHu`` by double backward (Pearlmutter, 1994): ``Hu`` is the derivative of ``uᵀ∇f``.
+
+    Cost: a forward and a backward for the shared graph, then about two backwards a direction.
+    """
+    result = Curvature("autograd", sharpness={label: [] for label in directions})
+    result.numerical_error = dict.fromkeys(directions)
+    with objective.measuring():
+        for share, loss in objective.losses():
+            result.loss += share * finite(loss)
+            gradient = objective.derivative(loss, create_graph=True)
+            _accumulate(result.gradient, gradient, share)
+            for label, direction in directions.items():
+                u = vectors.unit(direction, objective.parameters)
+                result.sharpness[label].append(vectors.dot(u, _hessian_product(objective, gradient, u)))
+    return result
+
+
+def difference(objective: Objective, directions: Mapping[str, Mapping[str, torch.Tensor]]) -> Curvature:
+    """``uᵀHu`` by central differences of the slope ``s(t) = uᵀ∇f(x+tu)``, at two step lengths.
+
+    ``D(h) = (s(h) − s(−h)) / 2h`` has an error of order ``h²`` on smooth losses, which ``(4D(h/2) − D(h)) / 3`` cancels
+    (Richardson). The error bar is ``|D(h) − D(h/2)|`` plus the noise of the slopes, both estimated by their dtype's
+    rounding and measured: ``δ(h) − 4δ(h/2)`` with ``δ(t) = s(t) − 2s(0) + s(−t)`` is noise and ``O(h⁴)`` alone. A kink
+    within the segment shows in the bar.
+
+    Cost: a forward and a backward, then four of each a direction.
+    """
+    result = Curvature("difference")
+    with objective.measuring():
+        result.loss, result.gradient = objective.gradient()
+        h = difference_step(objective)
+        for label, direction in directions.items():
+            u = vectors.unit(direction, objective.parameters)
+            wide, narrow = _slopes_around(objective, u, h), _slopes_around(objective, u, h / 2)
+            result.sharpness[label] = [
+                (4 * (c - d) / h - (a - b) / (2 * h)) / 3 for a, b, c, d in zip(*wide, *narrow, strict=True)
+            ]
+            s0 = vectors.dot(u, result.gradient)
+            (a, b), (c, d) = map(objective.mean, wide), map(objective.mean, narrow)
+            truncation = abs((a - b) / (2 * h) - (c - d) / h)
+            measured = abs((a - 2 * s0 + b) - 4 * (c - 2 * s0 + d))
+            noise = 4 * _rounding(objective, result.gradient, u) + 2 * measured
+            result.numerical_error[label] = truncation + noise / h
+    return result
+
+
+def segment_mean(objective: Objective, direction: Mapping[str, torch.Tensor], h: float) -> float:
+    """The mean of ``uᵀHu`` over the segment ``x ± hu``: ``(uᵀ∇f(x+hu) − uᵀ∇f(x−hu)) / 2h``."""
+    with objective.measuring():
+        u = vectors.unit(direction, objective.parameters)
+        ahead, behind = map(objective.mean, _slopes_around(objective, u, h))
+        return (ahead - behind) / (2 * h)
+
+
+def relative_step(objective: Objective, relative: float) -> float:
+    """A step length in proportion to the weights: ``relative · ‖x‖``, or `relative` where all weights are zero."""
+    return relative * (vectors.norm(objective.parameters) or 1.0)
+
+
+def difference_step(objective: Objective) -> float:
+    """The step length of `difference`: ``10⁻⁴ ‖x‖`` in float32, ``10⁻⁵ ‖x‖`` in float64.
+
+    It balances the noise of the slopes (``∝ 1/h``) with the truncation that extrapolation leaves (``∝ h⁴``).
+    """
+    eps = max(torch.finfo(parameter.dtype).eps for parameter in objective.parameters.values())
+    return relative_step(objective, 1e-4 if eps > 1e-10 else 1e-5)
+
+
+def _slopes_around(objective: Objective, u: Direction, h: float) -> tuple[list[float], list[float]]:
+    """``uᵀ∇f(x + hu)`` and ``uᵀ∇f(x − hu)`` of each micro-batch."""
+    slopes = []
+    for step in (h, -h):
+        with objective.displaced(u, step):
+            slopes.append([vectors.dot(u, objective.derivative(loss)) for _, loss in objective.losses()])
+    return slopes[0], slopes[1]
+
+
+def _hessian_product(objective: Objective, gradient: Direction, u: Direction) -> Direction:
+    """``Hu`` from a gradient with its graph; a part of the gradient without one is constant."""
+    names = [name for name in u if name in gradient and gradient[name].requires_grad]
+    if not names:
+        return {}
+    parts = torch.autograd.grad(
+        [gradient[name] for name in names],
+        list(objective.parameters.values()),
+        [u[name] for name in names],
+        retain_graph=True,
+        allow_unused=True,
+    )
+    return {name: part for name, part in zip(objective.parameters, parts, strict=True) if part is not None}
+
+
+def _accumulate(total: Direction, part: Direction, share: float) -> None:
+    for name, tensor in part.items():
+        if name in total:
+            total[name].add_(tensor.detach(), alpha=share)
+        else:
+            total[name] = tensor.detach() * share
+
+
+def _rounding(objective: Objective, gradient: Direction, u: Direction) -> float:
+    """Rounding error to expect of ``uᵀ∇f``: each coordinate's own, added as independent ones."""
+    eps = max(torch.finfo(objective.parameters[name].dtype).eps for name in u)
+    return eps * vectors.norm({name: gradient[name] * u[name] for name in u if name in gradient})
+
+
+def _missing_second_derivative(error: RuntimeError) -> str | None:
+    """Says of an error in double backward whether it means that an operation has no second derivative."""
+    text = str(error)
+    signs: tuple[Callable[[str], bool], ...] = (
+        lambda t: "derivative for" in t and "not implemented" in t,
+        lambda t: "double backward" in t.lower(),
+        lambda t: "trying to differentiate twice" in t,
+        lambda t: "not differentiable" in t and "twice" in t,
+    )
+    if any(sign(text) for sign in signs):
+        return f"double backward isn't possible on this model ({text.splitlines()[0][:120]})"
+    return None
+
+
+def _wrong_second_derivative(model: nn.Module) -> str | None:
+    """Names a module whose second derivative torch gets wrong without an error (measured: `gradgradcheck` fails)."""
+    for name, module in model.named_modules():
+        hooks = getattr(module, "_forward_pre_hooks", {}).values()
+        if type(module).__name__ == "_WeightNorm" or any(type(hook).__name__ == "WeightNorm" for hook in hooks):
+            return f"double backward through weight_norm is wrong in torch ({name or 'the model'} uses it)"
+    return None

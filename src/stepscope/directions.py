@@ -1,0 +1,210 @@
+"""Update directions of any optimizer: what it would add to the parameters at its next step.
+
+Pan and Li (appendix B.3) call them pseudo-update steps: many optimizers see the gradients of one run and keep their own
+state; none but the training optimizer moves the weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from stepscope.errors import UsageError
+from stepscope.vectors import Direction
+
+Factory = Callable[[list[nn.Parameter]], Optimizer | Sequence[Optimizer]]
+"""``parameters -> optimizer``, or several optimizers that share the parameters out between them."""
+
+_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+
+
+class PseudoUpdates:
+    """Optimizers that follow the gradients of one run on shared shadow parameters.
+
+    Args:
+        parameters: ``{name: parameter}`` of the model that is trained, such as `Objective.parameters`. They are read
+            at each step, never written.
+        optimizers: ``{label: factory}`` or ``{label: optimizer}``. A factory makes an optimizer from a list of
+            parameters (or several optimizers, each for a part). A live optimizer of those parameters is forked with its state.
+
+    Raises:
+        UsageError: an optimizer has parameters of another model, or isn't an optimizer.
+
+    Example:
+        >>> w = nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> updates = PseudoUpdates({"w": w}, {"sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.5)})
+        >>> updates.step({"w": torch.tensor([4.0, -2.0])}, capture=True)["sgd"]["w"].tolist(), w.tolist()
+        ([-2.0, 1.0], [1.0, 2.0])
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], optimizers: Mapping[str, Factory | Optimizer]) -> None:
+        self._parameters = dict(parameters)
+        self._shadows = {name: nn.Parameter(p.detach().clone()) for name, p in self._parameters.items()}
+        self._gradients = {name: torch.zeros_like(shadow) for name, shadow in self._shadows.items()}
+        self._optimizers = {label: self._adopt(label, made) for label, made in optimizers.items()}
+
+    def step(self, gradients: Mapping[str, Tensor], *, capture: bool = False) -> dict[str, Direction]:
+        """Feeds each optimizer the gradients at the present parameters.
+
+        Args:
+            gradients: ``{name: gradient}``; a parameter without one has no gradient in this step.
+            capture: whether to say what the optimizers would do (see `next_update`), which costs more.
+
+        Returns:
+            ``{label: direction}`` if `capture`, else empty. The parameters stay as they are.
+        """
+        directions = {}
+        for label, parts in self._optimizers.items():
+            if capture:
+                directions[label] = _captured(label, parts, self._shadows, self._parameters, gradients)
+            # Copied anew for each optimizer: a rule may write to its weights and, weight decay say, to its gradients.
+            for name, shadow in self._shadows.items():
+                shadow.data.copy_(self._parameters[name].detach())
+                shadow.grad = self._gradients[name].copy_(gradients[name]) if name in gradients else None
+            for optimizer in parts:
+                optimizer.step()
+        return directions
+
+    def _adopt(self, label: str, made: Factory | Optimizer) -> list[Optimizer]:
+        if isinstance(made, Optimizer):
+            shadow_of = {id(p): self._shadows[name] for name, p in self._parameters.items()}
+            _check_parameters(label, made, shadow_of)
+            return [_fork(made, shadow_of, keep_hooks=False)]
+        if not callable(made):
+            raise UsageError(f"optimizer {label!r} is a {type(made).__name__}, neither a factory nor an optimizer")
+        built = made(list(self._shadows.values()))
+        parts = [built] if isinstance(built, Optimizer) else list(built)
+        known = {id(shadow): shadow for shadow in self._shadows.values()}
+        for part in parts:
+            if not isinstance(part, Optimizer):
+                raise UsageError(f"the factory of {label!r} gave a {type(part).__name__}, not a torch.optim.Optimizer")
+            _check_parameters(label, part, known)
+        return parts
+
+
+def next_update(
+    optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], gradients: Mapping[str, Tensor]
+) -> Direction:
+    """What a live optimizer would add to the parameters at its next step, which it does not take.
+
+    The step is taken in float64 by a fork of the optimizer on copies of the parameters, and the copies are compared: a
+    difference of two float32 weights would keep no more digits of the update than the weight's own rounding leaves (at
+    a learning rate of 1e-5 half of the direction can be rounding). The relative error is about
+    ``10⁻¹⁶ ‖x‖/‖d‖``. Neither the optimizer nor the parameters change.
+
+    Args:
+        optimizer: any `torch.optim.Optimizer`, at any point of its life. Its own step hooks are not run.
+        parameters: ``{name: parameter}``, all that it has among them.
+        gradients: ``{name: gradient}`` that the step would see; a parameter without one is left out.
+
+    Returns:
+        ``d`` with the parameters' dtype, for the parameters that have a gradient.
+
+    Raises:
+        UsageError: the optimizer has parameters that are not among `parameters`, or needs a closure.
+
+    Example:
+        >>> w = nn.Parameter(torch.tensor([1.0])); adam = torch.optim.Adam([w], lr=1e-3)
+        >>> round(next_update(adam, {"w": w}, {"w": torch.tensor([9.0])})["w"].item(), 6)
+        -0.001
+    """
+    _check_parameters(type(optimizer).__name__, optimizer, {id(p): p for p in parameters.values()})
+    return _captured(type(optimizer).__name__, [optimizer], parameters, parameters, gradients, keep_hooks=False)
+
+
+def _captured(
+    label: str,
+    parts: Sequence[Optimizer],
+    owned: Mapping[str, nn.Parameter],
+    parameters: Mapping[str, nn.Parameter],
+    gradients: Mapping[str, Tensor],
+    *,
+    keep_hooks: bool = True,
+) -> Direction:
+    try:
+        return _stepped(parts, owned, parameters, gradients, torch.float64, keep_hooks)
+    except UsageError:
+        raise
+    except Exception as error:
+        if "closure" in str(error):
+            raise UsageError(f"optimizer {label!r} needs a closure: its update can't be known in advance") from error
+        warnings.warn(
+            f"optimizer {label!r} does not run in float64 ({error}): its direction is a difference of rounded weights",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+        return _stepped(parts, owned, parameters, gradients, None, keep_hooks)
+
+
+def _stepped(
+    parts: Sequence[Optimizer],
+    owned: Mapping[str, nn.Parameter],
+    parameters: Mapping[str, nn.Parameter],
+    gradients: Mapping[str, Tensor],
+    dtype: torch.dtype | None,
+    keep_hooks: bool,
+) -> Direction:
+    """Steps forks of `parts`, whose parameters are `owned`, from the values of `parameters`: the change in each."""
+    twins = {}
+    for name, parameter in parameters.items():
+        twins[name] = nn.Parameter(parameter.detach().to(dtype or parameter.dtype, copy=True))
+        if name in gradients:
+            twins[name].grad = gradients[name].detach().to(dtype or parameter.dtype, copy=True)
+    twin_of = {id(owned[name]): twin for name, twin in twins.items()}
+    for part in parts:
+        fork = _fork(part, twin_of, keep_hooks=keep_hooks)
+        if dtype is not None:
+            fork.state.update({key: _cast(state, dtype) for key, state in fork.state.items()})
+        fork.step()
+    return {
+        name: (twin.detach() - parameters[name].detach()).to(parameters[name].dtype)
+        for name, twin in twins.items()
+        if name in gradients
+    }
+
+
+def _fork(optimizer: Optimizer, replacement: Mapping[int, nn.Parameter], *, keep_hooks: bool) -> Optimizer:
+    """An optimizer of the same class, settings and state on other parameters.
+
+    `copy.deepcopy` of an optimizer would copy its parameters, and whatever its hooks are bound to.
+    """
+    memo: dict[int, Any] = dict(replacement)
+    fork: Optimizer = type(optimizer).__new__(type(optimizer))
+    memo[id(optimizer)] = fork
+    settings = dict(optimizer.__dict__)
+    # Learning rate schedulers put a `step` of their own on the object, which steps the original.
+    settings.pop("step", None)
+    hooks = {name: settings.pop(name) for name in list(settings) if name.endswith("_hooks")}
+    fork.__dict__.update(copy.deepcopy(settings, memo))
+    for name, registered in hooks.items():
+        kept = keep_hooks and name in _HOOKS
+        fork.__dict__[name] = OrderedDict(registered) if kept else OrderedDict()
+    return fork
+
+
+def _cast(state: Any, dtype: torch.dtype) -> Any:
+    """State tensors in `dtype`; counters, which are scalars, as they are."""
+    if isinstance(state, Tensor):
+        return state.to(dtype) if state.is_floating_point() and state.dim() > 0 else state
+    if isinstance(state, dict):
+        return {key: _cast(value, dtype) for key, value in state.items()}
+    if type(state) in (list, tuple):
+        return type(state)(_cast(value, dtype) for value in state)
+    return state
+
+
+def _check_parameters(label: str, optimizer: Optimizer, known: Mapping[int, nn.Parameter]) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if id(parameter) not in known:
+                raise UsageError(
+                    f"optimizer {label!r} has a parameter of shape {tuple(parameter.shape)} that isn't a trainable "
+                    "parameter of the model"
+                )

@@ -1,0 +1,35 @@
+"""The two errors that are the user's to mend: each message is one line that says what was wrong and what to do."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+class UsageError(ValueError):
+    """A mistake in what stepscope was given. The command line prints it as one line and exits with status 2."""
+
+
+class MissingExtraError(UsageError, ImportError):
+    """An optional dependency is not installed; the message gives the command that installs it."""
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Imports an optional dependency, or says how to install it.
+
+    Args:
+        module: dotted name of the module, such as ``"altair"``.
+        extra: the extra of this package that brings it, such as ``"report"``.
+
+    Raises:
+        MissingExtraError: the module is not installed.
+
+    Example:
+        >>> require("json", "report").loads("[1]")
+        [1]
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = (error.name or module).partition(".")[0]
+        raise MissingExtraError(f"{missing} is not installed: pip install 'stepscope[{extra}]'") from error

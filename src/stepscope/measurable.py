@@ -1,0 +1,124 @@
+"""Makes a user's model measurable, and leaves it exactly as it was found.
+
+Second derivatives need a deterministic, twice differentiable function in enough precision; a model in training is none
+of that. What is changed, and put back: DESIGN and `docs/architecture.md` list each with its reason.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+def measured_dtype(found: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
+    """The dtype that a floating-point tensor is measured in: `wanted`, or its own with half raised to float32."""
+    if wanted is not None:
+        return wanted
+    return torch.float32 if found in HALF else found
+
+
+@contextmanager
+def measurable(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
+    """Inside, `model` is a deterministic and twice differentiable function; outside, it is as it was found.
+
+    Parameters and buffers become stand-ins, so that nothing is ever written to the originals: an interruption at
+    any moment leaves them untouched, and a graph that the user still holds stays valid.
+
+    Args:
+        model: the module.
+        dtype: the floating-point type to measure in (see `measured_dtype`).
+    """
+    with ExitStack() as stack:
+        stack.enter_context(_random_state(model))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for device in {"cpu", *(parameter.device.type for parameter in model.parameters())}:
+            if torch.amp.is_autocast_available(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        # Fused attention kernels have no second derivative.
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if "torch._dynamo" in sys.modules:
+            # Compiled modules have no second derivative either.
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        _evaluation_mode(model, stack)
+        _buffer_stand_ins(model, dtype, stack)
+        _parameter_stand_ins(model, dtype, stack)
+        yield
+
+
+@contextmanager
+def _random_state(model: nn.Module) -> Iterator[None]:
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    python = random.getstate()
+    numpy: Any = sys.modules.get("numpy")
+    legacy = numpy.random.get_state() if numpy is not None else None
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python)
+        if numpy is not None:
+            numpy.random.set_state(legacy)
+
+
+def _evaluation_mode(model: nn.Module, stack: ExitStack) -> None:
+    modes = [(module, module.training) for module in model.modules()]
+
+    def put_back() -> None:
+        for module, training in modes:
+            module.training = training
+
+    stack.callback(put_back)
+    model.eval()
+
+
+def _buffer_stand_ins(model: nn.Module, dtype: torch.dtype | None, stack: ExitStack) -> None:
+    """A module may write into its buffers, and may replace them."""
+    buffers = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
+    originals = {buffer: buffer.data for _, named in buffers for buffer in named.values() if buffer is not None}
+
+    def put_back() -> None:
+        for buffer, data in originals.items():
+            buffer.data = data
+        for module, named in buffers:
+            module._buffers.clear()
+            module._buffers.update(named)
+
+    stack.callback(put_back)
+    for buffer, data in originals.items():
+        buffer.data = _as_measured(data, dtype, copy=True)
+
+
+def _parameter_stand_ins(model: nn.Module, dtype: torch.dtype | None, stack: ExitStack) -> None:
+    """Gradients and tensor hooks are taken off too: a hook would change the gradient that is measured."""
+    found: list[tuple[nn.Parameter, Tensor, Tensor | None, Any]] = [
+        (parameter, parameter.data, parameter.grad, parameter._backward_hooks) for parameter in model.parameters()
+    ]
+
+    def put_back() -> None:
+        for parameter, data, grad, hooks in found:
+            parameter.grad = None
+            parameter.data = data
+            parameter.grad = grad
+            parameter._backward_hooks = hooks
+
+    stack.callback(put_back)
+    for parameter, data, _, _ in found:
+        parameter.grad = None
+        parameter._backward_hooks = None
+        parameter.data = _as_measured(data, dtype, copy=False)
+
+
+def _as_measured(data: Tensor, dtype: torch.dtype | None, *, copy: bool) -> Tensor:
+    if data.is_floating_point():
+        return data.to(measured_dtype(data.dtype, dtype), copy=copy)
+    return data.clone() if copy else data

@@ -1,0 +1,183 @@
+"""`measure`: everything that is known of a direction at one point of parameter space."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from stepscope import curvature as curvatures
+from stepscope import vectors
+from stepscope.curvature import Curvature, Method
+from stepscope.errors import UsageError
+from stepscope.landscape import Landscape, trace
+from stepscope.objective import Objective
+
+FINITE_STEP = 1e-3
+"""Half-length of the segment of `sharpness_finite`, and the displacement of `sharpness_robust`, relative to ``‖x‖``."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One direction ``d`` at parameters ``x``, with ``u = d/‖d‖``, ``g = ∇f(x)``, ``H = ∇²f(x)``.
+
+    Steps are lengths in parameter space (a step ``t`` moves to ``x + t·u``); decreases are in units of the loss.
+    `docs/definitions.md` has each with its formula and source.
+
+    Attributes:
+        loss: ``f(x)``.
+        gradient_norm: ``‖g‖``.
+        norm: ``‖d‖``.
+        slope: ``gᵀu``, negative when ``d`` descends (Pan and Li's gradient correlation, by unit of length).
+        correlation: ``gᵀd / (‖g‖‖d‖)``.
+        sharpness: ``uᵀHu``, the directional sharpness.
+        sharpness_stderr: its standard error over micro-batches as a sample; ``None`` for a single one.
+        numerical_error: error bar of the method; ``None`` where the method is exact up to rounding.
+        sharpness_finite: mean of ``uᵀHu`` over ``x ± finite_step·u``: what a finite step sees where the loss has kinks.
+        finite_step: half-length of that segment.
+        sharpness_robust: ``uᵀ∇²f(x + finite_step·u)u`` (Pan and Li, eq. 4) where ``sharpness`` is negative, else
+            ``None``.
+        predicted_step: ``−slope/sharpness``, the best step of the second-order model; ``None`` without a minimum ahead.
+        predicted_decrease: the model's decrease there, ``slope² / (2·sharpness)``; ``None`` likewise.
+        best_step: step of the lowest loss on the landscape; ``None`` if it wasn't measured.
+        best_decrease: measured decrease there; ``None`` likewise.
+        landscape: the loss along ``u``; ``None`` likewise.
+        method: ``"autograd"`` or ``"difference"``.
+        method_reason: why that method.
+        dtype: the floating-point type that it was measured in.
+        seconds: time spent on this direction, with its part of the work that all share.
+    """
+
+    loss: float
+    gradient_norm: float
+    norm: float
+    slope: float
+    correlation: float
+    sharpness: float
+    sharpness_stderr: float | None
+    numerical_error: float | None
+    sharpness_finite: float
+    finite_step: float
+    sharpness_robust: float | None
+    predicted_step: float | None
+    predicted_decrease: float | None
+    best_step: float | None
+    best_decrease: float | None
+    landscape: Landscape | None
+    method: str
+    method_reason: str
+    dtype: str
+    seconds: float
+
+    def record(self) -> dict[str, Any]:
+        """The measurement as plain JSON-able values, the landscape as ``{"steps", "losses", "status"}``."""
+        values = asdict(self)
+        if self.landscape is not None:
+            kept = ("steps", "losses", "status")
+            values["landscape"] = {key: values["landscape"][key] for key in kept}
+        return values
+
+
+def measure(
+    objective: Objective,
+    directions: Mapping[str, Mapping[str, Tensor]],
+    method: Method = "auto",
+    landscape: bool = False,
+) -> dict[str, Measurement]:
+    """Measures update directions at the model's present parameters, which are left as they are.
+
+    Args:
+        objective: the loss and the micro-batches that it is measured on.
+        directions: ``{label: {parameter name: tensor}}``: what each optimizer would add to the parameters. A parameter
+            that is left out stays where it is. The labels are free.
+        method: how ``uᵀHu`` is computed (`curvature`).
+        landscape: whether to follow the loss along each direction too, for 10 to 25 forward passes a direction.
+
+    Returns:
+        A `Measurement` for each label.
+
+    Raises:
+        UsageError: a direction doesn't fit the model or is zero, the loss isn't scalar or finite, or the model rules
+            the method out.
+
+    Example:
+        >>> import torch
+        >>> x = torch.nn.ParameterDict({"w": torch.nn.Parameter(torch.tensor([3.0, 4.0]))})
+        >>> f = Objective(x, lambda m, b: 0.5 * (b * m["w"] ** 2).sum(), [torch.tensor([1.0, 100.0])], lambda b: 1)
+        >>> round(measure(f, {"second axis": {"w": torch.tensor([0.0, -2.0])}})["second axis"].sharpness, 4)
+        100.0
+    """
+    if not directions:
+        raise UsageError("no directions to measure")
+    for label, direction in directions.items():
+        objective.check_direction(label, direction)
+    started = time.perf_counter()
+    with objective.measuring():
+        terms = curvatures.curvature(objective, directions, method)
+        gradient_norm = vectors.norm(terms.gradient)
+        dtype = "/".join(sorted({str(p.dtype).removeprefix("torch.") for p in objective.parameters.values()}))
+        common = (time.perf_counter() - started) / len(directions)
+        return {
+            label: _measure_one(objective, label, direction, terms, gradient_norm, dtype, common, landscape)
+            for label, direction in directions.items()
+        }
+
+
+def _measure_one(
+    objective: Objective,
+    label: str,
+    direction: Mapping[str, Tensor],
+    terms: Curvature,
+    gradient_norm: float,
+    dtype: str,
+    common_seconds: float,
+    with_landscape: bool,
+) -> Measurement:
+    started = time.perf_counter()
+    u = vectors.unit(direction, objective.parameters)
+    slope = vectors.dot(u, terms.gradient)
+    sharpness = objective.mean(terms.sharpness[label])
+    finite_step = curvatures.relative_step(objective, FINITE_STEP)
+    robust = None
+    if sharpness < 0:
+        with objective.displaced(u, finite_step):
+            method: Method = "autograd" if terms.method == "autograd" else "difference"
+            robust = objective.mean(curvatures.curvature(objective, {label: u}, method).sharpness[label])
+    curve = trace(objective, u, slope=slope, sharpness=sharpness) if with_landscape else None
+    has_minimum = slope < 0 < sharpness
+    return Measurement(
+        loss=terms.loss,
+        gradient_norm=gradient_norm,
+        norm=vectors.norm(direction),
+        slope=slope,
+        correlation=slope / gradient_norm if gradient_norm > 0 else 0.0,
+        sharpness=sharpness,
+        sharpness_stderr=_standard_error(objective.shares, terms.sharpness[label]),
+        numerical_error=terms.numerical_error[label],
+        sharpness_finite=curvatures.segment_mean(objective, u, finite_step),
+        finite_step=finite_step,
+        sharpness_robust=robust,
+        predicted_step=-slope / sharpness if has_minimum else None,
+        predicted_decrease=slope**2 / (2 * sharpness) if has_minimum else None,
+        best_step=curve.best_step if curve else None,
+        best_decrease=curve.best_decrease if curve else None,
+        landscape=curve,
+        method=terms.method,
+        method_reason=terms.reason,
+        dtype=dtype,
+        seconds=common_seconds + time.perf_counter() - started,
+    )
+
+
+def _standard_error(shares: Sequence[float], values: Sequence[float]) -> float | None:
+    """Of ``Σ sᵢvᵢ``, the micro-batches being a sample: ``√(B/(B−1) · Σ sᵢ²(vᵢ − v̄)²)``; ``None`` for a single one."""
+    count = len(values)
+    if count < 2:
+        return None
+    mean = math.fsum(s * v for s, v in zip(shares, values, strict=True))
+    squares = math.fsum((s * (v - mean)) ** 2 for s, v in zip(shares, values, strict=True))
+    return math.sqrt(count / (count - 1) * squares)

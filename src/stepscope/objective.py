@@ -1,0 +1,263 @@
+"""The training loss as a function of the parameters, on a fixed set of micro-batches.
+
+`Objective` is the one place that evaluates a user's model, and the one place that makes it measurable and then leaves
+it exactly as it was found.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stepscope import vectors
+from stepscope.batches import averaged_over, moved
+from stepscope.errors import UsageError
+from stepscope.measurable import measurable, measured_dtype
+from stepscope.vectors import Direction
+
+LossFunction = Callable[[nn.Module, Any], Tensor]
+
+
+class Objective:
+    """A model's mean loss ``f(x)`` on fixed micro-batches, as a function of its trainable parameters ``x``.
+
+    Args:
+        model: any module. Its trainable parameters (``requires_grad``; tied ones once) are ``x``.
+        loss_fn: ``loss_fn(model, batch)`` gives the mean loss of one micro-batch as a scalar tensor. ``None``: the
+            model is called as ``model(**batch)`` and has a ``loss`` in its output, as Hugging Face models do.
+        batches: the micro-batches; anything iterable, read once. Tensors in them are moved to the model's device.
+        weight_fn: what the mean of ``loss_fn`` averages over, so that micro-batches are pooled rightly:
+            ``f = Σ wᵢfᵢ / Σ wᵢ``. ``None``: valid label tokens (labels other than −100; shifted by one for Hugging Face
+            causal models) where a batch has ``labels``, else the first dimension of the batch's first tensor.
+        dtype: the floating-point type to measure in. ``None``: the parameters' own, with half precision raised to
+            float32. `torch.float64` gives a reference for a float32 model.
+
+    Attributes:
+        parameters: ``{name: parameter}`` of the trainable parameters, by the names of ``model.named_parameters()``.
+        shares: ``wᵢ / Σ w`` of each micro-batch.
+
+    Raises:
+        UsageError: no batches, no trainable parameters, weights that can't be used, or parameters that share memory
+            without being one parameter.
+
+    Example:
+        >>> model = nn.Linear(2, 1)
+        >>> objective = Objective(model, lambda m, x: m(x).square().mean(), [torch.ones(3, 2), torch.ones(1, 2)])
+        >>> objective.shares
+        [0.75, 0.25]
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction | None = None,
+        batches: Iterable[Any] = (),
+        weight_fn: Callable[[Any], float] | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.model = model
+        self.loss_fn = loss_fn
+        self.parameters: dict[str, nn.Parameter] = {
+            name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+        }
+        _check_parameters(self.parameters)
+        # Iterating a DataLoader draws a seed from the global RNG.
+        with torch.random.fork_rng(devices=[]):
+            self.batches: list[Any] = list(batches)
+        self.shares = _shares(self.batches, weight_fn or (lambda batch: averaged_over(batch, model)))
+        self.dtype = dtype
+        self._measuring = 0
+        self._displaced = 0
+        self._scratch: list[dict[str, Tensor]] = []
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Inside, the model is measurable; outside, it is exactly as it was found, also after an exception.
+
+        The model works on stand-ins for its parameters and buffers, so the originals are not written at any
+        moment; the rest of the state (modes, gradients, hooks, RNG) is put back. Entering again inside costs nothing.
+        """
+        if self._measuring:
+            self._measuring += 1
+            try:
+                yield
+            finally:
+                self._measuring -= 1
+            return
+        with ExitStack() as stack:
+            stack.enter_context(measurable(self.model, self.dtype))
+            self._measuring = 1
+            try:
+                yield
+            finally:
+                self._measuring = 0
+                self._scratch = []
+
+    def losses(self) -> Iterator[tuple[float, Tensor]]:
+        """Each micro-batch's share and its loss, a scalar tensor with its graph, at the present parameters.
+
+        Random numbers that the model draws are the same at every evaluation of a micro-batch, so dropout left on is
+        a fixed mask. Only inside `measuring`.
+
+        Raises:
+            UsageError: a loss isn't a scalar tensor, or doesn't depend on a trainable parameter.
+        """
+        assert self._measuring, "losses() outside measuring()"
+        first = next(iter(self.parameters.values()))
+        for index, (share, batch) in enumerate(zip(self.shares, self.batches, strict=True)):
+            torch.manual_seed(index)
+            loss = self._call(moved(batch, first.device, lambda dtype: measured_dtype(dtype, self.dtype)))
+            yield share, _scalar(loss, index)
+
+    def mean(self, values: Sequence[float]) -> float:
+        """The mean of one value per micro-batch, weighted as the loss is: ``Σ shareᵢ · valueᵢ``."""
+        return math.fsum(share * value for share, value in zip(self.shares, values, strict=True))
+
+    def loss(self) -> float:
+        """``f`` at the present parameters; infinite or NaN where the model's loss is."""
+        with self.measuring(), torch.no_grad():
+            return math.fsum(share * float(loss.detach()) for share, loss in self.losses())
+
+    def loss_at(self, direction: Mapping[str, Tensor], step: float) -> float:
+        """``f(x + step · direction)``; the parameters are back at ``x`` on return."""
+        with self.measuring(), self.displaced(direction, step):
+            return self.loss()
+
+    def gradient(self) -> tuple[float, Direction]:
+        """``f`` and ``∇f`` at the present parameters; a parameter that the loss doesn't use is left out.
+
+        Raises:
+            UsageError: the loss isn't finite.
+        """
+        value, gradient = 0.0, Direction()
+        with self.measuring():
+            for share, loss in self.losses():
+                value += share * finite(loss)
+                for name, part in self.derivative(loss).items():
+                    gradient[name] = gradient[name].add_(part, alpha=share) if name in gradient else part * share
+        return value, gradient
+
+    def derivative(self, loss: Tensor, *, create_graph: bool = False) -> Direction:
+        """The gradient of one loss from `losses`; a parameter that it doesn't use is left out."""
+        with torch.enable_grad():
+            parts = torch.autograd.grad(
+                loss, list(self.parameters.values()), create_graph=create_graph, allow_unused=True
+            )
+        return {name: part for name, part in zip(self.parameters, parts, strict=True) if part is not None}
+
+    @contextmanager
+    def displaced(self, direction: Mapping[str, Tensor], step: float) -> Iterator[None]:
+        """Inside, the parameters are ``x + step · direction``, ``x`` being what they are outside. Only in `measuring`.
+
+        The point is computed into memory that is kept until `measuring` ends: one model's worth, more where it nests.
+        """
+        assert self._measuring, "displaced() outside measuring()"
+        if self._displaced == len(self._scratch):
+            self._scratch.append({})
+        scratch = self._scratch[self._displaced]
+        here = {name: self.parameters[name].data for name in direction}
+        self._displaced += 1
+        try:
+            for name, x in here.items():
+                if name not in scratch:
+                    scratch[name] = torch.empty_like(x)
+                torch.add(x, direction[name].to(x.device, x.dtype), alpha=step, out=scratch[name])
+                self.parameters[name].data = scratch[name]
+            yield
+        finally:
+            for name, x in here.items():
+                self.parameters[name].data = x
+            self._displaced -= 1
+
+    def check_direction(self, label: str, direction: Mapping[str, Tensor]) -> None:
+        """Refuses what isn't a direction of this objective's parameter space.
+
+        Raises:
+            UsageError: a name that isn't a trainable parameter, another shape, a value that isn't finite, or zero.
+        """
+        if not isinstance(direction, Mapping):
+            raise UsageError(f"direction {label!r} is a {type(direction).__name__}, not a mapping of names to tensors")
+        for name, tensor in direction.items():
+            if name not in self.parameters:
+                known = ", ".join(list(self.parameters)[:3])
+                raise UsageError(f"direction {label!r} names {name!r}, not a trainable parameter (they are {known}, …)")
+            if tensor.shape != self.parameters[name].shape:
+                raise UsageError(
+                    f"direction {label!r}: {name} has shape {tuple(tensor.shape)}, "
+                    f"the parameter {tuple(self.parameters[name].shape)}"
+                )
+        length = vectors.norm(direction)
+        if not math.isfinite(length):
+            raise UsageError(f"direction {label!r} has values that are infinite or NaN")
+        if length == 0:
+            raise UsageError(f"direction {label!r} is zero, so it has no sharpness (a learning rate of 0?)")
+
+    def _call(self, batch: Any) -> Tensor:
+        if self.loss_fn is not None:
+            return self.loss_fn(self.model, batch)
+        if not isinstance(batch, Mapping):
+            raise UsageError(
+                f"without loss_fn a batch must be a mapping for model(**batch), not a {type(batch).__name__}"
+            )
+        output = self.model(**batch)
+        loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+        if loss is None:
+            raise UsageError("model(**batch) gave no loss: put labels into the batches, or pass loss_fn")
+        return loss  # type: ignore[no-any-return]
+
+
+def finite(loss: Tensor) -> float:
+    """The loss as a number.
+
+    Raises:
+        UsageError: it is infinite or NaN, so nothing can be measured here.
+    """
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise UsageError(f"the loss is {value} at the present parameters: nothing can be measured there")
+    return value
+
+
+def _scalar(loss: Any, index: int) -> Tensor:
+    if not isinstance(loss, Tensor):
+        raise UsageError(f"the loss must be a scalar tensor with its graph, not a {type(loss).__name__}")
+    if loss.numel() != 1:
+        raise UsageError(f"the loss must be a scalar, not of shape {tuple(loss.shape)}: average it in loss_fn")
+    if torch.is_grad_enabled() and not loss.requires_grad:
+        raise UsageError(
+            f"the loss of micro-batch {index} depends on no trainable parameter: is it detached, or under no_grad?"
+        )
+    return loss.reshape(())
+
+
+def _check_parameters(parameters: Mapping[str, nn.Parameter]) -> None:
+    if not parameters:
+        raise UsageError("the model has no trainable parameters: set requires_grad on those to be measured")
+    owner: dict[tuple[torch.device, int], str] = {}
+    for name, parameter in parameters.items():
+        if not parameter.is_floating_point():
+            raise UsageError(f"parameter {name} is {parameter.dtype}: only real floating-point parameters are measured")
+        if parameter.numel() == 0:
+            continue
+        first = owner.setdefault((parameter.device, parameter.data_ptr()), name)
+        if first != name:
+            raise UsageError(f"parameters {first} and {name} share memory: tie them as one Parameter object")
+
+
+def _shares(batches: Sequence[Any], weight_fn: Callable[[Any], float]) -> list[float]:
+    if not batches:
+        raise UsageError("no batches: the objective needs at least one micro-batch")
+    weights = [float(weight_fn(batch)) for batch in batches]
+    for index, weight in enumerate(weights):
+        if not (math.isfinite(weight) and weight >= 0):
+            raise UsageError(f"weight_fn gave {weight} for micro-batch {index}: a weight is a finite number ≥ 0")
+    total = math.fsum(weights)
+    if total == 0:
+        raise UsageError("all micro-batches have weight 0: they hold no valid label")
+    return [weight / total for weight in weights]

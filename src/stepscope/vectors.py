@@ -1,0 +1,55 @@
+"""Arithmetic on directions: vectors of the parameter space, kept as ``{parameter name: tensor}``, never flattened.
+
+Sums over coordinates are accumulated in float64 (float32 on devices without it): a model has millions of
+coordinates, and a float32 sum of that many squares loses the digits that results are compared by.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+Direction = dict[str, Tensor]
+"""A vector of the parameter space, by the names of ``model.named_parameters()``."""
+
+
+def _accumulator(tensor: Tensor) -> torch.dtype:
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
+
+
+def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    """Inner product ``aᵀb``; a tensor that only one of them has counts as zero in the other.
+
+    Example:
+        >>> dot({"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([3.0, 4.0]), "b": torch.ones(1)})
+        11.0
+    """
+    return math.fsum(
+        float(torch.sum(a[name].detach() * b[name].detach(), dtype=_accumulator(a[name]))) for name in a if name in b
+    )
+
+
+def norm(a: Mapping[str, Tensor]) -> float:
+    """Euclidean norm ``‖a‖`` over all coordinates.
+
+    Example:
+        >>> norm({"w": torch.tensor([3.0]), "b": torch.tensor([4.0])})
+        5.0
+    """
+    return math.hypot(
+        *(float(torch.linalg.vector_norm(tensor.detach(), dtype=_accumulator(tensor))) for tensor in a.values())
+    )
+
+
+def unit(a: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Direction:
+    """``a / ‖a‖``, each tensor in the dtype and on the device of the tensor of that name in `like`."""
+    length = norm(a)
+    return {
+        name: (tensor.detach().to(like[name].device, torch.promote_types(tensor.dtype, like[name].dtype)) / length).to(
+            like[name].dtype
+        )
+        for name, tensor in a.items()
+    }
