@@ -61,6 +61,8 @@ def curvature(
     if method not in ("auto", "autograd"):
         raise UsageError(f"unknown method {method!r}: choose auto, autograd or difference")
     obstacle = _wrong_second_derivative(objective.model)
+    if obstacle is None and method == "auto":
+        obstacle = _untrusted_second_derivative(objective)
     if obstacle is None:
         try:
             result = autograd(objective, directions)
@@ -205,4 +207,25 @@ def _wrong_second_derivative(model: nn.Module) -> str | None:
         hooks = getattr(module, "_forward_pre_hooks", {}).values()
         if type(module).__name__ == "_WeightNorm" or any(type(hook).__name__ == "WeightNorm" for hook in hooks):
             return f"double backward through weight_norm is wrong in torch ({name or 'the model'} uses it)"
+    return None
+
+
+def _untrusted_second_derivative(objective: Objective) -> str | None:
+    """Names a custom `torch.autograd.Function` in the loss's graph.
+
+    Its backward is the user's code. Where that is no differentiable function (``once_differentiable``, a fused kernel)
+    and the gradient that comes in is constant, as at the end of a loss, the curvature would be lost without an error.
+    """
+    with objective.measuring():
+        _, loss = next(objective.losses())
+        seen, stack = set(), [loss.grad_fn]
+        while stack:
+            node = stack.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            if isinstance(node, torch.autograd.function.BackwardCFunction):
+                name = type(node).__name__.removesuffix("Backward")
+                return f"{name} is a custom autograd function, which may lack a second derivative"
+            stack.extend(below for below, _ in node.next_functions)
     return None

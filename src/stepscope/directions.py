@@ -32,7 +32,8 @@ class PseudoUpdates:
         parameters: ``{name: parameter}`` of the model that is trained, such as `Objective.parameters`. They are read
             at each step, never written.
         optimizers: ``{label: factory}`` or ``{label: optimizer}``. A factory makes an optimizer from a list of
-            parameters (or several optimizers, each for a part). A live optimizer of those parameters is forked with its state.
+            parameters (or several optimizers, each for a part). A live optimizer of those parameters is
+            forked with its state.
 
     Raises:
         UsageError: an optimizer has parameters of another model, or isn't an optimizer.

@@ -15,9 +15,11 @@ from stepscope.objective import Objective
 
 Status = Literal["bracketed", "no descent", "unbounded"]
 
-MAX_DOUBLINGS = 24
+MAX_DOUBLINGS = 40
 MAX_QUARTERINGS = 16
-REFINEMENTS = 6
+# Width of the final bracket in units of the best step: a parabola's minimum is then met to 1% of its depth.
+NARROW = 0.25
+GOLDEN = (3 - math.sqrt(5)) / 2
 # Multiples of the best step that a figure needs points near.
 FIGURE_GRID = (0.25, 0.5, 0.75, 1.5, 2.0)
 
@@ -105,10 +107,7 @@ def _search(line: _Line, slope: float, first: float) -> Landscape:
     low, best, high = bracket
     if math.isinf(high):
         return line.result("unbounded", best)
-    for _ in range(REFINEMENTS):
-        low, best, high, settled = _refine(line, low, best, high)
-        if settled:
-            break
+    best = _refine(line, low, best, high)
     for factor in FIGURE_GRID:
         step = factor * best
         if all(abs(step - known) > 0.1 * step for known in line.values):
@@ -136,20 +135,18 @@ def _bracket(line: _Line, slope: float, first: float) -> tuple[float, float, flo
     return None
 
 
-def _refine(line: _Line, low: float, best: float, high: float) -> tuple[float, float, float, bool]:
-    """One step of parabolic interpolation, kept off the ends of the bracket; golden section where that fails."""
+def _refine(line: _Line, low: float, best: float, high: float) -> float:
+    """The minimum within a bracket: golden section until it is narrow, then the vertex of a parabola."""
+    while high - low > NARROW * best:
+        step = best + GOLDEN * (high - best) if high - best > best - low else best - GOLDEN * (best - low)
+        if line(step) < line(best):
+            low, best, high = (best, step, high) if step > best else (low, step, best)
+        else:
+            low, high = (low, step) if step > best else (step, high)
     step = _vertex((low, line(low)), (best, line(best)), (high, line(high)))
-    margin = 0.1 * min(best - low, high - best)
-    if step is None or not low + margin < step < high - margin or abs(step - best) < 1e-3 * best:
-        wider_is_right = high - best > best - low
-        step = best + 0.382 * (high - best) if wider_is_right else best - 0.382 * (best - low)
-    gained = line(best) - line(step)
-    if gained > 0:
-        low, best, high = (best, step, high) if step > best else (low, step, best)
-    else:
-        low, high = (low, step) if step > best else (step, high)
-    settled = abs(gained) <= max(line.noise, 1e-3 * (line.start - line(best)))
-    return low, best, high, settled
+    if step is None or not low < step < high or abs(step - best) < 1e-6 * best:
+        return best
+    return step if line(step) < line(best) else best
 
 
 def _vertex(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> float | None:

@@ -82,20 +82,22 @@ def _evaluation_mode(model: nn.Module, stack: ExitStack) -> None:
 
 
 def _buffer_stand_ins(model: nn.Module, dtype: torch.dtype | None, stack: ExitStack) -> None:
-    """A module may write into its buffers, and may replace them."""
-    buffers = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
-    originals = {buffer: buffer.data for _, named in buffers for buffer in named.values() if buffer is not None}
+    """A module may write into its buffers, and may replace them; one that several share stays shared."""
+    found = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
 
     def put_back() -> None:
-        for buffer, data in originals.items():
-            buffer.data = data
-        for module, named in buffers:
+        for module, named in found:
             module._buffers.clear()
             module._buffers.update(named)
 
     stack.callback(put_back)
-    for buffer, data in originals.items():
-        buffer.data = _as_measured(data, dtype, copy=True)
+    stand_ins: dict[Tensor, Tensor] = {}
+    for module, named in found:
+        for name, buffer in named.items():
+            if buffer is not None:
+                if buffer not in stand_ins:
+                    stand_ins[buffer] = _as_measured(buffer.detach(), dtype, copy=True)
+                module._buffers[name] = stand_ins[buffer]
 
 
 def _parameter_stand_ins(model: nn.Module, dtype: torch.dtype | None, stack: ExitStack) -> None:

@@ -1,0 +1,218 @@
+"""The clipping kernel against a full sort, its properties, its edge cases, and the paper's clipped variants."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from stepscope import UsageError
+from stepscope.clipping import clip_grad_fraction_, clipped, fraction_threshold
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def distinct(count, dtype, generator):
+    """Random values of many scales without equal magnitudes; at most 2¹⁵ of a 16-bit type exist."""
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    low, high = (torch.tensor(v, dtype=dtype).view(integer).item() for v in (1e-6, 1e4))
+    if dtype.itemsize == 2:
+        keys = torch.randperm(high - low, generator=generator)[:count] + low
+    else:
+        keys = torch.unique(torch.randint(low, high, (count,), generator=generator))
+        keys = keys[torch.randperm(len(keys), generator=generator)]
+    values = keys.to(integer).view(dtype)
+    return values * (torch.randint(0, 2, values.shape, generator=generator) * 2 - 1).to(dtype)
+
+
+def cut(values, pieces, generator):
+    """The same coordinates as tensors of other shapes."""
+    places = sorted(torch.randint(0, len(values) + 1, (pieces - 1,), generator=generator).tolist())
+    parts = torch.tensor_split(values, places)
+    return [p.reshape(2, -1).T if p.numel() % 2 == 0 and p.numel() else p for p in (p.clone() for p in parts)]
+
+
+def clip(values, fraction):
+    p = [nn.Parameter(torch.zeros_like(v)) for v in values]
+    for parameter, value in zip(p, values, strict=True):
+        parameter.grad = value.clone()
+    threshold = clip_grad_fraction_(p, fraction)
+    return [parameter.grad for parameter in p], float(threshold)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    dtype=st.sampled_from(FLOATS),
+    count=st.integers(1, 3000),
+    pieces=st.integers(1, 5),
+    percent=st.integers(0, 100),
+    seed=st.integers(0, 2**31),
+)
+def test_clips_exactly_the_fraction_and_equals_the_full_sort(dtype, count, pieces, percent, seed):
+    generator = torch.Generator().manual_seed(seed)
+    values = distinct(count, dtype, generator)
+    n = len(values)
+    k = percent * n // 100
+    tensors = cut(values, pieces, generator)
+    after, threshold = clip(tensors, percent / 100)
+    changed = sum(int((a != b).sum()) for a, b in zip(after, tensors, strict=True))
+    # At 100% the smallest magnitude is the threshold, and it is all that stays.
+    assert changed == min(k, n - 1)
+    if k:
+        by_sort = values.double().abs().sort(descending=True).values[min(k, n - 1)]
+        assert threshold == float(by_sort)
+    again, _ = clip(after, 0)
+    assert all(torch.equal(a, b) for a, b in zip(again, after, strict=True))
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 2**31), percent=st.integers(1, 99), power=st.integers(-20, 20))
+def test_scale_equivariant_and_free_of_order(seed, percent, power):
+    generator = torch.Generator().manual_seed(seed)
+    values = distinct(997, torch.float32, generator)
+    threshold = fraction_threshold([values], percent / 100)
+    assert fraction_threshold([values * 2.0**power], percent / 100) == threshold * 2.0**power
+    order = torch.randperm(len(values), generator=generator)
+    assert fraction_threshold(cut(values[order], 4, generator), percent / 100) == threshold
+    once, _ = clip([values], percent / 100)
+    assert fraction_threshold(once, percent / 100) == threshold  # idempotent: what was clipped now ties
+
+
+def test_large_tensors_span_several_chunks():
+    values = distinct(700_001, torch.float32, torch.Generator().manual_seed(0))
+    assert fraction_threshold([values], 0.1) == float(values.abs().sort(descending=True).values[len(values) // 10])
+
+
+def test_mixed_types_are_one_vector():
+    a, b = torch.tensor([3.0, -1.0], dtype=torch.bfloat16), torch.tensor([2.0, -4.0], dtype=torch.float64)
+    assert fraction_threshold([a, b, torch.tensor([0.5], dtype=torch.float16)], 0.4) == 2.0
+    assert fraction_threshold([a, torch.tensor([0.1], dtype=torch.float16)], 0.4) == 1.0
+
+
+def test_one_is_the_sign_of_the_gradient():
+    (after,), threshold = clip([torch.tensor([3.0, -0.5, 0.0, 7.0])], 1)
+    assert threshold == 0.5
+    assert after.tolist() == [0.5, -0.5, 0.0, 0.5]
+
+
+INF, NAN = math.inf, math.nan
+EDGES = {
+    "p = 0": ([1.0, -2.0], 0.0, INF, [1.0, -2.0]),
+    "less than one coordinate": ([1.0, -2.0], 0.4, INF, [1.0, -2.0]),
+    "all zero": ([0.0, 0.0, 0.0], 0.5, INF, [0.0, 0.0, 0.0]),
+    "negative zero": ([-0.0, 0.0, 2.0, 1.0], 0.25, 1.0, [-0.0, 0.0, 1.0, 1.0]),
+    "mostly zero": ([0.0, 0.0, 0.0, 5.0, -2.0], 0.5, 2.0, [0.0, 0.0, 0.0, 2.0, -2.0]),
+    "one non-zero": ([0.0, 0.0, 5.0, 0.0], 0.5, 5.0, [0.0, 0.0, 5.0, 0.0]),
+    "nan": ([1.0, NAN, 5.0, 2.0], 0.5, NAN, [1.0, NAN, 5.0, 2.0]),
+    "infinities within the fraction": ([INF, -1.0, 3.0, -INF], 0.5, 3.0, [3.0, -1.0, 3.0, -3.0]),
+    "more infinities than the fraction": ([INF, 1.0, INF, -INF], 0.5, INF, [INF, 1.0, INF, -INF]),
+    "opposite infinities": ([INF, -INF, 1.0, 2.0], 0.5, 2.0, [2.0, -2.0, 1.0, 2.0]),
+    "ties": ([2.0, -2.0, 2.0, 1.0], 0.25, 2.0, [2.0, -2.0, 2.0, 1.0]),
+    "denormal": ([1e-45, 1e-40, 3.0], 0.34, 9.99994610111476e-41, [1e-45, 1e-40, 1e-40]),
+}
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_edge_cases_are_defined(name):
+    values, fraction, threshold, expected = EDGES[name]
+    (after,), found = clip([torch.tensor(values)], fraction)
+    assert found == threshold or (math.isnan(found) and math.isnan(threshold))
+    torch.testing.assert_close(after, torch.tensor(expected), rtol=0, atol=0, equal_nan=True)
+
+
+def test_no_gradients_at_all():
+    p = nn.Parameter(torch.ones(3))
+    assert float(clip_grad_fraction_([p], 0.5)) == INF
+    assert float(clip_grad_fraction_([], 0.5)) == INF
+    p.grad = torch.tensor([3.0, 1.0, 2.0])
+    assert float(clip_grad_fraction_(p, 0.34)) == 2.0  # a single tensor, as clip_grad_norm_ takes one
+
+
+def test_the_fraction_is_the_decimal_that_was_written():
+    """0.29·100 is 28.999999999999996 in floating point, and ⌊·⌋ would lose a coordinate."""
+    values = torch.arange(1.0, 101.0)
+    (after,), _ = clip([values], 0.29)
+    assert int((after != values).sum()) == 29
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.1, NAN])
+def test_wrong_fractions(fraction):
+    with pytest.raises(UsageError, match="between 0 and 1"):
+        fraction_threshold([torch.ones(2)], fraction)
+
+
+@pytest.mark.parametrize(
+    "tensor", [torch.ones(2, dtype=torch.int64), torch.ones(2, dtype=torch.complex64), torch.eye(2).to_sparse()]
+)
+def test_wrong_tensors(tensor):
+    with pytest.raises(UsageError, match="only dense ones of real floating-point type"):
+        fraction_threshold([tensor], 0.5)
+
+
+@pytest.mark.slow
+def test_sixty_million_coordinates_need_little_memory():
+    """Peak resident memory of a fresh process beyond the gradient itself: less than 5% of it."""
+    code = """
+import resource, torch
+from stepscope.clipping import fraction_threshold
+torch.set_num_threads(1)
+fraction_threshold([torch.randn(1000)], 0.1)
+gradient = torch.empty(60_000_000).normal_()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+fraction_threshold([gradient], 0.1)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / gradient.nbytes)
+"""
+    extra = float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+    assert 0 <= extra < 0.05
+
+
+def _reference_adam(x, gradients, lr, betas, fraction, *, both):
+    """The paper's clipped Adam in plain float64: the first moment sees clip(g), the second g (or clip(g) too)."""
+    x, m, v = x.double().clone(), torch.zeros_like(x).double(), torch.zeros_like(x).double()
+    for t, g in enumerate(gradients, 1):
+        g = g.double()
+        tau = g.abs().sort(descending=True).values[int(fraction * len(g))]
+        c = g.clamp(-tau, tau)
+        m = betas[0] * m + (1 - betas[0]) * c
+        v = betas[1] * v + (1 - betas[1]) * (c if both else g) ** 2
+        x = x - lr * (m / (1 - betas[0] ** t)) / ((v / (1 - betas[1] ** t)).sqrt() + 1e-8)
+    return x
+
+
+@pytest.mark.parametrize("kind", [{}, {"foreach": True}, {"fused": True}], ids=["single", "foreach", "fused"])
+@pytest.mark.parametrize("target", ["first_moment", "grad"])
+def test_clipped_adam_equals_a_float64_reference(target, kind):
+    start = torch.randn(200)
+    gradients = [torch.randn(200) ** 3 for _ in range(60)]
+    expected = _reference_adam(start, gradients, 1e-3, (0.9, 0.999), 0.5, both=target == "grad")
+    plain = _reference_adam(start, gradients, 1e-3, (0.9, 0.999), 0.0, both=False)
+    parameters = [nn.Parameter(part.clone()) for part in start.split(50)]
+    optimizer = clipped(lambda p: torch.optim.Adam(p, lr=1e-3, **kind), 0.5, target)(parameters)
+    for g in gradients:
+        for parameter, part in zip(parameters, g.split(50), strict=True):
+            parameter.grad = part.clone()
+        optimizer.step()
+    found = torch.cat([p.detach() for p in parameters])
+    moved = (expected - start.double()).norm()
+    assert (found - expected).norm() < 2e-6 * start.norm() + 1e-6 * moved
+    assert (found - plain).norm() > 0.1 * moved  # the clip did something
+
+
+def test_update_clipping_clips_the_change():
+    x = nn.Parameter(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    x.grad = torch.tensor([4.0, -3.0, 2.0, -1.0])
+    clipped(lambda p: torch.optim.SGD(p, lr=0.5), 0.5, "update")([x]).step()
+    assert x.tolist() == [0.0, 3.0, 2.0, 4.5]
+
+
+def test_wrong_targets():
+    with pytest.raises(UsageError, match="choose grad, first_moment or update"):
+        clipped(torch.optim.SGD, 0.5, "weights")
+    x = nn.Parameter(torch.ones(2))
+    x.grad = torch.ones(2)
+    with pytest.raises(UsageError, match="SGD has no first moment"):
+        clipped(lambda p: torch.optim.SGD(p, lr=1.0), 0.5, "first_moment")([x]).step()

@@ -1,0 +1,273 @@
+"""The objective: weights, leaving no trace, and the user's mistakes."""
+
+import random
+import re
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import stepscope
+from cases import CASES, bert, case, gpt_neo, t5
+from stepscope import Objective, UsageError
+from stepscope.batches import averaged_over, moved
+from traces import fingerprint
+
+
+class Disturbing(nn.Module):
+    """Draws random numbers, writes to a buffer, replaces another, and has a hooked parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(3, 3)
+        self.bn = nn.BatchNorm1d(3)
+        self.drop = nn.Dropout(0.5)
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("last", torch.zeros(3))
+        self.lin.weight.register_hook(lambda g: 100 * g)
+        self.fail_at = None
+
+    def forward(self, x):
+        self.calls += 1
+        self.last = x.mean(0).detach()
+        random.random(), np.random.rand()
+        if self.fail_at is not None and self.calls == self.fail_at:
+            raise KeyboardInterrupt
+        return F.dropout(self.drop(self.bn(self.lin(x))), 0.5, training=True).square().mean()
+
+
+def disturbing():
+    model = Disturbing().train()
+    model.bn.eval()  # a frozen batch norm in a training model must stay one
+    optimizer = torch.optim.Adam(model.parameters())
+    for _ in range(2):
+        model(torch.randn(4, 3)).backward()
+        optimizer.step()
+    batches = [torch.randn(4, 3), torch.randn(2, 3)]
+    return model, optimizer, Objective(model, lambda m, b: m(b), batches)
+
+
+def test_measuring_leaves_no_trace():
+    model, optimizer, objective = disturbing()
+    before = fingerprint(model, optimizer)
+    _, gradient = objective.gradient()
+    for method in ("autograd", "difference"):
+        stepscope.measure(objective, {"d": gradient, "e": {"lin.bias": torch.ones(3)}}, method, landscape=True)
+    assert fingerprint(model, optimizer) == before
+
+
+@pytest.mark.parametrize("fail_at", [2, 5, 12, 20])
+def test_no_trace_after_an_interruption(fail_at):
+    model, optimizer, objective = disturbing()
+    _, gradient = objective.gradient()
+    model.fail_at = fail_at + int(model.calls)
+    before = fingerprint(model, optimizer)
+    with pytest.raises(KeyboardInterrupt):
+        stepscope.measure(objective, {"d": gradient}, landscape=True)
+    assert fingerprint(model, optimizer) == before
+    model.fail_at = None
+    stepscope.measure(objective, {"d": gradient})  # and it can be measured again
+
+
+def test_tensor_hooks_do_not_reach_the_measured_gradient():
+    model, _, objective = disturbing()
+    _, gradient = objective.gradient()
+    plain = Disturbing()
+    plain.load_state_dict(model.state_dict())
+    plain.lin.weight._backward_hooks.clear()
+    assert torch.equal(
+        gradient["lin.weight"], Objective(plain, lambda m, b: m(b), objective.batches).gradient()[1]["lin.weight"]
+    )
+
+
+def test_the_users_pending_graph_survives():
+    model = nn.Linear(3, 1)
+    x = torch.randn(5, 3)
+    loss = model(x).square().mean() + model.weight.square().sum()
+    objective = Objective(model, lambda m, b: m(b).square().mean(), [x])
+    stepscope.measure(objective, {"d": {"weight": torch.ones(1, 3)}}, landscape=True)
+    loss.backward()
+    expected = torch.autograd.grad(model(x).square().mean() + model.weight.square().sum(), model.weight)[0]
+    assert torch.equal(model.weight.grad, expected)
+
+
+def test_random_losses_are_measured_with_fixed_draws():
+    _, _, objective = disturbing()
+    assert objective.loss() == objective.loss()
+
+
+def test_works_where_gradients_are_off_and_under_autocast():
+    c = case("mlp")
+    c.model.float()
+    objective = Objective(c.model, c.loss_fn, moved(c.batches, torch.device("cpu"), lambda _: torch.float32))
+    direction = {"d": objective.gradient()[1]}
+    expected = stepscope.measure(objective, direction)["d"].sharpness
+    with torch.no_grad():
+        assert stepscope.measure(objective, direction)["d"].sharpness == expected
+    with torch.inference_mode():
+        assert stepscope.measure(objective, direction)["d"].sharpness == expected
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert stepscope.measure(objective, direction)["d"].sharpness == expected
+
+
+def test_half_precision_is_measured_in_float32():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.GELU(), nn.Linear(4, 2)).to(torch.bfloat16)
+    twin = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.GELU(), nn.Linear(4, 2))
+    twin.load_state_dict(model.state_dict())
+    batch = (torch.randn(6, 4), torch.randint(0, 2, (6,)))
+
+    def loss(m, b):
+        return F.cross_entropy(m(b[0]), b[1])
+
+    direction = {n: torch.randn(p.shape) for n, p in twin.named_parameters()}
+    half = stepscope.measure(Objective(model, loss, [(batch[0].bfloat16(), batch[1])]), {"d": direction})["d"]
+    full = stepscope.measure(Objective(twin, loss, [(batch[0].bfloat16().float(), batch[1])]), {"d": direction})["d"]
+    assert half.dtype == "float32"
+    assert half.sharpness == full.sharpness
+    assert next(model.parameters()).dtype == torch.bfloat16
+
+
+def test_float64_reference_of_a_float32_model():
+    c = case("layer norm")
+    exact = stepscope.measure(c.objective(), {"d": c.objective().gradient()[1]})["d"]
+    c32 = case("layer norm")
+    c32.model.float()
+    objective = Objective(c32.model, c32.loss_fn, c32.batches, dtype=torch.float64)
+    measured = stepscope.measure(objective, {"d": objective.gradient()[1]})["d"]
+    assert measured.dtype == "float64"
+    assert measured.sharpness == pytest.approx(exact.sharpness, rel=1e-5)  # the weights were rounded once
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_pooled_loss_does_not_depend_on_the_cut(name):
+    """Rows evaluated one by one and together give the same loss: ragged batches are weighted by what they average."""
+    if name == "quadratic":
+        pytest.skip("its batches are scales, not rows")
+    c = case(name)
+    rows = []
+    for batch in c.batches:
+        count = len(batch["labels"] if isinstance(batch, dict) else batch[1])
+        for i in range(count):
+            rows.append(
+                {k: v[i : i + 1] for k, v in batch.items()}
+                if isinstance(batch, dict)
+                else tuple(t[i : i + 1] for t in batch)
+            )
+    assert Objective(c.model, c.loss_fn, rows).loss() == pytest.approx(c.objective().loss(), rel=1e-6)
+
+
+def test_what_a_mean_averages_over():
+    labels = torch.tensor([[-100, 5, 6, -100], [7, 8, -100, -100]])
+    assert averaged_over({"input_ids": labels, "labels": labels}, t5("gelu")) == 4
+    assert averaged_over({"input_ids": labels, "labels": labels}, gpt_neo()) == 3
+    assert averaged_over({"labels": torch.tensor([0, 1, -100])}, bert()) == 2
+    assert averaged_over({"labels": torch.rand(3, 2)}, bert()) == 6
+    assert averaged_over((torch.zeros(7, 2), torch.zeros(7)), nn.Linear(1, 1)) == 7
+    assert averaged_over([{"a": "text", "b": [torch.zeros(5, 2)]}], nn.Linear(1, 1)) == 5
+    with pytest.raises(UsageError, match="pass weight_fn"):
+        averaged_over("text", nn.Linear(1, 1))
+
+
+def test_batches_are_moved_with_their_structure():
+    from transformers import BatchEncoding
+
+    half = torch.zeros(2, dtype=torch.float16)
+    batch = {"a": half, "b": (half, [torch.ones(2, dtype=torch.int64)]), "c": "text", "d": BatchEncoding({"e": half})}
+    out = moved(batch, torch.device("cpu"), lambda _: torch.float32)
+    assert out["a"].dtype == out["b"][0].dtype == out["d"]["e"].dtype == torch.float32
+    assert out["b"][1][0].dtype == torch.int64
+    assert (out["c"], type(out["d"]).__name__) == ("text", "BatchEncoding")
+
+
+def test_a_data_loader_is_read_without_touching_the_generator():
+    data = [(torch.randn(2), torch.tensor(0)) for _ in range(5)]
+    model, loader = nn.Linear(2, 2), torch.utils.data.DataLoader(data, 2)
+    before = torch.get_rng_state()
+    objective = Objective(model, lambda m, b: F.cross_entropy(m(b[0]), b[1]), loader)
+    assert torch.equal(before, torch.get_rng_state())
+    assert objective.shares == [0.4, 0.4, 0.2]
+
+
+def linear():
+    return nn.Linear(2, 1)
+
+
+def frozen():
+    return linear().requires_grad_(False)
+
+
+def sharing():
+    model = nn.Sequential(linear(), linear())
+    model[1].weight.data = model[0].weight.data
+    return model
+
+
+def mean_square(m, b):
+    return m(b).square().mean()
+
+
+ONES = [torch.ones(3, 2)]
+MISTAKES = {
+    "no batches": (lambda: Objective(linear(), mean_square, []), "at least one micro-batch"),
+    "no trainable parameters": (lambda: Objective(frozen(), mean_square, ONES), "no trainable parameters"),
+    "shared memory": (lambda: Objective(sharing(), mean_square, ONES), "share memory"),
+    "complex": (
+        lambda: Objective(
+            nn.ParameterDict({"w": nn.Parameter(torch.ones(1, dtype=torch.complex64))}), mean_square, ONES
+        ),
+        "real floating-point",
+    ),
+    "negative weight": (lambda: Objective(linear(), mean_square, ONES, lambda b: -1.0), "finite number ≥ 0"),
+    "no valid label": (lambda: Objective(linear(), None, [{"labels": torch.full((2,), -100)}]), "no valid label"),
+    "not scalar": (lambda: Objective(linear(), lambda m, b: m(b), ONES).loss(), re.escape("not of shape (3, 1)")),
+    "not a tensor": (lambda: Objective(linear(), lambda m, b: 3.0, ONES).loss(), "not a float"),
+    "detached": (
+        lambda: Objective(linear(), lambda m, b: m(b).mean().detach(), ONES).gradient(),
+        "no trainable parameter",
+    ),
+    "nan": (lambda: Objective(linear(), lambda m, b: m(b).mean() * torch.nan, ONES).gradient(), "the loss is nan"),
+    "infinite": (
+        lambda: stepscope.measure(
+            Objective(linear(), lambda m, b: m(b).mean() + torch.inf, ONES), {"d": {"bias": torch.ones(1)}}
+        ),
+        "the loss is inf",
+    ),
+    "no loss_fn": (lambda: Objective(linear(), None, ONES).loss(), "must be a mapping"),
+    "no labels": (
+        lambda: Objective(bert(), None, [{"input_ids": torch.ones(1, 4, dtype=torch.int64)}]).loss(),
+        "put labels into the batches",
+    ),
+}
+DIRECTIONS = {
+    "wrong name": ({"wieght": torch.ones(1, 2)}, "'wieght', not a trainable parameter .they are weight, bias"),
+    "wrong shape": ({"weight": torch.ones(2)}, r"shape \(2,\), the parameter \(1, 2\)"),
+    "nan": ({"weight": torch.tensor([[1.0, torch.nan]])}, "infinite or NaN"),
+    "zero": ({"weight": torch.zeros(1, 2)}, "zero, so it has no sharpness"),
+    "empty": ({}, "zero, so it has no sharpness"),
+    "not a mapping": (torch.ones(3), "not a mapping"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_get_one_clear_line(name):
+    call, message = MISTAKES[name]
+    with pytest.raises(UsageError, match=message) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", DIRECTIONS)
+def test_wrong_directions_get_one_clear_line(name):
+    direction, message = DIRECTIONS[name]
+    with pytest.raises(UsageError, match=message) as error:
+        stepscope.measure(Objective(linear(), mean_square, ONES), {"mine": direction})
+    assert "\n" not in str(error.value)
+    assert "'mine'" in str(error.value)
+
+
+def test_no_directions():
+    with pytest.raises(UsageError, match="no directions"):
+        stepscope.measure(Objective(linear(), mean_square, ONES), {})
