@@ -20,7 +20,7 @@ from stepscope.errors import UsageError
 
 Target = Literal["grad", "first_moment", "update"]
 
-CHUNK = 1 << 18
+CHUNK = 1 << 17
 """Coordinates that are turned into keys at a time: what bounds the extra memory."""
 
 # Bits of the magnitude of each floating-point type; the sign bit is shifted out, so that keys order as magnitudes do.

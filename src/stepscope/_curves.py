@@ -1,0 +1,96 @@
+"""Landscapes as rows for a chart: the measured points, the minimum, the model before the first point."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from typing import Any
+
+from stepscope._drawing import powers_of_ten
+from stepscope.records import Record, number
+
+
+def fields_of(record: Record, numbers: Iterable[str], *others: str) -> dict[str, Any]:
+    """A row for a chart; what isn't there is left out, since Vega shows null as a value."""
+    row: dict[str, Any] = {"direction": str(record.get("direction"))}
+    row |= {name: value for name in numbers if (value := number(record, name)) is not None}
+    return row | {name: record[name] for name in others if record.get(name) is not None}
+
+
+def curve_of(record: Record) -> list[dict[str, Any]]:
+    """The measured points of one landscape, as rows; without t = 0, since the axis is logarithmic."""
+    landscape = record.get("landscape")
+    if not isinstance(landscape, dict):
+        return []
+    pairs = [
+        (step, loss)
+        for step, loss in zip(landscape.get("steps") or [], landscape.get("losses") or [], strict=False)
+        if number({"": step}, "") is not None and number({"": loss}, "") is not None
+    ]
+    start = next((loss for step, loss in pairs if step == 0), number(record, "loss"))
+    if start is None:
+        return []
+    facts = fields_of(record, ("best_step", "best_decrease", "sharpness"), "seed")
+    facts["status"] = str(landscape.get("status") or "not stated")
+    return [{**facts, "t": step, "change": loss - start} for step, loss in pairs if step > 0]
+
+
+def folded(points: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row per curve with its points as lists: what is the same for all of them is then written once."""
+    curves: dict[tuple[Any, Any], dict[str, Any]] = {}
+    for point in points:
+        key = (point["direction"], point.get("seed"))
+        curve = curves.setdefault(key, {**point, "t": [], "change": []})
+        curve["t"].append(point["t"])
+        curve["change"].append(point["change"])
+    return list(curves.values())
+
+
+def minimum_of(record: Record) -> list[dict[str, Any]]:
+    """The lowest point of one direction's landscape, as one row; none if it was not found."""
+    curve = curve_of(record)
+    if not curve or curve[0]["status"] in ("no descent", "unbounded"):
+        return []
+    step, decrease = number(record, "best_step"), number(record, "best_decrease")
+    if step is None or decrease is None:
+        lowest = min(curve, key=lambda point: point["change"])
+        step, decrease = lowest["t"], -lowest["change"]
+    return [{**curve[0], "t": step, "change": -decrease}] if step > 0 and decrease > 0 else []
+
+
+def model_before(record: Record, first: float) -> list[dict[str, Any]]:
+    """Rows of the second-order model from an axis' left end to the first measured step.
+
+    A search for the minimum has few points near the start, where `f(x) + t·gᵀu + ½t²·uᵀHu` is good.
+    """
+    curve, slope, sharpness = curve_of(record), number(record, "slope"), number(record, "sharpness")
+    if not curve or slope is None or sharpness is None:
+        return []
+    last = min(point["t"] for point in curve)
+    if first >= last:
+        return []
+    steps = [first * (last / first) ** (index / 12) for index in range(13)]
+    model = [slope * t + 0.5 * sharpness * t**2 for t in steps]
+    return [{**fields_of(record, (), "seed"), "t": t, "change": y} for t, y in zip(steps, model, strict=True)]
+
+
+def landscape_axes(alt: Any, curves: list[dict[str, Any]], minima: list[dict[str, Any]]) -> tuple[Any, Any]:
+    """Axes around what the lines do below the start loss: far out the loss only explodes."""
+    low = min([0.0, *(point["change"] for point in (*curves, *minima))])
+    high = -0.3 * low or statistics.median(abs(point["change"]) for point in curves) or 1.0
+    shown = [point["t"] for point in curves if point["change"] <= high] or [point["t"] for point in curves]
+    first, last = min(shown), max(shown) * 1.5
+    if minima:
+        first = min(point["t"] for point in minima) / 25
+    x = alt.X(
+        "t:Q",
+        title="step length t along the direction (log)",
+        scale=alt.Scale(type="log", domain=[first, last], nice=False),
+        axis=alt.Axis(values=powers_of_ten(first, last, 8), format="~g", grid=False),
+    )
+    y = alt.Y(
+        "change:Q",
+        title="loss − start loss",
+        scale=alt.Scale(domain=[low * 1.06, high], nice=False, zero=False),
+    )
+    return x, y

@@ -1,0 +1,203 @@
+"""Builds the page of a run: values and charts for `templates/report.html`, which says how they look."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import importlib.resources
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from stepscope._drawing import Style, directions_of, script_json, styles, vega_script
+from stepscope.charts import decrease_against_sharpness, landscapes, sharpness_over_steps
+from stepscope.errors import MissingExtraError, UsageError, require
+from stepscope.records import Record
+
+if TYPE_CHECKING:
+    from stepscope.report import Row
+
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_SYMBOLS = {  # SVG fragments around (0, 0), like Vega's symbols of the same names
+    "circle": '<circle r="4"/>',
+    "square": '<rect x="-3.5" y="-3.5" width="7" height="7"/>',
+    "triangle-up": '<path d="M0-4.5 4.5 3.5H-4.5Z"/>',
+    "triangle-down": '<path d="M0 4.5 4.5-3.5H-4.5Z"/>',
+    "triangle-right": '<path d="M4.5 0-3.5 4.5V-4.5Z"/>',
+    "diamond": '<path d="M0-5 4.5 0 0 5-4.5 0Z"/>',
+    "cross": '<path d="M-1.5-4.5h3v3h3v3h-3v3h-3v-3h-3v-3h3Z"/>',
+}
+
+
+def format_number(value: float | None) -> str:
+    """A number for reading: three significant digits, a true minus sign, powers of ten written out.
+
+    Example:
+        >>> format_number(-0.0000123), format_number(41.26), format_number(None)
+        ('−1.23×10⁻⁵', '41.3', '–')
+    """
+    if value is None:
+        return "–"
+    mantissa, _, exponent = f"{value:#.3g}".partition("e")
+    mantissa = mantissa.removesuffix(".")
+    power = f"×10{str(int(exponent)).translate(_SUPERSCRIPTS)}" if exponent else ""
+    return mantissa.replace("-", "−") + power
+
+
+def render_page(
+    run: Mapping[str, Any], records: Sequence[Record], tables: Mapping[str, Sequence[Row]], summary: str
+) -> str:
+    """The page as HTML.
+
+    Args:
+        run: the content of `run.json`.
+        records: the measurements.
+        tables: each trajectory's rows.
+        summary: the sentence at the top.
+
+    Raises:
+        MissingExtraError: altair, vl-convert or jinja2 is not installed.
+    """
+    jinja2 = require("jinja2", "report")
+    require("altair", "report")
+    looks = styles(directions_of(records))
+    charts: dict[str, Any] = {}
+    sections = [_section(records, name, rows, looks, charts) for name, rows in tables.items() if rows]
+    template = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template.filters["number"] = format_number
+    markup = require("markupsafe", "report").Markup
+    vega, script = (vega_script() if charts else ""), _resource("report.js")
+    return str(
+        template.from_string(_resource("report.html")).render(
+            title=_title(run),
+            run=run,
+            summary=summary,
+            facts=_facts(run),
+            directions=[{"name": name, "swatch": markup(_swatch(look))} for name, look in looks.items()],
+            swatches={name: markup(_swatch(look)) for name, look in looks.items()},
+            sections=sections,
+            style=markup(_resource("report.css")),
+            scripts=[markup(text) for text in (vega, script) if charts],
+            script_hashes=[_hash(text) for text in (vega, script) if charts],
+            charts=markup(script_json(charts)),
+            directions_json=markup(script_json(list(looks))),
+        )
+    )
+
+
+@functools.cache
+def _resource(name: str) -> str:
+    return (importlib.resources.files("stepscope") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _hash(script: str) -> str:
+    """What the page's content security policy admits: these scripts and no other, whatever a name contains."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _title(run: Mapping[str, Any]) -> str:
+    context = run.get("context") or {}
+    named = [_name_of(context.get("model")), _name_of(context.get("source"))]
+    return " on ".join(name for name in named if name) or "Directions of optimizers"
+
+
+def _name_of(value: Any) -> str:
+    if isinstance(value, Mapping):
+        value = value.get("title") or value.get("name")
+    return str(value) if value else ""
+
+
+def _facts(run: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """What was run, as titled lists of names and values."""
+    context = dict(run.get("context") or {})
+    groups = {"Data": context.pop("source", None), "Model": context.pop("model", None)}
+    groups |= {"Configuration": run.get("configuration"), "Versions": context.pop("versions", None)}
+    groups["Also recorded"] = context
+    listed = [(title, _flat(value)) for title, value in groups.items() if value]
+    if run.get("created"):
+        listed.append(("Run", [("started", str(run["created"]))]))
+    return listed
+
+
+def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        return [pair for key, item in value.items() for pair in _flat(item, f"{name}.{key}" if name else str(key))]
+    if isinstance(value, list) and not any(isinstance(item, (list, dict)) for item in value):
+        return [(name, ", ".join(map(_shown, value)) or "none")]
+    return [(name, _shown(value))]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) and abs(value) >= 10_000:
+        return f"{value:,}".replace(",", "\u202f")
+    return "none" if value is None else str(value)
+
+
+def _section(
+    records: Sequence[Record],
+    trajectory: str,
+    rows: Sequence[Row],
+    looks: Mapping[str, Style],
+    charts: dict[str, Any],
+) -> dict[str, Any]:
+    """One trajectory's part of the page; its charts are added to `charts` under the names of their places."""
+    steps = list(dict.fromkeys(row.step for row in rows))
+    by_place = {(row.direction, row.step): row for row in rows}
+
+    def drawn(name: str, draw: Callable[[], Any]) -> list[str]:
+        try:
+            spec = draw().to_dict()
+        except MissingExtraError:
+            raise
+        except UsageError:
+            return []  # not measured
+        charts[name] = {**spec, "width": "container"}
+        return [name]
+
+    place = f"chart-{len(charts)}"
+    curves = [
+        name
+        for step in steps
+        for name in drawn(f"{place}-step-{step}", functools.partial(landscapes, records, trajectory, step))
+    ]
+    whole = drawn(f"{place}-sharpness", lambda: sharpness_over_steps(records, trajectory))
+    whole += drawn(f"{place}-decrease", lambda: decrease_against_sharpness(records, trajectory))
+    return {
+        "name": trajectory,
+        "steps": [_step(step, [row for row in rows if row.step == step]) for step in steps],
+        "rows": [
+            {"name": name, "cells": [by_place.get((name, step)) for step in steps]}
+            for name in looks
+            if any((name, step) in by_place for step in steps)
+        ],
+        "landscapes": curves,
+        "charts": whole,
+        "seeds": max(row.seeds for row in rows),
+    }
+
+
+def _step(step: int | float, rows: Sequence[Row]) -> dict[str, Any]:
+    """A column group: how its sharpness is to be read, and which cells stand out."""
+    sharpnesses = [row.sharpness for row in rows if row.sharpness is not None]
+    decreases = [row.best_decrease for row in rows if row.best_decrease is not None]
+    return {
+        "step": step,
+        "relative": any(row.relative for row in rows),
+        "baseline": rows[0].baseline,
+        "largest": max(sharpnesses, default=None) if len(sharpnesses) > 1 else None,
+        "best": max(decreases, default=None) if len(decreases) > 1 and max(decreases) > 0 else None,
+    }
+
+
+def _swatch(look: Style) -> str:
+    """A sample of a direction's look, as SVG; its values are ours, never the user's."""
+    dash = " ".join(map(str, look.dash)) if len(look.dash) > 1 and look.dash[1] else "none"
+    return (
+        '<svg class="swatch" width="34" height="12" viewBox="0 0 34 12" aria-hidden="true">'
+        f'<path d="M1 6H33" stroke="{look.colour}" stroke-width="2" stroke-dasharray="{dash}"/>'
+        f'<g transform="translate(17 6)" fill="{look.colour}">{_SYMBOLS[look.shape]}</g></svg>'
+    )

@@ -1,0 +1,340 @@
+"""A chart a figure: each function turns records into one Altair chart, for the page and for print alike.
+
+A direction looks the same in every chart that is drawn from the same records: directions of one family (`sgd`
+and `sgd clip 10%`) share a colour, the family's own optimizer has a solid line and a circle, its variants
+have dashes and other shapes.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from stepscope._curves import curve_of, fields_of, folded, landscape_axes, minimum_of, model_before
+from stepscope._drawing import (
+    Style,
+    directions_of,
+    dressed,
+    family,
+    finish,
+    line_look,
+    magnitude_axis,
+    pick_directions,
+    point_look,
+    script_json,
+    styles,
+    tooltips,
+    vega_lite_version,
+    vega_script,
+)
+from stepscope.errors import UsageError, require
+from stepscope.records import Record, number, write_atomically
+
+__all__ = [
+    "Style",
+    "baseline_scale",
+    "decrease_against_sharpness",
+    "directions_of",
+    "family",
+    "landscapes",
+    "save",
+    "sharpness_over_steps",
+    "styles",
+]
+
+BASELINE = "sgd"
+
+
+def landscapes(records: Sequence[Record], trajectory: str, step: int | float, without: Iterable[str] = ()) -> Any:
+    """The loss along every direction: `f(x + t·u) − f(x)` against `t`, a line each, minima marked.
+
+    Steps are on a logarithmic axis, since the natural scales of directions differ by orders of magnitude. The
+    vertical axis ends a little above the start: what matters is how far each line goes down.
+
+    Args:
+        records: all records of a run (the others decide how directions look).
+        trajectory: the optimizer that moved the weights.
+        step: the training step.
+        without: names of directions to leave out.
+
+    Returns:
+        An `altair.LayerChart`.
+
+    Raises:
+        UsageError: no loss along a direction was measured there.
+        MissingExtraError: altair is not installed.
+    """
+    alt = require("altair", "report")
+    left_out = set(without)
+    chosen = [r for r in _at(records, trajectory) if r.get("step") == step and r.get("direction") not in left_out]
+    curves = [point for record in chosen for point in curve_of(record)]
+    if not curves:
+        raise UsageError(f"no landscape was measured on trajectory {trajectory!r} at step {step}")
+    minima = [minimum for record in chosen for minimum in minimum_of(record)]
+    pick = pick_directions(alt)
+    x, y = landscape_axes(alt, curves, minima)
+    opacity = alt.when(pick).then(alt.value(0.95)).otherwise(alt.value(0.08))
+    look = line_look(alt, records)
+    facts = [
+        alt.Tooltip("direction:N"),
+        *tooltips(alt, best_step="best step", best_decrease="best decrease", sharpness="sharpness"),
+        alt.Tooltip("status:N"),
+        alt.Tooltip("seed:N"),
+    ]
+    lines = (
+        alt.Chart(alt.InlineData(values=folded(curves)))
+        .transform_flatten(["t", "change"])
+        .mark_line(clip=True, strokeWidth=2, interpolate="monotone")
+        .encode(x, y, look["color"], look["strokeDash"], detail="seed:N", opacity=opacity, tooltip=facts)
+        .add_params(pick)
+    )
+    start = alt.Chart(alt.InlineData(values=[{"change": 0}])).mark_rule(color="#888", opacity=0.6).encode(y)
+    points = (
+        alt.Chart(alt.InlineData(values=dressed(minima, records)))
+        .mark_point(filled=True, size=70, clip=True)
+        .encode(
+            x,
+            y,
+            color=alt.Color("colour:N", scale=None),
+            shape=alt.Shape("shape:N", scale=None),
+            opacity=opacity,
+            tooltip=facts,
+        )
+    )
+    layers = [start, lines, points] if minima else [start, lines]
+    left = x.to_dict()["scale"]["domain"][0]
+    model = [row for record in chosen for row in model_before(record, left)]
+    notes = ["Points mark each direction's lowest measured loss."]
+    if model:
+        notes.append("Thin lines: the second-order model, up to the first measured step.")
+        layers.append(
+            alt.Chart(alt.InlineData(values=folded(dressed(model, records))))
+            .transform_flatten(["t", "change"])
+            .mark_line(clip=True, strokeWidth=0.8)
+            .encode(x, y, color=alt.Color("colour:N", scale=None), detail=["direction:N", "seed:N"], opacity=opacity)
+        )
+    name = f"Loss along each direction: {trajectory} trajectory, step {step}"
+    return finish(alt.layer(*layers), name, *notes)
+
+
+def sharpness_over_steps(records: Sequence[Record], trajectory: str) -> Any:
+    """Directional sharpness `uᵀHu` against the training step, sign kept: hollow points are negative.
+
+    The vertical axis is logarithmic away from zero and linear around it, so that both signs and all orders of
+    magnitude fit. Several seeds: the line is their mean, each has its points.
+
+    Args:
+        records: all records of a run.
+        trajectory: the optimizer that moved the weights.
+
+    Returns:
+        An `altair.LayerChart`.
+
+    Raises:
+        UsageError: no sharpness was measured there.
+        MissingExtraError: altair is not installed.
+    """
+    alt = require("altair", "report")
+    names = ("sharpness", "sharpness_stderr", "correlation")
+    points = [
+        fields_of(record, names, "step", "seed")
+        for record in _at(records, trajectory)
+        if number(record, "sharpness") is not None and number(record, "step") is not None
+    ]
+    if not points:
+        raise UsageError(f"no sharpness was measured on trajectory {trajectory!r}")
+    pick = pick_directions(alt)
+    y = magnitude_axis(alt, "Y", "sharpness", [point["sharpness"] for point in points], "directional sharpness")
+    steps = sorted({point["step"] for point in points})
+    x = alt.X(
+        "step:Q",
+        title="training step",
+        axis=alt.Axis(values=steps, format="~s", grid=False, labelOverlap=True) if len(steps) <= 12 else alt.Axis(),
+        scale=alt.Scale(zero=False, nice=False, padding=14),
+    )
+    opacity = alt.when(pick).then(alt.value(0.95)).otherwise(alt.value(0.08))
+    look = line_look(alt, records)
+    lines = (
+        alt.Chart(alt.InlineData(values=_mean_over_seeds(points)))
+        .mark_line(strokeWidth=1.8)
+        .encode(x, y, look["color"], look["strokeDash"], opacity=opacity)
+        .add_params(pick)
+    )
+    hollow = alt.when("datum.sharpness < 0").then(alt.value(0)).otherwise(alt.value(1))
+    marks = (
+        alt.Chart(alt.InlineData(values=dressed(points, records)))
+        .mark_point(size=60, strokeWidth=1.8)
+        .encode(
+            x,
+            y,
+            color=alt.Color("colour:N", scale=None),
+            shape=alt.Shape("shape:N", scale=None),
+            fill=alt.Fill("colour:N", scale=None),
+            fillOpacity=hollow,
+            opacity=opacity,
+            tooltip=[
+                alt.Tooltip("direction:N"),
+                *tooltips(alt, step="step", sharpness="sharpness", sharpness_stderr="standard error"),
+                *tooltips(alt, correlation="correlation"),
+                alt.Tooltip("seed:N"),
+            ],
+        )
+    )
+    zero = alt.Chart(alt.InlineData(values=[{"sharpness": 0}])).mark_rule(color="#888", opacity=0.6).encode(y)
+    note = "Hollow points are negative: the loss curves downwards along them."
+    any_negative = any(point["sharpness"] < 0 for point in points)
+    layers = [zero, lines, marks] if any_negative else [lines, marks]
+    name = f"Directional sharpness during training: {trajectory} trajectory"
+    return finish(alt.layer(*layers), name, note if any_negative else "")
+
+
+def decrease_against_sharpness(records: Sequence[Record], trajectory: str) -> Any:
+    """Does low sharpness mean a good step? Best local decrease against sharpness, a point each.
+
+    Both are relative to their step, so that all steps share the axes: sharpness as a ratio to |SGD's|
+    (absolute if SGD was not measured), the decrease as a share of the best one among all directions.
+
+    Args:
+        records: all records of a run.
+        trajectory: the optimizer that moved the weights.
+
+    Returns:
+        An `altair.Chart`.
+
+    Raises:
+        UsageError: no decrease was measured there.
+        MissingExtraError: altair is not installed.
+    """
+    alt = require("altair", "report")
+    points, relative = _decreases(_at(records, trajectory))
+    if not points:
+        raise UsageError(f"no local decrease was measured on trajectory {trajectory!r}")
+    pick = pick_directions(alt)
+    title = "sharpness / |SGD's|" if relative else "directional sharpness"
+    look = point_look(alt, records)
+    chart = (
+        alt.Chart(alt.InlineData(values=points))
+        .mark_point(size=80, strokeWidth=1.8, filled=True)
+        .encode(
+            magnitude_axis(alt, "X", "x", [point["x"] for point in points], title),
+            alt.Y("share:Q", title="best decrease / the step's largest", axis=alt.Axis(format="%")),
+            look["color"],
+            look["shape"],
+            opacity=alt.when(pick).then(alt.value(0.9)).otherwise(alt.value(0.06)),
+            tooltip=[
+                alt.Tooltip("direction:N"),
+                *tooltips(alt, step="step", sharpness="sharpness", best_decrease="best decrease"),
+                alt.Tooltip("share:Q", format=".0%", title="of the best"),
+                alt.Tooltip("seed:N"),
+            ],
+        )
+        .add_params(pick)
+    )
+    name = f"Local decrease against sharpness: {trajectory} trajectory"
+    return finish(chart, name, "One point per direction and measured step; higher is better, further left is flatter.")
+
+
+def save(chart: Any, path: str | os.PathLike[str]) -> Path:
+    """Writes a chart to a file, in the format that the file's name says.
+
+    Args:
+        chart: what one of this module's functions returned.
+        path: a name that ends in `.pdf` or `.svg` (vector), `.png` (twice the screen's resolution) or `.html`
+            (interactive, needs no network).
+
+    Returns:
+        The path.
+
+    Raises:
+        UsageError: the suffix is another one, or the file cannot be written.
+        MissingExtraError: vl-convert is not installed.
+    """
+    target = Path(path)
+    converter = require("vl_convert", "report")
+    version = vega_lite_version()
+    suffix = target.suffix.lower()
+    spec = chart.to_dict()
+    if suffix == ".pdf":
+        content = converter.vegalite_to_pdf(spec, vl_version=version)
+    elif suffix == ".svg":
+        content = converter.vegalite_to_svg(spec, vl_version=version).encode()
+    elif suffix == ".png":
+        content = converter.vegalite_to_png(spec, vl_version=version, scale=2)
+    elif suffix == ".html":
+        content = _standalone_page(spec).encode(errors="replace")
+    else:
+        raise UsageError(f"cannot save a chart as {target.name!r}: end the name in .pdf, .svg, .png or .html")
+    write_atomically(target, content)
+    return target
+
+
+def _at(records: Sequence[Record], trajectory: str) -> list[Record]:
+    return [record for record in records if record.get("trajectory") == trajectory]
+
+
+def _mean_over_seeds(points: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    groups: dict[tuple[str, float], list[float]] = {}
+    for point in points:
+        groups.setdefault((point["direction"], point["step"]), []).append(point["sharpness"])
+    return [
+        {"direction": direction, "step": step, "sharpness": statistics.fmean(values)}
+        for (direction, step), values in groups.items()
+    ]
+
+
+def _decreases(records: Sequence[Record]) -> tuple[list[dict[str, Any]], bool]:
+    """Rows for the scatter, and whether their sharpness is relative to SGD's."""
+    measured: dict[tuple[Any, Any], list[Record]] = {}
+    for record in records:
+        if number(record, "sharpness") is not None and number(record, "best_decrease") is not None:
+            measured.setdefault((record.get("step"), record.get("seed")), []).append(record)
+    scales = {key: baseline_scale(group)[0] for key, group in measured.items()}
+    relative = bool(scales) and all(scale is not None for scale in scales.values())
+    rows = []
+    for key, group in measured.items():
+        best = max(record["best_decrease"] for record in group)
+        if best <= 0:
+            continue  # nothing decreases the loss there: no share of it
+        for record in group:
+            row = fields_of(record, ("sharpness", "best_decrease"), "step", "seed")
+            row["x"] = row["sharpness"] / ((scales[key] or 1.0) if relative else 1.0)
+            rows.append({**row, "share": max(row["best_decrease"], 0.0) / best})
+    return rows, relative
+
+
+def baseline_scale(records: Iterable[Record]) -> tuple[float | None, str]:
+    """What sharpnesses are divided by: |SGD's|, or SGD's robust value where its sharpness is negative.
+
+    Args:
+        records: the records of one trajectory, step and seed.
+
+    Returns:
+        The positive divisor, or None if SGD has none; and how it came about: `"sharpness"`, `"robust"` (SGD's
+        is negative, and `uᵀ∇²f(x + εu)u`, the paper's eq. 4, stands in), `"negative"` (there is no such
+        value, so it is |SGD's| itself), `"none"`.
+
+    Example:
+        >>> baseline_scale([{"direction": "sgd", "sharpness": -2.0, "sharpness_robust": 8.0}])
+        (8.0, 'robust')
+    """
+    baseline = next((record for record in records if record.get("direction") == BASELINE), None)
+    sharpness = number(baseline, "sharpness") if baseline else None
+    if baseline is None or not sharpness:
+        return None, "none"
+    if sharpness > 0:
+        return sharpness, "sharpness"
+    robust = number(baseline, "sharpness_robust")
+    return (abs(robust), "robust") if robust else (-sharpness, "negative")
+
+
+def _standalone_page(spec: dict[str, Any]) -> str:
+    """One interactive chart as a page that fetches nothing."""
+    options = script_json({"actions": {"export": True, "source": False, "compiled": False, "editor": False}})
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>stepscope</title><div id="chart"></div>'
+        f"<script>{vega_script()}</script>"
+        f"<script>vegaEmbed('#chart', {script_json(spec)}, {options})</script></html>\n"
+    )

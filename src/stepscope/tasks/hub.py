@@ -1,0 +1,149 @@
+"""Datasets of the Hugging Face Hub: a quick question whether it is there, then files pinned by digest."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from stepscope.errors import require
+from stepscope.tasks.downloads import UnavailableError, cache_directory, cached_file, write_cached
+
+PREFLIGHT_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """One configuration of a dataset that the Hub keeps as Parquet files, ``config/train-….parquet``.
+
+    Attributes:
+        repository: owner and name.
+        config: the configuration, a folder of the repository.
+    """
+
+    repository: str
+    config: str
+
+    @property
+    def folder(self) -> str:
+        """Where the cache keeps its files."""
+        return f"{self.repository.rpartition('/')[2]}/{self.config}"
+
+
+@dataclass(frozen=True)
+class _Pin:
+    """A revision of a dataset, and the SHA-256 of each of its files by name."""
+
+    revision: str
+    files: dict[str, str]
+
+
+def cached_dataset(dataset: HubDataset) -> tuple[list[Path], str]:
+    """Gives a dataset's training files and their revision, fetched from the Hub once.
+
+    The first use asks the Hub for the newest revision with its files' digests, and records both: later uses
+    need no network and see the same data, until the cache is emptied. ``HF_HUB_OFFLINE`` is respected.
+
+    Returns:
+        Paths in the order of their names, and the revision (commit hash).
+
+    Raises:
+        UnavailableError: the Hub cannot be reached within 5 s, or its files are not as announced.
+        MissingExtraError: ``huggingface_hub`` is not installed.
+    """
+    record = f"{dataset.folder}/revision.json"
+    recorded = _recorded_pin(cache_directory() / record)
+    pin = recorded or _newest_pin(dataset)
+    paths = [_cached_part(dataset, pin, name) for name in sorted(pin.files)]
+    if recorded is None:  # only now: a revision whose files cannot be had is not to be kept
+        with suppress(OSError):
+            write_cached(record, json.dumps({"revision": pin.revision, "files": pin.files}, indent=1).encode())
+    return paths, pin.revision
+
+
+def dataset_rows(files: Sequence[Path], *, column: str) -> Iterator[dict[str, Any]]:
+    """Reads the rows of Parquet files one by one, in order, without a second copy on disk.
+
+    Args:
+        files: local paths.
+        column: a column that has to be there.
+
+    Raises:
+        UnavailableError: a file is not Parquet or lacks the column.
+        MissingExtraError: ``datasets`` is not installed.
+    """
+    datasets = require("datasets", "tasks")
+    try:
+        names = [str(file) for file in files]
+        rows = datasets.load_dataset("parquet", data_files=names, split="train", streaming=True)
+        for row in rows:
+            if column not in row:
+                raise UnavailableError(f"{files[0].name} has no column {column!r}")
+            yield row
+    except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, UnavailableError):
+            raise
+        raise UnavailableError(f"{files[0].name} cannot be read ({type(error).__name__})") from error
+
+
+def _recorded_pin(path: Path) -> _Pin | None:
+    try:
+        record = json.loads(path.read_bytes())
+        pin = _Pin(str(record["revision"]), {str(name): str(digest) for name, digest in record["files"].items()})
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None  # never fetched, or damaged: the Hub is asked again
+    return pin if pin.files and all(_is_plain(name) for name in pin.files) else None
+
+
+def _newest_pin(dataset: HubDataset) -> _Pin:
+    hub = require("huggingface_hub", "tasks")
+    try:
+        info = hub.HfApi().dataset_info(dataset.repository, files_metadata=True, timeout=PREFLIGHT_SECONDS)
+        files = {
+            PurePosixPath(file.rfilename).name: str(file.lfs.sha256)
+            for file in info.siblings or ()
+            if file.rfilename == f"{dataset.config}/{PurePosixPath(file.rfilename).name}"
+            and file.rfilename.endswith(".parquet")
+            and file.lfs is not None
+        }
+    except Exception as error:
+        raise _unreachable(error) from error
+    if not files or info.sha is None:
+        raise UnavailableError(f"the Hub lists no Parquet files for {dataset.config}")
+    return _Pin(str(info.sha), files)
+
+
+def _cached_part(dataset: HubDataset, pin: _Pin, name: str) -> Path:
+    def fetch(scratch: Path) -> Path:
+        hub = require("huggingface_hub", "tasks")
+        try:
+            path = hub.hf_hub_download(
+                dataset.repository,
+                f"{dataset.config}/{name}",
+                repo_type="dataset",
+                revision=pin.revision,
+                local_dir=scratch,
+                etag_timeout=PREFLIGHT_SECONDS,
+            )
+        except Exception as error:
+            raise _unreachable(error) from error
+        return Path(shutil.move(path, scratch / name))
+
+    return cached_file(f"{dataset.folder}/{name}", fetch, sha256=pin.files[name])
+
+
+def _unreachable(error: Exception) -> UnavailableError:
+    """Names only the kind of error: the message may hold an address with a token.
+
+    Every exception counts: which HTTP library the Hub's client raises errors of has changed between its
+    versions.
+    """
+    return UnavailableError(f"the Hub cannot be used ({type(error).__name__})")
+
+
+def _is_plain(name: str) -> bool:
+    return name == PurePosixPath(name).name and name not in ("", ".", "..")

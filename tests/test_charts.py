@@ -1,0 +1,207 @@
+"""Charts say what the records say, whatever is missing from them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from stepscope import charts
+from stepscope._drawing import magnitude_axis, powers_of_ten, script_json, vega_lite_version, vega_script
+from stepscope.errors import UsageError
+from synthetic_records import DIRECTIONS, record, synthetic_records
+
+HOSTILE = ["</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>", "a\nb\u2028c", "[red]x", "\ud800"]
+
+
+@pytest.fixture(scope="module")
+def records():
+    return synthetic_records()
+
+
+def layers(chart):
+    """Every layer's rows and encoding."""
+    spec = chart.to_dict()
+    parts = spec.get("layer", [spec])
+    return [(spec["datasets"][part["data"]["name"]], part["encoding"]) for part in parts]
+
+
+def test_a_family_shares_its_colour_and_nothing_else():
+    looks = charts.styles(list(DIRECTIONS))
+    for name, look in looks.items():
+        base = looks[charts.family(name)]
+        assert look.colour == base.colour
+        assert (look == base) == (name == charts.family(name))
+        assert base.dash == (1, 0)
+    assert len(set(looks.values())) == len(looks), "no two directions look the same"
+    assert len({looks[charts.family(name)].colour for name in DIRECTIONS}) == 7
+
+
+def test_unknown_and_many_directions_have_a_look():
+    names = [f"mine {index}" for index in range(20)] + [f"adam clip {index}%" for index in range(20)]
+    looks = charts.styles(names)
+    assert len({looks[f"mine {index}"].colour for index in range(8)}) == 8
+    assert all(looks[f"adam clip {index}%"].dash != (1, 0) for index in range(20))
+
+
+def test_directions_keep_their_look_when_others_are_left_out(records):
+    def colours(chart):
+        scale = next(e["color"]["scale"] for _, e in layers(chart) if e.get("color", {}).get("scale"))
+        return dict(zip(scale["domain"], scale["range"], strict=True))
+
+    whole = colours(charts.landscapes(records, "sgd", 60))
+    assert whole == colours(charts.landscapes(records, "sgd", 60, without=["sgd", "adafactor"]))
+    assert whole == colours(charts.sharpness_over_steps(records, "adam"))
+
+
+def test_a_landscape_is_relative_to_its_start_and_marked_at_its_minimum():
+    curve = {"steps": [0.0, 0.5, 1.0, 2.0, 4.0], "losses": [3.0, 2.5, 2.0, None, 9.0], "status": "bracketed"}
+    records = [
+        record("sgd", 1, "a", loss=99.0, landscape=curve, best_step=1.1, best_decrease=1.2),
+        record("sgd", 1, "b", loss=3.0, landscape={**curve, "steps": curve["steps"][1:], "losses": [2.5, 4, 5, 6]}),
+        record("sgd", 1, "up", landscape={"steps": [0, 1], "losses": [3, 4], "status": "no descent"}, best_step=0.0),
+        record("sgd", 1, "none", loss=3.0, landscape=None),
+        record("sgd", 2, "other step", loss=3.0, landscape=curve),
+        record("adam", 1, "other trajectory", loss=3.0, landscape=curve),
+    ]
+    start, lines, minima = (rows for rows, _ in layers(charts.landscapes(records, "sgd", 1)))
+    assert start == [{"change": 0}]
+    assert {row["direction"]: (row["t"], row["change"]) for row in lines} == {
+        "a": ([0.5, 1.0, 4.0], [-0.5, -1.0, 6.0]),
+        "b": ([0.5, 1.0, 2.0, 4.0], [-0.5, 1.0, 2.0, 3.0]),
+        "up": ([1], [1]),
+    }
+    assert {row["direction"]: (row["t"], row["change"]) for row in minima} == {"a": (1.1, -1.2), "b": (0.5, -0.5)}
+
+
+def test_the_second_order_model_leads_to_the_first_measured_step():
+    curve = {"steps": [0.0, 1.0, 2.0, 4.0], "losses": [5.0, 4.5, 4.0, 6.0], "status": "bracketed"}
+    records = [record("sgd", 1, "a", slope=-1.0, sharpness=1.0, landscape=curve, best_step=2.0, best_decrease=1.0)]
+    _, lines, _, ((model,), _) = layers(charts.landscapes(records, "sgd", 1))
+    assert (model["t"][0], model["t"][-1]) == pytest.approx((0.08, 1.0))
+    assert model["change"] == pytest.approx([-t + t**2 / 2 for t in model["t"]])
+    assert lines[0][0]["t"] == [1.0, 2.0, 4.0], "what is modelled is not mixed with what was measured"
+
+
+def test_directions_can_be_left_out_of_a_landscape(records):
+    chart = charts.landscapes(records, "sgd", 60, without=["adafactor", "adafactor clip 50% (numerator)"])
+    drawn = {row["direction"] for rows, _ in layers(chart)[1:] for row in rows}
+    assert drawn == set(DIRECTIONS) - {"adafactor", "adafactor clip 50% (numerator)"}
+
+
+def test_negative_sharpness_keeps_its_sign_and_is_hollow(records):
+    chart = charts.sharpness_over_steps(records, "sgd")
+    _, _, (points, encoding) = layers(chart)
+    assert [row["sharpness"] for row in points if row["direction"] == "sgd"] == [-3.0, 22.0, 33.0]
+    assert encoding["y"]["scale"]["type"] == "symlog"
+    assert encoding["fillOpacity"]["condition"][0] == {"test": "datum.sharpness < 0", "value": 0}
+    _, encoding = layers(charts.sharpness_over_steps(records, "adam"))[-1]
+    assert encoding["y"]["scale"]["type"] == "log", "nothing negative: an ordinary logarithm"
+
+
+def test_several_seeds_are_points_around_a_mean():
+    records = [record("sgd", 1, "a", seed=seed, sharpness=value) for seed, value in enumerate((1.0, 2.0, 6.0))]
+    (line, _), (points, _) = layers(charts.sharpness_over_steps(records, "sgd"))
+    assert line == [{"direction": "a", "step": 1, "sharpness": 3.0}]
+    assert [point["sharpness"] for point in points] == [1.0, 2.0, 6.0]
+
+
+def test_the_scatter_is_relative_to_sgd_and_to_the_best():
+    records = [
+        record("sgd", 1, "sgd", sharpness=-2.0, sharpness_robust=8.0, best_decrease=1.0),
+        record("sgd", 1, "adam", sharpness=4.0, best_decrease=2.0),
+        record("sgd", 1, "lion", sharpness=-4.0, best_decrease=-0.5),
+        record("sgd", 1, "muon", sharpness=4.0),
+    ]
+    ((points, _),) = layers(charts.decrease_against_sharpness(records, "sgd"))
+    assert {row["direction"]: (row["x"], row["share"]) for row in points} == {
+        "sgd": (-0.25, 0.5),
+        "adam": (0.5, 1.0),
+        "lion": (-0.5, 0.0),
+    }
+    ((points, _),) = layers(charts.decrease_against_sharpness(records[1:], "sgd"))
+    assert {row["direction"]: row["x"] for row in points} == {"adam": 4.0, "lion": -4.0}, "no SGD: absolute"
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda records: charts.landscapes(records, "sgd", 1),
+        lambda records: charts.sharpness_over_steps(records, "sgd"),
+        lambda records: charts.decrease_against_sharpness(records, "sgd"),
+    ],
+)
+@pytest.mark.parametrize(
+    "records",
+    [
+        [],
+        [{}],
+        [record("sgd", 1, "a")],
+        [record("sgd", 1, "a", sharpness=None, loss=None, landscape={}, best_decrease=None)],
+        [record("sgd", 1, "a", loss=1.0, landscape={"steps": [0, None], "losses": None})],
+        [record("adam", 1, "a", sharpness=1.0, best_decrease=1.0)],
+    ],
+)
+def test_what_was_not_measured_is_said(draw, records):
+    with pytest.raises(UsageError, match=r"no .* measured on trajectory 'sgd'"):
+        draw(records)
+
+
+@pytest.mark.parametrize("values", [[0.0], [1.0], [-1.0], [1e-12, 1e12], [-5.0, 0.0, 5.0], [-1e9, -1e-9]])
+def test_every_range_of_numbers_has_an_axis(values):
+    records = [record("sgd", step, "a", sharpness=value) for step, value in enumerate(values)]
+    json.dumps(charts.sharpness_over_steps(records, "sgd").to_dict(), allow_nan=False)
+    import altair
+
+    axis = magnitude_axis(altair, "Y", "sharpness", values, "x").to_dict()
+    low, high = axis.get("scale", {}).get("domain", [-1, 1])
+    assert low <= min(values)
+    assert max(values) <= high
+
+
+def test_powers_of_ten_stay_few():
+    assert powers_of_ten(0.5, 20) == [0.5, 1.0, 2.0, 5.0, 10.0, 20.0]
+    assert powers_of_ten(0.5, 200) == [1.0, 10.0, 100.0]
+    assert powers_of_ten(3, 4) == []
+    assert len(powers_of_ten(1e-30, 1e30)) <= 7
+
+
+@pytest.mark.parametrize(("suffix", "start"), [(".pdf", b"%PDF-"), (".svg", b"<svg"), (".png", b"\x89PNG")])
+def test_a_chart_can_be_printed(records, tmp_path, suffix, start):
+    path = charts.save(charts.sharpness_over_steps(records, "sgd"), tmp_path / f"figure{suffix}")
+    assert path.read_bytes().startswith(start)
+
+
+def test_a_vector_figure_has_every_direction(records, tmp_path):
+    svg = charts.save(charts.landscapes(records, "sgd", 60), tmp_path / "f.svg").read_text()
+    assert all(f">{name}</text>" in svg for name in DIRECTIONS)
+
+
+def test_a_saved_page_is_closed_to_names_and_to_the_network(tmp_path):
+    records = [record("sgd", 1, name, sharpness=1.0) for name in HOSTILE]
+    page = charts.save(charts.sharpness_over_steps(records, "sgd"), tmp_path / "f.html").read_text()
+    assert page.count("<script>") == page.count("</script>") == 2
+    ours = page.replace(vega_script(), "")
+    assert "<img" not in ours
+    assert "http" not in ours.replace("https://vega.github.io/schema/", ""), "a schema is a name, not a request"
+
+
+@pytest.mark.parametrize("name", ["figure", "figure.jpeg", "figure.pdf.gz"])
+def test_an_unknown_suffix_is_refused(records, tmp_path, name):
+    with pytest.raises(UsageError, match=r"end the name in \.pdf, \.svg, \.png or \.html"):
+        charts.save(charts.sharpness_over_steps(records, "sgd"), tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_script_json_reads_back_and_ends_no_script():
+    text = script_json({name: name for name in HOSTILE})
+    assert json.loads(text) == {name: name for name in HOSTILE}
+    assert not set(text) & set("<>&\u2028\u2029")
+    assert text.isascii()
+
+
+def test_vega_lite_is_the_one_that_altair_writes_for():
+    import altair
+
+    assert vega_lite_version() is not None
+    assert altair.SCHEMA_VERSION.startswith(f"v{vega_lite_version()}.")

@@ -1,0 +1,307 @@
+"""The table, the sentence and the page say what the records say."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import re
+
+import pytest
+from rich.console import Console
+
+from stepscope._drawing import vega_script
+from stepscope._page import format_number
+from stepscope.errors import UsageError
+from stepscope.report import print_table, render_report, sharpness_table, summary_sentence, write_report
+from synthetic_records import (
+    CONFIGURATION,
+    CONTEXT,
+    DIRECTIONS,
+    HOSTILE,
+    hostile_run,
+    record,
+    run_directory,
+    synthetic_records,
+)
+
+
+def ratios(rows):
+    return {row.direction: row.sharpness for row in rows}
+
+
+# The table
+
+
+def test_sharpness_is_a_ratio_to_sgd_with_its_sign():
+    records = [
+        record("sgd", 1, "adam", sharpness=2.0, correlation=-0.5, best_step=3.0, best_decrease=0.1),
+        record("sgd", 1, "sgd", sharpness=8.0, correlation=-0.25, best_step=None, best_decrease=0.2),
+        record("sgd", 1, "muon", sharpness=-1.0),
+        record("sgd", 1, "lion"),
+        record("adam", 1, "sgd", sharpness=1000.0),
+    ]
+    adam, sgd, muon, lion = sharpness_table(records, "sgd")
+    assert (adam.direction, adam.sharpness, adam.correlation, adam.best_step, adam.best_decrease) == (
+        "adam", 0.25, -0.5, 3.0, 0.1,
+    )  # fmt: skip
+    assert (sgd.sharpness, sgd.best_step, sgd.baseline, sgd.relative) == (1.0, None, "sharpness", True)
+    assert muon.sharpness == -0.125
+    assert (lion.sharpness, lion.seeds) == (None, 0)
+    assert adam.sharpness_spread is None
+
+
+def test_negative_sgd_is_replaced_by_its_robust_sharpness_and_marked():
+    records = [
+        record("sgd", 1, "sgd", sharpness=-2.0, sharpness_robust=8.0),
+        record("sgd", 1, "adam", sharpness=4.0),
+        record("sgd", 2, "sgd", sharpness=-2.0, sharpness_robust=None),
+        record("sgd", 2, "adam", sharpness=4.0),
+    ]
+    rows = sharpness_table(records, "sgd")
+    assert [(row.step, row.direction, row.sharpness, row.baseline) for row in rows] == [
+        (1, "sgd", -0.25, "robust"),
+        (1, "adam", 0.5, "robust"),
+        (2, "sgd", -1.0, "negative"),
+        (2, "adam", 2.0, "negative"),
+    ]
+
+
+@pytest.mark.parametrize("sgd", [[], [record("sgd", 1, "sgd")], [record("sgd", 1, "sgd", sharpness=0.0)]])
+def test_without_a_baseline_numbers_are_absolute(sgd):
+    (row,) = [r for r in sharpness_table([*sgd, record("sgd", 1, "adam", sharpness=4.0)], "sgd") if r.seeds][-1:]
+    assert (row.sharpness, row.relative, row.baseline) == (4.0, False, "none")
+
+
+def test_seeds_have_a_mean_and_a_spread_and_can_be_chosen():
+    records = [
+        record("sgd", 1, name, seed=seed, sharpness=value, best_decrease=value)
+        for seed, (sgd, adam) in enumerate([(10.0, 1.0), (10.0, 3.0), (2.0, 1.0)])
+        for name, value in (("sgd", sgd), ("adam", adam))
+    ]
+    row = sharpness_table(records, "sgd")[1]
+    assert row.seeds == 3
+    assert row.sharpness == pytest.approx((0.1 + 0.3 + 0.5) / 3)
+    assert row.sharpness_spread == pytest.approx(0.2)
+    assert row.best_decrease_spread == pytest.approx(2 / 3**0.5)
+    assert ratios(sharpness_table(records, "sgd", seed=1)) == {"sgd": 1.0, "adam": 0.3}
+    # A seed without SGD has no ratio and must not be averaged with ratios.
+    more = [*records, record("sgd", 1, "adam", seed=3, sharpness=500.0)]
+    assert sharpness_table(more, "sgd")[1].sharpness == row.sharpness
+
+
+def test_the_later_of_two_measurements_counts_and_steps_are_in_order():
+    records = [record("sgd", step, "sgd", sharpness=1.0, best_decrease=step) for step in (60, 20, 60)]
+    records[-1]["best_decrease"] = 7.0
+    assert [(row.step, row.best_decrease) for row in sharpness_table(records, "sgd")] == [(20, 20.0), (60, 7.0)]
+
+
+# The sentence
+
+
+def point(step, *, trajectory="sgd", seed=0, decrease=None, **sharpness):
+    decrease = decrease or {}
+    return [
+        record(trajectory, step, name.replace("_", " "), seed=seed, sharpness=value, best_decrease=decrease.get(name))
+        for name, value in sharpness.items()
+    ]
+
+
+def test_the_sentence_when_sgd_is_sharpest_everywhere():
+    records = point(1, sgd=8.0, adam=2.0, muon=1.0, decrease={"sgd": 0.1, "adam": 0.3, "muon": 0.2}) + point(
+        2, sgd=6.0, adam=1.0, decrease={"sgd": 0.5, "adam": 0.6}
+    )
+    assert summary_sentence(records) == (
+        "With one seed, SGD had the largest directional sharpness of all unclipped directions at all 2 measured"
+        " points (trajectory and step), Adam's was lower than SGD's by a median factor of 5, and adam had the best"
+        " local decrease at all 2 points."
+    )
+
+
+def test_the_sentence_when_sgd_is_not_the_sharpest():
+    records = point(1, sgd=2.0, adam=8.0, decrease={"sgd": 0.1, "adam": 0.0}) + point(2, sgd=-1.0, adam=3.0)
+    assert summary_sentence(records) == (
+        "With one seed, SGD had the largest directional sharpness of all unclipped directions at none of the 2"
+        " measured points (trajectory and step), Adam's was higher than SGD's by a factor of 4 over the 1 of 2 points"
+        " where both were positive, and sgd had the best local decrease."
+    )
+
+
+def test_clipped_directions_do_not_take_part_in_the_comparison():
+    sentence = summary_sentence(point(1, sgd=2.0, sgd_clip=50.0, adam=1.0))
+    assert sentence == (
+        "With one seed, SGD had the largest directional sharpness of all unclipped directions at the only measured"
+        " point (trajectory and step), and Adam's was lower than SGD's by a factor of 2."
+    )
+    assert "did not have the largest" in summary_sentence(point(1, sgd=2.0, muon=3.0))
+
+
+def test_the_sentence_takes_the_median_and_the_largest():
+    records = [*point(1, sgd=4.0, adam=2.0, muon=8.0), *point(2, sgd=9.0, adam=3.0), *point(3, sgd=90.0, adam=1.0)]
+    sentence = summary_sentence(records)
+    assert "directions at 2 of 3 measured points" in sentence, "SGD between two others is not the largest"
+    assert "by a median factor of 3." in sentence
+
+
+def test_the_sentence_counts_seeds_and_ties():
+    records = [
+        *point(1, seed=0, sgd=2.0, adam=1.0, decrease={"sgd": 2.0, "adam": 1.0}),
+        *point(1, seed=1, sgd=1.0, adam=2.0, decrease={"sgd": 1.0, "adam": 2.0}),
+    ]
+    assert summary_sentence(records) == (
+        "Over 2 seeds, SGD had the largest directional sharpness of all unclipped directions at 1 of 2 measured points"
+        " (trajectory, step and seed), Adam's was lower than SGD's by a median factor of 1.25, and sgd and adam had"
+        " the best local decrease equally often (at 1 of 2 points each)."
+    )
+
+
+def test_the_sentence_says_no_more_than_was_measured():
+    assert summary_sentence([]) == summary_sentence([{}]) == "Nothing has been measured yet."
+    assert summary_sentence(point(1, adam=1.0)) == (
+        "With one seed, 1 direction was measured at 1 point (trajectory and step)."
+    )
+    assert summary_sentence(point(1, adam=1.0, muon=2.0) + point(2, adam=1.0)) == (
+        "With one seed, 2 directions were measured at 2 points (trajectory and step)."
+    )
+    partly = summary_sentence(point(1, sgd=2.0, adam=1.0) + point(2, adam=1.0))
+    assert "at the only measured point where it was compared (trajectory and step)" in partly
+    lost = summary_sentence(point(1, sgd=2.0, muon=1.0, decrease={"sgd": -0.1, "muon": 0.0}))
+    assert lost.endswith("and no direction lowered the loss.")
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_the_sentence_is_one_line(name):
+    records = [record("sgd", 1, other, best_decrease=value) for value, other in enumerate(("sgd", name))]
+    assert summary_sentence(records).isprintable()
+
+
+# The terminal
+
+
+def printed(records, width=80):
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    print_table(records, console)
+    return console.file.getvalue()
+
+
+def test_the_terminal_table_fits_and_is_complete():
+    records = synthetic_records()
+    text = printed(records)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    for name in DIRECTIONS:
+        assert sum(line.strip().startswith(f"{name}  ") for line in lines) == 2, name
+    sgd = [line.split() for line in lines if line.strip().startswith("sgd  ")]
+    assert sgd[0][1:4] == ["-0.67", "1", "1"]
+    assert "20†" in text
+    assert "† SGD's sharpness is negative there" in text
+    assert summary_sentence(records) in " ".join(text.split())
+
+
+def test_the_terminal_shows_names_as_they_are_and_obeys_none():
+    text = printed([record("[bold]t", 1, name, sharpness=1.0) for name in HOSTILE], width=200)
+    assert "[red]x[/]" in text
+    assert "[bold]t" in text
+    assert "\x1b" not in text
+    assert "†" not in text
+    assert printed([]) == "Nothing has been measured yet.\n"
+
+
+# The page
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (1.0, "1.00"), (-0.25, "−0.250"), (123.4, "123"), (1.5e-7, "1.50×10⁻⁷"), (-2e9, "−2.00×10⁹")],
+)
+def test_numbers_are_for_reading(value, text):
+    assert format_number(value) == text
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    path = tmp_path_factory.mktemp("report")
+    run_directory(path / "run", synthetic_records())
+    return write_report(path / "run", path / "out" / "report.html").read_text()
+
+
+def test_the_page_says_what_was_run_and_found(page):
+    assert "<h1>T5, 2 layers on English and French sentence pairs</h1>" in page
+    assert summary_sentence(synthetic_records()).replace("'", "&#39;") in page
+    for fact in ("CC-BY-4.0", CONTEXT["source"]["sha256"], "20, 60, 120", "1\u202f240\u202f064"):
+        assert f"<dd>{fact}</dd>" in page
+    assert page.count("<tr data-row=") == 2 * len(DIRECTIONS)
+    assert "step 20<sup>†</sup>" in page
+    assert "uᵀHu" in page
+
+
+def test_a_page_is_a_pure_function_of_its_run():
+    run = {"configuration": CONFIGURATION, "context": CONTEXT, "created": "2026-01-01"}
+    assert render_report(run, synthetic_records()) == render_report(run, synthetic_records())
+
+
+def test_the_page_asks_for_nothing_from_elsewhere(page):
+    markup = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+    assert not re.search(r"<link|<iframe|<img|\ssrc=|\shref=|url\(|@import|//", markup)
+    specs = json.loads(re.search(r'id="chart-specs">(.*?)</script>', page, flags=re.DOTALL)[1])
+    assert len(specs) == 2 * (3 + 2)
+    text = json.dumps(specs).replace("https://vega.github.io/schema/", "")  # the format's name, never requested
+    assert "//" not in text
+    assert '"url"' not in text
+    assert '"href"' not in text
+
+
+def test_only_the_pages_own_scripts_may_run(page):
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1]
+    assert policy.startswith("default-src 'none'; script-src 'unsafe-eval' 'sha256-")
+    scripts = re.findall(r"<script>(.*?)</script>", page, flags=re.DOTALL)
+    assert scripts[0] == vega_script()
+    assert len(scripts) == 2
+    for script in scripts:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in policy
+
+
+def test_nothing_that_a_user_named_becomes_markup(tmp_path):
+    page = write_report(hostile_run(tmp_path / "run"), tmp_path / "page.html").read_text()
+    page = page.replace(vega_script(), "")
+    assert page.count("<script") == page.count("</script>") == 4
+    assert "<img" not in page
+    assert "<svg onload" not in page
+    assert "\u2028" not in re.search(r'id="chart-specs">(.*?)</script>', page, flags=re.DOTALL)[1]
+    assert page.count("&lt;img src=x onerror=alert(1)&gt;") >= 4
+
+
+def test_a_run_without_measurements_has_a_page(tmp_path):
+    page = write_report(run_directory(tmp_path / "run", []), tmp_path / "page.html").read_text()
+    assert "Nothing measured yet" in page
+    assert "CC-BY-4.0" in page
+    assert "<script" not in page
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [{}],
+        [{"trajectory": None, "step": None, "direction": None}],
+        [record("sgd", 1, "sgd")],
+        [record("sgd", 1, "adam", sharpness=1.0), record("sgd", 2, "sgd", best_decrease=1.0)],
+        [{**record("sgd", 1, "sgd", sharpness="1", landscape=[], best_step=True), "direction": 3, "seed": None}],
+    ],
+)
+def test_missing_fields_leave_gaps_not_errors(tmp_path, records):
+    run = run_directory(tmp_path / "run", records, context=None, configuration={})
+    assert "</html>" in write_report(run, tmp_path / "page.html").read_text()
+    printed(records)
+
+
+def test_mistakes_are_one_line(tmp_path):
+    with pytest.raises(UsageError, match="is not a run directory"):
+        write_report(tmp_path, tmp_path / "page.html")
+    run = run_directory(tmp_path / "run", [])
+    (tmp_path / "directory").mkdir()
+    with pytest.raises(UsageError, match=r"cannot write .*directory: Is a directory") as error:
+        write_report(run, tmp_path / "directory")
+    assert str(error.value).isprintable()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["directory", "run"]
