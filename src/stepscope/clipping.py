@@ -68,7 +68,7 @@ def fraction_threshold(tensors: Sequence[Tensor], fraction: float) -> float:
     clipped = _floor_of_product(fraction, total)
     if clipped == 0:
         return math.inf
-    extremes = [float(end) for tensor in tensors for end in torch.aminmax(tensor)]
+    extremes = [float(end) for chunk in _chunks(tensors) for end in torch.aminmax(chunk)]
     if any(map(math.isnan, extremes)):
         return math.nan
     if not any(extremes):
@@ -229,8 +229,8 @@ def _floor_of_product(fraction: float, total: int) -> int:
 
 
 def _smallest_nonzero(tensors: Sequence[Tensor]) -> float:
-    chunks = (chunk for tensor in tensors for chunk in torch.split(tensor.reshape(-1), CHUNK))
-    return min(float(part.abs().min()) for part in (chunk[chunk != 0] for chunk in chunks) if part.numel())
+    chunks = (chunk[chunk != 0] for chunk in _chunks(tensors))
+    return min(float(chunk.abs().min()) for chunk in chunks if chunk.numel())
 
 
 def _kth_largest(tensors: Sequence[Tensor], k: int, dtype: torch.dtype) -> float:
@@ -254,6 +254,19 @@ def _kth_largest(tensors: Sequence[Tensor], k: int, dtype: torch.dtype) -> float
 
 def _keys(tensors: Sequence[Tensor], dtype: torch.dtype, integer: torch.dtype) -> Iterator[Tensor]:
     """The magnitudes' bits as integers of the same order, a chunk at a time."""
+    for chunk in _chunks(tensors):
+        yield chunk.to(dtype).abs().view(integer)
+
+
+def _chunks(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
+    """All coordinates in flat pieces of at most `CHUNK`: small tensors of one kind together, large ones cut."""
+    waiting: list[Tensor] = []
     for tensor in tensors:
-        for chunk in torch.split(tensor.reshape(-1), CHUNK):
-            yield chunk.to(dtype).abs().view(integer)
+        for piece in torch.split(tensor.reshape(-1), CHUNK):
+            first = waiting[0] if waiting else piece
+            full = sum(part.numel() for part in waiting) + piece.numel() > CHUNK
+            if full or (piece.dtype, piece.device) != (first.dtype, first.device):
+                yield torch.cat(waiting) if len(waiting) > 1 else waiting[0]
+                waiting = []
+            waiting.append(piece)
+    yield torch.cat(waiting) if len(waiting) > 1 else waiting[0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -218,7 +218,8 @@ def _untrusted_second_derivative(objective: Objective) -> str | None:
     """
     with objective.measuring():
         _, loss = next(objective.losses())
-        seen, stack = set(), [loss.grad_fn]
+        seen: set[Any] = set()
+        stack: list[Any] = [loss.grad_fn]
         while stack:
             node = stack.pop()
             if node is None or node in seen:

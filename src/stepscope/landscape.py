@@ -143,10 +143,10 @@ def _refine(line: _Line, low: float, best: float, high: float) -> float:
             low, best, high = (best, step, high) if step > best else (low, step, best)
         else:
             low, high = (low, step) if step > best else (step, high)
-    step = _vertex((low, line(low)), (best, line(best)), (high, line(high)))
-    if step is None or not low < step < high or abs(step - best) < 1e-6 * best:
+    vertex = _vertex((low, line(low)), (best, line(best)), (high, line(high)))
+    if vertex is None or not low < vertex < high or abs(vertex - best) < 1e-6 * best:
         return best
-    return step if line(step) < line(best) else best
+    return vertex if line(vertex) < line(best) else best
 
 
 def _vertex(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> float | None:

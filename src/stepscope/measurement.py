@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -87,6 +87,8 @@ def measure(
     directions: Mapping[str, Mapping[str, Tensor]],
     method: Method = "auto",
     landscape: bool = False,
+    *,
+    progress: Callable[[str], None] | None = None,
 ) -> dict[str, Measurement]:
     """Measures update directions at the model's present parameters, which are left as they are.
 
@@ -96,6 +98,7 @@ def measure(
             that is left out stays where it is. The labels are free.
         method: how ``uᵀHu`` is computed (`curvature`).
         landscape: whether to follow the loss along each direction too, for 10 to 25 forward passes a direction.
+        progress: called with each label before its own part of the work (the common part comes first).
 
     Returns:
         A `Measurement` for each label.
@@ -121,10 +124,12 @@ def measure(
         gradient_norm = vectors.norm(terms.gradient)
         dtype = "/".join(sorted({str(p.dtype).removeprefix("torch.") for p in objective.parameters.values()}))
         common = (time.perf_counter() - started) / len(directions)
-        return {
-            label: _measure_one(objective, label, direction, terms, gradient_norm, dtype, common, landscape)
-            for label, direction in directions.items()
-        }
+        measured = {}
+        for label, direction in directions.items():
+            if progress is not None:
+                progress(label)
+            measured[label] = _measure_one(objective, label, direction, terms, gradient_norm, dtype, common, landscape)
+        return measured
 
 
 def _measure_one(

@@ -170,6 +170,33 @@ class RunDirectory:
             raise
         return cls(directory, run, records, file, lock)
 
+    @staticmethod
+    def check(path: str | os.PathLike[str], configuration: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Refuses what `open` would refuse, before expensive preparations; leaves the disk as it was.
+
+        Args:
+            path: the directory.
+            configuration: as for `open`.
+
+        Returns:
+            The context of the run that would be continued; None if it would be a new one.
+
+        Raises:
+            UsageError: as `open`, but for a writer that is at work.
+        """
+        directory = Path(path)
+        wanted = plain(configuration, "configuration")
+        made = _make_directory(directory)
+        try:
+            _refuse_foreign(directory)
+            if not os.access(directory, os.W_OK | os.X_OK):
+                raise UsageError(f"cannot write to {show(directory)}: permission denied")
+            if (directory / RUN_FILE).exists():
+                return dict(_continued(directory, wanted)["context"])
+            return None
+        finally:
+            _remove_empty(made)
+
     def records(self) -> list[Record]:
         """Everything measured so far, also by earlier openings, in order."""
         return list(self._records)
@@ -280,14 +307,18 @@ def _acquire(directory: Path) -> Any:
     return lock
 
 
+def _continued(directory: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    run = _read_run_file(directory)
+    if differences := _differences(run["configuration"], wanted):
+        shown = "; ".join(differences[:3]) + ("; …" if len(differences) > 3 else "")
+        what = f"{show(directory)} holds a run with another configuration"
+        raise UsageError(f"{what} ({shown}): give another --out, or delete it")
+    return run
+
+
 def _create_or_continue(directory: Path, wanted: dict[str, Any], context: dict[str, Any]) -> dict[str, Any]:
     if (directory / RUN_FILE).exists():
-        run = _read_run_file(directory)
-        if differences := _differences(run["configuration"], wanted):
-            shown = "; ".join(differences[:3]) + ("; …" if len(differences) > 3 else "")
-            what = f"{show(directory)} holds a run with another configuration"
-            raise UsageError(f"{what} ({shown}): give another --out, or delete it")
-        return run
+        return _continued(directory, wanted)
     context.setdefault("versions", versions())
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     run = {"schema_version": SCHEMA_VERSION, "created": created, "configuration": wanted, "context": context}

@@ -1,0 +1,5 @@
+"""``python -m stepscope``: the same as the ``stepscope`` command."""
+
+from stepscope.cli import main
+
+main()

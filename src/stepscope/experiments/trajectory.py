@@ -1,0 +1,195 @@
+"""Experiment A: many optimizers' directions measured along one training run (Pan and Li, §3 and appendix B.3).
+
+One optimizer trains. At chosen steps, before its update, each optimizer of `DIRECTIONS` says which update it
+would make of the same gradients, and that direction is measured on a fixed evaluation batch.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from stepscope.directions import PseudoUpdates
+from stepscope.errors import UsageError
+from stepscope.experiments.directions import DIRECTIONS, TRAINING
+from stepscope.measurement import measure
+from stepscope.objective import Objective
+from stepscope.records import Record, RunDirectory, read_run
+from stepscope.tasks import Batch, Task
+from stepscope.tasks.translation import SCALES, TranslationConfig, translation
+
+Progress = Callable[[float, str], None]
+"""Called with the part of the whole that has been done (0 to 1), and what is going on."""
+
+
+@dataclass(frozen=True)
+class TrajectoryExperiment:
+    """What is run: everything that determines the measurements.
+
+    Attributes:
+        scale: name of the size.
+        task: settings of the translation task.
+        source: where its sentence pairs come from.
+        training_lr: ``{training optimizer: learning rate}``, one trajectory each.
+        steps: training steps that are measured, counted from 1: the parameters before the step's update, and the
+            directions that the optimizers would give it.
+        seeds: one run of each trajectory a seed; it draws the model's weights and the order of the batches.
+        directions: names in `DIRECTIONS`.
+    """
+
+    scale: str
+    task: TranslationConfig
+    source: str = "auto"
+    training_lr: Mapping[str, float] = field(default_factory=lambda: {"sgd": 1.0, "adam": 2e-4})
+    steps: tuple[int, ...] = (10, 60)
+    seeds: tuple[int, ...] = (0,)
+    directions: tuple[str, ...] = tuple(DIRECTIONS)
+
+    def configuration(self) -> dict[str, Any]:
+        """As JSON keeps it; a run directory is continued only by the same one."""
+        return {"experiment": "trajectory", **asdict(self)}
+
+
+def trajectory_experiment(
+    scale: str = "cpu", *, source: str = "auto", seeds: tuple[int, ...] = (0,)
+) -> TrajectoryExperiment:
+    """The experiment at one of its sizes.
+
+    Args:
+        scale: ``"smoke"`` (seconds; to see that it works) or ``"cpu"`` (minutes on two cores).
+        source: where the sentence pairs come from, see `stepscope.tasks.sources.load_pairs`.
+        seeds: see `TrajectoryExperiment`.
+
+    Raises:
+        UsageError: unknown scale, or seeds that can't be used.
+
+    Example:
+        >>> trajectory_experiment("smoke").steps
+        (2, 6)
+    """
+    if scale not in SCALES:
+        raise UsageError(f"unknown scale {scale!r}: choose {' or '.join(SCALES)}")
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise UsageError(f"seeds are {seeds}: give different whole numbers ≥ 0")
+    steps = {"smoke": (2, 6), "cpu": (10, 60)}[scale]
+    return TrajectoryExperiment(scale, SCALES[scale], source=source, steps=steps, seeds=seeds)
+
+
+def run_trajectory(
+    experiment: TrajectoryExperiment,
+    out: str | os.PathLike[str],
+    progress: Progress = lambda part, what: None,  # noqa: ARG005
+) -> Path:
+    """Runs the experiment into a run directory, or continues one.
+
+    Training is repeated from the seed up to the first measurement that is missing: measuring leaves no trace, so
+    the trajectory is the same.
+
+    Args:
+        experiment: what to run.
+        out: the run directory; created if missing.
+        progress: told how far it is.
+
+    Returns:
+        The run directory.
+
+    Raises:
+        UsageError: the directory can't be used (see `RunDirectory`), there are no data or they have changed since, or
+            the training loss isn't finite any more.
+    """
+    configuration = experiment.configuration()
+    begun = RunDirectory.check(out, configuration)
+    runs = [(seed, name) for seed in experiment.seeds for name in experiment.training_lr]
+    if begun is not None:
+        _, records = read_run(out)
+        if not any(_missing(experiment, records, seed, name) for seed, name in runs):
+            return Path(out)
+    progress(0.0, "preparing the data")
+    # A run goes on with the data that it began with, whatever could be had now.
+    source = begun["source"]["name"] if begun is not None and experiment.source == "auto" else experiment.source
+    task = translation(experiment.task, seed=runs[0][0], source=source)
+    context = _context(task)
+    if begun is not None and begun["source"]["sha256"] != context["source"]["sha256"]:
+        raise UsageError(f"the data of {out} have changed since it began ({task.source.title}): give another --out")
+    with RunDirectory.open(out, configuration, context=context) as run:
+        for number, (seed, name) in enumerate(runs):
+            if number:
+                task = translation(experiment.task, seed=seed, source=source)
+            _run_one(experiment, run, task, seed, name, _part(progress, number, len(runs)))
+    return Path(out)
+
+
+def _run_one(
+    experiment: TrajectoryExperiment, run: RunDirectory, task: Task, seed: int, name: str, progress: Progress
+) -> None:
+    """Trains with one optimizer, and measures what is missing along its trajectory."""
+    missing = _missing(experiment, run.records(), seed, name)
+    if not missing:
+        return
+    model, lr = task.model, experiment.training_lr[name]
+    optimizer = TRAINING[name](list(model.parameters()), lr)
+    objective = Objective(model, None, task.eval_batches)
+    followers = PseudoUpdates(objective.parameters, {label: DIRECTIONS[label] for label in experiment.directions})
+    last = max(missing)
+    batches = task.training_batches()
+    for step in range(1, last + 1):
+        gradients = _gradients(model, objective, next(batches), f"{name} trajectory, step {step} (lr {lr:g})")
+        directions = followers.step(gradients, capture=step in missing)
+        if step in missing:
+            wanted = {label: directions[label] for label in missing[step]}
+            told = partial(_tell, progress, (step - 1) / last, f"{name} trajectory, step {step}")
+            found = measure(objective, wanted, landscape=True, progress=told)
+            where = {"trajectory": name, "seed": seed, "step": step}
+            run.append([{**where, "direction": label, **m.record()} for label, m in found.items()])
+        optimizer.step()
+        progress(step / last, f"{name} trajectory, step {step} of {last}")
+
+
+def _part(progress: Progress, number: int, count: int) -> Progress:
+    """The progress of the whole from that of part `number` of `count`."""
+
+    def told(part: float, what: str) -> None:
+        progress((number + part) / count, what)
+
+    return told
+
+
+def _tell(progress: Progress, part: float, where: str, label: str) -> None:
+    progress(part, f"{where}: {label}")
+
+
+def _gradients(model: nn.Module, objective: Objective, batch: Batch, where: str) -> dict[str, Tensor]:
+    """The gradients of a training step; left on the parameters for the training optimizer."""
+    model.zero_grad(set_to_none=True)
+    loss = model(**batch).loss
+    if not math.isfinite(float(loss.detach())):
+        raise UsageError(f"the training loss is {float(loss.detach())} on the {where}: it has diverged")
+    loss.backward()
+    return {name: p.grad for name, p in objective.parameters.items() if p.grad is not None}
+
+
+def _missing(experiment: TrajectoryExperiment, records: Sequence[Record], seed: int, name: str) -> dict[int, list[str]]:
+    """The directions that have not been measured yet, by step."""
+    done = {(r["step"], r["direction"]) for r in records if (r["trajectory"], r["seed"]) == (name, seed)}
+    missing = {step: [d for d in experiment.directions if (step, d) not in done] for step in experiment.steps}
+    return {step: labels for step, labels in missing.items() if labels}
+
+
+def _context(task: Task) -> dict[str, Any]:
+    """What a reader of the records has to know beside the configuration."""
+    return {
+        "source": asdict(task.source),
+        "model": {
+            "class": type(task.model).__name__,
+            "parameters": sum(p.numel() for p in task.model.parameters() if p.requires_grad),
+            "initialisation": "random",
+        },
+        "evaluation": {"examples": sum(len(batch["labels"]) for batch in task.eval_batches)},
+    }
