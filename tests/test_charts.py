@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from stepscope import charts
-from stepscope._drawing import magnitude_axis, powers_of_ten, script_json, vega_lite_version, vega_script
 from stepscope.errors import UsageError
+from stepscope.report import charts
+from stepscope.report.drawing import magnitude_axis, powers_of_ten, script_json, vega_lite_version, vega_script
 from synthetic_records import DIRECTIONS, record, synthetic_records
 
 HOSTILE = ["</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>", "a\nb\u2028c", "[red]x", "\ud800"]

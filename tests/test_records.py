@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-import stepscope._storage
+import stepscope.storage
 from stepscope.errors import UsageError
 from stepscope.records import RunDirectory, number, plain, read_run, versions, write_atomically
 
@@ -231,7 +231,7 @@ def test_an_atomic_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_pat
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(stepscope._storage.os, "fsync", full)
+    monkeypatch.setattr(stepscope.storage.os, "fsync", full)
     with pytest.raises(UsageError, match="No space left"):
         write_atomically(target, b"new")
     assert target.read_bytes() == b"old"
@@ -297,7 +297,7 @@ WRITER = textwrap.dedent(
 
 
 def test_a_second_writer_is_refused_and_kill_9_leaves_a_whole_directory(tmp_path):
-    source = Path(stepscope._storage.__file__).parents[1]
+    source = Path(stepscope.storage.__file__).parents[1]
     child = subprocess.Popen(
         [sys.executable, "-c", WRITER, str(tmp_path / "run")],
         stdout=subprocess.PIPE,

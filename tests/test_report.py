@@ -11,10 +11,10 @@ import re
 import pytest
 from rich.console import Console
 
-from stepscope._drawing import vega_script
-from stepscope._page import format_number
 from stepscope.errors import UsageError
-from stepscope.report import print_table, render_report, sharpness_table, summary_sentence, write_report
+from stepscope.report import print_tables, render_report, sharpness_table, summary_sentence, write_report
+from stepscope.report.drawing import vega_script
+from stepscope.report.page import format_number
 from synthetic_records import (
     CONFIGURATION,
     CONTEXT,
@@ -181,22 +181,23 @@ def test_the_sentence_is_one_line(name):
 
 def printed(records, width=80):
     console = Console(file=io.StringIO(), width=width, color_system=None)
-    print_table(records, console)
+    print_tables(records, console)
     return console.file.getvalue()
 
 
-def test_the_terminal_table_fits_and_is_complete():
+def test_the_terminal_tables_fit_and_are_complete():
+    """One for each of 2 trajectories × 3 steps, with all four columns."""
     records = synthetic_records()
-    text = printed(records)
-    lines = text.splitlines()
+    lines = printed(records).splitlines()
     assert max(map(len, lines)) <= 80
     for name in DIRECTIONS:
-        assert sum(line.strip().startswith(f"{name}  ") for line in lines) == 2, name
-    sgd = [line.split() for line in lines if line.strip().startswith("sgd  ")]
-    assert sgd[0][1:4] == ["-0.67", "1", "1"]
-    assert "20†" in text
-    assert "† SGD's sharpness is negative there" in text
-    assert summary_sentence(records) in " ".join(text.split())
+        assert sum(line.strip().startswith(f"{name}  ") for line in lines) == 6, name
+    row = next(r for r in sharpness_table(records, "sgd") if (r.step, r.direction) == (20, "adam"))
+    place = next(i for i, line in enumerate(lines) if line.strip() == "sgd trajectory, step 20")
+    shown = next(line for line in lines[place:] if line.strip().startswith("adam  ")).split()[1:]
+    assert shown == [f"{v:.2g}" for v in (row.sharpness, row.correlation, row.best_step, row.best_decrease)]
+    assert sum("/ |SGD's|†" in line for line in lines) == 1
+    assert any("† SGD's sharpness is negative there" in line for line in lines)
 
 
 def test_the_terminal_shows_names_as_they_are_and_obeys_none():
@@ -205,7 +206,7 @@ def test_the_terminal_shows_names_as_they_are_and_obeys_none():
     assert "[bold]t" in text
     assert "\x1b" not in text
     assert "†" not in text
-    assert printed([]) == "Nothing has been measured yet.\n"
+    assert printed([]) == ""
 
 
 # The page

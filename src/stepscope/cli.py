@@ -1,6 +1,6 @@
 """The command line: ``stepscope demo`` and ``stepscope report``.
 
-A mistake of the user's is one line on standard error and exit status 2; an interruption is status 130 and loses nothing.
+A mistake of the user's is one line on standard error and exit status 2; an interruption is 130 and loses nothing.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _demo(asked: argparse.Namespace) -> None:
         require(module, extra)  # before minutes are spent, not after
     from stepscope.experiments.trajectory import run_trajectory, trajectory_experiment
     from stepscope.records import read_run
-    from stepscope.report import print_table, summary_sentence, write_report
+    from stepscope.report import print_tables, summary_sentence, write_report
 
     experiment = trajectory_experiment(asked.scale, source=asked.source, seeds=tuple(asked.seeds))
     out = Path(asked.out or f"runs/demo-{asked.scale}")
@@ -116,7 +116,7 @@ def _demo(asked: argparse.Namespace) -> None:
     run, records = read_run(out)
     source = run["context"]["source"]
     print(f"Data: {source['title']} ({source['license']}), {source['examples']:,} pairs")
-    print_table(records)
+    print_tables(records)
     print(summary_sentence(records))
     page = write_report(out, out / "report.html")
     print(f"\n{measured} new measurements in {seconds:.0f} s." if measured else "\nThe run was complete already.")
@@ -138,14 +138,15 @@ def _progress() -> Iterator[Callable[[float, str], None]]:
         yield _lines()
         return
     bars = require("rich.progress", "cli")
-    columns = (bars.BarColumn(), bars.TaskProgressColumn(), bars.TimeRemainingColumn(), bars.TextColumn("{task.description}"))
+    text = bars.TextColumn("{task.description}", markup=False)
+    columns = (bars.BarColumn(), bars.TaskProgressColumn(), bars.TimeRemainingColumn(), text)
     with bars.Progress(*columns, console=console, transient=True) as shown:
         task = shown.add_task("", total=1.0)
         yield lambda part, what: shown.update(task, completed=part, description=what)
 
 
 def _lines() -> Callable[[float, str], None]:
-    last = -1
+    last = 0
 
     def told(part: float, what: str) -> None:
         nonlocal last

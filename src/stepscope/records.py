@@ -17,8 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from stepscope._storage import encode, lines_of, number, plain, reason, show, versions, write_atomically
 from stepscope.errors import UsageError
+from stepscope.storage import encode, lines_of, number, plain, reason, show, versions, write_atomically
 
 __all__ = ["Record", "RunDirectory", "number", "plain", "read_run", "versions", "write_atomically"]
 

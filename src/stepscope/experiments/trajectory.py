@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -86,7 +85,7 @@ def run_trajectory(
     experiment: TrajectoryExperiment,
     out: str | os.PathLike[str],
     progress: Progress = lambda part, what: None,  # noqa: ARG005
-) -> Path:
+) -> int:
     """Runs the experiment into a run directory, or continues one.
 
     Training is repeated from the seed up to the first measurement that is missing: measuring leaves no trace, so
@@ -98,7 +97,7 @@ def run_trajectory(
         progress: told how far it is.
 
     Returns:
-        The run directory.
+        How many measurements were made; 0 if the run was complete already.
 
     Raises:
         UsageError: the directory can't be used (see `RunDirectory`), there are no data or they have changed since, or
@@ -110,7 +109,7 @@ def run_trajectory(
     if begun is not None:
         _, records = read_run(out)
         if not any(_missing(experiment, records, seed, name) for seed, name in runs):
-            return Path(out)
+            return 0
     progress(0.0, "preparing the data")
     # A run goes on with the data that it began with, whatever could be had now.
     source = begun["source"]["name"] if begun is not None and experiment.source == "auto" else experiment.source
@@ -119,11 +118,12 @@ def run_trajectory(
     if begun is not None and begun["source"]["sha256"] != context["source"]["sha256"]:
         raise UsageError(f"the data of {out} have changed since it began ({task.source.title}): give another --out")
     with RunDirectory.open(out, configuration, context=context) as run:
+        before = len(run.records())
         for number, (seed, name) in enumerate(runs):
             if number:
                 task = translation(experiment.task, seed=seed, source=source)
             _run_one(experiment, run, task, seed, name, _part(progress, number, len(runs)))
-    return Path(out)
+        return len(run.records()) - before
 
 
 def _run_one(

@@ -88,8 +88,8 @@ SCALES = {
         layers=2,
         heads=4,
         batch_size=64,
-        eval_size=96,
-        micro_batch_size=24,
+        eval_size=80,
+        micro_batch_size=20,
         max_tokens=64,
     ),
 }

@@ -13,12 +13,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stepscope._curves import curve_of, fields_of, folded, landscape_axes, minimum_of, model_before
-from stepscope._drawing import (
+from stepscope.errors import UsageError, require
+from stepscope.records import Record, number, write_atomically
+from stepscope.report.comparison import baseline_scale, directions_of, family
+from stepscope.report.curves import curve_of, fields_of, folded, landscape_axes, minimum_of, model_before
+from stepscope.report.drawing import (
     Style,
-    directions_of,
     dressed,
-    family,
     finish,
     line_look,
     magnitude_axis,
@@ -30,12 +31,9 @@ from stepscope._drawing import (
     vega_lite_version,
     vega_script,
 )
-from stepscope.errors import UsageError, require
-from stepscope.records import Record, number, write_atomically
 
 __all__ = [
     "Style",
-    "baseline_scale",
     "decrease_against_sharpness",
     "directions_of",
     "family",
@@ -44,8 +42,6 @@ __all__ = [
     "sharpness_over_steps",
     "styles",
 ]
-
-BASELINE = "sgd"
 
 
 def landscapes(records: Sequence[Record], trajectory: str, step: int | float, without: Iterable[str] = ()) -> Any:
@@ -303,31 +299,6 @@ def _decreases(records: Sequence[Record]) -> tuple[list[dict[str, Any]], bool]:
             row["x"] = row["sharpness"] / ((scales[key] or 1.0) if relative else 1.0)
             rows.append({**row, "share": max(row["best_decrease"], 0.0) / best})
     return rows, relative
-
-
-def baseline_scale(records: Iterable[Record]) -> tuple[float | None, str]:
-    """What sharpnesses are divided by: |SGD's|, or SGD's robust value where its sharpness is negative.
-
-    Args:
-        records: the records of one trajectory, step and seed.
-
-    Returns:
-        The positive divisor, or None if SGD has none; and how it came about: `"sharpness"`, `"robust"` (SGD's
-        is negative, and `uᵀ∇²f(x + εu)u`, the paper's eq. 4, stands in), `"negative"` (there is no such
-        value, so it is |SGD's| itself), `"none"`.
-
-    Example:
-        >>> baseline_scale([{"direction": "sgd", "sharpness": -2.0, "sharpness_robust": 8.0}])
-        (8.0, 'robust')
-    """
-    baseline = next((record for record in records if record.get("direction") == BASELINE), None)
-    sharpness = number(baseline, "sharpness") if baseline else None
-    if baseline is None or not sharpness:
-        return None, "none"
-    if sharpness > 0:
-        return sharpness, "sharpness"
-    robust = number(baseline, "sharpness_robust")
-    return (abs(robust), "robust") if robust else (-sharpness, "negative")
 
 
 def _standalone_page(spec: dict[str, Any]) -> str:

@@ -6,13 +6,13 @@ import functools
 import itertools
 import json
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from stepscope.errors import require
 from stepscope.records import Record
+from stepscope.report.comparison import directions_of, family
 
 # Mid tones that stand out on white and on near-black, told apart by lightness as well as by hue.
 _FAMILY_COLOURS = {
@@ -37,21 +37,6 @@ class Style:
     colour: str
     dash: tuple[int, ...]
     shape: str
-
-
-def family(direction: str) -> str:
-    """What a direction is a variant of: its name up to the word "clip".
-
-    Example:
-        >>> family("adam clip 50% (update)"), family("muon")
-        ('adam', 'muon')
-    """
-    return re.split(r"\s+clip\b", direction, maxsplit=1)[0]
-
-
-def directions_of(records: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The names of the directions, in the order in which they were first measured."""
-    return list(dict.fromkeys(str(record.get("direction")) for record in records))
 
 
 def styles(directions: Sequence[str]) -> dict[str, Style]:

@@ -6,16 +6,17 @@ import base64
 import functools
 import hashlib
 import importlib.resources
+import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from stepscope._drawing import Style, directions_of, script_json, styles, vega_script
-from stepscope.charts import decrease_against_sharpness, landscapes, sharpness_over_steps
 from stepscope.errors import MissingExtraError, UsageError, require
-from stepscope.records import Record
-
-if TYPE_CHECKING:
-    from stepscope.report import Row
+from stepscope.records import Record, read_run, write_atomically
+from stepscope.report.charts import decrease_against_sharpness, landscapes, sharpness_over_steps
+from stepscope.report.comparison import Row, directions_of, sharpness_table, trajectories_of
+from stepscope.report.drawing import Style, script_json, styles, vega_script
+from stepscope.report.summary import summary_sentence
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _SYMBOLS = {  # SVG fragments around (0, 0), like Vega's symbols of the same names
@@ -89,7 +90,7 @@ def render_page(
 
 @functools.cache
 def _resource(name: str) -> str:
-    return (importlib.resources.files("stepscope") / "templates" / name).read_text(encoding="utf-8")
+    return (importlib.resources.files("stepscope.report") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _hash(script: str) -> str:
@@ -201,3 +202,36 @@ def _swatch(look: Style) -> str:
         f'<path d="M1 6H33" stroke="{look.colour}" stroke-width="2" stroke-dasharray="{dash}"/>'
         f'<g transform="translate(17 6)" fill="{look.colour}">{_SYMBOLS[look.shape]}</g></svg>'
     )
+
+
+def render_report(run: dict[str, Any], records: Sequence[Record]) -> str:
+    """The page of a run, as HTML that fetches nothing.
+
+    Args:
+        run: the content of `run.json`.
+        records: the measurements.
+
+    Raises:
+        MissingExtraError: altair, vl-convert or jinja2 is not installed.
+    """
+    tables = {trajectory: sharpness_table(records, trajectory) for trajectory in trajectories_of(records)}
+    return render_page(run, records, tables, summary_sentence(records))
+
+
+def write_report(run_path: str | os.PathLike[str], out_path: str | os.PathLike[str]) -> Path:
+    """Writes the page of a run directory: one self-contained file, whole or not at all.
+
+    Args:
+        run_path: the run directory; it is only read, and may be one that is still written to.
+        out_path: the HTML file; missing directories are created.
+
+    Returns:
+        `out_path`.
+
+    Raises:
+        UsageError: `run_path` is no run directory, or the page cannot be written.
+        MissingExtraError: altair, vl-convert or jinja2 is not installed.
+    """
+    run, records = read_run(run_path)
+    write_atomically(out_path, render_report(run, records).encode(errors="replace"))
+    return Path(out_path)

@@ -155,7 +155,7 @@ def show(path: str | os.PathLike[str]) -> str:
 
 
 def lines_of(content: bytes) -> Iterator[bytes]:
-    # Only b"\n" ends a line: names may hold U+2028 and the other ends of line that str.splitlines knows.
+    """Cuts at ``\\n`` alone: names may hold U+2028 and the other ends of line that `str.splitlines` knows."""
     start = 0
     while start < len(content):
         end = content.find(b"\n", start) + 1 or len(content)
@@ -164,6 +164,7 @@ def lines_of(content: bytes) -> Iterator[bytes]:
 
 
 def encode(value: Any) -> bytes:
+    """One line of JSON in UTF-8, without its end."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     try:
         return text.encode()

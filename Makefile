@@ -1,0 +1,43 @@
+# Each target alone, on a machine with Python ≥ 3.11 and make, makes the environment it needs and does its job.
+#
+#   make demo      the main job: about two minutes on two cores, beyond downloads
+#   make test      all tests; offline once the environment is installed
+#   make check     lint, format, types, import rules
+#
+# TORCH=... chooses the build of torch, as arguments of `pip install` (README.md, "Which torch").
+
+PYTHON ?= python3
+TORCH ?= -r requirements/torch.txt
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test check format clean
+
+demo: $(INSTALLED)
+	$(BIN)/stepscope demo
+
+test: $(INSTALLED)
+	$(BIN)/pytest
+
+check: $(INSTALLED)
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix src tests
+	$(BIN)/ruff format src tests
+
+$(INSTALLED): pyproject.toml requirements/torch.txt requirements/dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "stepscope needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH)
+	$(PIP) --no-deps --require-hashes -r requirements/dev.txt
+	$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist runs

@@ -1,0 +1,169 @@
+"""The command line as a user meets it: the demo, and one clear line with status 2 for every mistake."""
+
+import contextlib
+import io
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stepscope import cli
+from stepscope.experiments import trajectory
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "pairs.tsv"
+    path.write_text("".join(f"the number {i} is here\tle nombre {i} est là\n" for i in range(60)))
+    return str(path)
+
+
+def call(*arguments, capsys):
+    """Exit status, standard output, standard error."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return stop.value.code, out, err
+
+
+@pytest.fixture(scope="module")
+def demo(pairs, tmp_path_factory):
+    """The run directory of a demo, with its exit status and what it printed."""
+    out = tmp_path_factory.mktemp("demo") / "run"
+    arguments = ["demo", "--scale", "smoke", "--source", pairs, "--out", str(out)]
+    text, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    return out, arguments, stop.value.code, text.getvalue(), err.getvalue()
+
+
+def test_the_demo(demo):
+    out, _, status, text, err = demo
+    assert status == 0
+    assert text.count("trajectory, step") == 4
+    assert sum(line.strip().startswith("adafactor clip 50% (numerator)") for line in text.splitlines()) == 4
+    assert "With one seed, SGD " in text
+    assert "56 new measurements" in text
+    page = (out / "report.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert "adafactor clip 50% (numerator)" in page
+    assert "100%" in err
+
+
+def test_a_second_demo_says_that_it_is_complete(demo, capsys):
+    status, text, _ = call(*demo[1], capsys=capsys)
+    assert (status, "The run was complete already." in text) == (0, True)
+
+
+def test_the_report_is_a_function_of_the_records(demo, tmp_path, capsys):
+    status, text, _ = call("report", demo[0], "--out", tmp_path / "again.html", capsys=capsys)
+    assert (status, text.strip()) == (0, str(tmp_path / "again.html"))
+    assert (tmp_path / "again.html").read_text() == (demo[0] / "report.html").read_text()
+
+
+MISTAKES = {
+    "unknown scale": (["demo", "--scale", "huge"], "unknown scale 'huge': choose smoke or cpu"),
+    "out is a file": (["demo", "--scale", "smoke", "--out", "{file}"], "is a file: give a directory"),
+    "out cannot be made": (["demo", "--scale", "smoke", "--out", "{file}/below"], "cannot create"),
+    "out is in /proc": (["demo", "--scale", "smoke", "--out", "/proc/nowhere"], "cannot create"),
+    "out is somebody's": (["demo", "--scale", "smoke", "--out", "{folder}"], "is not empty and not a run directory"),
+    "no such data": (["demo", "--scale", "smoke", "--out", "{new}", "--source", "{new}.tsv"], ".tsv"),
+    "no such source": (["demo", "--scale", "smoke", "--out", "{new}", "--source", "klingon"], "klingon"),
+    "seeds": (["demo", "--scale", "smoke", "--out", "{new}", "--seeds", "1", "1"], "different whole numbers"),
+    "not a seed": (["demo", "--seeds", "one"], "invalid int value"),
+    "no run": (["report", "{new}"], "cannot read"),
+    "not a run": (["report", "{folder}"], "is not a run directory"),
+    "unknown option": (["demo", "--scael", "smoke"], "unrecognized arguments: --scael"),
+    "unknown command": (["demos"], "invalid choice: 'demos'"),
+    "no command": ([], "required: COMMAND"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_one_line_and_status_2(name, tmp_path, capsys):
+    arguments, message = MISTAKES[name]
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.txt").write_text("x")
+    before = sorted(tmp_path.rglob("*"))
+    places = {key: tmp_path / key for key in ("file", "folder", "new")}
+    status, out, err = call(*(a.format(**places) for a in arguments), capsys=capsys)
+    assert status == 2
+    assert message in err
+    assert err.count("\n") == 1
+    assert out == ""
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_of_another_configuration(demo, capsys):
+    out, arguments, *_ = demo
+    before = {p: p.read_bytes() for p in out.iterdir()}
+    status, _, err = call(*arguments, "--seeds", 7, capsys=capsys)
+    assert status == 2
+    assert "another configuration" in err
+    assert "seeds" in err
+    assert err.count("\n") == 1
+    assert {p: p.read_bytes() for p in out.iterdir()} == before
+
+
+def test_no_network_and_no_data(tmp_path, capsys, monkeypatch):
+    """Every way out is closed: one line that gives each source's reason, at once, and nothing left behind."""
+
+    def refuse(*_, **__):
+        raise OSError("network is unreachable")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setenv("STEPSCOPE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))  # no apt-get, no dpkg
+    status, _, err = call("demo", "--scale", "smoke", "--out", tmp_path / "run", capsys=capsys)
+    assert status == 2
+    assert err.count("\n") == 1
+    assert [n for n in ("opus_books", "homeassistant", "libreoffice", "django", ".tsv") if n not in err] == [], err
+    assert not (tmp_path / "run").exists()
+
+
+def test_interruption_is_status_130(pairs, tmp_path, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trajectory, "measure", interrupted)
+    status, _, err = call("demo", "--scale", "smoke", "--source", pairs, "--out", tmp_path / "run", capsys=capsys)
+    assert (status, "give the same command again to go on" in err) == (130, True)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["report", "--help"], ["--version"]])
+def test_help_teaches_and_version_says(arguments, capsys):
+    status, out, err = call(*arguments, capsys=capsys)
+    assert (status, err) == (0, "")
+    assert "stepscope" in out
+
+
+def test_it_runs_as_a_module():
+    done = subprocess.run(
+        [sys.executable, "-m", "stepscope", "demo", "--help"], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    assert "--scale smoke" in done.stdout
+
+
+def test_a_terminal_gets_a_bar(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    with cli._progress() as progress:
+        progress(0.5, "half")
+    assert "━" in capsys.readouterr().err
+
+
+def test_the_readme_names_only_options_that_exist(capsys):
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    _, shown, _ = call("demo", "--help", capsys=capsys)
+    named = set(re.findall(r"stepscope demo[^\n`]*?(--[a-z-]+)", readme))
+    assert named
+    assert all(option in shown for option in named)

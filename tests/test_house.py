@@ -1,0 +1,63 @@
+"""The house: one-way imports, a light import, examples in docstrings that run, documentation that names what exists."""
+
+import doctest
+import importlib
+import os
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import stepscope
+
+ROOT = Path(__file__).parent.parent
+MODULES = [m.name for m in pkgutil.walk_packages(stepscope.__path__, "stepscope.") if not m.name.endswith("__main__")]
+
+
+def test_each_layer_imports_only_what_stands_below_it():
+    done = subprocess.run(
+        [Path(sys.executable).parent / "lint-imports"],
+        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "NO_COLOR": "1"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings_run(name):
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.failed == 0
+
+
+def test_every_public_function_at_the_top_has_an_example():
+    for name in stepscope.__all__:
+        thing = getattr(stepscope, name)
+        if callable(thing) and not isinstance(thing, type):
+            assert ">>>" in thing.__doc__, name
+
+
+def test_importing_needs_torch_alone():
+    """Also of optional parts' packages: a missing extra must be an error of the call, not of the import."""
+    code = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"rich", "altair", "jinja2", "vl_convert", "transformers", "tokenizers",
+                                      "datasets", "huggingface_hub", "safetensors", "filelock"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Refuse())
+import torch
+before = set(sys.modules)
+import stepscope, stepscope.cli, stepscope.report, stepscope.tasks.translation, stepscope.experiments.trajectory
+from stepscope.errors import MissingExtraError
+try:
+    stepscope.cli.main(["demo"])
+except SystemExit as stop:
+    print(stop.code)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == (
+        "2\n",
+        "stepscope demo: error: rich is not installed: pip install 'stepscope[cli]'\n",
+    )
