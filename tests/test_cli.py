@@ -125,7 +125,7 @@ def test_no_network_and_no_data(tmp_path, capsys, monkeypatch):
     status, _, err = call("demo", "--scale", "smoke", "--out", tmp_path / "run", capsys=capsys)
     assert status == 2
     assert err.count("\n") == 1
-    assert [n for n in ("opus_books", "homeassistant", "libreoffice", "django", ".tsv") if n not in err] == [], err
+    assert [n for n in ("opus_books", "homeassistant", "libreoffice", "django", "<TAB>") if n not in err] == [], err
     assert not (tmp_path / "run").exists()
 
 

@@ -122,6 +122,16 @@ def test_a_scheduled_optimizer_is_not_stepped():
     torch.testing.assert_close(promised["vector"], -0.5 * gradients(0)["vector"])
 
 
+def test_the_gradients_that_backward_left_are_taken():
+    x, g = weights(), gradients(0)
+    optimizer = torch.optim.SGD(list(x.values()), lr=0.5)
+    with pytest.raises(UsageError, match=r"after backward\(\)"):
+        next_update(optimizer, x)
+    for n, p in x.items():
+        p.grad = g[n]
+    assert all(torch.equal(next_update(optimizer, x)[n], next_update(optimizer, x, g)[n]) for n in x)
+
+
 def test_hooks_of_a_live_optimizer_are_not_run():
     x = weights()
     optimizer, calls = torch.optim.SGD(list(x.values()), lr=1.0), []

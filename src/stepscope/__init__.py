@@ -1,9 +1,19 @@
 """stepscope: see why an optimizer's step is good or bad, on your own model, while it trains."""
 
+from stepscope.clipping import clip_grad_fraction_
+from stepscope.directions import PseudoUpdates, next_update
 from stepscope.errors import UsageError
 from stepscope.measurement import Measurement, measure
 from stepscope.objective import Objective
 
 __version__ = "0.1.0"
 
-__all__ = ["Measurement", "Objective", "UsageError", "measure"]
+__all__ = [
+    "Measurement",
+    "Objective",
+    "PseudoUpdates",
+    "UsageError",
+    "clip_grad_fraction_",
+    "measure",
+    "next_update",
+]

@@ -91,7 +91,7 @@ class PseudoUpdates:
 
 
 def next_update(
-    optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], gradients: Mapping[str, Tensor]
+    optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], gradients: Mapping[str, Tensor] | None = None
 ) -> Direction:
     """What a live optimizer would add to the parameters at its next step, which it does not take.
 
@@ -103,13 +103,15 @@ def next_update(
     Args:
         optimizer: any `torch.optim.Optimizer`, at any point of its life. Its own step hooks are not run.
         parameters: ``{name: parameter}``, all that it has among them.
-        gradients: ``{name: gradient}`` that the step would see; a parameter without one is left out.
+        gradients: ``{name: gradient}`` that the step would see; a parameter without one is left out. ``None`` takes
+            what ``backward`` left on the parameters.
 
     Returns:
         ``d`` with the parameters' dtype, for the parameters that have a gradient.
 
     Raises:
-        UsageError: the optimizer has parameters that are not among `parameters`, or needs a closure.
+        UsageError: the optimizer has parameters that are not among `parameters`, or needs a closure, or there is no
+            gradient.
 
     Example:
         >>> w = nn.Parameter(torch.tensor([1.0])); adam = torch.optim.Adam([w], lr=1e-3)
@@ -117,6 +119,10 @@ def next_update(
         -0.001
     """
     _check_parameters(type(optimizer).__name__, optimizer, {id(p): p for p in parameters.values()})
+    if gradients is None:
+        gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+    if not gradients:
+        raise UsageError("no parameter has a gradient: call this after backward() and before step()")
     return _captured(type(optimizer).__name__, [optimizer], parameters, parameters, gradients, keep_hooks=False)
 
 

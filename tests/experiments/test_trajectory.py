@@ -150,7 +150,7 @@ run_trajectory(trajectory_experiment("smoke", source={pairs!r}), {str(tmp_path /
 
 def test_another_configuration_is_refused(run, experiment):
     other = dataclasses.replace(experiment, seeds=(1,))
-    with pytest.raises(UsageError, match="another configuration .*seeds"):
+    with pytest.raises(UsageError, match=r"another configuration .*seeds"):
         run_trajectory(other, run[0])
 
 
@@ -160,7 +160,7 @@ def test_other_data_are_refused(experiment, run, pairs, tmp_path):
     head = json.loads((run[0] / "run.json").read_bytes())
     head["context"]["source"]["sha256"] = "0" * 64
     (out / "run.json").write_text(json.dumps(head))
-    with pytest.raises(UsageError, match="data of .* have changed"):
+    with pytest.raises(UsageError, match=r"data of .* have changed"):
         run_trajectory(experiment, out)
 
 
