@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -67,7 +67,7 @@ class Measurement:
     predicted_decrease: float | None
     best_step: float | None
     best_decrease: float | None
-    landscape: Landscape | None
+    landscape: Landscape | None = field(repr=False)
     method: str
     method_reason: str
     dtype: str
