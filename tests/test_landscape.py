@@ -32,6 +32,10 @@ FUNCTIONS = {
     "kink": (lambda t: 1 + (t - 0.7).abs(), 0.7),
     "wrong curvature": (lambda t: 10 - t + 1e-4 * t**2 + 1e-3 * torch.cos(100 * t), 5000.0),
     "negative curvature": (lambda t: t**4 - t**2 - 0.1 * t, 0.7312),
+    "dip before a deeper one": (
+        lambda t: 7 - 0.05 * (t + t**2) * torch.exp(-(t**2) / 4) - torch.exp(-(((t - 60) / 15) ** 2)),
+        1.8136,
+    ),
     "wall": (lambda t: torch.where(t > 1.5, torch.nan, 4 - t), None),
 }
 

@@ -48,7 +48,7 @@ def trace(objective: Objective, direction: Mapping[str, Tensor], *, slope: float
     """Evaluates the loss along ``u = d/‖d‖`` until the first local minimum is bracketed, then refines it.
 
     Natural scales of directions differ by 10⁴ and more, so the first step comes from the second-order model, and
-    the next ones grow or shrink geometrically from there. The parameters are back at ``x`` on return, bit for bit.
+    the next ones double (or shrink) from there. The parameters are back at ``x`` on return, bit for bit.
 
     Args:
         objective: what is evaluated, about 15 to 25 times.
@@ -92,10 +92,11 @@ class _Line:
 def _first_step(loss: float, slope: float, sharpness: float, scale: float) -> float:
     if slope >= 0 or not math.isfinite(slope):
         return 1e-3 * scale
+    # Well before the minimum that the model predicts, or where its tangent has gained a thousandth of the loss: the first
+    # minimum is looked for, and a step across it would find another.
     if sharpness > 0:
-        return min(-slope / sharpness, scale)
-    # Where the tangent would have used up a tenth of the loss.
-    return min(0.1 * abs(loss) / -slope, scale) or 1e-3 * scale
+        return min(-slope / sharpness / 4, scale)
+    return min(1e-3 * abs(loss) / -slope, scale) or 1e-3 * scale
 
 
 def _search(line: _Line, slope: float, first: float) -> Landscape:

@@ -184,12 +184,9 @@ def _missing(experiment: TrajectoryExperiment, records: Sequence[Record], seed: 
 
 def _context(task: Task) -> dict[str, Any]:
     """What a reader of the records has to know beside the configuration."""
+    count = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
     return {
         "source": asdict(task.source),
-        "model": {
-            "class": type(task.model).__name__,
-            "parameters": sum(p.numel() for p in task.model.parameters() if p.requires_grad),
-            "initialisation": "random",
-        },
+        "model": {"title": f"T5 of {count:,} parameters", "initialisation": "random", "parameters": count},
         "evaluation": {"examples": sum(len(batch["labels"]) for batch in task.eval_batches)},
     }
