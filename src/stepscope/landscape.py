@@ -92,8 +92,8 @@ class _Line:
 def _first_step(loss: float, slope: float, sharpness: float, scale: float) -> float:
     if slope >= 0 or not math.isfinite(slope):
         return 1e-3 * scale
-    # Well before the minimum that the model predicts, or where its tangent has gained a thousandth of the loss: the first
-    # minimum is looked for, and a step across it would find another.
+    # Well before the minimum that the model predicts, or where its tangent has gained a thousandth of the loss: the
+    # first minimum is looked for, and a step across it would find another.
     if sharpness > 0:
         return min(-slope / sharpness / 4, scale)
     return min(1e-3 * abs(loss) / -slope, scale) or 1e-3 * scale
