@@ -5,12 +5,14 @@ from stepscope.directions import PseudoUpdates, next_update
 from stepscope.errors import UsageError
 from stepscope.measurement import Measurement, measure
 from stepscope.objective import Objective
+from stepscope.probe import Probe
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Measurement",
     "Objective",
+    "Probe",
     "PseudoUpdates",
     "UsageError",
     "clip_grad_fraction_",

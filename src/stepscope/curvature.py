@@ -20,6 +20,9 @@ from stepscope.vectors import Direction
 
 Method = Literal["auto", "autograd", "difference"]
 
+Observer = Callable[[str, float, Direction, Direction], None]
+"""``observe(label, share, u, Hu)``: sees each product ``Hu`` that is made on the way, with its share of the whole."""
+
 
 @dataclass
 class Curvature:
@@ -43,7 +46,10 @@ class Curvature:
 
 
 def curvature(
-    objective: Objective, directions: Mapping[str, Mapping[str, torch.Tensor]], method: Method = "auto"
+    objective: Objective,
+    directions: Mapping[str, Mapping[str, torch.Tensor]],
+    method: Method = "auto",
+    observe: Observer | None = None,
 ) -> Curvature:
     """The loss, its gradient, and ``uᵀHu`` along each direction ``d``, ``u = d/‖d‖``, at the present parameters.
 
@@ -52,12 +58,13 @@ def curvature(
         directions: ``{label: {parameter name: tensor}}``; any length but zero.
         method: ``"autograd"``, ``"difference"``, or ``"auto"``: autograd where the model has a second
             derivative that can be trusted.
+        observe: called with the products that the method makes; not called by a method that fails at once.
 
     Raises:
         UsageError: the method is unknown, or the model rules it out.
     """
     if method == "difference":
-        return difference(objective, directions)
+        return difference(objective, directions, observe)
     if method not in ("auto", "autograd"):
         raise UsageError(f"unknown method {method!r}: choose auto, autograd or difference")
     obstacle = _wrong_second_derivative(objective.model)
@@ -65,7 +72,7 @@ def curvature(
         obstacle = _untrusted_second_derivative(objective)
     if obstacle is None:
         try:
-            result = autograd(objective, directions)
+            result = autograd(objective, directions, observe)
         except RuntimeError as error:
             obstacle = _missing_second_derivative(error)
             if obstacle is None:
@@ -75,12 +82,14 @@ def curvature(
             return result
     if method == "autograd":
         raise UsageError(f'{obstacle}: use method="difference"')
-    result = difference(objective, directions)
+    result = difference(objective, directions, observe)
     result.reason = obstacle
     return result
 
 
-def autograd(objective: Objective, directions: Mapping[str, Mapping[str, torch.Tensor]]) -> Curvature:
+def autograd(
+    objective: Objective, directions: Mapping[str, Mapping[str, torch.Tensor]], observe: Observer | None = None
+) -> Curvature:
     """``uᵀHu`` by double backward (Pearlmutter, 1994): ``Hu`` is the derivative of ``uᵀ∇f``.
 
     Cost: a forward and a backward for the shared graph, then about two backwards a direction.
@@ -94,11 +103,16 @@ def autograd(objective: Objective, directions: Mapping[str, Mapping[str, torch.T
             _accumulate(result.gradient, gradient, share)
             for label, direction in directions.items():
                 u = vectors.unit(direction, objective.parameters)
-                result.sharpness[label].append(vectors.dot(u, _hessian_product(objective, gradient, u)))
+                product = _hessian_product(objective, gradient, u)
+                result.sharpness[label].append(vectors.dot(u, product))
+                if observe is not None:
+                    observe(label, share, u, product)
     return result
 
 
-def difference(objective: Objective, directions: Mapping[str, Mapping[str, torch.Tensor]]) -> Curvature:
+def difference(
+    objective: Objective, directions: Mapping[str, Mapping[str, torch.Tensor]], observe: Observer | None = None
+) -> Curvature:
     """``uᵀHu`` by central differences of the slope ``s(t) = uᵀ∇f(x+tu)``, at two step lengths.
 
     ``D(h) = (s(h) − s(−h)) / 2h`` has an error of order ``h²`` on smooth losses, which ``(4D(h/2) − D(h)) / 3`` cancels
@@ -124,6 +138,8 @@ def difference(objective: Objective, directions: Mapping[str, Mapping[str, torch
             measured = abs((a - 2 * s0 + b) - 4 * (c - 2 * s0 + d))
             noise = 4 * _rounding(objective, result.gradient, u) + 2 * measured
             result.numerical_error[label] = truncation + noise / h
+            if observe is not None:
+                observe(label, 1.0, u, _gradient_difference(objective, u, h / 2))
     return result
 
 
@@ -156,6 +172,15 @@ def _slopes_around(objective: Objective, u: Direction, h: float) -> tuple[list[f
         with objective.displaced(u, step):
             slopes.append([vectors.dot(u, objective.derivative(loss)) for _, loss in objective.losses()])
     return slopes[0], slopes[1]
+
+
+def _gradient_difference(objective: Objective, u: Direction, h: float) -> Direction:
+    """``Hu`` as ``(∇f(x+hu) − ∇f(x−hu)) / 2h``."""
+    with objective.displaced(u, h):
+        _, ahead = objective.gradient()
+    with objective.displaced(u, -h):
+        _, behind = objective.gradient()
+    return {name: (ahead[name] - behind[name]) / (2 * h) for name in ahead if name in behind}
 
 
 def _hessian_product(objective: Objective, gradient: Direction, u: Direction) -> Direction:

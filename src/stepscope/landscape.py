@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,7 +44,9 @@ class Landscape:
     best_decrease: float
 
 
-def trace(objective: Objective, direction: Mapping[str, Tensor], *, slope: float, sharpness: float) -> Landscape:
+def trace(
+    objective: Objective, direction: Mapping[str, Tensor], *, slope: float, sharpness: float, also: Sequence[float] = ()
+) -> Landscape:
     """Evaluates the loss along ``u = d/‖d‖`` until the first local minimum is bracketed, then refines it.
 
     Natural scales of directions differ by 10⁴ and more, so the first step comes from the second-order model, and
@@ -55,12 +57,15 @@ def trace(objective: Objective, direction: Mapping[str, Tensor], *, slope: float
         direction: ``d``, any length but zero.
         slope: ``∇f(x)ᵀu``.
         sharpness: ``uᵀHu``.
+        also: further steps to evaluate the loss at.
     """
     with objective.measuring():
         u = vectors.unit(direction, objective.parameters)
         eps = max(torch.finfo(objective.parameters[name].dtype).eps for name in u)
         scale = vectors.norm(objective.parameters) or 1.0
         line = _Line(lambda step: objective.loss_at(u, step), noise=8 * eps)
+        for step in also:
+            line(step)
         return _search(line, slope, _first_step(line.start, slope, sharpness, scale))
 
 

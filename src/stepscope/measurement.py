@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
+from stepscope import breakdown as breakdowns
 from stepscope import curvature as curvatures
 from stepscope import vectors
+from stepscope.breakdown import Breakdown, BreakdownObserver, Grouping, grouping
 from stepscope.curvature import Curvature, Method
 from stepscope.errors import UsageError
 from stepscope.landscape import Landscape, trace
@@ -46,6 +48,14 @@ class Measurement:
         best_step: step of the lowest loss on the landscape; ``None`` if it wasn't measured.
         best_decrease: measured decrease there; ``None`` likewise.
         landscape: the loss along ``u``; ``None`` likewise.
+        lr_step: ``‖d‖``, the step that the optimizer itself would take at its own learning rate.
+        lr_loss: ``f(x + d)``, the loss there; ``None`` likewise.
+        overshoot: ``lr_step / best_step``: above 1 the learning rate goes past the best step, below 1 it falls short;
+            ``None`` without a descent.
+        breakdown: where the sharpness comes from; ``None`` if it wasn't asked for.
+        within_layer: ``Σ_ℓ u_ℓᵀH_ℓℓu_ℓ``, the part of ``sharpness`` that doesn't come from interaction of layers;
+            ``None`` if it wasn't asked for.
+        cross_layer: the rest, ``sharpness − within_layer``; ``None`` likewise.
         method: ``"autograd"`` or ``"difference"``.
         method_reason: why that method.
         dtype: the floating-point type that it was measured in.
@@ -68,14 +78,23 @@ class Measurement:
     best_step: float | None
     best_decrease: float | None
     landscape: Landscape | None = field(repr=False)
+    lr_step: float
+    lr_loss: float | None
+    overshoot: float | None
+    breakdown: Breakdown | None = field(repr=False)
+    within_layer: float | None
+    cross_layer: float | None
     method: str
     method_reason: str
     dtype: str
     seconds: float
 
     def record(self) -> dict[str, Any]:
-        """The measurement as plain JSON-able values, the landscape as ``{"steps", "losses", "status"}``."""
+        """The measurement as plain JSON-able values, parts of the breakdown as ``layers`` and ``top``."""
         values = asdict(self)
+        parts = values.pop("breakdown") or {"layers": None, "top": None}
+        top = parts["top"] and {f"{fraction:g}": part for fraction, part in parts["top"].items()}
+        values |= {"layers": parts["layers"], "top": top}
         if self.landscape is not None:
             kept = ("steps", "losses", "status")
             values["landscape"] = {key: values["landscape"][key] for key in kept}
@@ -88,6 +107,9 @@ def measure(
     method: Method = "auto",
     landscape: bool = False,
     *,
+    breakdown: bool = False,
+    within_layers: bool = False,
+    layer: Grouping | Mapping[str, str] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Measurement]:
     """Measures update directions at the model's present parameters, which are left as they are.
@@ -98,6 +120,11 @@ def measure(
             that is left out stays where it is. The labels are free.
         method: how ``uᵀHu`` is computed (`curvature`).
         landscape: whether to follow the loss along each direction too, for 10 to 25 forward passes a direction.
+        breakdown: whether to say which layers and how many coordinates the sharpness comes from (nearly free).
+        within_layers: whether to split it into what comes from within layers and from between them, for the cost of
+            one more direction a layer.
+        layer: what a layer is: a function of a parameter's name, or a mapping from beginnings of names to layers.
+            ``None``: each module's own parameters.
         progress: called with each label before its own part of the work (the common part comes first).
 
     Returns:
@@ -120,7 +147,9 @@ def measure(
         objective.check_direction(label, direction)
     started = time.perf_counter()
     with objective.measuring():
-        terms = curvatures.curvature(objective, directions, method)
+        layer_of = grouping(layer, objective.parameters)
+        observer = BreakdownObserver(directions, layer_of) if breakdown else None
+        terms = curvatures.curvature(objective, directions, method, observer)
         gradient_norm = vectors.norm(terms.gradient)
         dtype = "/".join(sorted({str(p.dtype).removeprefix("torch.") for p in objective.parameters.values()}))
         common = (time.perf_counter() - started) / len(directions)
@@ -128,7 +157,14 @@ def measure(
         for label, direction in directions.items():
             if progress is not None:
                 progress(label)
-            measured[label] = _measure_one(objective, label, direction, terms, gradient_norm, dtype, common, landscape)
+            found = _measure_one(objective, label, direction, terms, gradient_norm, dtype, common, landscape)
+            if observer is not None:
+                found = replace(found, breakdown=observer.result(label))
+            if within_layers:
+                split: Method = "autograd" if terms.method == "autograd" else "difference"
+                within = math.fsum(breakdowns.within_layers(objective, direction, layer_of, split).values())
+                found = replace(found, within_layer=within, cross_layer=found.sharpness - within)
+            measured[label] = found
         return measured
 
 
@@ -152,12 +188,13 @@ def _measure_one(
         with objective.displaced(u, finite_step):
             method: Method = "autograd" if terms.method == "autograd" else "difference"
             robust = objective.mean(curvatures.curvature(objective, {label: u}, method).sharpness[label])
-    curve = trace(objective, u, slope=slope, sharpness=sharpness) if with_landscape else None
+    norm = vectors.norm(direction)
+    curve = trace(objective, u, slope=slope, sharpness=sharpness, also=(norm,)) if with_landscape else None
     has_minimum = slope < 0 < sharpness
     return Measurement(
         loss=terms.loss,
         gradient_norm=gradient_norm,
-        norm=vectors.norm(direction),
+        norm=norm,
         slope=slope,
         correlation=slope / gradient_norm if gradient_norm > 0 else 0.0,
         sharpness=sharpness,
@@ -171,6 +208,12 @@ def _measure_one(
         best_step=curve.best_step if curve else None,
         best_decrease=curve.best_decrease if curve else None,
         landscape=curve,
+        lr_step=norm,
+        lr_loss=curve.losses[curve.steps.index(norm)] if curve else None,
+        overshoot=norm / curve.best_step if curve and curve.best_step > 0 else None,
+        breakdown=None,
+        within_layer=None,
+        cross_layer=None,
         method=terms.method,
         method_reason=terms.reason,
         dtype=dtype,

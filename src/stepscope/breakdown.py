@@ -1,0 +1,165 @@
+"""Where a direction's sharpness comes from: which layers, and how much of it from the largest coordinates.
+
+Everything but the split within layers is read off the product ``Hu``, which is computed for ``uᵀHu`` anyway.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stepscope import vectors
+from stepscope.clipping import fraction_threshold
+from stepscope.curvature import Method, curvature
+from stepscope.errors import UsageError
+from stepscope.objective import Objective
+from stepscope.vectors import Direction
+
+Grouping = Callable[[str], str]
+"""From the name of a parameter to the name of its layer."""
+
+TOP_FRACTIONS = (0.001, 0.01, 0.1)
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """The parts of ``uᵀHu``, in its own unit.
+
+    Attributes:
+        layers: ``u_ℓᵀ(Hu)_ℓ`` of each layer ``ℓ``; they add up to ``uᵀHu``. A part can be negative.
+        top: for each fraction ``p``, the ``⌊pn⌋`` coordinates of largest ``|uᵢ|``: ``"norm"`` is their part ``Σ uᵢ²``
+            of the squared norm, ``"sharpness"`` their part ``Σ uᵢ(Hu)ᵢ`` of ``uᵀHu``.
+    """
+
+    layers: dict[str, float]
+    top: dict[float, dict[str, float]]
+
+
+def layer_of(parameter: str) -> str:
+    """The module that owns a parameter: its name without the last part.
+
+    Example:
+        >>> layer_of("encoder.0.attention.weight"), layer_of("scale")
+        ('encoder.0.attention', 'scale')
+    """
+    module, _, _ = parameter.rpartition(".")
+    return module or parameter
+
+
+class BreakdownObserver:
+    """Collects the parts of each direction from the products that `stepscope.curvature.curvature` makes.
+
+    Args:
+        directions: ``{label: direction}``.
+        layer: the layer of a parameter, by its name.
+    """
+
+    def __init__(self, directions: Mapping[str, Mapping[str, Tensor]], layer: Grouping = layer_of) -> None:
+        self._layer = layer
+        self._layers: dict[str, dict[str, float]] = {label: {} for label in directions}
+        self._top: dict[str, dict[float, float]] = {label: dict.fromkeys(TOP_FRACTIONS, 0.0) for label in directions}
+        self._norms: dict[str, dict[float, float]] = {}
+        self._thresholds: dict[str, dict[float, float]] = {}
+
+    def __call__(self, label: str, share: float, u: Direction, product: Direction) -> None:
+        """Adds one micro-batch's part."""
+        if label not in self._thresholds:
+            largest = {p: fraction_threshold(list(u.values()), p) for p in TOP_FRACTIONS}
+            self._thresholds[label] = largest
+            self._norms[label] = {p: vectors.norm(_above(u, u, t)) ** 2 for p, t in largest.items()}
+        layers = self._layers[label]
+        for name, part in u.items():
+            value = vectors.dot({name: part}, product) if name in product else 0.0
+            layers[self._layer(name)] = layers.get(self._layer(name), 0.0) + share * value
+        for fraction, threshold in self._thresholds[label].items():
+            self._top[label][fraction] += share * vectors.dot(_above(u, u, threshold), product)
+
+    def result(self, label: str) -> Breakdown:
+        """What was collected of one direction."""
+        top = {
+            fraction: {"norm": self._norms[label][fraction], "sharpness": self._top[label][fraction]}
+            for fraction in TOP_FRACTIONS
+        }
+        return Breakdown(self._layers[label], top)
+
+
+def within_layers(
+    objective: Objective, direction: Mapping[str, Tensor], layer: Grouping = layer_of, method: Method = "auto"
+) -> dict[str, float]:
+    """``u_ℓᵀH_ℓℓu_ℓ`` of each layer: the sharpness that is left when layers don't interact.
+
+    What is missing to ``uᵀHu`` is cross-layer. Cost: one more direction for each layer.
+
+    Args:
+        objective: what is measured.
+        direction: ``d``, any length but zero.
+        layer: the layer of a parameter, by its name.
+        method: see `stepscope.curvature.curvature`.
+
+    Returns:
+        ``{layer: part}``, in the unit of ``uᵀHu``.
+
+    Raises:
+        UsageError: the direction doesn't fit the model.
+
+    Example:
+        >>> w = torch.nn.ParameterDict({"a": torch.nn.Parameter(torch.ones(1)), "b": torch.nn.Parameter(torch.ones(1))})
+        >>> f = Objective(w, lambda m, _: (2 * m["a"] ** 2 + m["a"] * m["b"]).sum(), [0], lambda _: 1)
+        >>> parts = within_layers(f, {"a": torch.ones(1), "b": torch.ones(1)})
+        >>> {name: round(part, 4) for name, part in parts.items()}
+        {'a': 2.0, 'b': 0.0}
+    """
+    objective.check_direction("direction", direction)
+    restricted: dict[str, Direction] = {}
+    for name, part in direction.items():
+        restricted.setdefault(layer(name), {})[name] = part
+    whole = vectors.norm(direction) ** 2
+    squares = {label: vectors.norm(part) ** 2 for label, part in restricted.items()}
+    moving = {label: part for label, part in restricted.items() if squares[label] > 0}
+    found = curvature(objective, moving, method)
+    return {
+        label: objective.mean(found.sharpness[label]) * squares[label] / whole if label in moving else 0.0
+        for label in restricted
+    }
+
+
+def grouping(layer: Grouping | Mapping[str, str] | None, names: Iterable[str]) -> Grouping:
+    """The user's choice of layers as a function, checked on all parameters.
+
+    Args:
+        layer: a function of a parameter's name, a mapping from the beginnings of names (the longest that fits
+            counts), or ``None`` for the module that owns the parameter.
+        names: the names of all trainable parameters.
+
+    Raises:
+        UsageError: a name has no layer.
+
+    Example:
+        >>> grouping({"encoder": "front", "encoder.9": "last"}, ["encoder.9.w"])("encoder.9.w")
+        'last'
+    """
+    if layer is None:
+        return layer_of
+    chosen = layer
+    if isinstance(chosen, Mapping):
+        table = sorted(chosen.items(), key=lambda item: -len(item[0]))
+
+        def by_beginning(name: str) -> str:
+            return next((group for beginning, group in table if name.startswith(beginning)), "")
+
+        chosen = by_beginning
+    for name in names:
+        if not isinstance(chosen(name), str) or not chosen(name):
+            raise UsageError(f"parameter {name} belongs to no layer: give one for it")
+    return chosen
+
+
+def _above(u: Mapping[str, Tensor], values: Mapping[str, Tensor], threshold: float) -> Direction:
+    """`values` where ``|u|`` is above the threshold, zero elsewhere."""
+    if math.isinf(threshold):
+        return {}
+    return {name: torch.where(part.abs() > threshold, values[name], 0.0) for name, part in u.items()}

@@ -1,0 +1,70 @@
+"""Where numbers go beside the records: any experiment tracker, as a function of values and step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from stepscope.errors import UsageError
+
+Log = Callable[[Mapping[str, float], int], None]
+"""``log(values, step)``."""
+
+_logger = logging.getLogger("stepscope")
+
+
+def as_log(tracker: Any) -> Log:
+    """One function for every tracker; a tracker that fails is said so once, and never stops training.
+
+    Args:
+        tracker: a function of ``(values, step)`` such as ``wandb.log`` or ``trackio.log``, an object with
+            ``add_scalar`` such as TensorBoard's ``SummaryWriter``, an object with ``log(values, step=step)`` such as an
+            Accelerate tracker, or ``None`` for none.
+
+    Raises:
+        UsageError: it is none of these.
+
+    Example:
+        >>> seen = []
+        >>> as_log(lambda values, step: seen.append((step, values)))({"sharpness": 2.0}, 10)
+        >>> seen
+        [(10, {'sharpness': 2.0})]
+    """
+    if tracker is None:
+        return lambda *_: None
+    if hasattr(tracker, "add_scalar"):
+
+        def send(values: Mapping[str, float], step: int) -> None:
+            for name, value in values.items():
+                tracker.add_scalar(name, value, step)
+
+    elif callable(tracker):
+
+        def send(values: Mapping[str, float], step: int) -> None:
+            tracker(dict(values), step)
+
+    elif callable(getattr(tracker, "log", None)):
+
+        def send(values: Mapping[str, float], step: int) -> None:
+            tracker.log(dict(values), step=step)
+
+    else:
+        raise UsageError(f"log is a {type(tracker).__name__}: give a function of (values, step), or a SummaryWriter")
+    return _Guarded(send)
+
+
+class _Guarded:
+    """A tracker's failure is reported the first time and otherwise ignored."""
+
+    def __init__(self, send: Log) -> None:
+        self._send = send
+        self._failed = False
+
+    def __call__(self, values: Mapping[str, float], step: int) -> None:
+        try:
+            self._send(values, step)
+        except Exception as error:
+            if not self._failed:
+                _logger.warning("the log function failed at step %d (%s); training goes on", step, error)
+            self._failed = True

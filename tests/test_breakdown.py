@@ -1,0 +1,81 @@
+"""Where the sharpness comes from, against the blocks of a dense Hessian."""
+
+import pytest
+import torch
+
+import stepscope
+from cases import CASES, case, dense, flat
+from stepscope import UsageError
+from stepscope.breakdown import grouping, layer_of, within_layers
+
+
+def blocks(c):
+    """For each layer, the positions of its coordinates in the concatenated parameters."""
+    places, start = {}, 0
+    for name, p in c.model.named_parameters():
+        if p.requires_grad:
+            places.setdefault(layer_of(name), []).append(torch.arange(start, start + p.numel()))
+            start += p.numel()
+    return {layer: torch.cat(parts) for layer, parts in places.items()}
+
+
+@pytest.mark.parametrize("method", ["autograd", "difference"])
+@pytest.mark.parametrize("name", [n for n in CASES if n != "t5 relu"])
+def test_parts_against_the_dense_hessian(name, method):
+    c = case(name)
+    objective = c.objective()
+    _, _, hessian = dense(c)
+    direction = {n: torch.randn_like(p) ** 3 for n, p in objective.parameters.items()}
+    m = stepscope.measure(objective, {"d": direction}, method, breakdown=True, within_layers=True)["d"]
+    u = flat(c, direction) / flat(c, direction).norm()
+    bar = (c.tolerance if method == "autograd" else m.numerical_error + 1e-7) * float(torch.linalg.matrix_norm(hessian))
+    product = hessian @ u
+    for layer, at in blocks(c).items():
+        assert m.breakdown.layers[layer] == pytest.approx(float(u[at] @ product[at]), abs=bar), layer
+    assert sum(m.breakdown.layers.values()) == pytest.approx(m.sharpness, abs=bar)
+    within = sum(float(u[at] @ hessian[at][:, at] @ u[at]) for at in blocks(c).values())
+    assert m.within_layer == pytest.approx(within, abs=2 * len(blocks(c)) * bar)
+    assert m.cross_layer == pytest.approx(m.sharpness - within, abs=2 * len(blocks(c)) * bar)
+    for fraction, part in m.breakdown.top.items():
+        largest = u.abs().topk(int(fraction * len(u))).indices
+        assert part["norm"] == pytest.approx(float(u[largest].square().sum()), abs=1e-9)
+        assert part["sharpness"] == pytest.approx(float(u[largest] @ product[largest]), abs=bar)
+
+
+def test_records_hold_the_parts():
+    c = case("mlp")
+    m = stepscope.measure(c.objective(), {"d": {"out.bias": torch.ones(3)}}, breakdown=True)["d"]
+    record = m.record()
+    assert record["layers"] == {"out": m.sharpness}
+    assert set(record["top"]) == {"0.001", "0.01", "0.1"}
+    plain = stepscope.measure(c.objective(), {"d": {"out.bias": torch.ones(3)}})["d"].record()
+    assert (plain["layers"], plain["top"], plain["within_layer"]) == (None, None, None)
+
+
+def test_layers_are_the_users_choice():
+    c = case("layer norm")
+    objective = c.objective()
+    direction = {n: torch.ones_like(p) for n, p in objective.parameters.items()}
+    table = {"": "rest", "in": "front", "norm": "front"}
+    m = stepscope.measure(objective, {"d": direction}, breakdown=True, layer=table)["d"]
+    assert set(m.breakdown.layers) == {"front", "rest"}
+    assert set(within_layers(objective, direction, lambda name: name)) == set(objective.parameters)
+    with pytest.raises(UsageError, match=r"norm\.weight belongs to no layer"):
+        stepscope.measure(
+            objective, {"d": direction}, breakdown=True, layer={"in": "a", "middle": "b", "out": "c", "un": "d"}
+        )
+    assert grouping(None, [])("a.b.weight") == "a.b"
+
+
+def test_where_the_learning_rate_lands():
+    """½·100·x² from x = 1 with SGD at lr 0.015: one step goes 1.5 times as far as the minimum."""
+    w = torch.nn.ParameterDict({"x": torch.nn.Parameter(torch.ones(1, dtype=torch.float64))})
+    objective = stepscope.Objective(w, lambda m, b: 50 * (m["x"] ** 2).sum(), [0], lambda b: 1)
+    _, gradient = objective.gradient()
+    step = stepscope.next_update(torch.optim.SGD(w.parameters(), lr=0.015), objective.parameters, gradient)
+    m = stepscope.measure(objective, {"sgd": step}, landscape=True)["sgd"]
+    assert m.lr_step == pytest.approx(1.5)
+    assert m.overshoot == pytest.approx(1.5, rel=1e-6)
+    assert m.lr_loss == pytest.approx(50 * 0.25)
+    assert m.landscape.losses[m.landscape.steps.index(m.lr_step)] == m.lr_loss
+    assert stepscope.measure(objective, {"sgd": step})["sgd"].lr_loss is None

@@ -1,0 +1,359 @@
+"""The probe in a training loop: it measures the truth and changes nothing, whatever goes wrong."""
+
+import logging
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import stepscope
+from stepscope import Objective, Probe, UsageError
+from stepscope import probe as module
+from stepscope.records import read_run
+from traces import fingerprint
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.GELU(), nn.Dropout(0.3), nn.Linear(8, 3))
+
+
+def loss_fn(model, batch):
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def data(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (torch.randn(8, 4, generator=generator), torch.randint(0, 3, (8,), generator=generator)) for _ in range(count)
+    ]
+
+
+OPTIMIZERS = {
+    "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2),
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
+    "adafactor": lambda p: torch.optim.Adafactor(p),
+}
+
+
+def train(optimizer_of, attach=None, *, steps=12, scaler=False, closure=False, accumulate=1, scheduled=False):
+    """Trains and gives the whole state at the end; `attach(model, optimizer)` puts a probe on."""
+    model = net().train()
+    optimizer = optimizer_of(model.parameters())
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20) if scheduled else None
+    scale = torch.amp.GradScaler("cpu", init_scale=64.0) if scaler else None
+    torch.manual_seed(5)
+    probe = attach(model, optimizer) if attach else None
+    for index, batch in enumerate(data(steps * accumulate)):
+
+        def backward(batch=batch):
+            loss = loss_fn(model, batch) / accumulate
+            (scale.scale(loss) if scale else loss).backward()
+            return loss
+
+        if index % accumulate == 0:
+            optimizer.zero_grad()
+        if closure:
+
+            def fresh(batch=batch):
+                optimizer.zero_grad()
+                loss = loss_fn(model, batch)
+                loss.backward()
+                return loss
+
+            optimizer.step(fresh)
+            continue
+        backward()
+        if (index + 1) % accumulate:
+            continue
+        if scale:
+            scale.step(optimizer)
+            scale.update()
+        else:
+            optimizer.step()
+        if schedule:
+            schedule.step()
+    state = [p.detach().clone() for p in model.parameters()] + [b.clone() for b in model.buffers()]
+    state += [p.grad.clone() for p in model.parameters()]
+    state += [t.clone() for s in optimizer.state.values() for t in s.values() if torch.is_tensor(t)]
+    state.append(torch.get_rng_state())
+    return state, probe
+
+
+def same(a, b):
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def attached(**settings):
+    given = {"every": 3, "max_overhead": None, "quiet": True, **settings}
+    return lambda model, optimizer: Probe(model, optimizer, loss_fn, data(2, seed=9), **given)
+
+
+LOOPS = {
+    "plain": {},
+    "scaler": {"scaler": True},
+    "closure": {"closure": True},
+    "accumulation": {"accumulate": 3},
+    "scheduler": {"scheduled": True},
+}
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_training_is_bit_identical(name, loop):
+    plain, _ = train(OPTIMIZERS[name], **LOOPS[loop])
+    probed, probe = train(OPTIMIZERS[name], attached(), **LOOPS[loop])
+    assert same(plain, probed)
+    assert {r["step"] for r in probe.records} == {3, 6, 9, 12}
+    assert len(probe.records) == 4 * 4
+
+
+def test_it_measures_the_step_that_is_then_taken():
+    """The own direction is what step() does next, and its sharpness that of the real change."""
+    seen = {}
+
+    def attach(model, optimizer):
+        probe = attached(every=1)(model, optimizer)
+
+        def before(*_):
+            seen["start"] = {n: p.detach().double().clone() for n, p in model.named_parameters()}
+
+        def after(*_):
+            d = {n: p.detach().double() - seen["start"][n] for n, p in model.named_parameters()}
+            seen.setdefault("norms", []).append(stepscope.vectors.norm(d))
+
+        optimizer.register_step_pre_hook(before)
+        optimizer.register_step_post_hook(after)
+        return probe
+
+    _, probe = train(OPTIMIZERS["adamw"], attach, steps=5)
+    own = [r for r in probe.records if r["direction"] == "own AdamW"]
+    assert [r["lr_step"] for r in own] == pytest.approx(seen["norms"], rel=1e-4)
+    assert all(r["lr"] == [1e-2] for r in own)
+
+
+@pytest.mark.parametrize("where", ["before", "middle", "interrupt"])
+def test_training_is_identical_when_measuring_fails(where, monkeypatch, caplog):
+    plain, _ = train(OPTIMIZERS["adamw"])
+    real, calls = module.measure, []
+
+    def failing(objective, directions, *rest, **named):
+        calls.append(1)
+        if where == "middle":
+            with objective.measuring(), objective.displaced(next(iter(directions.values())), 1.0):
+                objective.loss()
+                raise RuntimeError("out of memory")
+        raise RuntimeError("out of memory")
+
+    if where == "interrupt":
+
+        def failing(objective, directions, *rest, **named):
+            with objective.measuring(), objective.displaced(next(iter(directions.values())), 1.0):
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "measure", failing)
+    if where == "interrupt":
+        model = net().train()
+        optimizer = OPTIMIZERS["adamw"](model.parameters())
+        probe = attached(every=1)(model, optimizer)
+        loss_fn(model, data(1)[0]).backward()
+        before = fingerprint(model, optimizer)
+        with pytest.raises(KeyboardInterrupt):
+            optimizer.step()
+        assert fingerprint(model, optimizer) == before
+        monkeypatch.setattr(module, "measure", real)
+        optimizer.step()
+        assert probe.records
+        return
+    with caplog.at_level(logging.WARNING, "stepscope"):
+        probed, probe = train(OPTIMIZERS["adamw"], attached())
+    assert same(plain, probed)
+    assert probe.records == []
+    assert len(calls) == 3  # then it is off
+    assert "out of memory" in caplog.text
+    assert "the probe is off after 3 failures" in caplog.text
+
+
+def test_training_goes_on_when_the_loss_turns_nan(caplog):
+    def poison(p):
+        return torch.optim.SGD(p, lr=1e30)
+
+    plain, _ = train(poison, steps=8)
+    assert any(torch.isnan(t).any() for t in plain if t.is_floating_point())
+    with caplog.at_level(logging.WARNING, "stepscope"):
+        probed, _ = train(poison, attached(every=2), steps=8)
+    assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(plain, probed, strict=True))
+    assert "training goes on" in caplog.text
+
+
+def test_records_report_and_log(tmp_path):
+    logged = []
+
+    class Writer:
+        def add_scalar(self, name, value, step):
+            logged.append((name, value, step))
+
+    _, probe = train(OPTIMIZERS["sgd"], attached(run_dir=tmp_path / "run", log=Writer()))
+    probe.close()
+    head, records = read_run(tmp_path / "run")
+    assert len(records) == len(probe.records) == 16
+    assert head["context"]["self_check"]["second_derivative"] in ("agrees", "kinked")
+    record = next(r for r in records if r["direction"] == "own SGD")
+    assert sum(record["layers"].values()) == pytest.approx(record["sharpness"], rel=1e-4)
+    assert record["overshoot"] == pytest.approx(record["lr_step"] / record["best_step"])
+    assert ("stepscope/own SGD/sharpness", record["sharpness"], record["step"]) in logged
+    page = probe.report(tmp_path / "page.html").read_text()
+    assert "own SGD" in page
+
+
+def test_the_overshoot_is_smoothed_geometrically():
+    _, probe = train(OPTIMIZERS["sgd"], attached(every=1), steps=4)
+    own = [r for r in probe.records if r["direction"] == "own SGD" and r["overshoot"]]
+    expected = math.log(own[0]["overshoot"])
+    for record in own:
+        expected = 0.7 * expected + 0.3 * math.log(record["overshoot"])
+        assert record["overshoot_smoothed"] == pytest.approx(math.exp(expected))
+
+
+def test_a_log_that_fails_is_said_once(caplog):
+    def broken(values, step):
+        raise OSError("no route to host")
+
+    with caplog.at_level(logging.WARNING, "stepscope"):
+        _, probe = train(OPTIMIZERS["sgd"], attached(log=broken))
+    assert len(probe.records) == 16
+    assert caplog.text.count("no route to host") == 1
+
+
+def test_measuring_at_will():
+    model = net().train()
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    with attached(every=10**9)(model, optimizer) as probe:
+        before = fingerprint(model, optimizer)
+        found = probe.measure()  # no gradients yet: those of the evaluation batches
+        assert fingerprint(model, optimizer) == before
+        assert set(found) == {"own AdamW", "own AdamW clip 50%", "sgd", "adam"}
+        assert probe.records[0]["gradient"] == "evaluation"
+        loss_fn(model, data(1)[0]).backward()
+        probe.measure()
+        assert probe.records[-1]["gradient"] == "training"
+
+
+def test_closing_takes_it_off():
+    model = net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    probe = attached(every=1)(model, optimizer)
+    probe.close()
+    probe.close()
+    loss_fn(model, data(1)[0]).backward()
+    optimizer.step()
+    assert (probe.records, probe.step) == ([], 0)
+
+
+def test_the_announcement_comes_before_the_first_measurement(capsys):
+    train(OPTIMIZERS["sgd"], attached(quiet=False))
+    err = capsys.readouterr().err
+    assert err.startswith("stepscope: a measurement takes about ")
+    assert err.count("\n") == 1
+
+
+def test_other_directions_and_a_kept_history():
+    directions = {"momentum": lambda p: torch.optim.SGD(p, lr=1.0, momentum=0.9)}
+    _, probe = train(OPTIMIZERS["adamw"], attached(directions=directions, every=6))
+    assert {r["direction"] for r in probe.records} == {"own AdamW", "momentum"}
+    assert [r["followed_steps"] for r in probe.records if r["direction"] == "momentum"] == [5, 11]
+
+
+def test_a_learning_rate_of_zero_has_no_direction():
+    def warm(p):
+        return torch.optim.SGD(p, lr=0.0)
+
+    _, probe = train(warm, attached(every=1), steps=2)
+    assert {r["direction"] for r in probe.records} == {"sgd", "adam"}
+
+
+class Random(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(3))
+        self.generator = torch.Generator().manual_seed(0)
+
+    def forward(self, x):
+        return (self.w * torch.rand(3, generator=self.generator)).sum()
+
+
+def test_refusals():
+    model = net()
+    batches = data(1)
+    with pytest.raises(UsageError, match="LBFGS reevaluates"):
+        Probe(model, torch.optim.LBFGS(model.parameters()), loss_fn, batches)
+    with pytest.raises(UsageError, match=r"not a torch\.optim\.Optimizer"):
+        Probe(model, "adam", loss_fn, batches)
+    random = Random()
+    with pytest.raises(UsageError, match="draws random numbers"):
+        Probe(random, torch.optim.SGD(random.parameters(), lr=1.0), lambda m, b: m(b), [torch.ones(1)], quiet=True)
+    with pytest.raises(UsageError, match="give another label"):
+        Probe(model, OPTIMIZERS["sgd"](model.parameters()), loss_fn, batches, directions={"own SGD": torch.optim.SGD})
+    with pytest.raises(UsageError, match="give a function"):
+        Probe(model, OPTIMIZERS["sgd"](model.parameters()), loss_fn, batches, log=3)
+    stranger = Probe(model, OPTIMIZERS["sgd"](net().parameters()), loss_fn, batches, quiet=True)
+    with pytest.raises(UsageError, match="isn't a trainable parameter"):
+        stranger.measure()
+
+
+class WrongSecond(torch.autograd.Function):
+    """x³ whose backward is right and, differentiated, is not."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return grad * 3 * x.detach() ** 2
+
+
+def test_a_wrong_second_derivative_is_loud_and_got_around(caplog):
+    w = nn.ParameterDict({"x": nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float64))})
+    optimizer = torch.optim.SGD(w.parameters(), lr=1e-3)
+    with caplog.at_level(logging.WARNING, "stepscope"):
+        probe = Probe(
+            w, optimizer, lambda m, b: WrongSecond.apply(m["x"]).sum(), [0], weight_fn=lambda b: 1, quiet=True
+        )
+    assert probe.check.second_derivative == "disagrees"
+    assert "wrong second derivative" in caplog.text
+    found = probe.measure()["own SGD"]
+    assert found.method == "difference"
+    u = torch.tensor([3.0, 12.0], dtype=torch.float64) / math.hypot(3, 12)
+    assert found.sharpness == pytest.approx(float((u**2 * 6 * torch.tensor([1.0, 2.0])).sum()), rel=1e-5)
+
+
+def test_an_accelerate_wrapper_is_unwrapped():
+    class Wrapper(torch.optim.Optimizer):
+        def __init__(self, optimizer):
+            self.optimizer = optimizer
+
+    model = net()
+    inner = OPTIMIZERS["sgd"](model.parameters())
+    with Probe(model, Wrapper(inner), loss_fn, data(1), every=1, max_overhead=None, quiet=True) as probe:
+        loss_fn(model, data(1)[0]).backward()
+        inner.step()
+        assert {r["trajectory"] for r in probe.records} == {"SGD"}
+
+
+def test_a_compiled_model_is_measured_as_the_eager_one():
+    torch.manual_seed(0)
+    eager = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 3))
+    compiled = torch.compile(eager, backend="aot_eager")
+    batches = data(2)
+    loss_fn(compiled, batches[0]).backward()
+    direction = {n: torch.randn(p.shape) for n, p in eager.named_parameters()}
+    plain = stepscope.measure(Objective(eager, loss_fn, batches), {"d": direction})["d"]
+    prefixed = {f"_orig_mod.{n}": d for n, d in direction.items()}
+    found = stepscope.measure(Objective(compiled, loss_fn, batches), {"d": prefixed})["d"]
+    assert found.sharpness == plain.sharpness
+    assert found.method == "autograd"

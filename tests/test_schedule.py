@@ -1,0 +1,85 @@
+"""The schedule keeps to the overhead, on a clock that the test moves."""
+
+import pytest
+
+from stepscope import UsageError
+from stepscope import schedule as module
+from stepscope.schedule import Schedule
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+def train(schedule, clock, *, steps, step_seconds, cost, follow_cost=0.0):
+    """What was planned at each step, and how long all of it took."""
+    plans = []
+    for step in range(1, steps + 1):
+        clock.now += step_seconds
+        schedule.arrive()
+        plans.append(schedule.plan(step))
+        if plans[-1] == "measure":
+            clock.now += cost
+            schedule.measured(cost)
+        elif plans[-1] == "follow":
+            clock.now += follow_cost
+        schedule.leave()
+    return plans
+
+
+def test_without_a_limit_it_measures_when_asked(clock):
+    plans = train(Schedule(10, None, 1.0, 3), clock, steps=30, step_seconds=1.0, cost=100.0)
+    assert [i for i, plan in enumerate(plans, 1) if plan == "measure"] == [10, 20, 30]
+    assert [i for i, plan in enumerate(plans, 1) if plan == "follow"] == [7, 8, 9, 17, 18, 19, 27, 28, 29]
+
+
+@pytest.mark.parametrize("limit", [0.01, 0.05, 0.5])
+@pytest.mark.parametrize("follow_cost", [0.0, 0.01])
+def test_the_overhead_is_kept(clock, limit, follow_cost):
+    """Cheap estimate, dear measurements: the interval stretches, the total stays within, and it does measure."""
+    schedule = Schedule(10, limit, 0.5, 5)
+    schedule.spend(2.0)
+    plans = train(schedule, clock, steps=5000, step_seconds=0.2, cost=3.0, follow_cost=follow_cost)
+    spent = plans.count("measure") * 3.0 + plans.count("follow") * follow_cost + 2.0
+    assert spent <= limit * 1000 + 3.0 + 5 * follow_cost
+    assert schedule.overhead == pytest.approx(spent / 1000, rel=1e-6)
+    assert plans.count("measure") > 0.7 * (limit * 1000 - 5) / (3.0 + 6 * follow_cost) if limit < 0.5 else True
+    first = plans.index("measure")
+    assert plans[first - 5 : first] == ["follow"] * 5
+
+
+def test_the_estimate_delays_the_first_measurement(clock):
+    plans = train(Schedule(1, 0.1, 5.0, 0), clock, steps=60, step_seconds=1.0, cost=1.0)
+    assert plans.index("measure") == 49  # 5 s of 50
+
+
+def test_a_function_of_the_step(clock):
+    plans = train(Schedule(lambda step: step in (4, 9), None, 1.0, 1), clock, steps=10, step_seconds=1.0, cost=1.0)
+    assert [i for i, plan in enumerate(plans, 1) if plan == "measure"] == [4, 9]
+
+
+def test_what_to_expect_in_words(clock):
+    schedule = Schedule(10, 0.05, 2.0, 5)
+    assert schedule.described(0) == "a measurement takes about 2 s"
+    train(schedule, clock, steps=5, step_seconds=0.5, cost=2.0)
+    text = "a measurement takes about 2 s, at 5% overhead one every 80 steps or more, the first at about step 80"
+    assert schedule.described(5) == text
+
+
+@pytest.mark.parametrize(
+    ("every", "limit"), [(0, 0.1), (1.5, 0.1), (-3, None), (10, 0.0), (10, -1.0), (10, float("nan"))]
+)
+def test_wrong_settings(every, limit):
+    with pytest.raises(UsageError, match="give a"):
+        Schedule(every, limit, 1.0, 5)
