@@ -216,3 +216,19 @@ def test_wrong_targets():
     x.grad = torch.ones(2)
     with pytest.raises(UsageError, match="SGD has no first moment"):
         clipped(lambda p: torch.optim.SGD(p, lr=1.0), 0.5, "first_moment")([x]).step()
+
+
+@pytest.mark.parametrize("settings", [{"maximize": True}, {"amsgrad": True}])
+def test_first_moment_clipping_with_other_settings(settings):
+    """Maximizing f is minimizing −f; amsgrad has one state more."""
+    sign = -1 if "maximize" in settings else 1
+    other = {k: v for k, v in settings.items() if k != "maximize"}
+    a, b = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(4))
+    first = clipped(lambda p: torch.optim.Adam(p, **settings), 0.5, "first_moment")([a])
+    second = clipped(lambda p: torch.optim.Adam(p, **other), 0.5, "first_moment")([b])
+    for step in range(3):
+        g = torch.tensor([4.0, -3.0, 2.0, -1.0]) * (step + 1)
+        a.grad, b.grad = g.clone(), sign * g.clone()
+        first.step()
+        second.step()
+    torch.testing.assert_close(a, b)

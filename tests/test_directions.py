@@ -251,3 +251,13 @@ def test_deepcopy_of_the_optimizer_is_not_what_is_done():
     for key, value in optimizer.state_dict()["state"].items():
         for name, tensor in value.items():
             assert torch.equal(tensor, state["state"][key][name])
+
+
+@pytest.mark.parametrize("kind", [{}, {"foreach": True}, {"fused": True}])
+def test_scalar_parameters_are_exact_too(kind):
+    x = {"scale": nn.Parameter(torch.tensor(2.0)), "w": nn.Parameter(torch.ones(3))}
+    g = {"scale": torch.tensor(0.5), "w": torch.tensor([1.0, -2.0, 3.0])}
+    updates = PseudoUpdates(x, {"adam": lambda p: torch.optim.Adam(p, lr=1e-6, **kind)})
+    updates.step(g)
+    found = updates.step(g, capture=True)["adam"]
+    torch.testing.assert_close(found["scale"], torch.tensor(-1e-6), rtol=1e-5, atol=0)

@@ -271,3 +271,75 @@ def test_wrong_directions_get_one_clear_line(name):
 def test_no_directions():
     with pytest.raises(UsageError, match="no directions"):
         stepscope.measure(Objective(linear(), mean_square, ONES), {})
+
+
+class Merging(nn.Linear):
+    """Merges an adapter into its weights when it is put into evaluation mode, as some adapters do."""
+
+    def train(self, mode=True):
+        if not mode:
+            self.weight.data.add_(1.0)
+        return super().train(mode)
+
+
+def test_modules_that_act_on_a_change_of_mode_are_not_told():
+    model = Merging(2, 1)
+    before = fingerprint(model)
+    stepscope.measure(Objective(model, mean_square, ONES), {"d": {"bias": torch.ones(1)}}, landscape=True)
+    assert fingerprint(model) == before
+
+
+def test_an_embedding_that_rescales_its_weights_does_so_on_a_copy():
+    model = nn.Embedding(4, 3, max_norm=0.1)
+    before, place = model.weight.detach().clone(), model.weight.data_ptr()
+    ids = torch.tensor([0, 1, 2])
+    stepscope.measure(Objective(model, mean_square, [ids]), {"d": {"weight": torch.ones(4, 3)}}, landscape=True)
+    assert torch.equal(model.weight, before)
+    assert model.weight.data_ptr() == place
+
+
+def test_a_transformer_layer_is_one_function_with_and_without_gradients():
+    layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+    mask = torch.tensor([[False, False, True], [False, False, False]])
+    objective = Objective(
+        layer, lambda m, b: m(b, src_key_padding_mask=mask).square().mean() * 3, [torch.randn(2, 3, 4)]
+    )
+    m = stepscope.measure(objective, {"d": objective.gradient()[1]}, landscape=True)["d"]
+    assert m.landscape.losses[0] == pytest.approx(m.loss, rel=1e-6)
+
+
+def test_losses_that_hold_derivatives():
+    model = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1))
+
+    def penalty(m, x):
+        x = x.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(m(x).sum(), x, create_graph=True)
+        return (slope - x).square().mean()
+
+    objective = Objective(model, penalty, [torch.randn(5, 1)])
+    value, gradient = objective.gradient()
+    m = stepscope.measure(objective, {"d": gradient}, landscape=True)["d"]
+    assert m.landscape.losses[0] == pytest.approx(value, rel=1e-6)
+
+
+def test_python_and_numpy_draws_are_fixed_too():
+    model = linear()
+    objective = Objective(model, lambda m, b: m(b).square().mean() * (random.random() + np.random.rand()), ONES)
+    state = random.getstate()
+    assert objective.loss() == objective.loss()
+    assert random.getstate() == state
+
+
+def test_labels_that_a_decoder_does_not_shift():
+    import transformers
+
+    sizes = {"vocab_size": 11, "d_model": 4, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 4}
+    bart = transformers.BartForCausalLM(transformers.BartConfig(**sizes, encoder_layers=1, encoder_attention_heads=2))
+    ids = torch.randint(3, 11, (2, 5))
+    assert averaged_over({"input_ids": ids, "labels": ids}, bart) == 10
+
+
+def test_tensors_of_other_kinds_are_no_directions():
+    for odd in (torch.ones(1, 2).long(), torch.ones(1, 2).to_sparse(), [[1.0, 2.0]]):
+        with pytest.raises(UsageError, match="not a dense real floating-point tensor"):
+            stepscope.measure(Objective(linear(), mean_square, ONES), {"mine": {"weight": odd}})

@@ -151,3 +151,46 @@ def test_sparse_gradients_are_refused():
     x.grad = torch.eye(2).to_sparse()
     with pytest.raises(UsageError, match="sparse"):
         SignSGD([x]).step()
+
+
+def test_adafactor_in_float32_where_gradients_are_zero():
+    """ε₁ = 1e-30 squared underflows: rows without gradient must stay, not become NaN."""
+    x = nn.Parameter(torch.ones(3, 4))
+    x.grad = torch.zeros(3, 4)
+    x.grad[0] = 1.0
+    Adafactor([x]).step()
+    assert x[1:].tolist() == [[1.0] * 4] * 2
+    assert torch.isfinite(x).all()
+    x.grad.zero_()
+    Adafactor([x]).step()
+    assert torch.isfinite(x).all()
+
+
+def test_adafactor_takes_relative_steps_like_torchs():
+    """With lr 1 the step is 1/√t, not lr."""
+    ours = run(Adafactor, dtype=torch.float64, lr=1.0)
+    theirs = run(torch.optim.Adafactor, dtype=torch.float64, lr=1.0, eps=(1e-15, 1e-3))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+def test_clip_fractions_are_of_the_whole_model():
+    for rule in (lambda p: Lion(p, lr=1.0, clip_fraction=0.5), lambda p: Adafactor(p, clip_fraction=0.5)):
+        a, b = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+        a.grad, b.grad = torch.tensor([100.0, 90.0]), torch.tensor([1.0, 2.0])
+        rule([a, b]).step()
+        moved = 1 - a.detach()
+        torch.testing.assert_close(moved[0] * (1 if rule([a]).defaults.get("d") is None else 100 / 90), moved[1])
+
+
+def test_clipping_survives_a_copy():
+    import copy
+
+    x = nn.Parameter(torch.ones(2))
+    for optimizer in (Lion([x], clip_fraction=0.5), Adafactor([x], clip_fraction=0.5)):
+        twin = copy.deepcopy(optimizer)
+        twin.param_groups[0]["params"][0].grad = torch.ones(2)
+        twin.step()
+        assert twin.defaults["clip_fraction"] == 0.5
+    with pytest.raises(UsageError, match="clip_fraction is 5"):
+        Lion([x], clip_fraction=5)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -36,10 +38,14 @@ def moved(batch: Any, device: torch.device, dtype_of: Callable[[torch.dtype], to
     """
     if isinstance(batch, Tensor):
         return batch.to(device, dtype_of(batch.dtype) if batch.is_floating_point() else batch.dtype)
-    if isinstance(batch, dict) or (isinstance(batch, Mapping) and hasattr(batch, "data")):
-        items = {key: moved(value, device, dtype_of) for key, value in batch.items()}
-        rebuild: Any = type(batch)
-        return rebuild(items)
+    if isinstance(batch, Mapping) and hasattr(batch, "__setitem__"):
+        items: Any = copy.copy(batch)
+        for key, value in batch.items():
+            items[key] = moved(value, device, dtype_of)
+        return items
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        fields = (field.name for field in dataclasses.fields(batch) if field.init)
+        return dataclasses.replace(batch, **{name: moved(getattr(batch, name), device, dtype_of) for name in fields})
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(moved(value, device, dtype_of) for value in batch))
     if isinstance(batch, list | tuple):
@@ -72,10 +78,23 @@ def averaged_over(batch: Any, model: nn.Module) -> int:
     )
 
 
+# Classes whose name says that they shift their labels, and which don't.
+_UNSHIFTED = re.compile(
+    r"^(Bart|MBart|Marian|Pegasus|BigBirdPegasus|Blenderbot|BlenderbotSmall|PLBart|Mvp|TrOCR|ProphetNet|Speech2Text2)"
+    r"ForCausalLM$|^XLNetLMHeadModel$|^XLMWithLMHeadModel$"
+)
+
+
 def predicts_next_token(model: nn.Module) -> bool:
-    """Whether the model shifts its labels inside, as Hugging Face's causal language models do."""
-    for module in (model, *model.children()):
-        kind = getattr(module, "loss_type", None) or type(module).__name__
-        if isinstance(kind, str) and ("ForCausalLM" in kind or kind.endswith("LMHeadModel")):
-            return True
-    return False
+    """Whether the model shifts its labels inside, as most of Hugging Face's causal language models do."""
+    inner = getattr(model, "_orig_mod", model)
+    inner = getattr(getattr(inner, "base_model", None), "model", inner) if hasattr(inner, "peft_config") else inner
+    name = type(inner).__name__
+    config = getattr(inner, "config", None)
+    if _UNSHIFTED.search(name) or getattr(config, "is_encoder_decoder", False):
+        return False
+    kind = getattr(inner, "loss_type", None)
+    if kind == "ForConditionalGeneration":
+        return hasattr(config, "text_config")  # a language model that also sees images
+    kind = kind if isinstance(kind, str) else name
+    return "ForCausalLM" in kind or kind.endswith("LMHeadModel")

@@ -182,7 +182,9 @@ def clip_first_moments(optimizer: Optimizer, fraction: float) -> None:
         if beta1 == 0:
             raise UsageError("clipping the first moment needs beta1 > 0")
         excess = gradient.clamp(-threshold, threshold).sub_(gradient)
-        state["exp_avg"].add_(excess, alpha=(1 - beta1) / beta1)
+        # With `maximize` the step sees the negative of the gradient.
+        sign = -1 if group.get("maximize") else 1
+        state["exp_avg"].add_(excess, alpha=sign * (1 - beta1) / beta1)
 
 
 class UpdateClip:

@@ -168,7 +168,7 @@ def _stepped(
     for part in parts:
         fork = _fork(part, twin_of, keep_hooks=keep_hooks)
         if dtype is not None:
-            fork.state.update({key: _cast(state, dtype) for key, state in fork.state.items()})
+            fork.state.update({key: _cast(state, dtype, scalar=_is_scalar(key)) for key, state in fork.state.items()})
         fork.step()
     return {
         name: (twin.detach() - parameters[name].detach()).to(parameters[name].dtype)
@@ -196,14 +196,18 @@ def _fork(optimizer: Optimizer, replacement: Mapping[int, nn.Parameter], *, keep
     return fork
 
 
-def _cast(state: Any, dtype: torch.dtype) -> Any:
-    """State tensors in `dtype`; counters, which are scalars, as they are."""
+def _is_scalar(parameter: Any) -> bool:
+    return isinstance(parameter, Tensor) and parameter.dim() == 0
+
+
+def _cast(state: Any, dtype: torch.dtype, *, scalar: bool) -> Any:
+    """State tensors in `dtype`; the step counter, and other scalars of parameters that are none, as they are."""
     if isinstance(state, Tensor):
-        return state.to(dtype) if state.is_floating_point() and state.dim() > 0 else state
+        return state.to(dtype) if state.is_floating_point() and (scalar or state.dim() > 0) else state
     if isinstance(state, dict):
-        return {key: _cast(value, dtype) for key, value in state.items()}
+        return {key: value if key == "step" else _cast(value, dtype, scalar=scalar) for key, value in state.items()}
     if type(state) in (list, tuple):
-        return type(state)(_cast(value, dtype) for value in state)
+        return type(state)(_cast(value, dtype, scalar=scalar) for value in state)
     return state
 
 

@@ -38,7 +38,8 @@ def measurable(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[N
         dtype: the floating-point type to measure in (see `measured_dtype`).
     """
     with ExitStack() as stack:
-        stack.enter_context(_random_state(model))
+        stack.enter_context(random_state())
+        stack.enter_context(_without_fast_path())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for device in {"cpu", *(parameter.device.type for parameter in model.parameters())}:
@@ -56,18 +57,39 @@ def measurable(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[N
 
 
 @contextmanager
-def _random_state(model: nn.Module) -> Iterator[None]:
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+def random_state() -> Iterator[None]:
+    """Puts the random state of torch (every device in use), Python and numpy back at the end."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
     python = random.getstate()
     numpy: Any = sys.modules.get("numpy")
     legacy = numpy.random.get_state() if numpy is not None else None
     try:
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=list(devices)):
             yield
     finally:
         random.setstate(python)
         if numpy is not None:
             numpy.random.set_state(legacy)
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds torch, Python and numpy; only inside `random_state`."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    numpy: Any = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed(seed)
+
+
+@contextmanager
+def _without_fast_path() -> Iterator[None]:
+    """Without gradients, torch's transformer layers take a fused path that computes another function."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def _evaluation_mode(model: nn.Module, stack: ExitStack) -> None:
@@ -78,7 +100,9 @@ def _evaluation_mode(model: nn.Module, stack: ExitStack) -> None:
             module.training = training
 
     stack.callback(put_back)
-    model.eval()
+    # Not by `eval()`: modules override it, to merge adapters into weights for one.
+    for module in model.modules():
+        module.training = False
 
 
 def _buffer_stand_ins(model: nn.Module, dtype: torch.dtype | None, stack: ExitStack) -> None:
@@ -114,10 +138,12 @@ def _parameter_stand_ins(model: nn.Module, dtype: torch.dtype | None, stack: Exi
             parameter._backward_hooks = hooks
 
     stack.callback(put_back)
+    # Such an embedding rescales its weights when it is called.
+    written = {id(p) for m in model.modules() if getattr(m, "max_norm", None) is not None for p in m.parameters()}
     for parameter, data, _, _ in found:
         parameter.grad = None
         parameter._backward_hooks = None
-        parameter.data = _as_measured(data, dtype, copy=False)
+        parameter.data = _as_measured(data, dtype, copy=id(parameter) in written)
 
 
 def _as_measured(data: Tensor, dtype: torch.dtype | None, *, copy: bool) -> Tensor:

@@ -151,6 +151,8 @@ def measure(
         observer = BreakdownObserver(directions, layer_of) if breakdown else None
         terms = curvatures.curvature(objective, directions, method, observer)
         gradient_norm = vectors.norm(terms.gradient)
+        if not math.isfinite(gradient_norm):
+            raise UsageError("the loss has infinite or NaN derivatives at the present parameters")
         dtype = "/".join(sorted({str(p.dtype).removeprefix("torch.") for p in objective.parameters.values()}))
         common = (time.perf_counter() - started) / len(directions)
         measured = {}

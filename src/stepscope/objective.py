@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from stepscope import vectors
 from stepscope.batches import averaged_over, moved
 from stepscope.errors import UsageError
-from stepscope.measurable import measurable, measured_dtype
+from stepscope.measurable import measurable, measured_dtype, random_state, seed_everything
 from stepscope.vectors import Direction
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
@@ -67,13 +67,14 @@ class Objective:
             name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
         }
         _check_parameters(self.parameters)
-        # Iterating a DataLoader draws a seed from the global RNG.
-        with torch.random.fork_rng(devices=[]):
+        # Iterating a DataLoader draws a seed from the global RNG, and its data set may draw more.
+        with random_state():
             self.batches: list[Any] = list(batches)
         self.shares = _shares(self.batches, weight_fn or (lambda batch: averaged_over(batch, model)))
         self.dtype = dtype
         self._measuring = 0
         self._displaced = 0
+        self._differentiates = False
         self._scratch: list[dict[str, Tensor]] = []
 
     @contextmanager
@@ -111,7 +112,7 @@ class Objective:
         assert self._measuring, "losses() outside measuring()"
         first = next(iter(self.parameters.values()))
         for index, (share, batch) in enumerate(zip(self.shares, self.batches, strict=True)):
-            torch.manual_seed(index)
+            seed_everything(index)
             loss = self._call(moved(batch, first.device, lambda dtype: measured_dtype(dtype, self.dtype)))
             yield share, _scalar(loss, index)
 
@@ -121,8 +122,19 @@ class Objective:
 
     def loss(self) -> float:
         """``f`` at the present parameters; infinite or NaN where the model's loss is."""
-        with self.measuring(), torch.no_grad():
-            return math.fsum(share * float(loss.detach()) for share, loss in self.losses())
+        with self.measuring():
+            try:
+                with torch.set_grad_enabled(self._differentiates):
+                    return self._value()
+            except RuntimeError as error:
+                if self._differentiates or "does not require grad" not in str(error):
+                    raise
+                # The loss holds derivatives of its own (a gradient penalty, a differential equation).
+                self._differentiates = True
+                return self._value()
+
+    def _value(self) -> float:
+        return math.fsum(share * float(loss.detach()) for share, loss in self.losses())
 
     def loss_at(self, direction: Mapping[str, Tensor], step: float) -> float:
         """``f(x + step · direction)``; the parameters are back at ``x`` on return."""
@@ -184,6 +196,9 @@ class Objective:
         if not isinstance(direction, Mapping):
             raise UsageError(f"direction {label!r} is a {type(direction).__name__}, not a mapping of names to tensors")
         for name, tensor in direction.items():
+            dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.is_floating_point()
+            if not dense:
+                raise UsageError(f"direction {label!r}: {name} is not a dense real floating-point tensor")
             if name not in self.parameters:
                 known = ", ".join(list(self.parameters)[:3])
                 raise UsageError(f"direction {label!r} names {name!r}, not a trainable parameter (they are {known}, …)")

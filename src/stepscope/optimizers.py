@@ -192,8 +192,9 @@ class Lion(_MomentumRule):
         maximize: bool = False,
         foreach: bool = False,
     ) -> None:
-        self.clip_fraction = clip_fraction
-        super().__init__(params, _defaults(lr, weight_decay, maximize, foreach, betas=betas))
+        _check_fraction(clip_fraction or 0.0)
+        settings = _defaults(lr, weight_decay, maximize, foreach, betas=betas, clip_fraction=clip_fraction)
+        super().__init__(params, settings)
 
     def _momentum(self, exp_avg: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
         beta1, beta2 = group["betas"]
@@ -202,8 +203,10 @@ class Lion(_MomentumRule):
         return update
 
     def _to_updates(self, momenta: list[Tensor]) -> None:
-        if self.clip_fraction is not None:
-            clamp_(momenta, fraction_threshold(momenta, self.clip_fraction))
+        # Of the whole model, and so no setting of a group; `defaults` outlives copying and pickling.
+        fraction = self.defaults["clip_fraction"]
+        if fraction is not None:
+            clamp_(momenta, fraction_threshold(momenta, fraction))
             return
         for momentum in momenta:
             momentum.sign_()
@@ -244,8 +247,9 @@ class Adafactor(Optimizer):
     ) -> None:
         if lr < 0:
             raise UsageError(f"lr is {lr}: a learning rate is ≥ 0")
-        self.clip_fraction = clip_fraction
-        super().__init__(params, {"lr": lr, "eps": eps, "d": d, "beta2_decay": beta2_decay})
+        _check_fraction(clip_fraction)
+        settings = {"lr": lr, "eps": eps, "d": d, "beta2_decay": beta2_decay, "clip_fraction": clip_fraction}
+        super().__init__(params, settings)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -261,7 +265,7 @@ class Adafactor(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         pairs = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
-        threshold = fraction_threshold([p.grad for p, _ in pairs], self.clip_fraction)
+        threshold = fraction_threshold([p.grad for p, _ in pairs], self.defaults["clip_fraction"])
         for parameter, group in pairs:
             state = self.state[parameter]
             state["step"] = state.get("step", 0) + 1
@@ -269,20 +273,24 @@ class Adafactor(Optimizer):
             decay = state["step"] ** group["beta2_decay"]
             update = parameter.grad.clone()
             clamp_([update], threshold)
-            update.div_(_second_moment(state, parameter.grad.square().add_(eps1), decay).sqrt_())
+            for moment in _second_moments(state, parameter.grad.square().add_(eps1), decay):
+                update.div_(moment.sqrt())
             update.div_(max(1.0, _rms(update) / group["d"]))
             rho = min(group["lr"], state["step"] ** -0.5)
             parameter.add_(update, alpha=-rho * max(eps2, _rms(parameter)))
         return loss
 
 
-def _second_moment(state: dict[str, Any], squares: Tensor, decay: float) -> Tensor:
-    """``v ← (1−decay)·v + decay·squares``, kept as row and column means for matrices."""
+def _second_moments(state: dict[str, Any], squares: Tensor, decay: float) -> list[Tensor]:
+    """``v ← (1−decay)·v + decay·squares`` as factors that broadcast: for matrices, row and column means.
+
+    Factors, since their product would underflow in float32 where gradients are zero and only ``ε₁`` is left.
+    """
     if squares.dim() < 2:
-        return _averaged(state, "variance", squares, decay).clone()
+        return [_averaged(state, "variance", squares, decay)]
     rows = _averaged(state, "row_var", squares.mean(-1, keepdim=True), decay)
     columns = _averaged(state, "col_var", squares.mean(-2, keepdim=True), decay)
-    return rows @ columns / rows.mean(-2, keepdim=True)
+    return [rows / rows.mean(-2, keepdim=True), columns]
 
 
 def _averaged(state: dict[str, Any], name: str, new: Tensor, decay: float) -> Tensor:
@@ -317,9 +325,14 @@ def muon_with_adamw(lr: float = 2e-2, adamw_lr: float = 1e-3) -> Callable[[Seque
     return build
 
 
+def _check_fraction(fraction: float) -> None:
+    if not 0 <= fraction <= 1:
+        raise UsageError(f"clip_fraction is {fraction}: it is the part of all coordinates to clip, between 0 and 1")
+
+
 def _as_tuple(value: Any) -> tuple[float, ...]:
     return tuple(value) if isinstance(value, tuple | list) else (value,)
 
 
-def _defaults(lr: float, weight_decay: float, maximize: bool, foreach: bool, **betas: Any) -> dict[str, Any]:
-    return {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "foreach": foreach, **betas}
+def _defaults(lr: float, weight_decay: float, maximize: bool, foreach: bool, **others: Any) -> dict[str, Any]:
+    return {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "foreach": foreach, **others}
