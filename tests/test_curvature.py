@@ -206,3 +206,32 @@ def test_vectors():
     u = vectors.unit({"x": a["x"]}, {"x": torch.zeros(1000, dtype=torch.float64)})
     assert vectors.norm(u) == pytest.approx(1.0, rel=1e-6)
     assert u["x"].dtype == torch.float64
+
+
+def test_the_robust_sharpness_lies_ahead():
+    """w⁴ + w³ − w²: the curvature at +h differs from that at −h, by both methods."""
+    x = nn.ParameterDict(
+        {"w": nn.Parameter(torch.zeros(1, dtype=torch.float64)), "v": nn.Parameter(torch.ones(1).double())}
+    )
+    objective = Objective(x, lambda m, b: (m["w"] ** 4 + m["w"] ** 3 - m["w"] ** 2 + m["v"]).sum(), [0], lambda b: 1)
+    for method in ("autograd", "difference"):
+        m = stepscope.measure(objective, {"d": {"w": torch.ones(1)}}, method)["d"]
+        h = m.finite_step
+        assert m.sharpness_robust == pytest.approx(12 * h**2 + 6 * h - 2, rel=1e-6)
+
+
+def test_extrapolation_removes_the_truncation():
+    """Along t⁴ + t² the plain difference at h/2 is off by h²; Richardson's isn't."""
+    x = nn.ParameterDict(
+        {"w": nn.Parameter(torch.zeros(1, dtype=torch.float64)), "v": nn.Parameter(torch.full((1,), 1e3).double())}
+    )
+    objective = Objective(x, lambda m, b: (m["w"] ** 4 + m["w"] ** 2 + m["v"]).sum(), [0], lambda b: 1)
+    m = stepscope.measure(objective, {"d": {"w": torch.ones(1)}}, "difference")["d"]
+    assert m.sharpness == pytest.approx(2.0, abs=1e-9)
+
+
+def test_at_a_stationary_point_there_is_no_correlation():
+    x = nn.ParameterDict({"w": nn.Parameter(torch.zeros(2, dtype=torch.float64))})
+    objective = Objective(x, lambda m, b: (m["w"] ** 2).sum(), [0], lambda b: 1)
+    m = stepscope.measure(objective, {"d": {"w": torch.ones(2)}})["d"]
+    assert (m.correlation, m.slope, m.sharpness) == (0.0, 0.0, pytest.approx(2.0))

@@ -343,3 +343,34 @@ def test_tensors_of_other_kinds_are_no_directions():
     for odd in (torch.ones(1, 2).long(), torch.ones(1, 2).to_sparse(), [[1.0, 2.0]]):
         with pytest.raises(UsageError, match="not a dense real floating-point tensor"):
             stepscope.measure(Objective(linear(), mean_square, ONES), {"mine": {"weight": odd}})
+
+
+def test_a_buffer_that_modules_share_stays_shared_while_measuring():
+    class Writer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Module(), nn.Module()
+            self.a.register_buffer("count", torch.zeros(()))
+            self.b.register_buffer("count", self.a.count)
+            self.w = nn.Parameter(torch.ones(2))
+
+        def forward(self, x):
+            self.a.count += 1
+            assert float(self.b.count) == float(self.a.count)
+            return (self.w * x).sum()
+
+    model = Writer()
+    Objective(model, lambda m, b: m(b), [torch.ones(2)]).gradient()
+    assert float(model.a.count) == 0.0
+
+
+def test_displacements_nest():
+    model = linear()
+    objective = Objective(model, mean_square, ONES)
+    x = model.weight.detach().clone()
+    step = {"weight": torch.tensor([[1.0, 2.0]])}
+    with objective.measuring(), objective.displaced(step, 1.0):
+        with objective.displaced(step, -3.0):
+            assert torch.equal(model.weight, x + step["weight"] - 3 * step["weight"])
+        assert torch.equal(model.weight, x + step["weight"])
+    assert torch.equal(model.weight, x)
