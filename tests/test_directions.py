@@ -261,3 +261,34 @@ def test_scalar_parameters_are_exact_too(kind):
     updates.step(g)
     found = updates.step(g, capture=True)["adam"]
     torch.testing.assert_close(found["scale"], torch.tensor(-1e-6), rtol=1e-5, atol=0)
+
+
+def test_frozen_parameters_in_the_optimizer_are_passed_over():
+    """`SGD(model.parameters())` with some of them frozen is the usual way to fine-tune."""
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    model[0].bias.requires_grad_(False)
+    trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    for _ in range(2):
+        model(torch.ones(4, 3)).sum().backward()
+        optimizer.step()
+    before = fingerprint(model, optimizer)
+    found = next_update(optimizer, trainable)
+    followed = PseudoUpdates(trainable, {"live": optimizer}).step(
+        {n: p.grad for n, p in trainable.items()}, capture=True
+    )
+    assert fingerprint(model, optimizer) == before
+    assert set(found) == set(followed["live"]) == set(trainable)
+    start = model[1].weight.detach().clone()
+    optimizer.step()
+    torch.testing.assert_close(model[1].weight - start, found["1.weight"], rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_are_checked():
+    x, g = weights(), gradients(0)
+    updates = PseudoUpdates(x, {"sgd": lambda p: torch.optim.SGD(p, lr=1.0)})
+    assert set(updates.step({**g, "vector": None}, capture=True)["sgd"]) == {"matrix", "square"}
+    with pytest.raises(UsageError, match="names 'vektor'"):
+        updates.step({"vektor": g["vector"]}, capture=True)
+    with pytest.raises(UsageError, match=r"the gradient of vector has shape \(4,\), the parameter \(5,\)"):
+        updates.step({"vector": torch.ones(4)}, capture=True)

@@ -32,7 +32,6 @@ def test_the_code_of_the_readme_runs(capsys, tmp_path, monkeypatch):
     exec(BLOCKS[1].replace("every=100, max_overhead=0.05", "every=1, max_overhead=None"), names)
     assert len(names["probe"].records) == 4 * len(loader)
     assert (tmp_path / "report.html").exists()
-    names["gradients"] = {n: p.grad for n, p in model.named_parameters()}
     exec(BLOCKS[2], names)
     assert set(names["directions"]) == {"sgd", "adam"}
     exec(BLOCKS[3], names)

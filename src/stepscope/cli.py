@@ -59,6 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except UsageError as error:
         print(f"stepscope {asked.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        sys.stdout = None
+    except OSError as error:
+        print(f"stepscope {asked.command}: error: {error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted: give the same command again to go on", file=sys.stderr)
         sys.exit(130)
@@ -113,12 +118,12 @@ def _demo(asked: argparse.Namespace) -> None:
     with _progress() as progress:
         measured = run_trajectory(experiment, out, progress)
     seconds = time.perf_counter() - started
+    page = write_report(out, out / "report.html")  # before the tables: nobody may be reading those
     run, records = read_run(out)
     source = run["context"]["source"]
     print(f"Data: {source['title']} ({source['license']}), {source['examples']:,} pairs")
     print_tables(records)
     print(summary_sentence(records))
-    page = write_report(out, out / "report.html")
     print(f"\n{measured} new measurements in {seconds:.0f} s." if measured else "\nThe run was complete already.")
     print(f"Records: {out / 'measurements.jsonl'}\nPage:    {page}")
 

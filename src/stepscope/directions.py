@@ -51,7 +51,7 @@ class PseudoUpdates:
         self._gradients = {name: torch.zeros_like(shadow) for name, shadow in self._shadows.items()}
         self._optimizers = {label: self._adopt(label, made) for label, made in optimizers.items()}
 
-    def step(self, gradients: Mapping[str, Tensor], *, capture: bool = False) -> dict[str, Direction]:
+    def step(self, gradients: Mapping[str, Tensor | None], *, capture: bool = False) -> dict[str, Direction]:
         """Feeds each optimizer the gradients at the present parameters.
 
         Args:
@@ -62,6 +62,7 @@ class PseudoUpdates:
             ``{label: direction}`` if `capture`, else empty. The parameters stay as they are.
         """
         directions = {}
+        gradients = _checked(gradients, self._parameters)
         for label, parts in self._optimizers.items():
             if capture:
                 directions[label] = _captured(label, parts, self._shadows, self._parameters, gradients)
@@ -91,7 +92,7 @@ class PseudoUpdates:
 
 
 def next_update(
-    optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], gradients: Mapping[str, Tensor] | None = None
+    optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], gradients: Mapping[str, Tensor | None] | None = None
 ) -> Direction:
     """What a live optimizer would add to the parameters at its next step, which it does not take.
 
@@ -121,9 +122,23 @@ def next_update(
     _check_parameters(type(optimizer).__name__, optimizer, {id(p): p for p in parameters.values()})
     if gradients is None:
         gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+    gradients = _checked(gradients, parameters)
     if not gradients:
         raise UsageError("no parameter has a gradient: call this after backward() and before step()")
     return _captured(type(optimizer).__name__, [optimizer], parameters, parameters, gradients, keep_hooks=False)
+
+
+def _checked(gradients: Mapping[str, Tensor | None], parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The gradients that are there, each of a parameter's shape; ``None`` stands for none."""
+    for name, gradient in gradients.items():
+        if gradient is None:
+            continue
+        if name not in parameters:
+            raise UsageError(f"a gradient names {name!r}, which is not among the parameters")
+        if gradient.shape != parameters[name].shape:
+            shapes = f"{tuple(gradient.shape)}, the parameter {tuple(parameters[name].shape)}"
+            raise UsageError(f"the gradient of {name} has shape {shapes}")
+    return {name: gradient for name, gradient in gradients.items() if gradient is not None}
 
 
 def _captured(
@@ -183,6 +198,9 @@ def _fork(optimizer: Optimizer, replacement: Mapping[int, nn.Parameter], *, keep
     `copy.deepcopy` of an optimizer would copy its parameters, and whatever its hooks are bound to.
     """
     memo: dict[int, Any] = dict(replacement)
+    # Frozen parameters have no gradient, so no step moves them: they needn't be copied.
+    frozen = (p for group in optimizer.param_groups for p in group["params"] if not p.requires_grad)
+    memo.update({id(p): p for p in frozen if id(p) not in memo})
     fork: Optimizer = type(optimizer).__new__(type(optimizer))
     memo[id(optimizer)] = fork
     settings = dict(optimizer.__dict__)
@@ -214,7 +232,7 @@ def _cast(state: Any, dtype: torch.dtype, *, scalar: bool) -> Any:
 def _check_parameters(label: str, optimizer: Optimizer, known: Mapping[int, nn.Parameter]) -> None:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            if id(parameter) not in known:
+            if parameter.requires_grad and id(parameter) not in known:
                 raise UsageError(
                     f"optimizer {label!r} has a parameter of shape {tuple(parameter.shape)} that isn't a trainable "
                     "parameter of the model"

@@ -75,8 +75,8 @@ def trajectory_experiment(
     """
     if scale not in SCALES:
         raise UsageError(f"unknown scale {scale!r}: choose {' or '.join(SCALES)}")
-    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise UsageError(f"seeds are {seeds}: give different whole numbers ≥ 0")
+    if not seeds or min(seeds) < 0 or max(seeds) >= 2**63 or len(set(seeds)) < len(seeds):
+        raise UsageError(f"seeds are {seeds}: give different whole numbers from 0 to 2^63 - 1")
     steps = {"smoke": (2, 6), "cpu": (10, 60)}[scale]
     return TrajectoryExperiment(scale, SCALES[scale], source=source, steps=steps, seeds=seeds)
 
