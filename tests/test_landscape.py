@@ -1,6 +1,7 @@
 """The landscape finds the minimum of one-dimensional functions whose answer is known, on any scale."""
 
 import math
+import random
 
 import pytest
 import torch
@@ -62,6 +63,23 @@ def test_finds_the_minimum_on_any_scale(name, scale):
             function(torch.tensor(0.0, dtype=torch.float64)) - function(torch.tensor(minimum, dtype=torch.float64))
         )
         assert found.best_decrease == pytest.approx(exact, rel=0.02)
+
+
+def test_the_best_step_is_the_lowest_point_around_it():
+    """Random functions with several wells: no point up to twice the best step is lower than it."""
+    generator = random.Random(0)
+    for _ in range(100):
+        wells = [(generator.uniform(0.3, 4), generator.uniform(0.05, 0.6), generator.uniform(0.2, 2)) for _ in range(3)]
+
+        def function(t, wells=wells):
+            return 10 + 0.05 * t**2 - 0.1 * t - sum(h * torch.exp(-(((t - at) / width) ** 2)) for at, width, h in wells)
+
+        objective, u = along(function)
+        slope, sharpness = derivatives(objective)
+        found = trace(objective, u, slope=slope, sharpness=sharpness)
+        if found.status == "bracketed":
+            near = [loss for step, loss in zip(found.steps, found.losses, strict=True) if step <= 2 * found.best_step]
+            assert found.losses[0] - found.best_decrease == pytest.approx(min(near), abs=1e-12)
 
 
 def test_uphill_is_no_descent():

@@ -33,7 +33,8 @@ class Landscape:
         losses: ``f(x + t·u)``, the same length; ``math.inf`` where it isn't finite.
         status: ``"bracketed"``: a local minimum lies between two points with larger losses. ``"no descent"``: no
             point was below ``f(x)`` by more than rounding. ``"unbounded"``: the loss still fell at the last point.
-        best_step: the ``t`` of the lowest loss (0 without descent).
+        best_step: the ``t`` of the first minimum that was found: the lowest loss evaluated up to twice that far (0
+            without descent). There may be a lower one beyond.
         best_decrease: ``f(x) − f(x + best_step·u)``, ``≥ 0``.
     """
 
@@ -114,11 +115,23 @@ def _search(line: _Line, slope: float, first: float) -> Landscape:
     if math.isinf(high):
         return line.result("unbounded", best)
     best = _refine(line, low, best, high)
+    _fill(line, best)
+    # A figure's point may show a lower minimum that the doubling stepped over.
+    while (lower := min((step for step in line.values if step <= 2 * best), key=line)) != best:
+        line(2 * lower)
+        known = sorted(line.values)
+        place = known.index(lower)
+        best = _refine(line, known[place - 1], lower, known[place + 1])
+        _fill(line, best)
+    return line.result("bracketed", best)
+
+
+def _fill(line: _Line, best: float) -> None:
+    """Points for a figure, where there are none near."""
     for factor in FIGURE_GRID:
         step = factor * best
         if all(abs(step - known) > 0.1 * step for known in line.values):
             line(step)
-    return line.result("bracketed", best)
 
 
 def _bracket(line: _Line, slope: float, first: float) -> tuple[float, float, float] | None:

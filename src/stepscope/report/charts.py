@@ -103,7 +103,7 @@ def landscapes(records: Sequence[Record], trajectory: str, step: int | float, wi
     layers = [start, lines, points] if minima else [start, lines]
     left = x.to_dict()["scale"]["domain"][0]
     model = [row for record in chosen for row in model_before(record, left)]
-    notes = ["Points mark each direction's lowest measured loss."]
+    notes = ["Points mark each direction's first minimum."]
     if model:
         notes.append("Thin lines: the second-order model, up to the first measured step.")
         layers.append(

@@ -86,7 +86,7 @@ class Row:
         baseline: what it was divided by; see [`baseline_scale`]. `"robust"` are the steps that the
             paper marks (its eq. 4); with several seeds, if it holds for one of them.
         correlation: `gᵀd / (‖g‖‖d‖)`; negative if the direction descends.
-        best_step: the step length along the unit direction with the lowest measured loss.
+        best_step: the step length of the first minimum along the unit direction.
         best_decrease: how far the loss falls there.
         best_decrease_spread: standard deviation over seeds; None for one seed.
     """
