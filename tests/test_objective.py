@@ -211,6 +211,9 @@ def mean_square(m, b):
 
 ONES = [torch.ones(3, 2)]
 MISTAKES = {
+    "not a module": (lambda: Objective(mean_square, linear(), ONES), "model is a function"),
+    "one batch": (lambda: Objective(linear(), None, {"labels": torch.ones(2)}), r"\[batch\] for one"),
+    "batches is None": (lambda: Objective(linear(), None, None), "give a list of micro-batches"),
     "no batches": (lambda: Objective(linear(), mean_square, []), "at least one micro-batch"),
     "no trainable parameters": (lambda: Objective(frozen(), mean_square, ONES), "no trainable parameters"),
     "shared memory": (lambda: Objective(sharing(), mean_square, ONES), "share memory"),

@@ -61,6 +61,10 @@ class Objective:
         *,
         dtype: torch.dtype | None = None,
     ) -> None:
+        if not isinstance(model, nn.Module):
+            raise UsageError(f"model is a {type(model).__name__}, not a torch.nn.Module")
+        if isinstance(batches, Mapping | Tensor | str) or not isinstance(batches, Iterable):
+            raise UsageError(f"batches is a {type(batches).__name__}: give a list of micro-batches, [batch] for one")
         self.model = model
         self.loss_fn = loss_fn
         self.parameters: dict[str, nn.Parameter] = {

@@ -177,7 +177,9 @@ def _gradients(model: nn.Module, objective: Objective, batch: Batch, where: str)
 
 def _missing(experiment: TrajectoryExperiment, records: Sequence[Record], seed: int, name: str) -> dict[int, list[str]]:
     """The directions that have not been measured yet, by step."""
-    done = {(r["step"], r["direction"]) for r in records if (r["trajectory"], r["seed"]) == (name, seed)}
+    done = {
+        (r.get("step"), r.get("direction")) for r in records if (r.get("trajectory"), r.get("seed")) == (name, seed)
+    }
     missing = {step: [d for d in experiment.directions if (step, d) not in done] for step in experiment.steps}
     return {step: labels for step, labels in missing.items() if labels}
 
