@@ -235,3 +235,55 @@ def test_at_a_stationary_point_there_is_no_correlation():
     objective = Objective(x, lambda m, b: (m["w"] ** 2).sum(), [0], lambda b: 1)
     m = stepscope.measure(objective, {"d": {"w": torch.ones(2)}})["d"]
     assert (m.correlation, m.slope, m.sharpness) == (0.0, 0.0, pytest.approx(2.0))
+
+
+def test_a_custom_function_of_a_later_micro_batch_is_found():
+    x = nn.ParameterDict({"w": nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float64))})
+
+    def loss(m, b):
+        return _FirstOrderOnly.apply(m["w"]).sum() if b else m["w"].sum()
+
+    objective = Objective(x, loss, [0, 1], lambda b: 1)
+    direction = {"d": {"w": torch.tensor([1.0, 0.0])}}
+    m = stepscope.measure(objective, direction, breakdown=True)["d"]
+    assert m.method == "difference"
+    assert m.sharpness == pytest.approx(3.0, abs=m.numerical_error)
+    assert sum(m.breakdown.layers.values()) == pytest.approx(3.0, rel=1e-4)  # nothing of the first attempt is left
+    assert "taken at its word" in stepscope.measure(objective, direction, "autograd")["d"].method_reason
+
+
+def test_weight_norm_called_directly_is_found():
+    x = nn.ParameterDict({"v": nn.Parameter(torch.randn(3, 4).double()), "g": nn.Parameter(torch.rand(3, 1).double())})
+    objective = Objective(
+        x, lambda m, b: (torch._weight_norm(m["v"], m["g"], 0) @ b).square().sum(), [torch.ones(4).double()]
+    )
+    same = Objective(
+        x,
+        lambda m, b: (m["g"] * m["v"] / m["v"].norm(dim=1, keepdim=True) @ b).square().sum(),
+        [torch.ones(4).double()],
+    )
+    direction = {"d": {"v": torch.randn(3, 4), "g": torch.randn(3, 1)}}
+    m = stepscope.measure(objective, direction)["d"]
+    assert m.method == "difference"
+    assert m.sharpness == pytest.approx(stepscope.measure(same, direction)["d"].sharpness, abs=m.numerical_error)
+    with pytest.raises(UsageError, match="weight_norm is wrong"):
+        stepscope.measure(objective, direction, "autograd")
+
+
+def test_a_loss_that_ends_near_has_no_finite_sharpness():
+    """−log(w) at 1e-4: beyond −w there is nothing, though the gradient 1/w is finite there."""
+    x = nn.ParameterDict({"w": nn.Parameter(torch.tensor([1e-4, 1.0], dtype=torch.float64))})
+    objective = Objective(x, lambda m, b: -m["w"][0].log(), [0], lambda b: 1)
+    m = stepscope.measure(objective, {"d": {"w": torch.tensor([1.0, 0.0])}})["d"]
+    assert m.sharpness == pytest.approx(1e8)
+    assert m.sharpness_finite is None
+    edge = Objective(x, lambda m, b: (m["w"][0] - 1e-3).neg().sqrt(), [0], lambda b: 1)
+    m = stepscope.measure(edge, {"d": {"w": torch.tensor([1.0, 0.0])}})["d"]
+    assert m.sharpness < 0
+    assert m.sharpness_robust is None
+
+
+def test_small_values_are_multiplied_in_double_precision():
+    tiny = {"x": torch.full((2,), 1e-23)}
+    assert vectors.dot(tiny, tiny) == pytest.approx(2e-46)
+    assert vectors.dot({"x": torch.tensor([300.0]).half()}, {"x": torch.tensor([300.0]).half()}) == 90000.0

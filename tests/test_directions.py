@@ -292,3 +292,21 @@ def test_gradients_are_checked():
         updates.step({"vektor": g["vector"]}, capture=True)
     with pytest.raises(UsageError, match=r"the gradient of vector has shape \(4,\), the parameter \(5,\)"):
         updates.step({"vector": torch.ones(4)}, capture=True)
+
+
+def test_a_rule_may_keep_the_gradient():
+    class Keeps(torch.optim.Optimizer):
+        def __init__(self, params):
+            super().__init__(params, {})
+
+        @torch.no_grad()
+        def step(self, closure=None):
+            for p in self.param_groups[0]["params"]:
+                last = self.state[p].get("last", torch.zeros_like(p))
+                p.add_(p.grad - last, alpha=-1.0)
+                self.state[p]["last"] = p.grad
+
+    x = {"w": nn.Parameter(torch.zeros(1))}
+    updates = PseudoUpdates(x, {"keeps": Keeps})
+    found = [float(updates.step({"w": torch.tensor([g])}, capture=True)["keeps"]["w"]) for g in (1.0, 3.0, 10.0)]
+    assert found == [-1.0, -2.0, -7.0]

@@ -12,7 +12,7 @@ from torch import nn
 import stepscope
 from cases import CASES, bert, case, gpt_neo, t5
 from stepscope import Objective, UsageError
-from stepscope.batches import averaged_over, moved
+from stepscope.batches import averaged_over, moved, predicts_next_token
 from traces import fingerprint
 
 
@@ -161,14 +161,14 @@ def test_pooled_loss_does_not_depend_on_the_cut(name):
 
 def test_what_a_mean_averages_over():
     labels = torch.tensor([[-100, 5, 6, -100], [7, 8, -100, -100]])
-    assert averaged_over({"input_ids": labels, "labels": labels}, t5("gelu")) == 4
-    assert averaged_over({"input_ids": labels, "labels": labels}, gpt_neo()) == 3
-    assert averaged_over({"labels": torch.tensor([0, 1, -100])}, bert()) == 2
-    assert averaged_over({"labels": torch.rand(3, 2)}, bert()) == 6
-    assert averaged_over((torch.zeros(7, 2), torch.zeros(7)), nn.Linear(1, 1)) == 7
-    assert averaged_over([{"a": "text", "b": [torch.zeros(5, 2)]}], nn.Linear(1, 1)) == 5
+    assert averaged_over({"input_ids": labels, "labels": labels}, shifted=predicts_next_token(t5("gelu"))) == 4
+    assert averaged_over({"input_ids": labels, "labels": labels}, shifted=predicts_next_token(gpt_neo())) == 3
+    assert averaged_over({"labels": torch.tensor([0, 1, -100])}, shifted=predicts_next_token(bert())) == 2
+    assert averaged_over({"labels": torch.rand(3, 2)}, shifted=predicts_next_token(bert())) == 6
+    assert averaged_over((torch.zeros(7, 2), torch.zeros(7)), shifted=predicts_next_token(nn.Linear(1, 1))) == 7
+    assert averaged_over([{"a": "text", "b": [torch.zeros(5, 2)]}], shifted=predicts_next_token(nn.Linear(1, 1))) == 5
     with pytest.raises(UsageError, match="pass weight_fn"):
-        averaged_over("text", nn.Linear(1, 1))
+        averaged_over("text", shifted=predicts_next_token(nn.Linear(1, 1)))
 
 
 def test_batches_are_moved_with_their_structure():
@@ -339,7 +339,7 @@ def test_labels_that_a_decoder_does_not_shift():
     sizes = {"vocab_size": 11, "d_model": 4, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 4}
     bart = transformers.BartForCausalLM(transformers.BartConfig(**sizes, encoder_layers=1, encoder_attention_heads=2))
     ids = torch.randint(3, 11, (2, 5))
-    assert averaged_over({"input_ids": ids, "labels": ids}, bart) == 10
+    assert averaged_over({"input_ids": ids, "labels": ids}, shifted=predicts_next_token(bart)) == 10
 
 
 def test_tensors_of_other_kinds_are_no_directions():
@@ -377,3 +377,102 @@ def test_displacements_nest():
             assert torch.equal(model.weight, x + step["weight"] - 3 * step["weight"])
         assert torch.equal(model.weight, x + step["weight"])
     assert torch.equal(model.weight, x)
+
+
+def test_autocast_inside_the_loss_has_no_effect():
+    c = case("layer norm")
+    c.model.float()
+    batches = moved(c.batches, torch.device("cpu"), lambda _: torch.float32)
+
+    def inside(m, b):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return c.loss_fn(m, b)
+
+    direction = {"d": Objective(c.model, c.loss_fn, batches).gradient()[1]}
+    for method in ("autograd", "difference"):
+        plain = stepscope.measure(Objective(c.model, c.loss_fn, batches), direction, method)["d"]
+        assert (
+            stepscope.measure(Objective(c.model, inside, batches), direction, method)["d"].sharpness == plain.sharpness
+        )
+    assert inside(c.model.eval(), batches[0]) != c.loss_fn(c.model, batches[0])  # and outside it has
+
+
+def test_backward_hooks_of_modules_do_not_reach_the_measured_gradient():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
+    objective = Objective(model, mean_square, ONES)
+    _, plain = objective.gradient()
+    handle = model[2].register_full_backward_hook(lambda m, gin, gout: (100 * gin[0],))
+    _, hooked = objective.gradient()
+    assert all(torch.equal(plain[n], hooked[n]) for n in plain)
+    assert stepscope.measure(objective, {"d": plain})["d"].method == "autograd"
+    model(ONES[0]).square().mean().backward()
+    assert not torch.allclose(model[0].weight.grad, plain["0.weight"])  # it works on as before
+    handle.remove()
+
+
+def test_a_micro_batch_without_labels_does_not_count():
+    c = case("t5 gelu")
+    empty = {**c.batches[0], "labels": torch.full_like(c.batches[0]["labels"], -100)}
+    both = Objective(c.model, None, [c.batches[0], empty])
+    assert both.shares == [1.0]
+    assert both.loss() == Objective(c.model, None, [c.batches[0]]).loss()
+
+
+def test_a_wrapper_is_pooled_as_the_model_in_it():
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = case("gpt-neo").model
+
+        def forward(self, **batch):
+            return self.inner(**batch)
+
+    c = case("gpt-neo")
+    assert Objective(Wrapper(), None, c.batches).shares == c.objective().shares
+
+
+def test_labels_in_a_tuple_need_a_weight():
+    ids = torch.tensor([[1, 2], [3, -100]])
+    with pytest.raises(UsageError, match="pass weight_fn"):
+        Objective(linear(), mean_square, [(ids, ids), (ids, ids)])
+
+
+def test_a_loss_that_writes_to_its_batch_writes_to_a_copy():
+    x = torch.ones(3, 2)
+    objective = Objective(linear(), lambda m, b: m(b.mul_(2)).square().mean(), [x])
+    assert objective.loss() == objective.loss()
+    assert torch.equal(x, torch.ones(3, 2))
+
+
+def test_a_loss_with_a_generator_of_its_own_is_refused():
+    generator = torch.Generator().manual_seed(0)
+    objective = Objective(linear(), lambda m, b: m(b).square().mean() * torch.rand((), generator=generator), ONES)
+    with pytest.raises(UsageError, match="two evaluations"):
+        stepscope.measure(objective, {"d": {"bias": torch.ones(1)}})
+
+
+def test_a_model_that_has_changed_is_refused():
+    model = nn.Sequential(linear(), nn.Linear(1, 1))
+    objective = Objective(model, mean_square, ONES)
+    model[1] = nn.Linear(1, 1)
+    with pytest.raises(UsageError, match="make it anew"):
+        objective.loss()
+    objective = Objective(model, mean_square, ONES)
+    model[0].bias.requires_grad_(False)
+    with pytest.raises(UsageError, match="make it anew"):
+        objective.loss()
+
+
+def test_sparse_embeddings():
+    torch.manual_seed(0)
+    sparse, dense = nn.Embedding(5, 3, sparse=True), nn.Embedding(5, 3)
+    dense.load_state_dict(sparse.state_dict())
+    ids = torch.tensor([0, 3, 3])
+    direction = {"d": {"weight": torch.randn(5, 3)}}
+
+    def loss(m, b):
+        return m(b).pow(3).sum()
+
+    found = stepscope.measure(Objective(sparse, loss, [ids]), direction, "difference")["d"]
+    exact = stepscope.measure(Objective(dense, loss, [ids]), direction)["d"]
+    assert found.sharpness == pytest.approx(exact.sharpness, abs=found.numerical_error)

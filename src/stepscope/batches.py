@@ -34,10 +34,11 @@ def tensors(batch: Any) -> Iterator[Tensor]:
 def moved(batch: Any, device: torch.device, dtype_of: Callable[[torch.dtype], torch.dtype]) -> Any:
     """The batch with its tensors on `device`, floating-point ones in ``dtype_of(their dtype)``.
 
-    The containers keep their type where that can be built anew; tensors that already fit are not copied.
+    The containers keep their type; tensors are copies.
     """
     if isinstance(batch, Tensor):
-        return batch.to(device, dtype_of(batch.dtype) if batch.is_floating_point() else batch.dtype)
+        # Copied also where it fits: a loss may write to its batch.
+        return batch.to(device, dtype_of(batch.dtype) if batch.is_floating_point() else batch.dtype, copy=True)
     if isinstance(batch, Mapping) and hasattr(batch, "__setitem__"):
         items: Any = copy.copy(batch)
         for key, value in batch.items():
@@ -53,23 +54,29 @@ def moved(batch: Any, device: torch.device, dtype_of: Callable[[torch.dtype], to
     return batch
 
 
-def averaged_over(batch: Any, model: nn.Module) -> int:
-    """How many terms the mean loss of a batch averages over, by the conventions of Hugging Face models.
+def averaged_over(batch: Any, *, shifted: bool) -> int:
+    """How many terms the mean loss of a batch averages over.
 
-    Where the batch has ``labels``: the labels that aren't −100, without the first of each row for causal language
-    models (they predict the next token, so the first label is never a target). Otherwise the length of the first
+    Where the batch has ``labels``: the labels that aren't −100, without the first of each row where the model shifts
+    them (it predicts the next token, so the first label is never a target). Otherwise the length of the first
     dimension of its first tensor.
 
+    Args:
+        batch: a micro-batch.
+        shifted: whether the model shifts its labels inside.
+
     Raises:
-        UsageError: the batch has neither.
+        UsageError: the batch has neither, or hides −100 in a tensor that isn't called ``labels``.
     """
     labels = batch.get("labels") if isinstance(batch, Mapping) else None
     if isinstance(labels, Tensor) and labels.dim() > 0:
         if labels.is_floating_point():
             return labels.numel()
-        if predicts_next_token(model) and labels.dim() >= 2:
+        if shifted and labels.dim() >= 2:
             labels = labels[..., 1:]
         return int((labels != IGNORED_LABEL).sum())
+    if any(t.dtype == torch.int64 and bool((t == IGNORED_LABEL).any()) for t in tensors(batch)):
+        raise UsageError(f"a batch holds {IGNORED_LABEL} outside of 'labels': pass weight_fn, a function of the batch")
     for tensor in tensors(batch):
         if tensor.dim() > 0:
             return tensor.shape[0]
@@ -81,12 +88,15 @@ def averaged_over(batch: Any, model: nn.Module) -> int:
 # Classes whose name says that they shift their labels, and which don't.
 _UNSHIFTED = re.compile(
     r"^(Bart|MBart|Marian|Pegasus|BigBirdPegasus|Blenderbot|BlenderbotSmall|PLBart|Mvp|TrOCR|ProphetNet|Speech2Text2)"
-    r"ForCausalLM$|^XLNetLMHeadModel$|^XLMWithLMHeadModel$"
+    r"ForCausalLM$|^XLNetLMHeadModel$|^(XLM|Flaubert)WithLMHeadModel$"
 )
 
 
 def predicts_next_token(model: nn.Module) -> bool:
-    """Whether the model shifts its labels inside, as most of Hugging Face's causal language models do."""
+    """Whether the model's class says that it shifts its labels inside, as most of Hugging Face's causal models do.
+
+    `Objective` tries it where it can, and asks this only where it can't.
+    """
     inner = getattr(model, "_orig_mod", model)
     inner = getattr(getattr(inner, "base_model", None), "model", inner) if hasattr(inner, "peft_config") else inner
     name = type(inner).__name__

@@ -60,8 +60,8 @@ class BreakdownObserver:
 
     def __init__(self, directions: Mapping[str, Mapping[str, Tensor]], layer: Grouping = layer_of) -> None:
         self._layer = layer
-        self._layers: dict[str, dict[str, float]] = {label: {} for label in directions}
-        self._top: dict[str, dict[float, float]] = {label: dict.fromkeys(TOP_FRACTIONS, 0.0) for label in directions}
+        self._labels = list(directions)
+        self.clear()
         self._norms: dict[str, dict[float, float]] = {}
         self._thresholds: dict[str, dict[float, float]] = {}
 
@@ -77,6 +77,11 @@ class BreakdownObserver:
             layers[self._layer(name)] = layers.get(self._layer(name), 0.0) + share * value
         for fraction, threshold in self._thresholds[label].items():
             self._top[label][fraction] += share * vectors.dot(_above(u, u, threshold), product)
+
+    def clear(self) -> None:
+        """Forgets what was collected."""
+        self._layers: dict[str, dict[str, float]] = {label: {} for label in self._labels}
+        self._top: dict[str, dict[float, float]] = {label: dict.fromkeys(TOP_FRACTIONS, 0.0) for label in self._labels}
 
     def result(self, label: str) -> Breakdown:
         """What was collected of one direction."""

@@ -8,20 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
-from torch import nn
 
 from stepscope import vectors
 from stepscope.errors import UsageError
-from stepscope.objective import Objective, finite
+from stepscope.objective import Objective
 from stepscope.vectors import Direction
 
 Method = Literal["auto", "autograd", "difference"]
 
-Observer = Callable[[str, float, Direction, Direction], None]
-"""``observe(label, share, u, Hu)``: sees each product ``Hu`` that is made on the way, with its share of the whole."""
+
+class Observer(Protocol):
+    """Sees each product ``Hu`` that is made on the way."""
+
+    def __call__(self, label: str, share: float, u: Direction, product: Direction) -> None:
+        """A product, with its share of the whole."""
+
+    def clear(self) -> None:
+        """What was seen so far is void: the method failed, and another begins."""
+
+
+class _SecondDerivativeError(RuntimeError):
+    """The graph of a loss has a node whose second derivative is missing or wrong."""
 
 
 @dataclass
@@ -58,7 +68,7 @@ def curvature(
         directions: ``{label: {parameter name: tensor}}``; any length but zero.
         method: ``"autograd"``, ``"difference"``, or ``"auto"``: autograd where the model has a second
             derivative that can be trusted.
-        observe: called with the products that the method makes; not called by a method that fails at once.
+        observe: called with the products that the method makes.
 
     Raises:
         UsageError: the method is unknown, or the model rules it out.
@@ -67,38 +77,57 @@ def curvature(
         return difference(objective, directions, observe)
     if method not in ("auto", "autograd"):
         raise UsageError(f"unknown method {method!r}: choose auto, autograd or difference")
-    obstacle = _wrong_second_derivative(objective.model)
-    if obstacle is None and method == "auto":
-        obstacle = _untrusted_second_derivative(objective)
-    if obstacle is None:
-        try:
-            result = autograd(objective, directions, observe)
-        except RuntimeError as error:
-            obstacle = _missing_second_derivative(error)
-            if obstacle is None:
-                raise
-        else:
-            result.reason = "asked for" if method == "autograd" else "double backward runs on this model"
-            return result
+    try:
+        result = autograd(objective, directions, observe, trusting=method == "autograd")
+    except RuntimeError as error:
+        obstacle = _missing_second_derivative(error)
+        if obstacle is None:
+            raise
+    else:
+        if method == "auto":
+            result.reason = "double backward runs on this model"
+        return result
     if method == "autograd":
         raise UsageError(f'{obstacle}: use method="difference"')
+    if observe is not None:
+        observe.clear()
     result = difference(objective, directions, observe)
     result.reason = obstacle
     return result
 
 
 def autograd(
-    objective: Objective, directions: Mapping[str, Mapping[str, torch.Tensor]], observe: Observer | None = None
+    objective: Objective,
+    directions: Mapping[str, Mapping[str, torch.Tensor]],
+    observe: Observer | None = None,
+    *,
+    trusting: bool = False,
 ) -> Curvature:
     """``uᵀHu`` by double backward (Pearlmutter, 1994): ``Hu`` is the derivative of ``uᵀ∇f``.
 
     Cost: a forward and a backward for the shared graph, then about two backwards a direction.
+
+    Args:
+        objective: what is measured.
+        directions: ``{label: direction}``.
+        observe: see `Observer`.
+        trusting: whether a custom `torch.autograd.Function` in the graph is taken at its word.
+
+    Raises:
+        RuntimeError: there is no second derivative, or none to be trusted.
     """
     result = Curvature("autograd", sharpness={label: [] for label in directions})
     result.numerical_error = dict.fromkeys(directions)
     with objective.measuring():
         for share, loss in objective.losses():
-            result.loss += share * finite(loss)
+            result.loss += share * objective.finite(loss)
+            custom = _custom_function(loss)
+            if custom is not None and not trusting:
+                raise _SecondDerivativeError(
+                    f"{custom} is a custom autograd function, which may lack a second derivative"
+                )
+            if custom is not None:
+                result.reason = f"asked for; {custom} is a custom autograd function, taken at its word"
             gradient = objective.derivative(loss, create_graph=True)
             _accumulate(result.gradient, gradient, share)
             for label, direction in directions.items():
@@ -107,6 +136,7 @@ def autograd(
                 result.sharpness[label].append(vectors.dot(u, product))
                 if observe is not None:
                     observe(label, share, u, product)
+            del loss, gradient  # one graph at a time
     return result
 
 
@@ -144,7 +174,11 @@ def difference(
 
 
 def segment_mean(objective: Objective, direction: Mapping[str, torch.Tensor], h: float) -> float:
-    """The mean of ``uᵀHu`` over the segment ``x ± hu``: ``(uᵀ∇f(x+hu) − uᵀ∇f(x−hu)) / 2h``."""
+    """The mean of ``uᵀHu`` over the segment ``x ± hu``: ``(uᵀ∇f(x+hu) − uᵀ∇f(x−hu)) / 2h``.
+
+    Raises:
+        UsageError: the loss isn't finite at an end.
+    """
     with objective.measuring():
         u = vectors.unit(direction, objective.parameters)
         ahead, behind = map(objective.mean, _slopes_around(objective, u, h))
@@ -170,7 +204,11 @@ def _slopes_around(objective: Objective, u: Direction, h: float) -> tuple[list[f
     slopes = []
     for step in (h, -h):
         with objective.displaced(u, step):
-            slopes.append([vectors.dot(u, objective.derivative(loss)) for _, loss in objective.losses()])
+            found = []
+            for _, loss in objective.losses():
+                objective.finite(loss)  # its gradient may be finite where it isn't
+                found.append(vectors.dot(u, objective.derivative(loss)))
+            slopes.append(found)
     return slopes[0], slopes[1]
 
 
@@ -215,6 +253,8 @@ def _rounding(objective: Objective, gradient: Direction, u: Direction) -> float:
 def _missing_second_derivative(error: RuntimeError) -> str | None:
     """Says of an error in double backward whether it means that an operation has no second derivative."""
     text = str(error)
+    if isinstance(error, _SecondDerivativeError):
+        return text
     signs: tuple[Callable[[str], bool], ...] = (
         lambda t: "derivative for" in t and "not implemented" in t,
         lambda t: "double backward" in t.lower(),
@@ -226,32 +266,27 @@ def _missing_second_derivative(error: RuntimeError) -> str | None:
     return None
 
 
-def _wrong_second_derivative(model: nn.Module) -> str | None:
-    """Names a module whose second derivative torch gets wrong without an error (measured: `gradgradcheck` fails)."""
-    for name, module in model.named_modules():
-        hooks = getattr(module, "_forward_pre_hooks", {}).values()
-        if type(module).__name__ == "_WeightNorm" or any(type(hook).__name__ == "WeightNorm" for hook in hooks):
-            return f"double backward through weight_norm is wrong in torch ({name or 'the model'} uses it)"
-    return None
-
-
-def _untrusted_second_derivative(objective: Objective) -> str | None:
-    """Names a custom `torch.autograd.Function` in the loss's graph.
+def _custom_function(loss: torch.Tensor) -> str | None:
+    """Names a custom `torch.autograd.Function` in the graph of a loss.
 
     Its backward is the user's code. Where that is no differentiable function (``once_differentiable``, a fused kernel)
     and the gradient that comes in is constant, as at the end of a loss, the curvature would be lost without an error.
+
+    Raises:
+        _SecondDerivativeError: an operation is in the graph whose second derivative torch gets wrong, without an error
+            (``weight_norm``: its `gradgradcheck` fails).
     """
-    with objective.measuring():
-        _, loss = next(objective.losses())
-        seen: set[Any] = set()
-        stack: list[Any] = [loss.grad_fn]
-        while stack:
-            node = stack.pop()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
-            if isinstance(node, torch.autograd.function.BackwardCFunction):
-                name = type(node).__name__.removesuffix("Backward")
-                return f"{name} is a custom autograd function, which may lack a second derivative"
-            stack.extend(below for below, _ in node.next_functions)
-    return None
+    seen: set[Any] = set()
+    stack: list[Any] = [loss.grad_fn]
+    custom = None
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if "WeightNorm" in type(node).__name__:
+            raise _SecondDerivativeError("double backward through weight_norm is wrong in torch")
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            custom = type(node).__name__.removesuffix("Backward")
+        stack.extend(below for below, _ in node.next_functions)
+    return custom

@@ -48,7 +48,6 @@ class PseudoUpdates:
     def __init__(self, parameters: Mapping[str, nn.Parameter], optimizers: Mapping[str, Factory | Optimizer]) -> None:
         self._parameters = dict(parameters)
         self._shadows = {name: nn.Parameter(p.detach().clone()) for name, p in self._parameters.items()}
-        self._gradients = {name: torch.zeros_like(shadow) for name, shadow in self._shadows.items()}
         self._optimizers = {label: self._adopt(label, made) for label, made in optimizers.items()}
 
     def step(self, gradients: Mapping[str, Tensor | None], *, capture: bool = False) -> dict[str, Direction]:
@@ -69,7 +68,8 @@ class PseudoUpdates:
             # Copied anew for each optimizer: a rule may write to its weights and, weight decay say, to its gradients.
             for name, shadow in self._shadows.items():
                 shadow.data.copy_(self._parameters[name].detach())
-                shadow.grad = self._gradients[name].copy_(gradients[name]) if name in gradients else None
+                # A new tensor: a rule may keep it.
+                shadow.grad = gradients[name].detach().clone() if name in gradients else None
             for optimizer in parts:
                 optimizer.step()
         return directions

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -45,12 +46,14 @@ def measurable(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[N
         for device in {"cpu", *(parameter.device.type for parameter in model.parameters())}:
             if torch.amp.is_autocast_available(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(_autocast_off())
         # Fused attention kernels have no second derivative.
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if "torch._dynamo" in sys.modules:
             # Compiled modules have no second derivative either.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         _evaluation_mode(model, stack)
+        _without_backward_hooks(model, stack)
         _buffer_stand_ins(model, dtype, stack)
         _parameter_stand_ins(model, dtype, stack)
         yield
@@ -90,6 +93,40 @@ def _without_fast_path() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextmanager
+def _autocast_off() -> Iterator[None]:
+    """An autocast that the loss or the model enters itself has no effect: gradients would be of half precision."""
+    enter: Any = torch.autocast.__enter__
+
+    def enter_disabled(self: torch.autocast) -> Any:
+        enabled, self._enabled = self._enabled, False
+        try:
+            return enter(self)
+        finally:
+            self._enabled = enabled
+
+    torch.autocast.__enter__ = enter_disabled  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.autocast.__enter__ = enter  # type: ignore[method-assign]
+
+
+def _without_backward_hooks(model: nn.Module, stack: ExitStack) -> None:
+    """A module's backward hook can change the gradient that is measured, as a tensor's can."""
+    names = ("_backward_hooks", "_backward_pre_hooks")
+    found = [(module, name, module.__dict__[name]) for module in model.modules() for name in names]
+    found = [(module, name, hooks) for module, name, hooks in found if hooks]
+
+    def put_back() -> None:
+        for module, name, hooks in found:
+            module.__dict__[name] = hooks
+
+    stack.callback(put_back)
+    for module, name, _ in found:
+        module.__dict__[name] = OrderedDict()
 
 
 def _evaluation_mode(model: nn.Module, stack: ExitStack) -> None:

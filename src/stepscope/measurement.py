@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -39,10 +40,11 @@ class Measurement:
         sharpness: ``uᵀHu``, the directional sharpness.
         sharpness_stderr: its standard error over micro-batches as a sample; ``None`` for a single one.
         numerical_error: error bar of the method; ``None`` where the method is exact up to rounding.
-        sharpness_finite: mean of ``uᵀHu`` over ``x ± finite_step·u``: what a finite step sees where the loss has kinks.
+        sharpness_finite: mean of ``uᵀHu`` over ``x ± finite_step·u``: what a finite step sees where the loss has kinks;
+            ``None`` where the loss isn't finite at an end.
         finite_step: half-length of that segment.
         sharpness_robust: ``uᵀ∇²f(x + finite_step·u)u`` (Pan and Li, eq. 4) where ``sharpness`` is negative, else
-            ``None``.
+            ``None``; also where the loss isn't finite at that point.
         predicted_step: ``−slope/sharpness``, the best step of the second-order model; ``None`` without a minimum ahead.
         predicted_decrease: the model's decrease there, ``slope² / (2·sharpness)``; ``None`` likewise.
         best_step: step of the lowest loss on the landscape; ``None`` if it wasn't measured.
@@ -70,7 +72,7 @@ class Measurement:
     sharpness: float
     sharpness_stderr: float | None
     numerical_error: float | None
-    sharpness_finite: float
+    sharpness_finite: float | None
     finite_step: float
     sharpness_robust: float | None
     predicted_step: float | None
@@ -153,6 +155,12 @@ def measure(
         gradient_norm = vectors.norm(terms.gradient)
         if not math.isfinite(gradient_norm):
             raise UsageError("the loss has infinite or NaN derivatives at the present parameters")
+        again = objective.loss()
+        if abs(again - terms.loss) > 1e-4 * abs(terms.loss) + 1e-12:
+            raise UsageError(
+                f"two evaluations of the loss give {terms.loss:.6g} and {again:.6g}: it draws random numbers from a "
+                "generator of its own, or keeps state from call to call"
+            )
         dtype = "/".join(sorted({str(p.dtype).removeprefix("torch.") for p in objective.parameters.values()}))
         common = (time.perf_counter() - started) / len(directions)
         measured = {}
@@ -187,9 +195,13 @@ def _measure_one(
     finite_step = curvatures.relative_step(objective, FINITE_STEP)
     robust = None
     if sharpness < 0:
-        with objective.displaced(u, finite_step):
-            method: Method = "autograd" if terms.method == "autograd" else "difference"
+        method: Method = "autograd" if terms.method == "autograd" else "difference"
+        # Where the loss isn't finite there, there is no such number.
+        with suppress(UsageError), objective.displaced(u, finite_step):
             robust = objective.mean(curvatures.curvature(objective, {label: u}, method).sharpness[label])
+    over_segment = None
+    with suppress(UsageError):
+        over_segment = curvatures.segment_mean(objective, u, finite_step)
     norm = vectors.norm(direction)
     curve = trace(objective, u, slope=slope, sharpness=sharpness, also=(norm,)) if with_landscape else None
     has_minimum = slope < 0 < sharpness
@@ -202,7 +214,7 @@ def _measure_one(
         sharpness=sharpness,
         sharpness_stderr=_standard_error(objective.shares, terms.sharpness[label]),
         numerical_error=terms.numerical_error[label],
-        sharpness_finite=curvatures.segment_mean(objective, u, finite_step),
+        sharpness_finite=over_segment,
         finite_step=finite_step,
         sharpness_robust=robust,
         predicted_step=-slope / sharpness if has_minimum else None,

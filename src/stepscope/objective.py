@@ -6,6 +6,7 @@ it exactly as it was found.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from stepscope import vectors
-from stepscope.batches import averaged_over, moved
+from stepscope.batches import IGNORED_LABEL, averaged_over, moved, predicts_next_token
 from stepscope.errors import UsageError
 from stepscope.measurable import measurable, measured_dtype, random_state, seed_everything
 from stepscope.vectors import Direction
@@ -74,12 +75,15 @@ class Objective:
         # Iterating a DataLoader draws a seed from the global RNG, and its data set may draw more.
         with random_state():
             self.batches: list[Any] = list(batches)
-        self.shares = _shares(self.batches, weight_fn or (lambda batch: averaged_over(batch, model)))
         self.dtype = dtype
         self._measuring = 0
         self._displaced = 0
         self._differentiates = False
         self._scratch: list[dict[str, Tensor]] = []
+        self.shares = _shares(self.batches, weight_fn or self._default_weight())
+        # Nothing of a micro-batch without weight enters the loss; its own mean may be NaN.
+        self.batches = [batch for batch, share in zip(self.batches, self.shares, strict=True) if share > 0]
+        self.shares = [share for share in self.shares if share > 0]
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
@@ -95,6 +99,13 @@ class Objective:
             finally:
                 self._measuring -= 1
             return
+        now = [p for p in self.model.parameters() if p.requires_grad]
+        if len(now) != len(self.parameters) or any(
+            a is not b for a, b in zip(now, self.parameters.values(), strict=True)
+        ):
+            raise UsageError(
+                "the model's trainable parameters are others than when the Objective was made: make it anew"
+            )
         with ExitStack() as stack:
             stack.enter_context(measurable(self.model, self.dtype))
             self._measuring = 1
@@ -119,6 +130,7 @@ class Objective:
             seed_everything(index)
             loss = self._call(moved(batch, first.device, lambda dtype: measured_dtype(dtype, self.dtype)))
             yield share, _scalar(loss, index)
+            del loss  # its graph needn't live while the next one grows
 
     def mean(self, values: Sequence[float]) -> float:
         """The mean of one value per micro-batch, weighted as the loss is: ``Σ shareᵢ · valueᵢ``."""
@@ -154,7 +166,7 @@ class Objective:
         value, gradient = 0.0, Direction()
         with self.measuring():
             for share, loss in self.losses():
-                value += share * finite(loss)
+                value += share * self.finite(loss)
                 for name, part in self.derivative(loss).items():
                     gradient[name] = gradient[name].add_(part, alpha=share) if name in gradient else part * share
         return value, gradient
@@ -165,7 +177,23 @@ class Objective:
             parts = torch.autograd.grad(
                 loss, list(self.parameters.values()), create_graph=create_graph, allow_unused=True
             )
-        return {name: part for name, part in zip(self.parameters, parts, strict=True) if part is not None}
+        return {
+            name: part.to_dense() if part.is_sparse else part
+            for name, part in zip(self.parameters, parts, strict=True)
+            if part is not None
+        }
+
+    def finite(self, loss: Tensor) -> float:
+        """A loss from `losses` as a number.
+
+        Raises:
+            UsageError: it is infinite or NaN, so nothing can be measured here.
+        """
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            where = "near" if self._displaced else "at"
+            raise UsageError(f"the loss is {value} {where} the present parameters: nothing can be measured there")
+        return value
 
     @contextmanager
     def displaced(self, direction: Mapping[str, Tensor], step: float) -> Iterator[None]:
@@ -217,6 +245,39 @@ class Objective:
         if length == 0:
             raise UsageError(f"direction {label!r} is zero, so it has no sharpness (a learning rate of 0?)")
 
+    def _default_weight(self) -> Callable[[Any], float]:
+        labelled = [b["labels"] for b in self.batches if isinstance(b, Mapping) and isinstance(b.get("labels"), Tensor)]
+        if len(self.batches) == 1 and not labelled:
+            return lambda _: 1.0
+        tokens = any(labels.dim() >= 2 and not labels.is_floating_point() for labels in labelled)
+        # With one micro-batch there is nothing to pool, and nothing that it would be needed for.
+        shifted = tokens and (self._shifts() if len(self.batches) > 1 else predicts_next_token(self.model))
+        return lambda batch: averaged_over(batch, shifted=shifted)
+
+    def _shifts(self) -> bool:
+        """Whether the first label of a row is no target: tried, by taking it away, and else by the model's class."""
+        for batch in self.batches:
+            labels = batch.get("labels") if isinstance(batch, Mapping) else None
+            if not isinstance(labels, Tensor) or labels.dim() < 2 or not bool((labels[:, 0] != IGNORED_LABEL).any()):
+                continue
+            without = labels.clone()
+            without[:, 0] = IGNORED_LABEL
+            changed = copy.copy(batch)
+            changed["labels"] = without
+            try:
+                full, less = self._loss_of(batch), self._loss_of(changed)
+            except Exception:
+                break
+            if math.isfinite(full) and math.isfinite(less):
+                return abs(full - less) <= 1e-6 * abs(full)
+        return predicts_next_token(self.model)
+
+    def _loss_of(self, batch: Any) -> float:
+        device = next(iter(self.parameters.values())).device
+        with self.measuring():
+            seed_everything(0)
+            return float(self._call(moved(batch, device, lambda dtype: measured_dtype(dtype, self.dtype))).detach())
+
     def _call(self, batch: Any) -> Tensor:
         if self.loss_fn is not None:
             return self.loss_fn(self.model, batch)
@@ -229,18 +290,6 @@ class Objective:
         if loss is None:
             raise UsageError("model(**batch) gave no loss: put labels into the batches, or pass loss_fn")
         return loss  # type: ignore[no-any-return]
-
-
-def finite(loss: Tensor) -> float:
-    """The loss as a number.
-
-    Raises:
-        UsageError: it is infinite or NaN, so nothing can be measured here.
-    """
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        raise UsageError(f"the loss is {value} at the present parameters: nothing can be measured there")
-    return value
 
 
 def _scalar(loss: Any, index: int) -> Tensor:

@@ -126,23 +126,32 @@ def _verdict(exact: float | None, finite: float, bar: float) -> Verdict:
     return "agrees" if abs(exact - finite) <= 2 * bar else "disagrees"
 
 
+class _Crossed:
+    """Collects ``aᵀHb`` and ``bᵀHa``, and the lengths of ``Ha`` and ``Hb``."""
+
+    def __init__(self, units: dict[str, Direction]) -> None:
+        self._units = units
+        self.clear()
+
+    def __call__(self, label: str, share: float, u: Direction, product: Direction) -> None:
+        del u
+        self.crossed[label] += share * vectors.dot(self._units["b" if label == "a" else "a"], product)
+        self.sizes[label] += share * vectors.norm(product)
+
+    def clear(self) -> None:
+        self.crossed, self.sizes = {"a": 0.0, "b": 0.0}, {"a": 0.0, "b": 0.0}
+
+
 def _by_autograd(objective: Objective, a: Direction, b: Direction) -> tuple[float | None, float | None]:
     """``uᵀHu`` for ``u`` along `a`, and how far ``aᵀHb`` and ``bᵀHa`` are apart, relative to ``‖Ha‖`` and ``‖Hb‖``."""
-    crossed = {"a": 0.0, "b": 0.0}
-    sizes = {"a": 0.0, "b": 0.0}
     units = {"a": vectors.unit(a, objective.parameters), "b": vectors.unit(b, objective.parameters)}
-
-    def observe(label: str, share: float, u: Direction, product: Direction) -> None:
-        del u
-        crossed[label] += share * vectors.dot(units["b" if label == "a" else "a"], product)
-        sizes[label] += share * vectors.norm(product)
-
+    seen = _Crossed(units)
     try:
-        found = curvature(objective, units, "autograd", observe)
+        found = curvature(objective, units, "autograd", seen)
     except UsageError:  # the model has none, or one that is known to be wrong
         return None, None
-    largest = max(sizes.values())
-    asymmetry = abs(crossed["a"] - crossed["b"]) / largest if largest > 0 else 0.0
+    largest = max(seen.sizes.values())
+    asymmetry = abs(seen.crossed["a"] - seen.crossed["b"]) / largest if largest > 0 else 0.0
     return objective.mean(found.sharpness["a"]), asymmetry
 
 

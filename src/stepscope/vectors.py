@@ -28,7 +28,7 @@ def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
         11.0
     """
     return math.fsum(
-        float(torch.sum(a[name].detach() * b[name].detach(), dtype=_accumulator(a[name]))) for name in a if name in b
+        float(torch.sum(a[name].detach().to(_accumulator(a[name])) * b[name].detach())) for name in a if name in b
     )
 
 
