@@ -72,6 +72,8 @@ MISTAKES = {
     "out is somebody's": (["demo", "--scale", "smoke", "--out", "{folder}"], "is not empty and not a run directory"),
     "no such data": (["demo", "--scale", "smoke", "--out", "{new}", "--source", "{new}.tsv"], ".tsv"),
     "no such source": (["demo", "--scale", "smoke", "--out", "{new}", "--source", "klingon"], "klingon"),
+    "a seed too large": (["demo", "--scale", "smoke", "--out", "{new}", "--seeds", str(2**70)], "to 2^63 - 1"),
+    "a name too long": (["demo", "--scale", "smoke", "--out", "{new}", "--source", "x" * 5000], "File name too long"),
     "seeds": (["demo", "--scale", "smoke", "--out", "{new}", "--seeds", "1", "1"], "different whole numbers"),
     "not a seed": (["demo", "--seeds", "one"], "invalid int value"),
     "no run": (["report", "{new}"], "cannot read"),
@@ -167,3 +169,36 @@ def test_the_readme_names_only_options_that_exist(capsys):
     named = set(re.findall(r"stepscope demo[^\n`]*?(--[a-z-]+)", readme))
     assert named
     assert all(option in shown for option in named)
+
+
+def test_no_home_and_no_cache(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("STEPSCOPE_CACHE", "~nobody-of-that-name/x")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    status, _, err = call("demo", "--scale", "smoke", "--out", tmp_path / "run", "--source", "django", capsys=capsys)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "set STEPSCOPE_CACHE" in err
+
+
+DAMAGES = {
+    "a line of another shape": b'{"a": 1}\n',
+    "no single seed": b'{"trajectory": "sgd", "seed": [0], "step": 2, "direction": "sgd"}\n',
+    "no landscape": b'{"trajectory": "sgd", "seed": 0, "step": 2, "direction": "sgd", "landscape": {"steps": 5}}\n',
+    "not JSON": b'{"trajectory": \n{"trajectory": "sgd"}\n',
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damaged_records_give_a_page_or_a_line(name, demo, tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_bytes((demo[0] / "run.json").read_bytes())
+    (run / "measurements.jsonl").write_bytes(DAMAGES[name] + (demo[0] / "measurements.jsonl").read_bytes())
+    status, out, err = call("report", run, capsys=capsys)
+    assert (status, err) == (0, "") if out else (status, err.count("\n")) == (2, 1)
+
+
+def test_output_that_nobody_reads_loses_nothing(pairs, tmp_path):
+    command = f"{sys.executable} -m stepscope demo --scale smoke --source {pairs} --out {tmp_path / 'run'} | head -c 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "run" / "report.html").exists()

@@ -108,3 +108,28 @@ def test_infinite_losses_are_walls():
     assert math.inf in found.losses
     assert found.best_step <= 1.0
     assert found.best_decrease > 0.5
+
+
+def test_a_decrease_of_less_than_rounding_is_none():
+    """A jitter of a few units in the last place, downwards everywhere: not a minimum."""
+    objective, u = along(lambda t: 1e3 - 1e-4 * torch.tanh(1e6 * t), dtype=torch.float32)
+    found = trace(objective, u, slope=-1e-2, sharpness=0.0)
+    assert (found.status, found.best_decrease) == ("no descent", 0.0)
+
+
+def test_a_near_minimum_is_not_stepped_over_where_the_curvature_is_positive():
+    """The model's own step, 8, lies in a deeper well; the first minimum is at 2."""
+
+    def function(t):
+        return 10 - t * torch.exp(-t / 2) + 0.0 * t - 3 * torch.exp(-(((t - 8) / 1.5) ** 2))
+
+    objective, u = along(function)
+    found = trace(objective, u, slope=-1.0, sharpness=1 / 8)
+    assert found.best_step == pytest.approx(2.0, rel=0.1)
+
+
+def test_a_figure_gets_points_around_the_minimum():
+    objective, u = along(lambda t: 3 + 0.5 * (t - 2) ** 2)
+    steps = torch.tensor(trace(objective, u, slope=-2.0, sharpness=1.0).steps)
+    for factor in (0.25, 0.5, 0.75, 1.5, 2.0):
+        assert float((steps - 2 * factor).abs().min()) <= 0.1 * 2 * factor

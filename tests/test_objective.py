@@ -476,3 +476,9 @@ def test_sparse_embeddings():
     found = stepscope.measure(Objective(sparse, loss, [ids]), direction, "difference")["d"]
     exact = stepscope.measure(Objective(dense, loss, [ids]), direction)["d"]
     assert found.sharpness == pytest.approx(exact.sharpness, abs=found.numerical_error)
+
+
+def test_the_memory_of_displaced_points_is_given_back():
+    objective = Objective(linear(), mean_square, ONES)
+    objective.loss_at({"weight": torch.ones(1, 2)}, 1.0)
+    assert objective._scratch == []

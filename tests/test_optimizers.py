@@ -194,3 +194,11 @@ def test_clipping_survives_a_copy():
         assert twin.defaults["clip_fraction"] == 0.5
     with pytest.raises(UsageError, match="clip_fraction is 5"):
         Lion([x], clip_fraction=5)
+
+
+def test_adafactor_has_a_smallest_scale():
+    """Parameters at zero move by ε₂·ρ, not by nothing."""
+    x = nn.Parameter(torch.zeros(4, dtype=torch.float64))
+    x.grad = torch.ones(4, dtype=torch.float64)
+    Adafactor([x], lr=1e-2).step()
+    torch.testing.assert_close(x.detach(), torch.full((4,), -1e-2 * 1e-3, dtype=torch.float64))

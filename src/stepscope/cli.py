@@ -62,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:  # whoever read the output has seen enough
         sys.stdout = None
     except OSError as error:
-        print(f"stepscope {asked.command}: error: {error.strerror or error}", file=sys.stderr)
+        about = f" ({str(error.filename)[:60]})" if error.filename else ""
+        print(f"stepscope {asked.command}: error: {error.strerror or error}{about}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted: give the same command again to go on", file=sys.stderr)
@@ -112,6 +113,9 @@ def _demo(asked: argparse.Namespace) -> None:
     from stepscope.records import read_run
     from stepscope.report import print_tables, summary_sentence, write_report
 
+    if asked.scale == "smoke":
+        # A model this small loses more to threads that wait for one another than it gains.
+        require("torch", "all").set_num_threads(1)
     experiment = trajectory_experiment(asked.scale, source=asked.source, seeds=tuple(asked.seeds))
     out = Path(asked.out or f"runs/demo-{asked.scale}")
     started = time.perf_counter()
@@ -120,8 +124,8 @@ def _demo(asked: argparse.Namespace) -> None:
     seconds = time.perf_counter() - started
     page = write_report(out, out / "report.html")  # before the tables: nobody may be reading those
     run, records = read_run(out)
-    source = run["context"]["source"]
-    print(f"Data: {source['title']} ({source['license']}), {source['examples']:,} pairs")
+    source = run["context"].get("source", {})
+    print(f"Data: {source.get('title')} ({source.get('license')}), {source.get('examples')} pairs")
     print_tables(records)
     print(summary_sentence(records))
     print(f"\n{measured} new measurements in {seconds:.0f} s." if measured else "\nThe run was complete already.")

@@ -1,7 +1,7 @@
 """Makes a user's model measurable, and leaves it exactly as it was found.
 
 Second derivatives need a deterministic, twice differentiable function in enough precision; a model in training is none
-of that. What is changed, and put back: DESIGN and `docs/architecture.md` list each with its reason.
+of that. What is changed, and put back: `docs/architecture.md` lists each with its reason.
 """
 
 from __future__ import annotations

@@ -90,7 +90,23 @@ class _MomentumRule(Optimizer):
         """Turns the momenta of the whole model into updates, in place; the step subtracts ``lr`` times those."""
 
 
-class SignSGD(_MomentumRule):
+class _AveragedMomentumRule(_MomentumRule):
+    """Those whose momentum is ``m ← βm + (1−β)g``, with one ``β``."""
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float = 1e-3,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        foreach: bool = False,
+    ) -> None:
+        super().__init__(params, _defaults(lr, weight_decay, maximize, foreach, momentum=momentum))
+
+
+class SignSGD(_AveragedMomentumRule):
     """``x ← x − lr·sign(m)`` with ``m ← βm + (1−β)g``: SGD clipped at a fraction of 100%.
 
     Args:
@@ -107,24 +123,12 @@ class SignSGD(_MomentumRule):
         [-1.0, 1.0, 0.0]
     """
 
-    def __init__(
-        self,
-        params: Parameters,
-        lr: float = 1e-3,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        *,
-        maximize: bool = False,
-        foreach: bool = False,
-    ) -> None:
-        super().__init__(params, _defaults(lr, weight_decay, maximize, foreach, momentum=momentum))
-
     def _to_updates(self, momenta: list[Tensor]) -> None:
         for momentum in momenta:
             momentum.sign_()
 
 
-class NormalizedSGD(_MomentumRule):
+class NormalizedSGD(_AveragedMomentumRule):
     """``x ← x − lr·√n·m/‖m‖`` for each tensor of ``n`` coordinates: its momentum scaled to Frobenius norm ``√n``.
 
     Pan and Li (§5) made it to tell scaling by weight matrix from scaling by coordinate. A tensor whose momentum is
@@ -143,18 +147,6 @@ class NormalizedSGD(_MomentumRule):
         >>> NormalizedSGD([w], lr=1.0).step(); w.norm().item()
         2.0
     """
-
-    def __init__(
-        self,
-        params: Parameters,
-        lr: float = 1e-3,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        *,
-        maximize: bool = False,
-        foreach: bool = False,
-    ) -> None:
-        super().__init__(params, _defaults(lr, weight_decay, maximize, foreach, momentum=momentum))
 
     def _to_updates(self, momenta: list[Tensor]) -> None:
         for momentum in momenta:

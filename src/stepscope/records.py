@@ -31,6 +31,7 @@ MEASUREMENTS_FILE = "measurements.jsonl"
 LOCK_FILE = ".lock"
 
 _ABSENT = object()
+_SINGLE_VALUES = ("trajectory", "seed", "step", "direction")
 
 
 def read_run(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Record]]:
@@ -97,6 +98,8 @@ def _read_measurements(file: Path) -> tuple[list[Record], int]:
             if whole + len(line) == len(content):
                 break  # the last line: a writer was stopped in the middle of it
             raise UsageError(f"{show(file)}, line {line_number} is not a JSON object: repair or delete that line")
+        if wrong := [key for key in _SINGLE_VALUES if isinstance(record.get(key), list | dict)]:
+            raise UsageError(f"{show(file)}, line {line_number}: {wrong[0]} is not a single value: repair the line")
         records.append(record)
         whole += len(line)
     return records, whole
@@ -118,8 +121,8 @@ class RunDirectory:
         ...     with RunDirectory.open(folder + "/run", {"steps": [20]}) as run:
         ...         run.append([{"step": 20, "direction": "sgd", "sharpness": 3.5}])
         ...     with RunDirectory.open(folder + "/run", {"steps": [20]}) as run:  # goes on where it stopped
-        ...         run.done("step", "direction")
-        {(20, 'sgd')}
+        ...         [record["direction"] for record in run.records()]
+        ['sgd']
     """
 
     def __init__(self, path: Path, run: Mapping[str, Any], records: list[Record], file: BinaryIO, lock: Any) -> None:
@@ -200,17 +203,6 @@ class RunDirectory:
     def records(self) -> list[Record]:
         """Everything measured so far, also by earlier openings, in order."""
         return list(self._records)
-
-    def done(self, *keys: str) -> set[tuple[Any, ...]]:
-        """The combinations of some fields' values that have been measured.
-
-        Args:
-            keys: names of fields that hold single values, such as `"trajectory", "seed", "step"`.
-
-        Returns:
-            One tuple per combination, in the order of `keys`; a field that a record lacks is None.
-        """
-        return {tuple(record.get(key) for key in keys) for record in self._records}
 
     def append(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Adds measurements, safely on the disk when this returns.

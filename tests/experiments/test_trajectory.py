@@ -15,7 +15,7 @@ import stepscope
 from stepscope import Objective, UsageError
 from stepscope.directions import PseudoUpdates
 from stepscope.experiments import trajectory as module
-from stepscope.experiments.directions import DIRECTIONS, TRAINING
+from stepscope.experiments.compared import DIRECTIONS, TRAINING
 from stepscope.experiments.trajectory import TrajectoryExperiment, run_trajectory, trajectory_experiment
 from stepscope.records import read_run
 from stepscope.tasks.translation import SCALES, translation

@@ -9,9 +9,10 @@ import torch
 pytest.importorskip("transformers")
 pytest.importorskip("tokenizers")
 
+from stepscope.batches import IGNORED_LABEL
 from stepscope.errors import UsageError
 from stepscope.tasks.tokenizer import END, PAD, SMALLEST_VOCABULARY, learn_tokenizer
-from stepscope.tasks.translation import IGNORED, SCALES, collate, translation
+from stepscope.tasks.translation import SCALES, collate, translation
 
 SMOKE = SCALES["smoke"]
 NUMBERS = (("one", "un"), ("two", "deux"), ("three", "trois"), ("four", "quatre"), ("five", "cinq"), ("six", "six"))
@@ -86,7 +87,7 @@ def test_loss_is_the_mean_over_valid_tokens(table):
     model = task.model.eval()
     whole = translation(replace(SMOKE, micro_batch_size=16), source=table).eval_batches
     assert (len(task.eval_batches), len(whole)) == (2, 1)
-    tokens = [int((batch["labels"] != IGNORED).sum()) for batch in task.eval_batches]
+    tokens = [int((batch["labels"] != IGNORED_LABEL).sum()) for batch in task.eval_batches]
     assert tokens[0] < tokens[1]
     with torch.no_grad():
         losses = [model(**batch).loss for batch in task.eval_batches]
@@ -94,7 +95,7 @@ def test_loss_is_the_mean_over_valid_tokens(table):
         torch.testing.assert_close(pooled, model(**whole[0]).loss)
         logits = model(**whole[0]).logits
     wanted = whole[0]["labels"]
-    by_hand = -logits.log_softmax(-1).gather(-1, wanted.clamp(min=0)[..., None])[..., 0][wanted != IGNORED].mean()
+    by_hand = -logits.log_softmax(-1).gather(-1, wanted.clamp(min=0)[..., None])[..., 0][wanted != IGNORED_LABEL].mean()
     torch.testing.assert_close(by_hand, pooled)
 
 
@@ -102,7 +103,7 @@ def test_padding_changes_no_loss(table):
     task = translation(SMOKE, source=table)
     batch = task.eval_batches[0]
     longer = {name: torch.nn.functional.pad(value, (0, 5), value=0) for name, value in batch.items()}
-    longer["labels"] = torch.nn.functional.pad(batch["labels"], (0, 5), value=IGNORED)
+    longer["labels"] = torch.nn.functional.pad(batch["labels"], (0, 5), value=IGNORED_LABEL)
     with torch.no_grad():
         torch.testing.assert_close(task.model(**longer).loss, task.model(**batch).loss)
 
@@ -111,7 +112,7 @@ def test_collate_pads_to_the_longest():
     batch = collate([([5, 6, 7, END], [8, END]), ([9, END], [5, 5, END])])
     assert batch["input_ids"].tolist() == [[5, 6, 7, END], [9, END, PAD, PAD]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
-    assert batch["labels"].tolist() == [[8, END, IGNORED], [5, 5, END]]
+    assert batch["labels"].tolist() == [[8, END, IGNORED_LABEL], [5, 5, END]]
     assert {value.dtype for value in batch.values()} == {torch.int64}
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from stepscope.directions import PseudoUpdates
 from stepscope.errors import UsageError
-from stepscope.experiments.directions import DIRECTIONS, TRAINING
+from stepscope.experiments.compared import DIRECTIONS, TRAINING
 from stepscope.measurement import measure
 from stepscope.objective import Objective
 from stepscope.records import Record, RunDirectory, read_run
@@ -26,6 +26,10 @@ from stepscope.tasks.translation import SCALES, TranslationConfig, translation
 
 Progress = Callable[[float, str], None]
 """Called with the part of the whole that has been done (0 to 1), and what is going on."""
+
+
+STEPS = {"smoke": (2, 6), "cpu": (10, 60)}
+"""The training steps that are measured, by scale."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +77,11 @@ def trajectory_experiment(
         >>> trajectory_experiment("smoke").steps
         (2, 6)
     """
-    if scale not in SCALES:
-        raise UsageError(f"unknown scale {scale!r}: choose {' or '.join(SCALES)}")
+    if scale not in STEPS:
+        raise UsageError(f"unknown scale {scale!r}: choose {' or '.join(STEPS)}")
     if not seeds or min(seeds) < 0 or max(seeds) >= 2**63 or len(set(seeds)) < len(seeds):
         raise UsageError(f"seeds are {seeds}: give different whole numbers from 0 to 2^63 - 1")
-    steps = {"smoke": (2, 6), "cpu": (10, 60)}[scale]
-    return TrajectoryExperiment(scale, SCALES[scale], source=source, steps=steps, seeds=seeds)
+    return TrajectoryExperiment(scale, SCALES[scale], source=source, steps=STEPS[scale], seeds=seeds)
 
 
 def run_trajectory(
@@ -112,10 +115,11 @@ def run_trajectory(
             return 0
     progress(0.0, "preparing the data")
     # A run goes on with the data that it began with, whatever could be had now.
-    source = begun["source"]["name"] if begun is not None and experiment.source == "auto" else experiment.source
+    data = (begun or {}).get("source") or {}
+    source = data.get("name", "auto") if experiment.source == "auto" else experiment.source
     task = translation(experiment.task, seed=runs[0][0], source=source)
     context = _context(task)
-    if begun is not None and begun["source"]["sha256"] != context["source"]["sha256"]:
+    if data and data.get("sha256") != context["source"]["sha256"]:
         raise UsageError(f"the data of {out} have changed since it began ({task.source.title}): give another --out")
     with RunDirectory.open(out, configuration, context=context) as run:
         before = len(run.records())

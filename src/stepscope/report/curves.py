@@ -20,7 +20,7 @@ def fields_of(record: Record, numbers: Iterable[str], *others: str) -> dict[str,
 def curve_of(record: Record) -> list[dict[str, Any]]:
     """The measured points of one landscape, as rows; without t = 0, since the axis is logarithmic."""
     landscape = record.get("landscape")
-    if not isinstance(landscape, dict):
+    if not isinstance(landscape, dict) or not all(isinstance(landscape.get(k), list) for k in ("steps", "losses")):
         return []
     pairs = [
         (step, loss)

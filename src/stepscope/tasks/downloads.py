@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from stepscope.errors import UsageError
+
 Fetch = Callable[[Path], Path]
 
 
@@ -48,10 +50,13 @@ def cache_directory() -> Path:
 
     ``$STEPSCOPE_CACHE``, else ``$XDG_CACHE_HOME/stepscope``, else ``~/.cache/stepscope``.
     """
-    if chosen := os.environ.get("STEPSCOPE_CACHE"):
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "stepscope"
+    try:
+        if chosen := os.environ.get("STEPSCOPE_CACHE"):
+            return Path(chosen).expanduser()
+        base = os.environ.get("XDG_CACHE_HOME")
+        return (Path(base) if base else Path.home() / ".cache") / "stepscope"
+    except RuntimeError as error:
+        raise UsageError("there is no home directory for the cache: set STEPSCOPE_CACHE to a directory") from error
 
 
 def file_sha256(path: Path) -> str:

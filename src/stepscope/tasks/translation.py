@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from stepscope.batches import IGNORED_LABEL
 from stepscope.errors import UsageError, require
 from stepscope.tasks.sources import load_pairs
 from stepscope.tasks.task import Batch, Task
 from stepscope.tasks.tokenizer import END, PAD, learn_tokenizer
 
 PREFIX = "translate English to French: "
-IGNORED = -100
 ACTIVATIONS = ("gelu", "relu")
 # Which pairs are used, and which of them are evaluated on, is the same for every seed of a task: runs with other
 # seeds then differ in weights and order alone, and all are measured on the same examples.
@@ -149,7 +149,7 @@ def collate(examples: Sequence[Example]) -> Batch:
     input_ids = _padded([source for source, _ in examples], PAD)
     # Not `input_ids != PAD`: only the lengths say what is padding.
     mask = _padded([[1] * len(source) for source, _ in examples], 0)
-    labels = _padded([target for _, target in examples], IGNORED)
+    labels = _padded([target for _, target in examples], IGNORED_LABEL)
     return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
 
 

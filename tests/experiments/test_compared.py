@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from stepscope.directions import PseudoUpdates
-from stepscope.experiments.directions import DIRECTIONS
+from stepscope.experiments.compared import DIRECTIONS
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The optimizers that the paper compares, by the names that its tables use, with its settings (PAPER: §5, B.2, B.3)."""
+"""The optimizers that the paper compares, by the names that its tables use, with its settings (§5, B.2, B.3)."""
 
 from __future__ import annotations
 
