@@ -7,6 +7,7 @@ hand; never `torch.func.hessian`, which is wrong on layer norm.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -30,7 +31,6 @@ class Case:
     batches: list[Any]
     terms: Callable[[Callable[..., Any], Any], tuple[Tensor, int]]
     tolerance: float = 1e-8
-    smooth: bool = True
     weight_fn: Callable[[Any], float] | None = None
 
     def objective(self) -> Objective:
@@ -52,7 +52,13 @@ def substituted(model: nn.Module, values: dict[nn.Parameter, Tensor]) -> Iterato
             module._parameters[name] = parameter
 
 
-def dense(case: Case) -> tuple[float, dict[str, Tensor], Tensor]:
+@cache
+def dense(name: str) -> tuple[float, dict[str, Tensor], Tensor]:
+    """The dense reference of a case, see `dense_of`; made once."""
+    return dense_of(case(name))
+
+
+def dense_of(case: Case) -> tuple[float, dict[str, Tensor], Tensor]:
     """Loss, gradient by name, and the dense Hessian over the concatenated trainable parameters, in float64."""
     parameters = {n: p for n, p in case.model.named_parameters() if p.requires_grad}
     shapes = {n: p.shape for n, p in parameters.items()}
@@ -185,6 +191,69 @@ def gpt_neo() -> nn.Module:
     return GPTNeoForCausalLM(config)
 
 
+def gpt2() -> nn.Module:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=11, n_embd=4, n_layer=1, n_head=2, n_inner=4, n_positions=8, bos_token_id=0, eos_token_id=1
+    )
+    return GPT2LMHeadModel(config)
+
+
+def llama() -> nn.Module:
+    """Grouped-query attention, rotary positions, RMS norm, SwiGLU."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=11, hidden_size=8, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=6, max_position_embeddings=8,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+def mixtral() -> nn.Module:
+    """Each token goes through two of four experts, by a router."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(
+        vocab_size=11, hidden_size=4, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        intermediate_size=4, num_local_experts=4, max_position_embeddings=8,
+    )  # fmt: skip
+    return MixtralForCausalLM(config)
+
+
+def vit() -> nn.Module:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(
+        hidden_size=4, num_hidden_layers=1, num_attention_heads=2, intermediate_size=4, image_size=4, patch_size=2,
+        num_channels=2, num_labels=3,
+    )  # fmt: skip
+    return ViTForImageClassification(config)
+
+
+def resnet() -> nn.Module:
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    config = ResNetConfig(
+        num_channels=2, embedding_size=2, hidden_sizes=[2, 3], depths=[1, 1], layer_type="basic", num_labels=3
+    )
+    net = ResNetForImageClassification(config)
+    net(torch.randn(16, 2, 16, 16))  # running statistics that aren't the initial ones
+    return net
+
+
+class Lstm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, 3)
+        self.lstm = nn.LSTM(3, 4, num_layers=2, dropout=0.2, batch_first=True, bidirectional=True)
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.out(self.lstm(self.embedding(ids))[0][:, -1])
+
+
 def _token_terms(shift: int) -> Callable[..., tuple[Tensor, int]]:
     def terms(call: Callable[..., Any], batch: dict[str, Tensor]) -> tuple[Tensor, int]:
         logits = call(**batch).logits
@@ -208,6 +277,14 @@ def _bert_batches() -> list[dict[str, Tensor]]:
     ]
 
 
+def _images(size: int, sizes: tuple[int, ...]) -> list[dict[str, Tensor]]:
+    return [{"pixel_values": x, "labels": y} for x, y in _labelled((2, size, size), sizes)]
+
+
+def _sentences(sizes: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
+    return [(torch.randint(0, 11, (n, 5)), torch.randint(0, 3, (n,))) for n in sizes]
+
+
 def _quadratic() -> Case:
     scales = [torch.tensor(s, dtype=torch.float64) for s in (1.0, 2.0, 4.0)]
     return Case(Quadratic(), lambda m, b: m(b), scales, lambda call, b: (call(b), 1), weight_fn=lambda b: 1.0)
@@ -219,15 +296,42 @@ CASES: dict[str, Callable[[], Case]] = {
     "layer norm": lambda: Case(Mlp(norm=True), _cross_entropy, _labelled((5,), (7, 2, 1)), _cross_entropy_terms),
     "batch norm": lambda: Case(batchnorm_conv(), _cross_entropy, _labelled((2, 6, 6), (5, 2)), _cross_entropy_terms),
     "t5 gelu": lambda: Case(t5("gelu"), None, _ragged(11, (2, 4), source=True), _token_terms(0), 1e-6),
-    "t5 relu": lambda: Case(t5("relu"), None, _ragged(11, (2, 4), source=True), _token_terms(0), 1e-6, smooth=False),
+    "t5 relu": lambda: Case(t5("relu"), None, _ragged(11, (2, 4), source=True), _token_terms(0), 1e-6),
     "bert": lambda: Case(bert(), None, _bert_batches(), _classification_terms),
     "gpt-neo": lambda: Case(gpt_neo(), None, _ragged(11, (2, 4), source=False), _token_terms(1), 1e-6),
+    "gpt-2": lambda: Case(gpt2(), None, _ragged(11, (2, 4), source=False), _token_terms(1), 1e-6),
+    "llama": lambda: Case(llama(), None, _ragged(11, (2, 4), source=False), _token_terms(1), 1e-6),
+    "mixtral": lambda: Case(mixtral(), None, _ragged(11, (2, 4), source=False), _token_terms(1), 1e-6),
+    "vit": lambda: Case(vit(), None, _images(4, (5, 2)), _classification_terms),
+    "resnet": lambda: Case(resnet(), None, _images(16, (5, 2)), _classification_terms),
+    "lstm": lambda: Case(Lstm(), _cross_entropy, _sentences((5, 2)), _cross_entropy_terms),
 }
 
 
-def case(name: str) -> Case:
-    """A fresh case in float64, in training mode (measuring has to switch dropout and batch statistics off)."""
+FAMILIES = [name for name in CASES if name != "quadratic"]
+"""The families of models that users train, each in its default configuration but for the size."""
+
+SMOOTH = [name for name in CASES if name not in ("t5 relu", "resnet")]
+"""Those without kinks, where differences of gradients have to agree with double backward."""
+
+
+def case(name: str, dtype: torch.dtype = torch.float64) -> Case:
+    """A fresh case, in training mode (measuring has to switch dropout and batch statistics off).
+
+    The weights are the same numbers in float32 and float64.
+    """
     torch.manual_seed(1)
     made = CASES[name]()
-    made.model = made.model.double().train()
+    made.model = made.model.to(dtype).train()
+    made.batches = [cast(batch, dtype) for batch in made.batches]
+    if name == "mixtral" and dtype == torch.float64:
+        made.model.set_experts_implementation("eager")  # the default, a grouped product, takes no float64
     return made
+
+
+def cast(batch: Any, dtype: torch.dtype) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.to(dtype) if batch.is_floating_point() else batch
+    if isinstance(batch, dict):
+        return {key: cast(value, dtype) for key, value in batch.items()}
+    return type(batch)(cast(value, dtype) for value in batch)

@@ -1,4 +1,6 @@
-"""What all tests share: threads and the table of small models that have the hard parts."""
+"""What all tests share: threads, seeds, and the table of model families that is printed at the end."""
+
+from collections import defaultdict
 
 import pytest
 import torch
@@ -11,3 +13,39 @@ torch.set_num_threads(1)
 def _seeded():
     """Each test starts from the same random state, whatever ran before."""
     torch.manual_seed(0)
+
+
+class FamilyTable:
+    """What was found of each family of models, a column for each thing that is promised."""
+
+    COLUMNS = ("uᵀHu float64", "uᵀHu float32", "Σ shares", "training", "raises", "Ctrl-C", "NaN")
+
+    def __init__(self):
+        self.rows = defaultdict(dict)
+
+    def worst(self, family, column, error):
+        self.rows[family][column] = max(error, self.rows[family].get(column, 0.0))
+
+    def identical(self, family, column):
+        self.rows[family][column] = "identical"
+
+    def lines(self):
+        yield "".join([f"{'':12}", *(f"{column:>14}" for column in self.COLUMNS)])
+        for family, row in sorted(self.rows.items()):
+            cells = [row.get(column, "-") for column in self.COLUMNS]
+            yield "".join([f"{family:12}", *(f"{c:>14.0e}" if isinstance(c, float) else f"{c:>14}" for c in cells)])
+
+
+_TABLE = FamilyTable()
+
+
+@pytest.fixture
+def family_table():
+    return _TABLE
+
+
+def pytest_terminal_summary(terminalreporter):
+    if _TABLE.rows:
+        terminalreporter.section("model families: largest error as a part of ‖H‖₂; training with the probe")
+        for line in _TABLE.lines():
+            terminalreporter.write_line(line)

@@ -34,3 +34,19 @@ def fingerprint(model, optimizer=None):
 
 def _bytes(tensor):
     return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+def outcome(model, optimizer):
+    """What a training leaves behind: weights, buffers, gradients, optimizer state, random state; to be compared by
+    `same`."""
+    tensors = [*model.parameters(), *model.buffers()]
+    tensors += [p.grad for p in model.parameters() if p.grad is not None]
+    tensors += [t for state in optimizer.state.values() for t in state.values() if torch.is_tensor(t)]
+    return [t.detach().clone() for t in tensors] + [torch.get_rng_state()]
+
+
+def same(a, b):
+    """Whether two outcomes are the same, bit for bit."""
+    return len(a) == len(b) and all(
+        x.dtype == y.dtype and x.shape == y.shape and _bytes(x) == _bytes(y) for x, y in zip(a, b, strict=True)
+    )

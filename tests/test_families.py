@@ -1,0 +1,127 @@
+"""Families of models that users train, in float32 and their default configuration: a probe changes nothing."""
+
+import logging
+import os
+import signal
+
+import pytest
+import torch
+
+from cases import FAMILIES, case
+from stepscope import Probe
+from traces import fingerprint, outcome, same
+
+STEPS = 20
+
+
+def own_loss(c):
+    """The loss as the training computes it; Hugging Face models bring theirs."""
+    return c.loss_fn or (lambda model, batch: model(**batch).loss)
+
+
+def train(name, *, probe=None, poisoned=False):
+    """20 steps on the family's batches in turn; `probe(case, optimizer)` puts a probe on."""
+    c = case(name, torch.float32)
+    optimizer = torch.optim.AdamW(c.model.parameters(), lr=1e-2)
+    attached = probe(c, optimizer) if probe else None
+    interrupted = 0
+    for step in range(STEPS):
+        if poisoned and step == STEPS // 2:
+            optimizer.param_groups[0]["lr"] = float("inf")
+        optimizer.zero_grad()
+        own_loss(c)(c.model, c.batches[step % len(c.batches)]).backward()
+        before = fingerprint(c.model, optimizer)
+        try:
+            optimizer.step()
+        except KeyboardInterrupt:
+            # As in a notebook: the cell is interrupted, and run again.
+            assert fingerprint(c.model, optimizer) == before
+            interrupted += 1
+            optimizer.step()
+    return outcome(c.model, optimizer), attached, interrupted
+
+
+def attach(**settings):
+    given = {"every": STEPS // 2, "max_overhead": None, "quiet": True, **settings}
+    return lambda c, optimizer: Probe(c.model, optimizer, c.loss_fn, c.batches, **given)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_training_is_bit_identical(name, family_table):
+    plain, *_ = train(name)
+    probed, probe, _ = train(name, probe=attach())
+    assert same(plain, probed)
+    assert [r["step"] for r in probe.records] == [10] * 4 + [20] * 4
+    assert probe.check.suspicions == ()
+    assert not any(torch.isnan(t).any() for t in plain if t.is_floating_point())
+    family_table.identical(name, "training")
+
+
+class Trap:
+    """The family's loss, which at the `at`-th evaluation since it was armed does `what`."""
+
+    def __init__(self, loss_fn, at, what):
+        self.loss_fn, self.at, self.what = loss_fn, at, what
+        self.armed, self.sprung = False, 0
+
+    def __call__(self, model, batch):
+        if self.armed:
+            self.at -= 1
+            if self.at == 0:
+                self.sprung += 1
+                self.what()
+        return self.loss_fn(model, batch)
+
+
+def attach_trapped(what, traps):
+    """A probe whose first measurement springs the trap half-way."""
+
+    def attached(c, optimizer):
+        trap = Trap(own_loss(c), 40, what)
+        traps.append(trap)
+        probe = Probe(c.model, optimizer, trap, c.batches, every=5, max_overhead=None, quiet=True)
+        trap.armed = True
+        return probe
+
+    return attached
+
+
+def out_of_memory():
+    raise RuntimeError("out of memory")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_training_is_bit_identical_when_a_measurement_raises(name, family_table, caplog):
+    plain, *_ = train(name)
+    traps = []
+    with caplog.at_level(logging.WARNING, "stepscope"):
+        probed, probe, _ = train(name, probe=attach_trapped(out_of_memory, traps))
+    assert traps[0].sprung == 1
+    assert caplog.text.count("out of memory") == 1
+    assert 5 not in {r["step"] for r in probe.records}
+    assert 10 in {r["step"] for r in probe.records}
+    assert same(plain, probed)
+    family_table.identical(name, "raises")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_training_is_bit_identical_after_ctrl_c(name, family_table):
+    plain, *_ = train(name)
+    traps = []
+    probed, probe, interrupted = train(name, probe=attach_trapped(lambda: os.kill(os.getpid(), signal.SIGINT), traps))
+    assert (traps[0].sprung, interrupted) == (1, 1)
+    assert probe.records
+    assert same(plain, probed)
+    family_table.identical(name, "Ctrl-C")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_training_is_bit_identical_when_the_loss_turns_nan(name, family_table, caplog):
+    plain, *_ = train(name, poisoned=True)
+    assert any(torch.isnan(t).any() for t in plain if t.is_floating_point())
+    with caplog.at_level(logging.WARNING, "stepscope"):
+        probed, probe, _ = train(name, poisoned=True, probe=attach(every=4))
+    assert {r["step"] for r in probe.records} == {4, 8}
+    assert "the probe is off after 3 failures" in caplog.text
+    assert same(plain, probed)
+    family_table.identical(name, "NaN")
