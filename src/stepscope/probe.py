@@ -23,7 +23,7 @@ from stepscope.directions import Factory, PseudoUpdates, next_update
 from stepscope.errors import UsageError
 from stepscope.measurement import Measurement, measure
 from stepscope.objective import LossFunction, Objective
-from stepscope.records import Record, RunDirectory, versions, write_atomically
+from stepscope.records import Record, RunDirectory, latest, versions, write_atomically
 from stepscope.schedule import Schedule
 from stepscope.selfcheck import SelfCheck, self_check
 from stepscope.trackers import as_log
@@ -63,12 +63,14 @@ class Probe:
         log: where numbers go too: a function of ``(values, step)`` or a tracker (`stepscope.trackers.as_log`).
         max_overhead: the part of the training time that measuring may add; ``None`` for no limit. The checks at the
             start count, so the first measurement waits until the training has earned it.
+        step: steps that the training made before: where it goes on from a checkpoint, so that the records go on too.
         weight_fn: see `Objective`.
         layer: what a layer is in the breakdown: see `measure`.
         quiet: whether to keep the announcement of cost to itself.
 
     Attributes:
-        step: steps seen so far.
+        eval_batches: the micro-batches that are measured on.
+        step: steps of the training so far. A record's step is that of the update before which it was measured.
         check: what the self-check found.
         records: the measurements, as they are written.
 
@@ -99,6 +101,7 @@ class Probe:
         run_dir: str | os.PathLike[str] | None = None,
         log: Any = None,
         max_overhead: float | None = 0.05,
+        step: int = 0,
         weight_fn: Callable[[Any], float] | None = None,
         layer: Grouping | Mapping[str, str] | None = None,
         quiet: bool = False,
@@ -106,6 +109,7 @@ class Probe:
         started = time.perf_counter()
         self._optimizer = _unwrapped(optimizer)
         self._objective = Objective(model, loss_fn, eval_batches, weight_fn)
+        self.eval_batches: list[Any] = self._objective.batches
         self._layer = grouping(layer, self._objective.parameters)
         self._own = f"own {type(self._optimizer).__name__}"
         self._factories = dict(DEFAULT_DIRECTIONS if directions is None else directions)
@@ -120,11 +124,8 @@ class Probe:
             raise UsageError(f"this model can't be measured: {self.check.suspicions[0]}")
         for suspicion in self.check.suspicions:
             _logger.warning("%s", suspicion)
-        self.step = 0
+        self.step = step
         self.records: list[Record] = []
-        self._run = self._opened(run_dir) if run_dir is not None else None
-        if self._run is not None:
-            self.records = self._run.records()
         self._overshoot: dict[str, float] = {}
         self._followers: PseudoUpdates | None = None
         self._followed = 0
@@ -132,6 +133,17 @@ class Probe:
         self._off = False
         count = 1 + bool(self._own_clip) + len(self._factories)
         self._schedule = Schedule(every, max_overhead, self._estimate(count), FOLLOWED_STEPS)
+        self._run = None if run_dir is None else RunDirectory.open(
+            run_dir, self._configuration(), context=self._context()
+        )
+        if self._run is not None:
+            self.records = self._run.records()
+            if self.records and not step:
+                self._run.close()
+                raise UsageError(
+                    f"{run_dir} holds measurements up to step {max(r['step'] for r in self.records)} of another "
+                    "training: give another run_dir, or the step from which this one goes on (step=…)"
+                )
         self._hook = self._optimizer.register_step_pre_hook(self._before_step)
         self._schedule.spend(time.perf_counter() - started)
         self._schedule.leave()
@@ -152,7 +164,7 @@ class Probe:
         if not gradients:
             _, gradients = self._objective.gradient()
             source = "evaluation"
-        return self._measure(gradients, source)
+        return self._measure(gradients, source, self.step + 1)
 
     def report(self, path: str | os.PathLike[str]) -> Path:
         """Writes the page of what has been measured so far.
@@ -167,7 +179,7 @@ class Probe:
         from stepscope.report import render_report
 
         run = {"configuration": self._configuration(), "context": self._context()}
-        write_atomically(path, render_report(run, self.records).encode(errors="replace"))
+        write_atomically(path, render_report(run, latest(self.records)).encode(errors="replace"))
         return Path(path)
 
     def close(self) -> None:
@@ -231,7 +243,7 @@ class Probe:
         _synchronize(self._objective.parameters)
         started = time.perf_counter()
         try:
-            self._measure(self._gradients(), "training")
+            self._measure(self._gradients(), "training", self.step)
             self._followed += 1
             self._failures = 0
         finally:
@@ -251,13 +263,13 @@ class Probe:
     def _gradients(self) -> dict[str, Tensor]:
         return {name: p.grad for name, p in self._objective.parameters.items() if p.grad is not None}
 
-    def _measure(self, gradients: Mapping[str, Tensor], source: str) -> dict[str, Measurement]:
+    def _measure(self, gradients: Mapping[str, Tensor], source: str, step: int) -> dict[str, Measurement]:
         directions = self._directions(gradients)
         found = measure(
             self._objective, directions, self.check.method, landscape=True, breakdown=True, layer=self._layer
         )
         lr = [group.get("lr") for group in self._optimizer.param_groups]
-        where = {"trajectory": type(self._optimizer).__name__, "seed": 0, "step": self.step}
+        where = {"trajectory": type(self._optimizer).__name__, "seed": 0, "step": step}
         extra = {
             "gradient": source,
             "followed_steps": self._followed,
@@ -270,7 +282,7 @@ class Probe:
         self.records += records
         if self._run is not None:
             self._run.append(records)
-        self._log(_values(records), self.step)
+        self._log(_values(records), step)
         return found
 
     def _directions(self, gradients: Mapping[str, Tensor]) -> dict[str, Direction]:
@@ -332,8 +344,6 @@ class Probe:
             "versions": versions(),
         }
 
-    def _opened(self, run_dir: str | os.PathLike[str]) -> RunDirectory:
-        return RunDirectory.open(run_dir, self._configuration(), context=self._context())
 
 
 def _unwrapped(optimizer: Any) -> Optimizer:

@@ -12,7 +12,7 @@ import contextlib
 import datetime
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 from stepscope.errors import UsageError
 from stepscope.storage import encode, lines_of, number, plain, reason, show, versions, write_atomically
 
-__all__ = ["Record", "RunDirectory", "number", "plain", "read_run", "versions", "write_atomically"]
+__all__ = ["Record", "RunDirectory", "latest", "number", "plain", "read_run", "versions", "write_atomically"]
 
 Record = dict[str, Any]
 """One measurement: the JSON object of one line."""
@@ -41,8 +41,8 @@ def read_run(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Record]
         path: the run directory.
 
     Returns:
-        The content of `run.json`, and the whole measurements in the order in which they were made. A torn
-        last line is left out.
+        The content of `run.json`, and the whole measurements in the order in which they were made (see `latest`). A
+        torn last line is left out.
 
     Raises:
         UsageError: it is no run directory, a newer stepscope wrote it, or it is damaged.
@@ -57,7 +57,25 @@ def read_run(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Record]
         raise UsageError(f"{show(directory)} is not a run directory: it has no {RUN_FILE}")
     run = _read_run_file(directory)
     records, _ = _read_measurements(directory / MEASUREMENTS_FILE)
-    return run, records
+    return run, latest(records)
+
+
+def latest(records: Iterable[Record]) -> list[Record]:
+    """The measurements without those that were made again later: at the same step, of the same direction.
+
+    That happens where a training goes on from a checkpoint that is older than its last measurement.
+
+    Example:
+        >>> made = [{"step": 9, "sharpness": 1.0}, {"step": 6, "sharpness": 2.0}, {"step": 9, "sharpness": 3.0}]
+        >>> [record["sharpness"] for record in latest(made)]
+        [2.0, 3.0]
+    """
+    found: dict[tuple[Any, ...], Record] = {}
+    for record in records:
+        key = tuple(record.get(name) for name in _SINGLE_VALUES)
+        found.pop(key, None)
+        found[key] = record
+    return list(found.values())
 
 
 def _read_run_file(directory: Path) -> dict[str, Any]:

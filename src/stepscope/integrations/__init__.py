@@ -1,0 +1,1 @@
+"""Thin adapters that put a `Probe` into training loops that other libraries run."""

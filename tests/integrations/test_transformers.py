@@ -1,0 +1,192 @@
+"""A probe in a Hugging Face `Trainer`: T5 and GPT-2 in their default configuration, trained as without it."""
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration, Trainer, TrainingArguments
+
+from stepscope import Objective, UsageError
+from stepscope.integrations.transformers import ProbeCallback
+from stepscope.records import read_run
+from traces import outcome, same
+
+VOCABULARY = 40
+
+
+def t5():
+    return T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=VOCABULARY, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0
+        )
+    )
+
+
+def gpt2():
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=VOCABULARY, n_embd=16, n_layer=1, n_head=2, n_positions=16, bos_token_id=0, eos_token_id=1
+        )
+    )
+
+
+MODELS = {"t5": t5, "gpt-2": gpt2}
+
+
+def sentences(count, *, seed, causal):
+    """Rows of different lengths, so that the collator has to pad."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for _ in range(count):
+        ids = torch.randint(2, VOCABULARY, (int(torch.randint(4, 9, (1,), generator=generator)),), generator=generator)
+        labels = ids if causal else ids.flip(0)
+        rows.append({"input_ids": ids.tolist(), "labels": labels.tolist(), "unused": "a column the model doesn't know"})
+    return rows
+
+
+def collate(rows):
+    def padded(name, value):
+        longest = max(len(row[name]) for row in rows)
+        return torch.tensor([row[name] + [value] * (longest - len(row[name])) for row in rows])
+
+    ids = padded("input_ids", 0)
+    return {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": padded("labels", -100)}
+
+
+def trainer_of(name, folder, **arguments):
+    torch.manual_seed(0)
+    given = {
+        "max_steps": 8, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "logging_steps": 2,
+        "use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no",
+    }  # fmt: skip
+    return Trainer(
+        MODELS[name](),
+        TrainingArguments(folder, **given | arguments),
+        train_dataset=sentences(40, seed=1, causal=name == "gpt-2"),
+        eval_dataset=sentences(10, seed=2, causal=name == "gpt-2"),
+        data_collator=collate,
+    )
+
+
+LOOPS = {
+    "default": {},
+    "accumulating": {"gradient_accumulation_steps": 2, "max_steps": 4},
+    "bf16": {"bf16": True},
+    "smoothed labels": {"label_smoothing_factor": 0.1},  # for T5 it needs a collator that makes decoder inputs
+    "checkpointed": {"activation_checkpointing": True},
+    "evaluating": {"eval_strategy": "steps", "eval_steps": 2},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "loop"), [(n, loop) for n in MODELS for loop in LOOPS if (n, loop) != ("t5", "smoothed labels")]
+)
+def test_training_is_bit_identical(name, loop, tmp_path):
+    results = []
+    for probed in (False, True):
+        trainer = trainer_of(name, tmp_path / "out", **LOOPS[loop])
+        if probed:
+            callback = ProbeCallback(
+                trainer, every=4, max_overhead=None, quiet=True, micro_batches=2, run_dir=tmp_path / "run"
+            )
+            trainer.add_callback(callback)
+        trainer.train()
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        results.append((outcome(trainer.model, trainer.optimizer), losses))
+    (plain, losses), (measured, same_losses) = results
+    assert same(plain, measured)
+    assert losses == same_losses
+    _, records = read_run(tmp_path / "run")
+    steps = range(4, trainer.state.max_steps + 1, 4)
+    assert [r["step"] for r in records if r["direction"] == "own AdamW"] == list(steps)
+    assert {r["direction"] for r in records} == {"own AdamW", "own AdamW clip 50%", "sgd", "adam"}
+
+
+def test_the_numbers_are_those_of_the_trainers_loss(tmp_path):
+    """The own direction, its length and the loss it is measured on, against a hand-made objective."""
+    trainer = trainer_of("gpt-2", tmp_path, max_steps=1)
+    callback = ProbeCallback(trainer, every=1, max_overhead=None, quiet=True, micro_batches=2)
+    trainer.add_callback(callback)
+    start = {n: p.detach().double().clone() for n, p in trainer.model.named_parameters()}
+    trainer.train()
+    own = next(r for r in callback.probe.records if r["direction"] == "own AdamW")
+    moved = sum(float((p.detach().double() - start[n]).square().sum()) for n, p in trainer.model.named_parameters())
+    assert own["lr_step"] == pytest.approx(moved**0.5, rel=1e-5)
+    rows = sentences(10, seed=2, causal=True)
+    with torch.no_grad():
+        for n, p in trainer.model.named_parameters():
+            p.copy_(start[n])
+    by_hand = Objective(trainer.model, None, [collate(rows[:4]), collate(rows[4:8])])
+    assert own["loss"] == pytest.approx(by_hand.loss(), rel=1e-6)
+
+
+@pytest.mark.parametrize("trackers", [[], ["a tracker"]])
+def test_numbers_go_where_the_trainer_reports_to(trackers, tmp_path):
+    trainer = trainer_of("gpt-2", tmp_path, max_steps=2)
+    trainer.args.report_to = trackers
+    callback = ProbeCallback(trainer, every=1, max_overhead=None, quiet=True, directions={})
+    trainer.add_callback(callback)
+    trainer.train()
+    logged = [entry.get("stepscope/own AdamW/sharpness") for entry in trainer.state.log_history]
+    expected = [r["sharpness"] for r in callback.probe.records] if trackers else []
+    assert [value for value in logged if value is not None] == expected
+
+
+def test_without_evaluation_data_the_training_data_serve(tmp_path):
+    trainer = trainer_of("gpt-2", tmp_path, max_steps=1)
+    trainer.eval_dataset = None
+    callback = ProbeCallback(trainer, every=1, max_overhead=None, quiet=True, micro_batches=1)
+    trainer.add_callback(callback)
+    trainer.train()
+    first = collate(trainer.train_dataset[:4])
+    assert callback.probe.records
+    assert all(torch.equal(first[name], value) for name, value in callback.probe.eval_batches[0].items())
+
+
+def test_a_training_that_goes_on_goes_on_with_the_records(tmp_path):
+    for checkpoint in (None, True):
+        trainer = trainer_of(
+            "t5", tmp_path / "out", max_steps=4 if checkpoint is None else 8, save_strategy="steps", save_steps=4
+        )
+        trainer.add_callback(
+            ProbeCallback(trainer, every=2, max_overhead=None, quiet=True, run_dir=tmp_path / "run", directions={})
+        )
+        trainer.train(resume_from_checkpoint=checkpoint)
+    assert [r["step"] for r in read_run(tmp_path / "run")[1]] == [2, 4, 6, 8]
+
+
+def test_another_training_in_the_same_directory_is_refused(tmp_path):
+    for attempt in range(2):
+        trainer = trainer_of("t5", tmp_path / "out", max_steps=2)
+        trainer.add_callback(ProbeCallback(trainer, every=1, max_overhead=None, quiet=True, run_dir=tmp_path / "run"))
+        if attempt == 0:
+            trainer.train()
+        else:
+            with pytest.raises(UsageError, match="measurements up to step 2 of another training"):
+                trainer.train()
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(sentences(40, seed=1, causal=True))
+
+
+def test_mistakes(tmp_path):
+    trainer = trainer_of("gpt-2", tmp_path)
+    with pytest.raises(UsageError, match="no setting 'evry': choose from directions, every"):
+        ProbeCallback(trainer, evry=2)
+    with pytest.raises(UsageError, match="micro_batches is 0"):
+        ProbeCallback(trainer, micro_batches=0)
+    trainer.train_dataset = trainer.eval_dataset = Stream()
+    trainer.add_callback(ProbeCallback(trainer, quiet=True))
+    with pytest.raises(UsageError, match="give eval_batches"):
+        trainer.train()
+    trainer = trainer_of("gpt-2", tmp_path)
+    trainer.train_dataset = Stream()
+    trainer.eval_dataset = None
+    batches = [collate(sentences(4, seed=3, causal=True))]
+    callback = ProbeCallback(trainer, batches, every=4, max_overhead=None, quiet=True)
+    trainer.add_callback(callback)
+    trainer.train()
+    assert {r["step"] for r in callback.probe.records} == {4, 8}
+    trainer.is_fsdp_enabled = True
+    with pytest.raises(UsageError, match="sharded"):
+        callback.on_train_begin(trainer.args, trainer.state, trainer.control, train_dataloader=None)
