@@ -47,6 +47,7 @@ def measurable(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[N
             if torch.amp.is_autocast_available(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(_autocast_off())
+        stack.enter_context(_reentrant_checkpointing_off())
         # Fused attention kernels have no second derivative.
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if "torch._dynamo" in sys.modules:
@@ -112,6 +113,26 @@ def _autocast_off() -> Iterator[None]:
         yield
     finally:
         torch.autocast.__enter__ = enter  # type: ignore[method-assign]
+
+
+@contextmanager
+def _reentrant_checkpointing_off() -> Iterator[None]:
+    """Reentrant checkpoints take no `autograd.grad`, and hide the parameters inside where their inputs need none."""
+    module: Any = sys.modules.get("torch.utils.checkpoint")
+    if module is None:
+        yield
+        return
+    function = module.CheckpointFunction
+    inherited = "apply" not in vars(function)
+    apply = None if inherited else vars(function)["apply"]
+    function.apply = staticmethod(lambda run, _, *args: run(*args))
+    try:
+        yield
+    finally:
+        if inherited:
+            del function.apply
+        else:
+            function.apply = apply
 
 
 def _without_backward_hooks(model: nn.Module, stack: ExitStack) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from stepscope import vectors
 from stepscope.batches import IGNORED_LABEL, averaged_over, moved, predicts_next_token
 from stepscope.errors import UsageError
-from stepscope.measurable import measurable, measured_dtype, random_state, seed_everything
+from stepscope.measurable import HALF, measurable, measured_dtype, random_state, seed_everything
 from stepscope.vectors import Direction
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
@@ -72,6 +72,7 @@ class Objective:
             name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
         }
         _check_parameters(self.parameters)
+        self._raised = dtype is None and any(p.dtype in HALF for p in self.parameters.values())
         # Iterating a DataLoader draws a seed from the global RNG, and its data set may draw more.
         with random_state():
             self.batches: list[Any] = list(batches)
@@ -279,6 +280,20 @@ class Objective:
             return float(self._call(moved(batch, device, lambda dtype: measured_dtype(dtype, self.dtype))).detach())
 
     def _call(self, batch: Any) -> Tensor:
+        try:
+            return self._call_model(batch)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            if not self._raised:
+                raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UsageError(
+                f"the model doesn't run in float32, in which half precision is measured ({reason}): "
+                "if its attention needs half precision, choose another (attn_implementation='sdpa')"
+            ) from error
+
+    def _call_model(self, batch: Any) -> Tensor:
         if self.loss_fn is not None:
             return self.loss_fn(self.model, batch)
         if not isinstance(batch, Mapping):

@@ -133,8 +133,8 @@ class Probe:
         self._off = False
         count = 1 + bool(self._own_clip) + len(self._factories)
         self._schedule = Schedule(every, max_overhead, self._estimate(count), FOLLOWED_STEPS)
-        self._run = None if run_dir is None else RunDirectory.open(
-            run_dir, self._configuration(), context=self._context()
+        self._run = (
+            None if run_dir is None else RunDirectory.open(run_dir, self._configuration(), context=self._context())
         )
         if self._run is not None:
             self.records = self._run.records()
@@ -343,7 +343,6 @@ class Probe:
             "self_check": {**vars(self.check), "suspicions": list(self.check.suspicions)},
             "versions": versions(),
         }
-
 
 
 def _unwrapped(optimizer: Any) -> Optimizer:

@@ -76,21 +76,20 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Attaches the probe."""
-        self.on_train_end(args, state, control)  # of a training that was interrupted
+        del control
+        self.on_train_end()  # of a training that was interrupted
         if not state.is_world_process_zero:
             return
         trainer = self._trainer
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            raise UsageError("the model is sharded (FSDP or DeepSpeed), which can't be measured yet: take the probe off")
+            raise UsageError("a model sharded by FSDP or DeepSpeed can't be measured: take the probe off")
         with random_state():
             batches = self._first_batches(kwargs["train_dataloader"], args.per_device_train_batch_size)
         log = self._log if args.report_to else None
         settings = {"log": log, "step": state.global_step} | self._settings
         self.probe = Probe(trainer.model, trainer.optimizer, self._loss_fn, batches, **settings)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, *_: Any, **__: Any) -> None:
         """Takes the probe off; its records stay."""
         if self.probe is not None:
             self.probe.close()

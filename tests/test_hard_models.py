@@ -1,0 +1,138 @@
+"""Models that second derivatives don't come for free on: each a right result, or a refusal with the remedy."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+
+import stepscope
+from stepscope import Objective, Probe, UsageError
+
+
+def loss_fn(model, batch):
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+class Attention(nn.Module):
+    """One layer of attention, by a kernel of one's own choice."""
+
+    def __init__(self, attend):
+        super().__init__()
+        self.attend = attend
+        self.inside, self.out = nn.Linear(8, 24), nn.Linear(8, 3)
+
+    def forward(self, x):
+        q, k, v = self.inside(x).unflatten(-1, (2, 12)).transpose(1, 2).chunk(3, -1)
+        return self.out(self.attend(q, k, v).transpose(1, 2).flatten(2)).mean(1)
+
+
+def by_flash_kernel(q, k, v):
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+def by_flash_operator(q, k, v):
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[0]
+
+
+def in_half_precision_only(q, k, v):
+    if q.dtype != torch.bfloat16:
+        raise RuntimeError("FlashAttention only support fp16 and bf16 data type")
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def measured(model, batch, method="auto"):
+    direction = {name: torch.ones_like(p) for name, p in model.named_parameters()}
+    return stepscope.measure(Objective(model, loss_fn, [batch]), {"d": direction}, method)["d"]
+
+
+@pytest.mark.parametrize("attend", [by_flash_kernel, by_flash_operator])
+def test_flash_attention_only(attend):
+    batch = (torch.randn(5, 6, 8), torch.randint(0, 3, (5,)))
+    model, same = Attention(attend), Attention(F.scaled_dot_product_attention)
+    same.load_state_dict(model.state_dict())
+    m, exact = measured(model, batch), measured(same, batch)
+    assert (m.method, exact.method) == ("difference", "autograd")
+    assert "flash_attention" in m.method_reason
+    assert m.sharpness == pytest.approx(exact.sharpness, abs=m.numerical_error)
+    assert m.numerical_error < 0.1 * abs(exact.sharpness)
+    probe = Probe(model, torch.optim.Adam(model.parameters()), loss_fn, [batch], quiet=True)
+    assert (probe.check.method, probe.check.suspicions) == ("difference", ())
+
+
+def test_half_precision_only_is_refused_with_the_remedy():
+    batch = (torch.randn(5, 6, 8).bfloat16(), torch.randint(0, 3, (5,)))
+    model = Attention(in_half_precision_only).bfloat16()
+    loss_fn(model, batch).backward()  # it trains
+    with pytest.raises(UsageError, match=r"doesn't run in float32.*attn_implementation='sdpa'"):
+        measured(model, batch)
+    single = Attention(in_half_precision_only)
+    # In float32 it is the model's own error.
+    with pytest.raises(RuntimeError, match=r"^FlashAttention only"):
+        measured(single, (batch[0].float(), batch[1]))
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant):
+        super().__init__()
+        self.first, self.second, self.out = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.reentrant = reentrant
+
+    def forward(self, x):
+        def one(x):
+            return torch.tanh(self.first(x))
+
+        def two(x):
+            return F.dropout(torch.tanh(self.second(x)), 0.2)
+
+        if self.reentrant is None:
+            return self.out(two(one(x)))
+        # The inputs of the first need no gradient: a reentrant checkpoint gives its parameters none then.
+        x = checkpoint(one, x, use_reentrant=self.reentrant)
+        return self.out(checkpoint(two, x, use_reentrant=self.reentrant))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoints_are_measured_as_the_function_that_they_compute(reentrant):
+    batch = (torch.randn(5, 4), torch.randint(0, 3, (5,)))
+    model, same = Checkpointed(reentrant), Checkpointed(None)
+    same.load_state_dict(model.state_dict())
+    assert measured(model, batch).sharpness == measured(same, batch).sharpness
+    x = torch.ones(2, requires_grad=True)
+    after = checkpoint(torch.tanh, x, use_reentrant=True)
+    assert type(after.grad_fn).__name__ == "CheckpointFunctionBackward"  # they are back
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_scripted_model():
+    eager = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 3))
+    scripted = torch.jit.script(eager)
+    batch = (torch.randn(5, 4), torch.randint(0, 3, (5,)))
+    for _ in range(3):
+        loss_fn(scripted, batch).backward()  # it is optimized at its second call
+    assert measured(scripted, batch).sharpness == pytest.approx(measured(eager, batch).sharpness, rel=1e-4)
+
+
+def test_a_loss_that_holds_derivatives():
+    """A penalty on the slope of w₁·tanh(w₀x): against its closed form (w₀w₁(1 − tanh²(w₀x)))²."""
+    w = nn.ParameterDict({"w": nn.Parameter(torch.tensor([0.7, -1.3], dtype=torch.float64))})
+    x = torch.randn(9, dtype=torch.float64)
+
+    def penalty(model, batch):
+        batch = batch.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(
+            (model["w"][1] * torch.tanh(model["w"][0] * batch)).sum(), batch, create_graph=True
+        )
+        return slope.square().mean()
+
+    def closed(w):
+        return (w[0] * w[1] * (1 - torch.tanh(w[0] * x) ** 2)).square().mean()
+
+    hessian = torch.autograd.functional.hessian(closed, w["w"].detach())
+    u = torch.tensor([3.0, 4.0], dtype=torch.float64) / 5
+    m = stepscope.measure(Objective(w, penalty, [x]), {"d": {"w": 10 * u}}, landscape=True)["d"]
+    assert m.method == "autograd"
+    assert m.sharpness == pytest.approx(float(u @ hessian @ u), rel=1e-10)
+    assert m.loss == pytest.approx(float(closed(w["w"].detach())), rel=1e-12)
