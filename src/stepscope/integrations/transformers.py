@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable
 from itertools import islice
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from stepscope.errors import UsageError, require
+from stepscope.integrations.settings import checked
 from stepscope.measurable import random_state
 from stepscope.objective import LossFunction
 from stepscope.probe import Probe
@@ -60,9 +60,6 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         micro_batches: int = 4,
         **settings: Any,
     ) -> None:
-        unknown = set(settings) - _SETTINGS
-        if unknown:
-            raise UsageError(f"Probe has no setting {min(unknown)!r}: choose from {', '.join(sorted(_SETTINGS))}")
         if not isinstance(micro_batches, int) or micro_batches < 1:
             raise UsageError(f"micro_batches is {micro_batches!r}: give a number ≥ 1")
         self.probe: Probe | None = None
@@ -70,7 +67,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         self._eval_batches = eval_batches
         self._loss_fn: LossFunction = loss_fn or self._trainers_loss
         self._micro_batches = micro_batches
-        self._settings = settings
+        self._settings = checked(settings)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -116,9 +113,6 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         examples = [_only(data[index], columns) for index in range(min(len(data), self._micro_batches * size))]
         groups = iter(examples)
         return [train_dataloader.collate_fn(group) for group in iter(lambda: list(islice(groups, size)), [])]
-
-
-_SETTINGS = set(inspect.signature(Probe).parameters) - {"model", "optimizer", "loss_fn", "eval_batches", "step"}
 
 
 def _only(example: Any, columns: list[str] | None) -> Any:
