@@ -1,6 +1,7 @@
 """Directions equal what the optimizers really do next, at any learning rate, and asking changes nothing."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from stepscope import UsageError, vectors
 from stepscope.clipping import clipped
 from stepscope.directions import PseudoUpdates, next_update
 from stepscope.optimizers import Adafactor, Lion, NormalizedSGD, SignSGD, muon_with_adamw
-from test_objective import fingerprint
+from traces import fingerprint
 
 SHAPES = {"matrix": (6, 4), "vector": (5,), "square": (4, 4)}
 
@@ -310,3 +311,92 @@ def test_a_rule_may_keep_the_gradient():
     updates = PseudoUpdates(x, {"keeps": Keeps})
     found = [float(updates.step({"w": torch.tensor([g])}, capture=True)["keeps"]["w"]) for g in (1.0, 3.0, 10.0)]
     assert found == [-1.0, -2.0, -7.0]
+
+
+class Noisy(torch.optim.SGD):
+    """Langevin-like: draws at each step."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.add_(p.grad + torch.randn_like(p), alpha=-group["lr"])
+
+
+def test_a_rule_that_draws_leaves_the_random_state():
+    w = nn.Parameter(torch.ones(4))
+    gradient = {"w": torch.ones(4)}
+    state = torch.get_rng_state()
+    updates = PseudoUpdates({"w": w}, {"noisy": lambda p: Noisy(p, lr=0.1)})
+    captured = updates.step(gradient, capture=True)["noisy"]["w"]
+    own = Noisy([w], lr=0.1)
+    predicted = next_update(own, {"w": w}, gradient)["w"]
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(captured, predicted)
+
+
+def test_a_frozen_parameter_with_a_gradient_left_on_it_is_not_moved():
+    w, frozen = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))
+    adam = torch.optim.AdamW([w, frozen], lr=0.1)
+    w.grad, frozen.grad = torch.ones(2), torch.ones(3)
+    adam.step()
+    frozen.requires_grad_(False)
+    before = frozen.detach().clone()
+    predicted = next_update(adam, {"w": w}, {"w": torch.ones(2)})
+    assert torch.equal(frozen, before)
+    assert set(predicted) == {"w"}
+
+
+def test_a_rule_that_holds_its_parameters_in_a_function_is_refused_and_changes_nothing():
+    class Held(torch.optim.Optimizer):
+        def __init__(self, parameters, lr):
+            parameters = list(parameters)
+            super().__init__(parameters, {"lr": lr})
+            self.apply = lambda: [p.data.add_(p.grad, alpha=-lr) for p in parameters]
+
+        def step(self, closure=None):
+            self.apply()
+
+    w = nn.Parameter(torch.ones(2))
+    w.grad = torch.ones(2)
+    before = w.data_ptr()
+    with pytest.raises(UsageError, match="writes to w past its param_groups"):
+        next_update(Held([w], 0.1), {"w": w})
+    assert (w.tolist(), w.data_ptr()) == ([1.0, 1.0], before)
+
+
+def test_an_optimizer_that_cannot_be_copied_is_refused():
+    w = nn.Parameter(torch.ones(2))
+    w.grad = torch.ones(2)
+    sgd = torch.optim.SGD([w], lr=0.1)
+    sgd.lock = threading.Lock()
+    with pytest.raises(UsageError, match="SGD can't be copied"):
+        next_update(sgd, {"w": w})
+
+
+def test_hooks_on_every_optimizer_are_for_steps_that_are_made():
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+    seen = []
+    handle = register_optimizer_step_pre_hook(lambda optimizer, *_: seen.append(optimizer))
+    try:
+        w = nn.Parameter(torch.ones(2))
+        w.grad = torch.ones(2)
+        sgd = torch.optim.SGD([w], lr=0.1)
+        next_update(sgd, {"w": w})
+        PseudoUpdates({"w": w}, {"adam": torch.optim.Adam}).step({"w": w.grad}, capture=True)
+        assert seen == []
+        sgd.step()
+        assert seen == [sgd]
+    finally:
+        handle.remove()
+
+
+def test_peeking_takes_no_step():
+    w = nn.Parameter(torch.ones(2))
+    updates = PseudoUpdates({"w": w}, {"sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)})
+    gradient = {"w": torch.ones(2)}
+    first, again = updates.peek(gradient), updates.peek(gradient)
+    assert torch.equal(first["sgd"]["w"], again["sgd"]["w"])
+    updates.step(gradient)
+    assert updates.peek(gradient)["sgd"]["w"].tolist() == pytest.approx([-0.19, -0.19])

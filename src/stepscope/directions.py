@@ -7,9 +7,11 @@ state; none but the training optimizer moves the weights.
 from __future__ import annotations
 
 import copy
+import sys
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +19,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from stepscope.errors import UsageError
+from stepscope.interrupts import held
+from stepscope.measurable import random_state
 from stepscope.vectors import Direction
 
 Factory = Callable[[list[nn.Parameter]], Optimizer | Sequence[Optimizer]]
@@ -48,7 +52,23 @@ class PseudoUpdates:
     def __init__(self, parameters: Mapping[str, nn.Parameter], optimizers: Mapping[str, Factory | Optimizer]) -> None:
         self._parameters = dict(parameters)
         self._shadows = {name: nn.Parameter(p.detach().clone()) for name, p in self._parameters.items()}
-        self._optimizers = {label: self._adopt(label, made) for label, made in optimizers.items()}
+        with random_state():
+            self._optimizers = {label: self._adopt(label, made) for label, made in optimizers.items()}
+
+    def peek(self, gradients: Mapping[str, Tensor | None]) -> dict[str, Direction]:
+        """What the optimizers would do of these gradients (see `next_update`); none of them takes the step.
+
+        Args:
+            gradients: as for `step`.
+
+        Returns:
+            ``{label: direction}``.
+        """
+        gradients = _checked(gradients, self._parameters)
+        return {
+            label: _captured(label, parts, self._shadows, self._parameters, gradients)
+            for label, parts in self._optimizers.items()
+        }
 
     def step(self, gradients: Mapping[str, Tensor | None], *, capture: bool = False) -> dict[str, Direction]:
         """Feeds each optimizer the gradients at the present parameters.
@@ -60,18 +80,17 @@ class PseudoUpdates:
         Returns:
             ``{label: direction}`` if `capture`, else empty. The parameters stay as they are.
         """
-        directions = {}
+        directions = self.peek(gradients) if capture else {}
         gradients = _checked(gradients, self._parameters)
-        for label, parts in self._optimizers.items():
-            if capture:
-                directions[label] = _captured(label, parts, self._shadows, self._parameters, gradients)
-            # Copied anew for each optimizer: a rule may write to its weights and, weight decay say, to its gradients.
-            for name, shadow in self._shadows.items():
-                shadow.data.copy_(self._parameters[name].detach())
-                # A new tensor: a rule may keep it.
-                shadow.grad = gradients[name].detach().clone() if name in gradients else None
-            for optimizer in parts:
-                optimizer.step()
+        with held(), random_state(), _without_global_hooks():
+            for parts in self._optimizers.values():
+                # Copied anew for each: a rule may write to its weights and, weight decay say, to its gradients.
+                for name, shadow in self._shadows.items():
+                    shadow.data.copy_(self._parameters[name].detach())
+                    # A new tensor: a rule may keep it.
+                    shadow.grad = gradients[name].detach().clone() if name in gradients else None
+                for optimizer in parts:
+                    optimizer.step()
         return directions
 
     def _adopt(self, label: str, made: Factory | Optimizer) -> list[Optimizer]:
@@ -174,22 +193,75 @@ def _stepped(
     keep_hooks: bool,
 ) -> Direction:
     """Steps forks of `parts`, whose parameters are `owned`, from the values of `parameters`: the change in each."""
-    twins = {}
-    for name, parameter in parameters.items():
-        twins[name] = nn.Parameter(parameter.detach().to(dtype or parameter.dtype, copy=True))
-        if name in gradients:
-            twins[name].grad = gradients[name].detach().to(dtype or parameter.dtype, copy=True)
+    twins = {name: _twin(parameter, gradients.get(name), dtype) for name, parameter in parameters.items()}
     twin_of = {id(owned[name]): twin for name, twin in twins.items()}
     for part in parts:
-        fork = _fork(part, twin_of, keep_hooks=keep_hooks)
-        if dtype is not None:
-            fork.state.update({key: _cast(state, dtype, scalar=_is_scalar(key)) for key, state in fork.state.items()})
-        fork.step()
+        # A rule moves also what is frozen, if a gradient is left on it from before.
+        rest = (p for group in part.param_groups for p in group["params"] if id(p) not in twin_of)
+        twin_of |= {id(p): _twin(p, p.grad, dtype) for p in rest if p.grad is not None}
+        with held(), random_state(), _without_global_hooks(), _untouched(parameters):
+            fork = _fork(part, twin_of, keep_hooks=keep_hooks)
+            if dtype is not None:
+                state = {key: _cast(state, dtype, scalar=_is_scalar(key)) for key, state in fork.state.items()}
+                fork.state.update(state)
+            fork.step()
     return {
         name: (twin.detach() - parameters[name].detach()).to(parameters[name].dtype)
         for name, twin in twins.items()
         if name in gradients
     }
+
+
+def _twin(parameter: Tensor, gradient: Tensor | None, dtype: torch.dtype | None) -> nn.Parameter:
+    twin = nn.Parameter(parameter.detach().to(dtype or parameter.dtype, copy=True), parameter.requires_grad)
+    if gradient is not None:
+        twin.grad = gradient.detach().to(dtype or parameter.dtype, copy=True)
+    return twin
+
+
+@contextmanager
+def _untouched(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """A rule may reach its parameters by ways that a fork shares (a function that holds them): it gets copies there.
+
+    Raises:
+        UsageError: it wrote to one.
+    """
+    here = {name: parameter.data for name, parameter in parameters.items()}
+    try:
+        for name, data in here.items():
+            parameters[name].data = data.clone()
+        yield
+        written = [name for name, data in here.items() if not _identical(parameters[name].data, data)]
+    finally:
+        for name, data in here.items():
+            parameters[name].data = data
+    if written:
+        raise UsageError(
+            f"the optimizer writes to {written[0]} past its param_groups (a function that holds it?): "
+            "its update can't be known in advance"
+        )
+
+
+def _identical(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a, b) or bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+@contextmanager
+def _without_global_hooks() -> Iterator[None]:
+    """Hooks on every optimizer (`register_optimizer_step_pre_hook`) are for steps that are really made."""
+    registries = [
+        found
+        for name in ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
+        if isinstance(found := getattr(sys.modules[Optimizer.__module__], name, None), dict)
+    ]
+    kept = [dict(registry) for registry in registries]
+    try:
+        for registry in registries:
+            registry.clear()
+        yield
+    finally:
+        for registry, hooks in zip(registries, kept, strict=True):
+            registry.update(hooks)
 
 
 def _fork(optimizer: Optimizer, replacement: Mapping[int, nn.Parameter], *, keep_hooks: bool) -> Optimizer:
@@ -198,7 +270,7 @@ def _fork(optimizer: Optimizer, replacement: Mapping[int, nn.Parameter], *, keep
     `copy.deepcopy` of an optimizer would copy its parameters, and whatever its hooks are bound to.
     """
     memo: dict[int, Any] = dict(replacement)
-    # Frozen parameters have no gradient, so no step moves them: they needn't be copied.
+    # No step moves a parameter without a gradient, so a frozen one needn't be copied.
     frozen = (p for group in optimizer.param_groups for p in group["params"] if not p.requires_grad)
     memo.update({id(p): p for p in frozen if id(p) not in memo})
     fork: Optimizer = type(optimizer).__new__(type(optimizer))
@@ -207,7 +279,11 @@ def _fork(optimizer: Optimizer, replacement: Mapping[int, nn.Parameter], *, keep
     # Learning rate schedulers put a `step` of their own on the object, which steps the original.
     settings.pop("step", None)
     hooks = {name: settings.pop(name) for name in list(settings) if name.endswith("_hooks")}
-    fork.__dict__.update(copy.deepcopy(settings, memo))
+    try:
+        fork.__dict__.update(copy.deepcopy(settings, memo))
+    except TypeError as error:
+        name = type(optimizer).__name__
+        raise UsageError(f"{name} can't be copied ({error}): its update can't be known in advance") from error
     for name, registered in hooks.items():
         kept = keep_hooks and name in _HOOKS
         fork.__dict__[name] = OrderedDict(registered) if kept else OrderedDict()

@@ -9,15 +9,16 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stepscope import vectors
+from stepscope import interrupts, vectors
 from stepscope.batches import IGNORED_LABEL, averaged_over, moved, predicts_next_token
 from stepscope.errors import UsageError
+from stepscope.interrupts import held
 from stepscope.measurable import HALF, measurable, measured_dtype, random_state, seed_everything
 from stepscope.vectors import Direction
 
@@ -90,6 +91,8 @@ class Objective:
     def measuring(self) -> Iterator[None]:
         """Inside, the model is measurable; outside, it is exactly as it was found, also after an exception.
 
+        Ctrl-C inside takes effect at the next evaluation of a micro-batch, so that nothing is left half put back.
+
         The model works on stand-ins for its parameters and buffers, so the originals are not written at any
         moment; the rest of the state (modes, gradients, hooks, RNG) is put back. Entering again inside costs nothing.
         """
@@ -107,14 +110,13 @@ class Objective:
             raise UsageError(
                 "the model's trainable parameters are others than when the Objective was made: make it anew"
             )
-        with ExitStack() as stack:
-            stack.enter_context(measurable(self.model, self.dtype))
-            self._measuring = 1
+        with held():
             try:
-                yield
+                with measurable(self.model, self.dtype):
+                    self._measuring = 1
+                    yield
             finally:
-                self._measuring = 0
-                self._scratch = []
+                self._measuring, self._displaced, self._scratch = 0, 0, []
 
     def losses(self) -> Iterator[tuple[float, Tensor]]:
         """Each micro-batch's share and its loss, a scalar tensor with its graph, at the present parameters.
@@ -128,6 +130,7 @@ class Objective:
         assert self._measuring, "losses() outside measuring()"
         first = next(iter(self.parameters.values()))
         for index, (share, batch) in enumerate(zip(self.shares, self.batches, strict=True)):
+            interrupts.deliver()
             seed_everything(index)
             loss = self._call(moved(batch, first.device, lambda dtype: measured_dtype(dtype, self.dtype)))
             yield share, _scalar(loss, index)

@@ -1,0 +1,100 @@
+"""Ctrl-C waits until everything can be put back, at whatever line of the package it arrives."""
+
+import signal
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import stepscope
+from stepscope import Objective, interrupts
+from traces import fingerprint
+
+
+def press():
+    signal.raise_signal(signal.SIGINT)
+
+
+def test_it_waits_and_is_delivered_at_the_end():
+    seen = []
+    with pytest.raises(KeyboardInterrupt), interrupts.held():
+        press()
+        seen.append("after")
+    assert seen == ["after"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_it_is_delivered_where_it_is_asked_for():
+    with pytest.raises(KeyboardInterrupt), interrupts.held(), interrupts.held():
+        press()
+        interrupts.deliver()
+        raise AssertionError
+    with interrupts.held():
+        interrupts.deliver()  # nothing is left of it
+
+
+def test_a_second_one_does_not_wait():
+    with pytest.raises(KeyboardInterrupt), interrupts.held():
+        press()
+        press()
+        raise AssertionError
+
+
+def test_a_handler_of_the_users_own_is_called():
+    seen = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+    try:
+        with interrupts.held():
+            press()
+            assert seen == []
+        assert seen == [signal.SIGINT]
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_nothing_is_left_wherever_it_arrives():
+    """One interrupt at every fourth line that a measurement runs through, here and in contextlib."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2)).train()
+    batch = torch.randn(5, 3)
+    model(batch).square().mean().backward()
+    optimizer = torch.optim.Adam(model.parameters())
+    objective = Objective(model, lambda m, b: m(b).square().mean(), [batch])
+    directions = {"d": stepscope.next_update(optimizer, objective.parameters)}
+    before = fingerprint(model, optimizer)
+    lines = set()
+
+    def measure_interrupted_at(place):
+        pressed = []
+
+        def trace(frame, event, argument):
+            file = frame.f_code.co_filename
+            if "/stepscope/" not in file and not file.endswith("contextlib.py"):
+                return None
+            here = (file, frame.f_lineno)
+            lines.add(here)
+            if here == place and not pressed:
+                pressed.append(here)
+                press()
+            return trace
+
+        sys.settrace(trace)
+        try:
+            directions["d"] = stepscope.next_update(optimizer, objective.parameters)
+            stepscope.measure(objective, directions, landscape=True, breakdown=True)
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(None)
+        return False
+
+    assert not measure_interrupted_at(None)
+    for place in sorted(lines)[::4]:
+        assert measure_interrupted_at(place), place
+        assert fingerprint(model, optimizer) == before, place
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, place
+    objective.loss()
+    assert torch.backends.mha.get_fastpath_enabled()
+    with torch.autocast("cpu"):
+        assert torch.is_autocast_enabled("cpu")
