@@ -33,7 +33,7 @@ def test_parts_against_the_dense_hessian(name, method, family_table):
     product = hessian @ u
     for layer, at in blocks(c).items():
         assert m.breakdown.layers[layer] == pytest.approx(float(u[at] @ product[at]), abs=bar), layer
-    assert sum(m.breakdown.layers.values()) == pytest.approx(m.sharpness, abs=bar)
+    assert sum(m.breakdown.layers.values()) == pytest.approx(m.sharpness, rel=1e-8, abs=1e-8)
     if method == "autograd":
         residual = sum(m.breakdown.layers.values()) - float(u @ product)
         family_table.worst(name, "Σ shares", abs(residual) / float(torch.linalg.matrix_norm(hessian, 2)))
@@ -83,3 +83,30 @@ def test_where_the_learning_rate_lands():
     assert m.lr_loss == pytest.approx(50 * 0.25)
     assert m.landscape.losses[m.landscape.steps.index(m.lr_step)] == m.lr_loss
     assert stepscope.measure(objective, {"sgd": step})["sgd"].lr_loss is None
+
+
+def test_the_largest_among_equals():
+    """Of 1000 coordinates under f = ½Σwᵢ²: a part of them as large as their number says, also where magnitudes tie."""
+    w = torch.nn.ParameterDict({"w": torch.nn.Parameter(torch.ones(1000, dtype=torch.float64))})
+    objective = stepscope.Objective(w, lambda m, b: 0.5 * (m["w"] ** 2).sum(), [0], lambda b: 1)
+    sign, two, few = torch.ones(1000), torch.zeros(1000), torch.zeros(1000)
+    two[:2] = torch.tensor([1.0, 2.0])
+    few[:50] = 0.1
+    directions = {"sign": {"w": sign}, "two": {"w": two}, "few": {"w": few}}
+    found = stepscope.measure(objective, directions, breakdown=True)
+    expected = {
+        "sign": {0.001: 0.001, 0.01: 0.01, 0.1: 0.1},
+        "two": {0.001: 0.8, 0.01: 1.0, 0.1: 1.0},
+        "few": {0.001: 0.02, 0.01: 0.2, 0.1: 1.0},
+    }
+    for label, parts in expected.items():
+        for fraction, part in parts.items():
+            assert found[label].breakdown.top[fraction] == pytest.approx({"norm": part, "sharpness": part}), label
+
+
+def test_without_a_measured_minimum_there_is_no_overshoot():
+    w = torch.nn.ParameterDict({"x": torch.nn.Parameter(torch.ones(1, dtype=torch.float64))})
+    falling = stepscope.Objective(w, lambda m, b: m["x"].sum(), [0], lambda b: 1)
+    m = stepscope.measure(falling, {"d": {"x": torch.tensor([-1.0])}}, landscape=True)["d"]
+    assert m.best_step > 0
+    assert m.overshoot is None

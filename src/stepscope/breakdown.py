@@ -9,11 +9,10 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from stepscope import vectors
-from stepscope.clipping import fraction_threshold
+from stepscope.clipping import count_of, fraction_threshold
 from stepscope.curvature import Method, curvature
 from stepscope.errors import UsageError
 from stepscope.objective import Objective
@@ -32,7 +31,8 @@ class Breakdown:
     Attributes:
         layers: ``u_ℓᵀ(Hu)_ℓ`` of each layer ``ℓ``; they add up to ``uᵀHu``. A part can be negative.
         top: for each fraction ``p``, the ``⌊pn⌋`` coordinates of largest ``|uᵢ|``: ``"norm"`` is their part ``Σ uᵢ²``
-            of the squared norm, ``"sharpness"`` their part ``Σ uᵢ(Hu)ᵢ`` of ``uᵀHu``.
+            of the squared norm, ``"sharpness"`` their part ``Σ uᵢ(Hu)ᵢ`` of ``uᵀHu``. Of equal magnitudes that would
+            have to be cut, each counts by the same part.
     """
 
     layers: dict[str, float]
@@ -63,20 +63,19 @@ class BreakdownObserver:
         self._labels = list(directions)
         self.clear()
         self._norms: dict[str, dict[float, float]] = {}
-        self._thresholds: dict[str, dict[float, float]] = {}
+        self._largest: dict[str, dict[float, _Largest]] = {}
 
     def __call__(self, label: str, share: float, u: Direction, product: Direction) -> None:
         """Adds one micro-batch's part."""
-        if label not in self._thresholds:
-            largest = {p: fraction_threshold(list(u.values()), p) for p in TOP_FRACTIONS}
-            self._thresholds[label] = largest
-            self._norms[label] = {p: vectors.norm(_above(u, u, t)) ** 2 for p, t in largest.items()}
+        if label not in self._largest:
+            self._largest[label] = {p: _Largest.of(u, p) for p in TOP_FRACTIONS}
+            self._norms[label] = {p: vectors.dot(largest.part(u), u) for p, largest in self._largest[label].items()}
         layers = self._layers[label]
         for name, part in u.items():
             value = vectors.dot({name: part}, product) if name in product else 0.0
             layers[self._layer(name)] = layers.get(self._layer(name), 0.0) + share * value
-        for fraction, threshold in self._thresholds[label].items():
-            self._top[label][fraction] += share * vectors.dot(_above(u, u, threshold), product)
+        for fraction, largest in self._largest[label].items():
+            self._top[label][fraction] += share * vectors.dot(largest.part(u), product)
 
     def clear(self) -> None:
         """Forgets what was collected."""
@@ -163,8 +162,28 @@ def grouping(layer: Grouping | Mapping[str, str] | None, names: Iterable[str]) -
     return chosen
 
 
-def _above(u: Mapping[str, Tensor], values: Mapping[str, Tensor], threshold: float) -> Direction:
-    """`values` where ``|u|`` is above the threshold, zero elsewhere."""
-    if math.isinf(threshold):
-        return {}
-    return {name: torch.where(part.abs() > threshold, values[name], 0.0) for name, part in u.items()}
+@dataclass(frozen=True)
+class _Largest:
+    """The ``⌊pn⌋`` coordinates of largest ``|uᵢ|``: all above a threshold, and of those that equal it an even part."""
+
+    threshold: float
+    tied: float
+
+    @classmethod
+    def of(cls, u: Mapping[str, Tensor], fraction: float) -> _Largest:
+        threshold = fraction_threshold(list(u.values()), fraction)
+        if math.isinf(threshold):
+            return cls(threshold, 0.0)
+        wanted = count_of(fraction, sum(part.numel() for part in u.values()))
+        above = sum(int((part.abs() > threshold).sum()) for part in u.values())
+        equal = sum(int((part.abs() == threshold).sum()) for part in u.values())
+        # Where only zeros are left below, the threshold is the smallest magnitude that isn't zero.
+        return cls(threshold, min(1.0, (wanted - above) / equal) if equal else 0.0)
+
+    def part(self, u: Mapping[str, Tensor]) -> Direction:
+        """``u`` in the largest coordinates, zero elsewhere."""
+        if math.isinf(self.threshold):
+            return {}
+        return {
+            name: x * ((x.abs() > self.threshold) + (x.abs() == self.threshold) * self.tied) for name, x in u.items()
+        }

@@ -65,7 +65,7 @@ def fraction_threshold(tensors: Sequence[Tensor], fraction: float) -> float:
             raise UsageError(f"cannot clip a tensor of {kind}: only dense ones of real floating-point type")
     tensors = [tensor.detach() for tensor in tensors if tensor.numel() > 0]
     total = sum(tensor.numel() for tensor in tensors)
-    clipped = _floor_of_product(fraction, total)
+    clipped = count_of(fraction, total)
     if clipped == 0:
         return math.inf
     extremes = [float(end) for chunk in _chunks(tensors) for end in torch.aminmax(chunk)]
@@ -225,7 +225,7 @@ def _initialise_adam_state(state: dict[str, Any], parameter: Tensor, group: dict
         state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
 
 
-def _floor_of_product(fraction: float, total: int) -> int:
+def count_of(fraction: float, total: int) -> int:
     """``⌊pN⌋`` of the decimal that was written: a tenth of 30 is 3, though the binary ``0.1 * 3`` isn't 0.3."""
     return math.floor(Fraction(repr(float(fraction))) * total)
 

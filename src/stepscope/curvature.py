@@ -158,18 +158,21 @@ def difference(
         h = difference_step(objective)
         for label, direction in directions.items():
             u = vectors.unit(direction, objective.parameters)
-            wide, narrow = _slopes_around(objective, u, h), _slopes_around(objective, u, h / 2)
-            result.sharpness[label] = [
-                (4 * (c - d) / h - (a - b) / (2 * h)) / 3 for a, b, c, d in zip(*wide, *narrow, strict=True)
-            ]
+            product: Direction | None = None if observe is None else {}
+            # (4D(h/2) − D(h)) / 3, written out.
+            a, b = (_slopes_at(objective, u, t, product, -1 / (6 * t)) for t in (h, -h))
+            c, d = (_slopes_at(objective, u, t, product, 2 / (3 * t)) for t in (h / 2, -h / 2))
+            wide = [(ahead - behind) / (2 * h) for ahead, behind in zip(a, b, strict=True)]
+            narrow = [(ahead - behind) / h for ahead, behind in zip(c, d, strict=True)]
+            result.sharpness[label] = [(4 * n - w) / 3 for n, w in zip(narrow, wide, strict=True)]
             s0 = vectors.dot(u, result.gradient)
-            (a, b), (c, d) = map(objective.mean, wide), map(objective.mean, narrow)
-            truncation = abs((a - b) / (2 * h) - (c - d) / h)
-            measured = abs((a - 2 * s0 + b) - 4 * (c - 2 * s0 + d))
-            noise = 4 * _rounding(objective, result.gradient, u) + 2 * measured
+            truncation = abs(objective.mean(wide) - objective.mean(narrow))
+            bend_wide = objective.mean(a) - 2 * s0 + objective.mean(b)
+            bend_narrow = objective.mean(c) - 2 * s0 + objective.mean(d)
+            noise = 4 * _rounding(objective, result.gradient, u) + 2 * abs(bend_wide - 4 * bend_narrow)
             result.numerical_error[label] = truncation + noise / h
-            if observe is not None:
-                observe(label, 1.0, u, _gradient_difference(objective, u, h / 2))
+            if observe is not None and product is not None:
+                observe(label, 1.0, u, product)
     return result
 
 
@@ -181,7 +184,7 @@ def segment_mean(objective: Objective, direction: Mapping[str, torch.Tensor], h:
     """
     with objective.measuring():
         u = vectors.unit(direction, objective.parameters)
-        ahead, behind = map(objective.mean, _slopes_around(objective, u, h))
+        ahead, behind = (objective.mean(_slopes_at(objective, u, t)) for t in (h, -h))
         return (ahead - behind) / (2 * h)
 
 
@@ -199,26 +202,19 @@ def difference_step(objective: Objective) -> float:
     return relative_step(objective, 1e-4 if eps > 1e-10 else 1e-5)
 
 
-def _slopes_around(objective: Objective, u: Direction, h: float) -> tuple[list[float], list[float]]:
-    """``uᵀ∇f(x + hu)`` and ``uᵀ∇f(x − hu)`` of each micro-batch."""
-    slopes = []
-    for step in (h, -h):
-        with objective.displaced(u, step):
-            found = []
-            for _, loss in objective.losses():
-                objective.finite(loss)  # its gradient may be finite where it isn't
-                found.append(vectors.dot(u, objective.derivative(loss)))
-            slopes.append(found)
-    return slopes[0], slopes[1]
-
-
-def _gradient_difference(objective: Objective, u: Direction, h: float) -> Direction:
-    """``Hu`` as ``(∇f(x+hu) − ∇f(x−hu)) / 2h``."""
-    with objective.displaced(u, h):
-        _, ahead = objective.gradient()
-    with objective.displaced(u, -h):
-        _, behind = objective.gradient()
-    return {name: (ahead[name] - behind[name]) / (2 * h) for name in ahead if name in behind}
+def _slopes_at(
+    objective: Objective, u: Direction, t: float, total: Direction | None = None, factor: float = 0.0
+) -> list[float]:
+    """``uᵀ∇f(x + tu)`` of each micro-batch; adds ``factor · ∇f(x + tu)`` to `total`."""
+    found = []
+    with objective.displaced(u, t):
+        for share, loss in objective.losses():
+            objective.finite(loss)  # its gradient may be finite where it isn't
+            gradient = objective.derivative(loss)
+            found.append(vectors.dot(u, gradient))
+            if total is not None:
+                _accumulate(total, gradient, share * factor)
+    return found
 
 
 def _hessian_product(objective: Objective, gradient: Direction, u: Direction) -> Direction:
@@ -233,7 +229,11 @@ def _hessian_product(objective: Objective, gradient: Direction, u: Direction) ->
         retain_graph=True,
         allow_unused=True,
     )
-    return {name: part for name, part in zip(objective.parameters, parts, strict=True) if part is not None}
+    return {
+        name: part.to_dense() if part.is_sparse else part
+        for name, part in zip(objective.parameters, parts, strict=True)
+        if part is not None
+    }
 
 
 def _accumulate(total: Direction, part: Direction, share: float) -> None:

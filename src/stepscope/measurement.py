@@ -53,7 +53,7 @@ class Measurement:
         lr_step: ``‖d‖``, the step that the optimizer itself would take at its own learning rate.
         lr_loss: ``f(x + d)``, the loss there; ``None`` likewise.
         overshoot: ``lr_step / best_step``: above 1 the learning rate goes past the best step, below 1 it falls short;
-            ``None`` without a descent.
+            ``None`` without a measured minimum.
         breakdown: where the sharpness comes from; ``None`` if it wasn't asked for.
         within_layer: ``Σ_ℓ u_ℓᵀH_ℓℓu_ℓ``, the part of ``sharpness`` that doesn't come from interaction of layers;
             ``None`` if it wasn't asked for.
@@ -224,7 +224,7 @@ def _measure_one(
         landscape=curve,
         lr_step=norm,
         lr_loss=curve.losses[curve.steps.index(norm)] if curve else None,
-        overshoot=norm / curve.best_step if curve and curve.best_step > 0 else None,
+        overshoot=norm / curve.best_step if curve and curve.status == "bracketed" else None,
         breakdown=None,
         within_layer=None,
         cross_layer=None,
