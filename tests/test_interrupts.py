@@ -18,27 +18,40 @@ def press():
 
 def test_it_waits_and_is_delivered_at_the_end():
     seen = []
-    with pytest.raises(KeyboardInterrupt), interrupts.held():
-        press()
-        seen.append("after")
+
+    def work():
+        with interrupts.held():
+            press()
+            seen.append("after")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
     assert seen == ["after"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_it_is_delivered_where_it_is_asked_for():
-    with pytest.raises(KeyboardInterrupt), interrupts.held(), interrupts.held():
-        press()
-        interrupts.deliver()
-        raise AssertionError
+    def work():
+        with interrupts.held(), interrupts.held():
+            press()
+            interrupts.deliver()
+            raise AssertionError
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
     with interrupts.held():
         interrupts.deliver()  # nothing is left of it
 
 
 def test_a_second_one_does_not_wait():
-    with pytest.raises(KeyboardInterrupt), interrupts.held():
-        press()
-        press()
-        raise AssertionError
+    def work():
+        with interrupts.held():
+            press()
+            press()
+            raise AssertionError
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
 
 
 def test_a_handler_of_the_users_own_is_called():

@@ -157,7 +157,7 @@ def test_training_is_identical_when_measuring_fails(where, monkeypatch, caplog):
         assert fingerprint(model, optimizer) == before
         monkeypatch.setattr(module, "measure", real)
         optimizer.step()
-        assert probe.records
+        assert {r["step"] for r in probe.records} == {1}
         return
     with caplog.at_level(logging.WARNING, "stepscope"):
         probed, probe = train(OPTIMIZERS["adamw"], attached())
@@ -276,6 +276,11 @@ class Random(nn.Module):
         return (self.w * torch.rand(3, generator=self.generator)).sum()
 
 
+class Failing(torch.optim.SGD):
+    def step(self, closure=None):
+        raise RuntimeError("boom")
+
+
 def test_refusals():
     model = net()
     batches = data(1)
@@ -290,9 +295,11 @@ def test_refusals():
         Probe(model, OPTIMIZERS["sgd"](model.parameters()), loss_fn, batches, directions={"own SGD": torch.optim.SGD})
     with pytest.raises(UsageError, match="give a function"):
         Probe(model, OPTIMIZERS["sgd"](model.parameters()), loss_fn, batches, log=3)
-    stranger = Probe(model, OPTIMIZERS["sgd"](net().parameters()), loss_fn, batches, quiet=True)
-    with pytest.raises(UsageError, match="isn't a trainable parameter"):
-        stranger.measure()
+    with pytest.raises(UsageError, match="SGD holds no trainable parameter of the model"):
+        Probe(model, OPTIMIZERS["sgd"](net().parameters()), loss_fn, batches, quiet=True)
+    both = [*model.parameters(), *net().parameters()]
+    with pytest.raises(UsageError, match="can't follow: boom"):
+        Probe(model, OPTIMIZERS["sgd"](both), loss_fn, batches, directions={"bad": Failing}, quiet=True)
 
 
 class WrongSecond(torch.autograd.Function):

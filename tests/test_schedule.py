@@ -54,9 +54,10 @@ def test_the_overhead_is_kept(clock, limit, follow_cost):
     spent = plans.count("measure") * 3.0 + plans.count("follow") * follow_cost + 2.0
     assert spent <= limit * 1000 + 3.0 + 5 * follow_cost
     assert schedule.overhead == pytest.approx(spent / 1000, rel=1e-6)
-    assert plans.count("measure") > 0.7 * (limit * 1000 - 5) / (3.0 + 6 * follow_cost) if limit < 0.5 else True
-    first = plans.index("measure")
-    assert plans[first - 5 : first] == ["follow"] * 5
+    possible = min((limit * 1000 - 5) / (3.0 + 6 * follow_cost), 500)
+    assert plans.count("measure") > 0.7 * possible
+    for at in (i for i, plan in enumerate(plans) if plan == "measure"):
+        assert "pass" not in plans[max(at - 5, 0) : at]
 
 
 def test_the_estimate_delays_the_first_measurement(clock):

@@ -18,7 +18,8 @@ def held() -> Iterator[None]:
     """Inside, an interrupt waits for the end, or for `deliver`; a second one doesn't wait.
 
     An exception that a signal raises between two lines of a context manager's own code would leave things half put
-    back. Where signals can't be held (another thread than the main one, a handler that isn't Python's), nothing happens.
+    back. Where signals can't be held (another thread than the main one, a handler that isn't Python's), nothing
+    happens.
     """
     if _original or threading.current_thread() is not threading.main_thread():
         yield

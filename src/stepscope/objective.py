@@ -29,7 +29,8 @@ class Objective:
     """A model's mean loss ``f(x)`` on fixed micro-batches, as a function of its trainable parameters ``x``.
 
     Args:
-        model: any module. Its trainable parameters (``requires_grad``; tied ones once) are ``x``.
+        model: any module. Its trainable parameters (``requires_grad``; tied ones once) are ``x``. Of a
+            `DistributedDataParallel` the module inside is evaluated, so that a process can measure by itself.
         loss_fn: ``loss_fn(model, batch)`` gives the mean loss of one micro-batch as a scalar tensor. ``None``: the
             model is called as ``model(**batch)`` and has a ``loss`` in its output, as Hugging Face models do.
         batches: the micro-batches; anything iterable, read once. Tensors in them are moved to the model's device.
@@ -68,6 +69,7 @@ class Objective:
         if isinstance(batches, Mapping | Tensor | str) or not isinstance(batches, Iterable):
             raise UsageError(f"batches is a {type(batches).__name__}: give a list of micro-batches, [batch] for one")
         self.model = model
+        self._called = _without_communication(model)
         self.loss_fn = loss_fn
         self.parameters: dict[str, nn.Parameter] = {
             name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
@@ -298,16 +300,26 @@ class Objective:
 
     def _call_model(self, batch: Any) -> Tensor:
         if self.loss_fn is not None:
-            return self.loss_fn(self.model, batch)
+            return self.loss_fn(self._called, batch)
         if not isinstance(batch, Mapping):
             raise UsageError(
                 f"without loss_fn a batch must be a mapping for model(**batch), not a {type(batch).__name__}"
             )
-        output = self.model(**batch)
+        output = self._called(**batch)
         loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
         if loss is None:
             raise UsageError("model(**batch) gave no loss: put labels into the batches, or pass loss_fn")
         return loss  # type: ignore[no-any-return]
+
+
+def _without_communication(model: nn.Module) -> nn.Module:
+    """Calling a `DistributedDataParallel` waits for the other processes, which may not be measuring."""
+    inside: Any = model
+    while not isinstance(inside, nn.parallel.DistributedDataParallel):
+        inside = getattr(inside, "_orig_mod", None)  # of a compiled one
+        if inside is None:
+            return model
+    return inside.module  # type: ignore[no-any-return]
 
 
 def _scalar(loss: Any, index: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -18,14 +19,17 @@ from torch.optim import Optimizer
 
 from stepscope import vectors
 from stepscope.breakdown import Grouping, grouping
-from stepscope.clipping import clamp_, fraction_threshold
-from stepscope.directions import Factory, PseudoUpdates, next_update
+from stepscope.candidates import Candidates, NoUpdateError
+from stepscope.directions import Factory
 from stepscope.errors import UsageError
+from stepscope.interrupts import held
+from stepscope.measurable import random_state
 from stepscope.measurement import Measurement, measure
 from stepscope.objective import LossFunction, Objective
 from stepscope.records import Record, RunDirectory, latest, versions, write_atomically
 from stepscope.schedule import Schedule
 from stepscope.selfcheck import SelfCheck, self_check
+from stepscope.steps import StepHook
 from stepscope.trackers import as_log
 from stepscope.vectors import Direction
 
@@ -36,11 +40,6 @@ FOLLOWED_STEPS = 20
 
 _SMOOTHING = 0.7
 _MAX_FAILURES = 3
-
-DEFAULT_DIRECTIONS: dict[str, Factory] = {
-    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=1e-2, momentum=0.9, dampening=0.9),
-    "adam": lambda parameters: torch.optim.Adam(parameters, lr=1e-3),
-}
 
 
 class Probe:
@@ -109,14 +108,11 @@ class Probe:
         started = time.perf_counter()
         self._optimizer = _unwrapped(optimizer)
         self._objective = Objective(model, loss_fn, eval_batches, weight_fn)
+        self._weight_fn = weight_fn
         self.eval_batches: list[Any] = self._objective.batches
         self._layer = grouping(layer, self._objective.parameters)
-        self._own = f"own {type(self._optimizer).__name__}"
-        self._factories = dict(DEFAULT_DIRECTIONS if directions is None else directions)
-        self._own_clip = (0.1 if "sgd" in self._own.lower() else 0.5) if directions is None else 0.0
-        if self._own in self._factories:
-            raise UsageError(f"direction {self._own!r} is the optimizer's own: give another label")
-        PseudoUpdates(self._objective.parameters, self._factories)  # refuses what can't follow
+        self._candidates = Candidates(self._optimizer, directions)
+        followers = self._candidates.rehearse(self._objective.parameters)
         self._log = as_log(log)
         self._quiet = quiet
         self.check: SelfCheck = self_check(self._objective)
@@ -126,25 +122,23 @@ class Probe:
             _logger.warning("%s", suspicion)
         self.step = step
         self.records: list[Record] = []
+        self._pending: list[Record] = []
+        self._expected: tuple[dict[str, Tensor], Direction] | None = None
         self._overshoot: dict[str, float] = {}
-        self._followers: PseudoUpdates | None = None
-        self._followed = 0
         self._failures = 0
         self._off = False
-        count = 1 + bool(self._own_clip) + len(self._factories)
-        self._schedule = Schedule(every, max_overhead, self._estimate(count), FOLLOWED_STEPS)
-        self._run = (
-            None if run_dir is None else RunDirectory.open(run_dir, self._configuration(), context=self._context())
+        self._said: set[str] = set()
+        self._schedule = Schedule(
+            every,
+            max_overhead,
+            # Seconds of a measurement, from those of the self-check, until one has been timed.
+            self._candidates.count * (18 * self.check.seconds_loss + 4 * self.check.seconds_gradient),
+            FOLLOWED_STEPS if self._candidates.others else 0,
+            follow_cost=_seconds(lambda: followers.step({n: torch.zeros_like(p) for n, p in self._held().items()})),
+            first=step + 1,
         )
-        if self._run is not None:
-            self.records = self._run.records()
-            if self.records and not step:
-                self._run.close()
-                raise UsageError(
-                    f"{run_dir} holds measurements up to step {max(r['step'] for r in self.records)} of another "
-                    "training: give another run_dir, or the step from which this one goes on (step=…)"
-                )
-        self._hook = self._optimizer.register_step_pre_hook(self._before_step)
+        self._run = None if run_dir is None else self._opened(run_dir)
+        self._hook = StepHook(self._optimizer, self._before_step, self._after_step)
         self._schedule.spend(time.perf_counter() - started)
         self._schedule.leave()
 
@@ -159,12 +153,19 @@ class Probe:
         Raises:
             UsageError: the loss isn't finite, or there is no direction to measure (a learning rate of 0).
         """
-        gradients = self._gradients()
-        source = "training"
-        if not gradients:
-            _, gradients = self._objective.gradient()
-            source = "evaluation"
-        return self._measure(gradients, source, self.step + 1)
+        started = time.perf_counter()
+        try:
+            with held(), random_state():
+                self._refresh()
+                gradients, source = None, "training"
+                if all(p.grad is None for p in self._held().values()):
+                    gradients, source = self._objective.gradient()[1], "evaluation"
+                updates = self._candidates.updates(self._objective.parameters, gradients, advance=False)
+                found, records = self._measured(updates, self.step + 1, source)
+                self._keep(records)
+                return found
+        finally:
+            self._schedule.set_aside(time.perf_counter() - started)
 
     def report(self, path: str | os.PathLike[str]) -> Path:
         """Writes the page of what has been measured so far.
@@ -185,7 +186,8 @@ class Probe:
     def close(self) -> None:
         """Takes the probe off the optimizer; closing twice does nothing."""
         self._hook.remove()
-        self._followers = None
+        self._keep_pending()
+        self._candidates.lose()
         if self._run is not None:
             self._run.close()
 
@@ -197,109 +199,165 @@ class Probe:
     ) -> None:
         self.close()
 
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        """Step pre-hook. With a closure, the gradients exist only after it was called."""
-        del optimizer
-        position = 1 if len(args) > 1 else None
-        closure = args[1] if position else kwargs.get("closure")
-        if closure is None:
-            self._visit()
-            return None
-
-        def visited(*inner: Any, **named: Any) -> Any:
-            result = closure(*inner, **named)
-            self._visit()
-            return result
-
-        if position:
-            return (args[0], visited, *args[2:]), kwargs
-        return args, {**kwargs, "closure": visited}
-
-    def _visit(self) -> None:
-        """One step of the training, its gradients on the parameters."""
+    def _before_step(self) -> None:
+        """A step of the training is about to be made, its gradients on the parameters."""
         if self._off:
             return
         self._schedule.arrive()
         self.step += 1
         try:
-            plan = self._schedule.plan(self.step)
-            if plan == "measure" or self._schedule.step_seconds is not None:
-                self._announce()
-            if plan == "pass":
-                self._followers = None
-            elif self._followers is None:
-                self._followers, self._followed = PseudoUpdates(self._objective.parameters, self._factories), 0
-            if plan == "follow" and self._followers is not None:
-                self._followers.step(self._gradients())
-                self._followed += 1
-            elif plan == "measure":
-                self._measure_timed()
+            with held():
+                self._keep_pending()
+                self._follow_plan()
         except Exception as error:
             self._failed(error)
+        except BaseException:  # Ctrl-C: the step isn't made
+            self.step -= 1
+            self._schedule.retract()
+            raise
         finally:
             self._schedule.leave()
 
-    def _measure_timed(self) -> None:
+    def _after_step(self) -> None:
+        """The step has been made: was it the one that was measured?"""
+        if self._pending:
+            with held():
+                try:
+                    self._compare_with_made()
+                    self._keep_pending()
+                except Exception as error:
+                    self._failed(error)
+
+    def _follow_plan(self) -> None:
+        plan = self._schedule.plan(self.step)
+        if plan == "measure" or self._schedule.step_seconds is not None:
+            self._announce()
+        if plan == "pass":
+            self._candidates.lose()
+            return
         _synchronize(self._objective.parameters)
+        self._schedule.settle()
+        with random_state():
+            if self._candidates.skipped():
+                if plan == "measure":
+                    self._schedule.postpone()
+                return
+            self._refresh()
+            if plan == "follow":
+                self._candidates.follow(self._objective.parameters)
+            else:
+                self._measure_step()
+        _synchronize(self._objective.parameters)
+
+    def _measure_step(self) -> None:
         started = time.perf_counter()
         try:
-            self._measure(self._gradients(), "training", self.step)
-            self._followed += 1
-            self._failures = 0
-        finally:
-            _synchronize(self._objective.parameters)
-            self._schedule.measured(time.perf_counter() - started)
+            updates = self._candidates.updates(self._objective.parameters, advance=True)
+        except NoUpdateError as error:
+            self._say_once("nothing to measure at step %d: %s", self.step, error)
+            return
+        _, self._pending = self._measured(updates, self.step, "training")
+        if (own := updates.get(self._candidates.own)) is not None:
+            self._expected = {n: p.detach().clone() for n, p in self._held().items() if n in own}, own
+        self._failures = 0
+        _synchronize(self._objective.parameters)
+        self._schedule.measured(time.perf_counter() - started)
 
-    def _failed(self, error: Exception) -> None:
-        """Training goes on; a probe that fails again and again is switched off."""
-        self._followers = None
-        self._failures += 1
-        _logger.warning("nothing measured at step %d (%s)", self.step, error)
-        if self._failures >= _MAX_FAILURES:
-            # The hook stays until `close`: this is called while the optimizer goes through its hooks.
-            self._off = True
-            _logger.warning("the probe is off after %d failures in a row; training goes on", self._failures)
-
-    def _gradients(self) -> dict[str, Tensor]:
-        return {name: p.grad for name, p in self._objective.parameters.items() if p.grad is not None}
-
-    def _measure(self, gradients: Mapping[str, Tensor], source: str, step: int) -> dict[str, Measurement]:
-        directions = self._directions(gradients)
-        found = measure(
-            self._objective, directions, self.check.method, landscape=True, breakdown=True, layer=self._layer
-        )
-        lr = [group.get("lr") for group in self._optimizer.param_groups]
+    def _measured(
+        self, updates: Mapping[str, Direction], step: int, source: str
+    ) -> tuple[dict[str, Measurement], list[Record]]:
+        found = measure(self._objective, updates, self.check.method, landscape=True, breakdown=True, layer=self._layer)
+        rates = [group.get("lr") for group in self._optimizer.param_groups]
         where = {"trajectory": type(self._optimizer).__name__, "seed": 0, "step": step}
         extra = {
             "gradient": source,
-            "followed_steps": self._followed,
-            "lr": [None if v is None else float(v) for v in lr],
+            "followed_steps": max(0, self._candidates.followed - (source == "training" and step == self.step)),
+            "lr": [None if rate is None else float(rate) for rate in rates],
+            "step_error": None,
         }
-        records: list[Record] = []
-        for label, m in found.items():
-            smoothed = self._smoothed(label, m.overshoot)
-            records.append({**where, "direction": label, **m.record(), **extra, "overshoot_smoothed": smoothed})
+        records = [
+            {**where, "direction": label, **m.record(), **extra, "overshoot_smoothed": self._smoothed(label, m.overshoot)}
+            for label, m in found.items()
+        ]
+        return found, records
+
+    def _compare_with_made(self) -> None:
+        """Hooks of the optimizer, and the rounding of its weights, can make the step another than was measured."""
+        if self._expected is None:
+            return
+        before, own = self._expected
+        self._expected = None
+        held_now = self._held()
+        missed = {
+            name: (held_now[name].detach().double() - x.double()) - own[name].double()
+            for name, x in before.items()
+            if name in held_now
+        }
+        length = vectors.norm(own)
+        error = vectors.norm(missed) / length
+        for record in self._pending:
+            if record["direction"] == self._candidates.own:
+                record["step_error"] = error
+        coarsest = max((x.dtype for x in before.values()), key=lambda dtype: torch.finfo(dtype).eps)
+        rounding = 0.5 * torch.finfo(coarsest).eps * vectors.norm(before) / length
+        if error > 0.01 + 1.5 * rounding:
+            self._say_once(
+                "the step that %s makes differs by %.0f%% from the one measured (step_error in the records): something "
+                "changes gradients or weights in between, such as a hook on its step, or the rule draws random numbers",
+                self._candidates.own.removeprefix("own "),
+                100 * error,
+            )
+        elif error > 0.1:
+            self._say_once(
+                "rounding to %s changes the step by %.0f%% (step_error in the records): what is measured is the step "
+                "before it",
+                str(coarsest).removeprefix("torch."),
+                100 * error,
+            )
+
+    def _keep_pending(self) -> None:
+        records, self._pending, self._expected = self._pending, [], None
+        self._keep(records)
+
+    def _keep(self, records: list[Record]) -> None:
+        if not records:
+            return
         self.records += records
         if self._run is not None:
             self._run.append(records)
-        self._log(_values(records), step)
-        return found
+        with random_state():
+            self._log(_values(records), records[0]["step"])
 
-    def _directions(self, gradients: Mapping[str, Tensor]) -> dict[str, Direction]:
-        parameters = self._objective.parameters
-        directions = {self._own: next_update(self._optimizer, parameters, gradients)}
-        if self._own_clip:
-            clipped = {name: g.detach().clone() for name, g in gradients.items()}
-            clamp_(clipped.values(), fraction_threshold(list(clipped.values()), self._own_clip))
-            label = f"{self._own} clip {self._own_clip:.0%}"
-            directions[label] = next_update(self._optimizer, parameters, clipped)
-        followers = self._followers or PseudoUpdates(parameters, self._factories)
-        directions |= followers.step(gradients, capture=True)
-        # A learning rate of 0, as at the start of a warm-up, gives no direction.
-        moving = {label: direction for label, direction in directions.items() if vectors.norm(direction) > 0}
-        if not moving:
-            raise UsageError("no optimizer would move at this step (a learning rate of 0?)")
-        return moving
+    def _failed(self, error: Exception) -> None:
+        """Training goes on; a probe that fails again and again is switched off."""
+        self._failures += 1
+        said = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
+        _logger.warning("nothing measured at step %d (%s)", self.step, said)
+        _logger.debug("the failure at step %d", self.step, exc_info=error)
+        if self._failures >= _MAX_FAILURES:
+            # The hook stays until `close`: this is called while the optimizer goes through its hooks.
+            self._off = True
+            self._candidates.lose()
+            _logger.warning("the probe is off after %d failures in a row; training goes on", self._failures)
+
+    def _say_once(self, message: str, *values: Any) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            _logger.warning(message, *values)
+
+    def _held(self) -> dict[str, nn.Parameter]:
+        return self._candidates.held(self._objective.parameters)
+
+    def _refresh(self) -> None:
+        """Where parameters were frozen or unfrozen since, others are measured from now on."""
+        model = self._objective.model
+        trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if trainable.keys() != self._objective.parameters.keys() or any(
+            p is not self._objective.parameters[name] for name, p in trainable.items()
+        ):
+            self._objective = Objective(model, self._objective.loss_fn, self.eval_batches, self._weight_fn)
+            self._candidates.lose()
+            self._schedule.forget()
 
     def _smoothed(self, label: str, overshoot: float | None) -> float | None:
         """Geometric moving average: a ratio of 2 and one of 1/2 cancel."""
@@ -309,22 +367,31 @@ class Probe:
             self._overshoot[label] = _SMOOTHING * old + (1 - _SMOOTHING) * new
         return math.exp(self._overshoot[label]) if label in self._overshoot else None
 
-    def _estimate(self, count: int) -> float:
-        """Seconds that a measurement of `count` directions will take, from those of the self-check."""
-        return count * (18 * self.check.seconds_loss + 4 * self.check.seconds_gradient)
-
     def _announce(self) -> None:
         """Says once, before the first measurement, what measuring costs here."""
         if self._quiet:
             return
         self._quiet = True
-        sizes = [p.numel() * max(p.element_size(), 4) for p in self._objective.parameters.values()]
-        # A displaced point, the gradient and its product, two unit directions, and the directions themselves.
-        directions = 2 + len(self._factories)
-        memory = sum(sizes) * (5 + directions + 2 * bool(self._factories) + 2 * len(self._factories)) / 2**20
+        size = sum(p.numel() * max(p.element_size(), 4) for p in self._held().values())
+        # A displaced point, the gradient, its product, a unit direction, the weights before the step; the updates;
+        # the others' shadow parameters and states, and one of them forked in double precision.
+        others = len(self._candidates.others)
+        memory = size * (5 + self._candidates.count + bool(others) + 2 * others + 4) / 2**20
         print(
-            f"stepscope: {self._schedule.described(self.step)}; {memory:,.0f} MiB beside activations", file=sys.stderr
+            f"stepscope: {self._schedule.described(self.step)}; up to about {memory:,.0f} MiB beside activations",
+            file=sys.stderr,
         )
+
+    def _opened(self, run_dir: str | os.PathLike[str]) -> RunDirectory:
+        run = RunDirectory.open(run_dir, self._configuration(), context=self._context())
+        self.records = run.records()
+        if self.records and not self.step:
+            run.close()
+            raise UsageError(
+                f"{run_dir} holds measurements up to step {max(r['step'] for r in self.records)} of another "
+                "training: give another run_dir, or the step from which this one goes on (step=…)"
+            )
+        return run
 
     def _configuration(self) -> dict[str, Any]:
         return {
@@ -332,7 +399,7 @@ class Probe:
             "model": type(self._objective.model).__name__,
             "parameters": sum(p.numel() for p in self._objective.parameters.values()),
             "optimizer": type(self._optimizer).__name__,
-            "directions": list(self._factories),
+            "directions": list(self._candidates.others),
         }
 
     def _context(self) -> dict[str, Any]:
@@ -356,10 +423,22 @@ def _unwrapped(optimizer: Any) -> Optimizer:
 
 
 def _values(records: Iterable[Record]) -> dict[str, float]:
-    """The numbers of a measurement, by the names that a tracker shows."""
+    """The numbers of a measurement, by names that every tracker takes."""
     named = ("sharpness", "correlation", "best_step", "best_decrease", "lr_step", "overshoot")
-    values = {f"stepscope/{r['direction']}/{name}": r[name] for r in records for name in named}
+    values = {f"stepscope/{_plain(r['direction'])}/{name}": r[name] for r in records for name in named}
     return {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
+
+
+def _plain(label: str) -> str:
+    return re.sub(r"[^\w.\- ]", "_", label.replace("%", "pct"))
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    """The time that it takes the second time."""
+    work()
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
 
 
 def _synchronize(parameters: Mapping[str, nn.Parameter]) -> None:

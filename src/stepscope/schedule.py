@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Literal
 
@@ -11,46 +12,65 @@ from stepscope.errors import UsageError
 
 Plan = Literal["measure", "follow", "pass"]
 
+_spent_by_all = 0.0
+"""Seconds that schedules of this process have spent measuring: none of them takes another's for training."""
+
 
 class Schedule:
     """Keeps the time that measuring takes below a part of the time that training takes.
 
+    A measurement is preceded by `window` steps at which others follow the run, or by all steps since the beginning.
+
     Args:
-        every: measure at each ``every``-th step, or ``every(step) -> bool``.
+        every: measure at each ``every``-th step, or ``every(step) -> bool``. The function is asked once for each step,
+            in order, up to `window` steps ahead.
         max_overhead: measuring may take this part of the training time; ``None`` for no limit.
-        estimate: seconds that a measurement will take, until one has been timed.
+        cost: seconds that a measurement will take, until one has been timed.
         window: how many steps before a measurement others follow the run.
+        follow_cost: seconds that following takes a step, until it has been timed.
+        first: the first step.
 
     Raises:
         UsageError: an interval or a limit that can't be used.
 
     Example:
-        >>> schedule = Schedule(4, None, estimate=1.0, window=1)
+        >>> schedule = Schedule(4, None, cost=1.0, window=1)
         >>> [schedule.plan(step) for step in range(1, 6)]
         ['pass', 'pass', 'follow', 'measure', 'pass']
     """
 
     def __init__(
-        self, every: int | Callable[[int], bool], max_overhead: float | None, estimate: float, window: int
+        self,
+        every: int | Callable[[int], bool],
+        max_overhead: float | None,
+        cost: float,
+        window: int,
+        *,
+        follow_cost: float = 0.0,
+        first: int = 1,
     ) -> None:
         if not callable(every) and (not isinstance(every, int) or every < 1):
             raise UsageError(f"every is {every!r}: give a number of steps ≥ 1, or a function of the step")
         if max_overhead is not None and not max_overhead > 0:
             raise UsageError(f"max_overhead is {max_overhead}: give a part > 0 of the training time, or None")
-        self._every = every
-        self._asked = every if callable(every) else (lambda step: step % every == 0)
+        self._asks: Callable[[int], bool] = every if callable(every) else lambda step: step % every == 0
         self._max_overhead = math.inf if max_overhead is None else max_overhead
-        self._cost = estimate
+        self._cost = cost
         self._window = window
+        self._follow_cost = follow_cost
+        self._answers: deque[bool] = deque()
+        self._asked_up_to = first - 1
+        self._first = first
+        self._owed = False
+        self._promised = False
+        self._history = 0
         self._training = 0.0
         self._measuring = 0.0
         self._steps = 0
-        self._left = time.perf_counter()
-        self._arrived = self._left
-        self._owed = False
-        self._followed = 0
-        self._follow_cost = 0.0
         self._plan: Plan = "pass"
+        self._before = (False, False, 0, False)
+        self._left = self._arrived = time.perf_counter()
+        self._spent_by_all_then = _spent_by_all
 
     @property
     def step_seconds(self) -> float | None:
@@ -62,20 +82,39 @@ class Schedule:
         """Time spent measuring as a part of the training time, so far."""
         return self._measuring / self._training if self._training > 0 else 0.0
 
+    @property
+    def history(self) -> int:
+        """At how many steps in a row, up to the last planned one, the others have followed."""
+        return self._history
+
     def arrive(self) -> None:
         """The training has come to a step: what went before was its time."""
-        self._arrived = time.perf_counter()
-        self._training += self._arrived - self._left
+        self._arrived = self._left + (_spent_by_all - self._spent_by_all_then)
+        self.settle()
         self._steps += 1
+
+    def settle(self) -> None:
+        """What went by since `arrive` was the training's too: work that was still queued."""
+        now = time.perf_counter()
+        self._training += now - self._arrived
+        self._arrived = now
 
     def leave(self) -> None:
         """The training goes on: what went before was measuring."""
+        global _spent_by_all
         self._left = time.perf_counter()
         spent = self._left - self._arrived
         if self._plan == "follow":
             self._follow_cost = max(spent, 0.5 * (self._follow_cost + spent))
         self._measuring += spent
+        _spent_by_all += spent
+        self._spent_by_all_then = _spent_by_all
         self._arrived = self._left
+
+    def set_aside(self, seconds: float) -> None:
+        """So long the training stood still for a measurement that wasn't planned."""
+        global _spent_by_all
+        _spent_by_all += seconds
 
     def spend(self, seconds: float) -> None:
         """Time that was spent outside of a step."""
@@ -83,18 +122,33 @@ class Schedule:
 
     def plan(self, step: int) -> Plan:
         """What to do at this step; asked once a step. What was due and not afforded is made up for later."""
-        self._owed |= self._asked(step)
-        # Once begun, following ends in a measurement; what it cost beyond the forecast is earned before the next.
-        if self._owed and (self._affordable(self._training, self._cost) or self._followed >= self._window > 0):
-            self._owed, self._followed, self._plan = False, 0, "measure"
-            return self._plan
-        left = self._window - self._followed
-        then = self._training + left * (self.step_seconds or 0.0)
-        near = self._owed or any(self._asked(step + ahead) for ahead in range(1, self._window + 1))
-        follows = near and (self._followed > 0 or self._affordable(then, self._cost + left * self._follow_cost))
-        self._plan = "follow" if follows else "pass"
-        self._followed = self._followed + 1 if follows else 0
+        asked = self._ask(step)
+        self._before = (self._owed, self._promised, self._history, asked)
+        self._owed |= asked
+        known = self._history >= self._window or self._history == step - self._first
+        if self._owed and known and (self._promised or self._affordable(self._training, self._cost)):
+            self._owed = self._promised = False
+            self._plan = "measure"
+        else:
+            self._plan = "follow" if self._follows() else "pass"
+        self._history = 0 if self._plan == "pass" else self._history + 1
         return self._plan
+
+    def retract(self) -> None:
+        """The step that was planned last isn't made: it will come again."""
+        self._owed, self._promised, self._history, asked = self._before
+        self._answers.appendleft(asked)
+        self._steps -= 1
+
+    def postpone(self) -> None:
+        """Nothing could be measured at this step, through no fault of the model's: as soon as it can be, then."""
+        self._owed = True
+
+    def forget(self) -> None:
+        """The others have lost what they followed."""
+        self._history = 0
+        self._promised = False
+        self._first = -1  # and won't have followed from the first step on
 
     def measured(self, seconds: float) -> None:
         """A measurement has been made, and took so long."""
@@ -105,10 +159,32 @@ class Schedule:
         text = f"a measurement takes about {self._cost:.2g} s"
         if math.isinf(self._max_overhead) or not self.step_seconds:
             return text
-        interval = self._cost / self._max_overhead / self.step_seconds
-        first = (self._measuring + self._cost) / self._max_overhead / self.step_seconds
+        cost = self._cost + self._window * self._follow_cost
+        interval = cost / self._max_overhead / self.step_seconds
+        first = (self._measuring + cost) / self._max_overhead / self.step_seconds
         text += f", at {self._max_overhead:.0%} overhead one every {max(interval, 1):,.0f} steps or more"
         return f"{text}, the first at about step {max(first, step + 1):,.0f}"
+
+    def _ask(self, step: int) -> bool:
+        """Whether a measurement is wanted at this step; looks `window` steps ahead."""
+        while self._asked_up_to < step + self._window:
+            self._asked_up_to += 1
+            self._answers.append(bool(self._asks(self._asked_up_to)))
+        return self._answers.popleft()
+
+    def _follows(self) -> bool:
+        """Once begun, following ends in a measurement; what it cost beyond the forecast is earned before the next."""
+        if not self._window:
+            return False
+        if self._promised:
+            return True
+        ahead = next((i for i, asked in enumerate(self._answers, 1) if asked), None)
+        if not self._owed and ahead is None:
+            return False
+        left = max(self._window - self._history, 0 if self._owed else ahead or 0)
+        then = self._training + left * (self.step_seconds or 0.0)
+        self._promised = left > 0 and self._affordable(then, self._cost + left * self._follow_cost)
+        return self._promised
 
     def _affordable(self, training: float, cost: float) -> bool:
         return math.isinf(self._max_overhead) or self._measuring + cost <= self._max_overhead * training

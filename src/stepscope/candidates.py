@@ -1,0 +1,174 @@
+"""The updates that are compared at a step: the optimizer's own, its own of clipped gradients, and those of others."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from stepscope import vectors
+from stepscope.clipping import clamp_, fraction_threshold
+from stepscope.directions import Factory, PseudoUpdates, next_update
+from stepscope.errors import UsageError
+from stepscope.vectors import Direction
+
+_logger = logging.getLogger("stepscope")
+
+DEFAULT_OTHERS: dict[str, Factory] = {
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=1e-2, momentum=0.9, dampening=0.9),
+    "adam": lambda parameters: torch.optim.Adam(parameters, lr=1e-3),
+}
+
+
+class NoUpdateError(UsageError):
+    """There is nothing to compare at this step: no gradients, or a learning rate of 0."""
+
+
+class Candidates:
+    """An optimizer in training, and others that follow the same gradients on the same parameters.
+
+    Args:
+        optimizer: the one that trains. Of a model's parameters, those that it holds are compared on.
+        others: ``{label: factory}``; ``None`` for `DEFAULT_OTHERS` and the optimizer's own with clipped gradients.
+
+    Attributes:
+        own: the label of the optimizer's own update.
+        followed: how many steps in a row the others have followed.
+
+    Raises:
+        UsageError: a label is the own one.
+    """
+
+    def __init__(self, optimizer: Optimizer, others: Mapping[str, Factory] | None = None) -> None:
+        self._optimizer = optimizer
+        self.own = f"own {type(optimizer).__name__}"
+        self.others = dict(DEFAULT_OTHERS if others is None else others)
+        if self.own in self.others:
+            raise UsageError(f"direction {self.own!r} is the optimizer's own: give another label")
+        # The paper's fractions: 10% for SGD, 50% for adaptive ones.
+        self._clip = 0.0 if others is not None else 0.1 if "sgd" in self.own.lower() else 0.5
+        self.followed = 0
+        self._followers: PseudoUpdates | None = None
+        self._warned: set[str] = set()
+
+    @property
+    def count(self) -> int:
+        """How many updates are compared."""
+        return 1 + bool(self._clip) + len(self.others)
+
+    def held(self, trainable: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+        """Those of the parameters that the optimizer holds.
+
+        Raises:
+            UsageError: it holds none of them.
+        """
+        ids = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
+        found = {name: p for name, p in trainable.items() if id(p) in ids}
+        if not found:
+            raise UsageError(f"{type(self._optimizer).__name__} holds no trainable parameter of the model")
+        return found
+
+    def rehearse(self, trainable: Mapping[str, nn.Parameter]) -> PseudoUpdates:
+        """The others, fresh, after a step of zero gradients: shows what can't follow.
+
+        Raises:
+            UsageError: one of them can't.
+        """
+        held = self.held(trainable)
+        for label, factory in self.others.items():
+            try:
+                PseudoUpdates(held, {label: factory}).step({name: torch.zeros_like(p) for name, p in held.items()})
+            except UsageError:
+                raise
+            except Exception as error:
+                raise UsageError(f"direction {label!r} can't follow: {_said(error)}") from error
+        return PseudoUpdates(held, self.others)
+
+    def skipped(self) -> bool:
+        """Whether a gradient scaler will have the step skipped because of infinite gradients."""
+        found = getattr(self._optimizer, "found_inf", None)
+        return isinstance(found, Tensor) and bool(found.item())
+
+    def follow(self, trainable: Mapping[str, nn.Parameter]) -> None:
+        """Shows the others the gradients that are on the parameters."""
+        held = self.held(trainable)
+        gradients = self._unscaled(_gradients(held))
+        if math.isfinite(vectors.norm(gradients)):  # it would stay in their state for good
+            self._following(held).step(gradients)
+        self.followed += 1
+
+    def lose(self) -> None:
+        """The others forget the run."""
+        self._followers, self.followed = None, 0
+
+    def updates(
+        self,
+        trainable: Mapping[str, nn.Parameter],
+        gradients: Mapping[str, Tensor] | None = None,
+        *,
+        advance: bool,
+    ) -> dict[str, Direction]:
+        """What each would do now; the parameters stay as they are.
+
+        Args:
+            trainable: the model's trainable parameters.
+            gradients: ``None`` for those that are on the parameters.
+            advance: whether the others take these gradients into their state.
+
+        Raises:
+            NoUpdateError: there is no gradient, or nobody would move.
+            UsageError: the optimizer's own update isn't finite, or can't be known in advance.
+        """
+        held = self.held(trainable)
+        given = _gradients(held) if gradients is None else {name: g for name, g in gradients.items() if name in held}
+        if not given:
+            raise NoUpdateError("no parameter has a gradient")
+        found = {self.own: next_update(self._optimizer, held, given)}
+        dense = self._unscaled(given) if gradients is None else given
+        if self._clip and not any(gradient.is_sparse for gradient in given.values()):
+            clipped = {name: gradient.detach().clone() for name, gradient in given.items()}
+            clamp_(clipped.values(), fraction_threshold(list(clipped.values()), self._clip))
+            found[f"{self.own} clip {self._clip:.0%}"] = next_update(self._optimizer, held, clipped)
+        if self.others:
+            followers = self._following(held) if advance else self._followers or PseudoUpdates(held, self.others)
+            found |= followers.step(dense, capture=True) if advance else followers.peek(dense)
+        self.followed += advance
+        return self._moving(found)
+
+    def _following(self, held: Mapping[str, nn.Parameter]) -> PseudoUpdates:
+        if self._followers is None:
+            self._followers = PseudoUpdates(held, self.others)
+        return self._followers
+
+    def _unscaled(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Dense gradients of the loss: a fused optimizer gets them times the scale of its gradient scaler."""
+        dense = {name: gradient.to_dense() if gradient.is_sparse else gradient for name, gradient in gradients.items()}
+        scale = getattr(self._optimizer, "grad_scale", None)
+        if not isinstance(scale, Tensor):
+            return dense
+        return {name: gradient / scale.to(gradient.device) for name, gradient in dense.items()}
+
+    def _moving(self, found: Mapping[str, Direction]) -> dict[str, Direction]:
+        lengths = {label: vectors.norm(direction) for label, direction in found.items()}
+        if not math.isfinite(lengths[self.own]):
+            raise UsageError("the optimizer's own update is infinite or NaN")
+        for label, length in lengths.items():
+            if not math.isfinite(length) and label not in self._warned:
+                self._warned.add(label)
+                _logger.warning("the update of %s is infinite or NaN: it is left out", label)
+        moving = {label: found[label] for label, length in lengths.items() if math.isfinite(length) and length > 0}
+        if not moving:
+            raise NoUpdateError("no optimizer would move (a learning rate of 0?)")
+        return moving
+
+
+def _gradients(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    return {name: p.grad for name, p in parameters.items() if p.grad is not None}
+
+
+def _said(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
