@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 
 import pytest
 import torch
@@ -342,6 +343,128 @@ def test_an_accelerate_wrapper_is_unwrapped():
         loss_fn(model, data(1)[0]).backward()
         inner.step()
         assert {r["trajectory"] for r in probe.records} == {"SGD"}
+
+
+def test_the_step_is_compared_with_the_one_that_is_made(caplog):
+    """A hook that comes later clips the gradient: the record says that the step was another."""
+
+    def attach(model, optimizer):
+        probe = attached(every=2)(model, optimizer)
+        if clip:
+            optimizer.register_step_pre_hook(lambda *_: nn.utils.clip_grad_norm_(model.parameters(), 1e-3) and None)
+        return probe
+
+    for clip in (False, True):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "stepscope"):
+            _, probe = train(OPTIMIZERS["sgd"], attach, steps=4)
+        errors = [r["step_error"] for r in probe.records if r["direction"] == "own SGD"]
+        assert all(e > 0.1 for e in errors) if clip else all(e < 1e-5 for e in errors)
+        assert [r["step_error"] for r in probe.records if r["direction"] == "sgd"] == [None, None]
+        assert caplog.text.count("differs by") == clip
+
+
+def test_rounding_of_half_precision_weights_is_said(caplog):
+    model = nn.Linear(64, 64).bfloat16()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    batch = torch.randn(8, 64).bfloat16()
+
+    def square(model, batch):
+        return model(batch).float().square().mean()
+
+    with (
+        caplog.at_level(logging.WARNING, "stepscope"),
+        Probe(model, optimizer, square, [batch], every=1, max_overhead=None, directions={}, quiet=True) as probe,
+    ):
+        square(model, batch).backward()
+        before = [p.detach().double().clone() for p in model.parameters()]
+        optimizer.step()
+    own = probe.records[0]
+    moved = math.sqrt(
+        sum(float((p.detach().double() - b).square().sum()) for p, b in zip(model.parameters(), before, strict=True))
+    )
+    assert own["step_error"] > 0.1
+    assert abs(moved - own["lr_step"]) <= own["step_error"] * own["lr_step"]
+    assert "rounding to bfloat16 changes the step" in caplog.text
+
+
+def test_measuring_at_will_leaves_the_others_and_the_schedule_alone():
+    records = []
+    for at_will in (False, True):
+
+        def attach(model, optimizer, at_will=at_will):
+            probe = attached(every=4)(model, optimizer)
+            if at_will:
+                optimizer.register_step_post_hook(lambda *_: probe.measure() and None)
+            return probe
+
+        _, probe = train(OPTIMIZERS["adamw"], attach, steps=8)
+        # What was measured at will after step 3 has the same place, and came before.
+        records.append({(r["step"], r["direction"]): (r["sharpness"], r["lr_step"]) for r in probe.records})
+    planned, among_others = records
+    assert {step for step, _ in planned} == {4, 8}
+    assert {step for step, _ in among_others} == set(range(2, 10))
+    assert {key: among_others[key] for key in planned} == planned
+
+
+def test_the_time_of_measuring_at_will_is_not_the_trainings():
+    model = net().train()
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    probe = attached(every=10**9)(model, optimizer)
+    for batch in data(3):
+        optimizer.zero_grad()
+        loss_fn(model, batch).backward()
+        probe.measure()
+        optimizer.step()
+    assert probe._schedule.step_seconds < 0.3 * probe.records[-1]["seconds"] * 4
+
+
+def test_warm_up_and_missing_gradients_are_no_failures(caplog):
+    def warming(p):
+        return torch.optim.SGD(p, lr=0.1)
+
+    model = net().train()
+    optimizer = warming(model.parameters())
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0 if step < 5 else 1.0)
+    with caplog.at_level(logging.WARNING, "stepscope"):
+        probe = attached(every=1, directions={})(model, optimizer)
+        for index, batch in enumerate(data(8)):
+            optimizer.zero_grad()
+            if index > 3:
+                loss_fn(model, batch).backward()
+            optimizer.step()
+            schedule.step()
+    assert [r["step"] for r in probe.records] == [6, 7, 8]
+    assert caplog.text.count("nothing to measure") == 1
+
+
+def test_parameters_that_are_unfrozen_are_measured_from_then_on():
+    model = net().train()
+    model[0].requires_grad_(False)
+    optimizer = OPTIMIZERS["sgd"]([p for p in model.parameters() if p.requires_grad])
+    probe = attached(every=1, directions={})(model, optimizer)
+    for index, batch in enumerate(data(4)):
+        if index == 2:
+            model[0].requires_grad_(True)
+            optimizer.add_param_group({"params": list(model[0].parameters())})
+        optimizer.zero_grad()
+        loss_fn(model, batch).backward()
+        optimizer.step()
+    own = [set(r["layers"]) for r in probe.records if r["direction"] == "own SGD"]
+    assert own == [{"1", "4"}] * 2 + [{"0", "1", "4"}] * 2
+
+
+def test_names_that_every_tracker_takes():
+    logged = {}
+    train(OPTIMIZERS["sgd"], attached(log=lambda values, step: logged.update(values), every=12))
+    assert "stepscope/own SGD clip 10pct/sharpness" in logged
+    assert all(re.fullmatch(r"[/\w.\- ]+", name) for name in logged)
+
+
+def test_a_log_that_draws_random_numbers_changes_nothing():
+    plain, _ = train(OPTIMIZERS["sgd"])
+    drawn, _ = train(OPTIMIZERS["sgd"], attached(log=lambda values, step: torch.rand(1)))
+    assert same(plain, drawn)
 
 
 def test_a_compiled_model_is_measured_as_the_eager_one():

@@ -70,6 +70,63 @@ def test_a_function_of_the_step(clock):
     assert [i for i, plan in enumerate(plans, 1) if plan == "measure"] == [4, 9]
 
 
+def test_the_function_is_asked_once_for_each_step_in_order(clock):
+    asked = []
+
+    def every(step):
+        asked.append(step)
+        return len(asked) == 7  # it may keep state
+
+    plans = train(Schedule(every, None, 1.0, 3), clock, steps=10, step_seconds=1.0, cost=1.0)
+    assert asked == list(range(1, 14))
+    assert [i for i, plan in enumerate(plans, 1) if plan == "measure"] == [7]
+
+
+@pytest.mark.parametrize("follow_cost", [0.02, 0.06, 0.3])
+def test_each_measurement_has_been_followed_up_to(clock, follow_cost):
+    """Also where following costs more than the overhead allows at each step."""
+    schedule = Schedule(100, 0.05, 10.0, 20, follow_cost=follow_cost)
+    plans = train(schedule, clock, steps=5000, step_seconds=1.0, cost=10.0, follow_cost=follow_cost)
+    at = [i for i, plan in enumerate(plans) if plan == "measure"]
+    assert len(at) > 10
+    assert all(plans[i - 20 : i] == ["follow"] * 20 for i in at)
+    assert schedule.overhead <= 0.05
+
+
+def test_a_step_that_is_not_made_comes_again(clock):
+    schedule = Schedule(4, None, 1.0, 2)
+    plans = []
+    for step in (1, 2, 3, 4, 4, 5, 6, 7, 8):
+        plans.append(schedule.plan(step))
+        if plans.count("measure") == 1 and step == 4 and plans[-2] != "measure":
+            schedule.retract()
+    assert plans == ["pass", "follow", "follow", "measure", "measure", "pass", "follow", "follow", "measure"]
+
+
+def test_one_schedule_takes_no_measuring_of_another_for_training(clock):
+    first, second = Schedule(1, None, 1.0, 0), Schedule(1, None, 1.0, 0)
+    for step in range(1, 11):
+        clock.now += 1.0
+        for schedule, cost in ((first, 3.0), (second, 5.0)):
+            schedule.arrive()
+            schedule.plan(step)
+            clock.now += cost
+            schedule.leave()
+        clock.now += 2.0
+        first.set_aside(2.0)  # somebody measured at will
+    assert (first.overhead, second.overhead) == (3.0, 5.0)
+
+
+def test_work_that_was_still_queued_is_the_trainings(clock):
+    schedule = Schedule(1, None, 1.0, 0)
+    schedule.arrive()
+    clock.now += 1.0
+    schedule.settle()
+    clock.now += 0.5
+    schedule.leave()
+    assert schedule.overhead == 0.5
+
+
 def test_what_to_expect_in_words(clock):
     schedule = Schedule(10, 0.05, 2.0, 5)
     assert schedule.described(0) == "a measurement takes about 2 s"

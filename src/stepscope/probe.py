@@ -275,10 +275,10 @@ class Probe:
             "lr": [None if rate is None else float(rate) for rate in rates],
             "step_error": None,
         }
-        records = [
-            {**where, "direction": label, **m.record(), **extra, "overshoot_smoothed": self._smoothed(label, m.overshoot)}
-            for label, m in found.items()
-        ]
+        records = []
+        for label, m in found.items():
+            smoothed = self._smoothed(label, m.overshoot)
+            records.append({**where, "direction": label, **m.record(), **extra, "overshoot_smoothed": smoothed})
         return found, records
 
     def _compare_with_made(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 
 
@@ -22,7 +23,6 @@ class StepHook:
         after: called when it has; not if the step raised.
 
     Example:
-        >>> import torch
         >>> w = torch.nn.Parameter(torch.ones(1)); w.grad = torch.ones(1)
         >>> optimizer = torch.optim.SGD([w], lr=0.5)
         >>> hook = StepHook(optimizer, lambda: print("before", w.item()), lambda: print("after", w.item()))
@@ -35,7 +35,6 @@ class StepHook:
     def __init__(self, optimizer: Optimizer, before: Callable[[], None], after: Callable[[], None]) -> None:
         self._before = before
         self._after = after
-        # A compiled step calls the hooks as they are; tracing into them would record what they do but once.
         pre, post = _untraced(self._pre_hook), _untraced(self._post_hook)
         self._handles = [optimizer.register_step_pre_hook(pre), optimizer.register_step_post_hook(post)]
 
@@ -45,7 +44,7 @@ class StepHook:
             handle.remove()
 
     def _pre_hook(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        if _is_nested(sys._getframe(2), optimizer):
+        if _is_nested(optimizer):
             return None
         position = 1 if len(args) > 1 else None
         closure = args[1] if position else kwargs.get("closure")
@@ -68,25 +67,34 @@ class StepHook:
 
     def _post_hook(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
-        if not _is_nested(sys._getframe(2), optimizer):
+        if not _is_nested(optimizer):
             self._after()
 
 
 def _untraced(hook: Callable[..., Any]) -> Callable[..., Any]:
-    def called(*args: Any) -> Any:
-        return hook(*args)
+    """The hook as it is, also where the step is compiled: traced, what it does would be recorded once."""
+    untraced: list[Callable[..., Any]] = []
 
-    # What torch.compiler.disable sets; calling that would import the compiler.
+    def called(*args: Any) -> Any:
+        if "torch._dynamo" not in sys.modules:  # and to import it takes seconds
+            return hook(*args)
+        if not untraced:
+            untraced.append(torch.compiler.disable(hook))  # type: ignore[no-untyped-call]
+        return untraced[0](*args)
+
     called._torchdynamo_disable = True  # type: ignore[attr-defined]
     return called
 
 
-def _is_nested(caller: FrameType, optimizer: Optimizer) -> bool:
-    """Whether the step whose hook is called from `caller` runs inside another step of the same optimizer."""
-    step = caller.f_code
-    frame = caller.f_back
-    while frame is not None:
-        if frame.f_code is step and frame.f_locals.get("self") is optimizer:
-            return True
+_STEP = Optimizer.profile_hook_step(lambda *_: None).__code__
+"""The code of the wrapper that calls an optimizer's hooks, the same for all."""
+
+
+def _is_nested(optimizer: Optimizer) -> bool:
+    """Whether the step whose hook is being called runs inside another step of the same optimizer."""
+    steps = 0
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and steps < 2:
+        steps += frame.f_code is _STEP and frame.f_locals.get("self") is optimizer
         frame = frame.f_back
-    return False
+    return steps > 1

@@ -72,10 +72,17 @@ def train(folder, callback=None, logger=False, **settings):
     torch.manual_seed(0)
     module = Module()
     trainer = lightning.Trainer(
-        max_epochs=2, accelerator="cpu", default_root_dir=folder, logger=logger,
-        callbacks=[callback] if callback else [], enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, **settings,
-    )  # fmt: skip
-    trainer.fit(module, torch.utils.data.DataLoader(data(48, 1), batch_size=8, shuffle=True))
+        max_epochs=2,
+        accelerator="cpu",
+        default_root_dir=folder,
+        logger=logger,
+        callbacks=[callback] if callback else [],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **settings,
+    )
+    trainer.fit(module, torch.utils.data.DataLoader(data(48, 1), 8, shuffle=True))
     return outcome(module, trainer.optimizers[0])
 
 

@@ -1,0 +1,57 @@
+"""A process of a distributed training measures by itself; the others don't wait for it."""
+
+import datetime
+import os
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from stepscope import Probe
+
+
+def loss_fn(model, batch):
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def train(rank, port, folder, every):
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=30))
+    torch.manual_seed(0)
+    # Buffers: calling the wrapper sends them from process to process.
+    inside = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    model = nn.parallel.DistributedDataParallel(inside)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    generator = torch.Generator().manual_seed(rank)
+    batches = [(torch.randn(8, 4, generator=generator), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])) for _ in range(6)]
+    probe = None
+    if every[rank]:
+        probe = Probe(model, optimizer, loss_fn, batches[:2], every=every[rank], max_overhead=None, quiet=True)
+    for batch in batches:
+        optimizer.zero_grad()
+        loss_fn(model, batch).backward()
+        optimizer.step()
+    state = [t.clone() for t in inside.state_dict().values()]
+    torch.save((state, sorted({r["step"] for r in probe.records}) if probe else []), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_it_measures_alone_and_changes_nothing(tmp_path):
+    found = []
+    for every in ([None, None], [2, None], [2, 3]):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        mp.spawn(train, (port, tmp_path, every), nprocs=2)
+        found.append([torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)])
+    plain, one, both = found
+    assert [steps for _, steps in one] == [[2, 4, 6], []]
+    assert [steps for _, steps in both] == [[2, 4, 6], [3, 6]]
+    for probed in (one, both):
+        for rank in range(2):
+            assert all(torch.equal(a, b) for a, b in zip(plain[rank][0], probed[rank][0], strict=True))
