@@ -111,6 +111,7 @@ def within_layers(
         UsageError: the direction doesn't fit the model.
 
     Example:
+        >>> import torch
         >>> w = torch.nn.ParameterDict({"a": torch.nn.Parameter(torch.ones(1)), "b": torch.nn.Parameter(torch.ones(1))})
         >>> f = Objective(w, lambda m, _: (2 * m["a"] ** 2 + m["a"] * m["b"]).sum(), [0], lambda _: 1)
         >>> parts = within_layers(f, {"a": torch.ones(1), "b": torch.ones(1)})
