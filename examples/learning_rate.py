@@ -1,4 +1,4 @@
-"""Is the learning rate right? Four rates on one small model of bytes, and where each lands beside the best step."""
+"""Is the learning rate right? Four rates on a small model of bytes: the step of each beside the best step."""
 
 import os
 from pathlib import Path
@@ -21,18 +21,17 @@ def loss_fn(model, batch):
     return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
 
-print("  lr       loss   its step / the best step along the same direction")
+held_out = [batch(seed) for seed in range(10_000, 10_004)]
+print("learning rate   loss   its step / the best step along it")
 for lr in (1e-4, 1e-3, 1e-2, 1e-1):
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Embedding(256, 16), nn.Flatten(), nn.Linear(256, 64), nn.LayerNorm(64), nn.GELU(), nn.Linear(64, 256)
-    )
+    layers = nn.Embedding(256, 16), nn.Flatten(), nn.Linear(256, 64), nn.LayerNorm(64), nn.GELU(), nn.Linear(64, 256)
+    model = nn.Sequential(*layers)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    held_out = [batch(-1 - k) for k in range(4)]
-    with stepscope.Probe(model, optimizer, loss_fn, held_out, every=20, max_overhead=None, quiet=True) as probe:
-        for step in range(200):
+    with stepscope.Probe(model, optimizer, loss_fn, held_out, every=50, max_overhead=None, quiet=True) as probe:
+        for step in range(100):
             optimizer.zero_grad()
             loss_fn(model, batch(step)).backward()
             optimizer.step()
-    last = [r for r in probe.records if r["direction"] == "own Adam"][-1]
-    print(f"{lr:6g} {last['loss']:9.3f}   {last['overshoot_smoothed'] or float('nan'):.2g}")
+    own = [record for record in probe.records if record["direction"] == "own Adam"][-1]
+    print(f"{lr:13g} {own['loss']:6.3f}   {own['overshoot_smoothed'] or float('nan'):.2g}")

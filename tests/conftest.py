@@ -1,5 +1,6 @@
 """What all tests share: threads, seeds, and the table of model families that is printed at the end."""
 
+import signal
 from collections import defaultdict
 
 import pytest
@@ -13,6 +14,14 @@ torch.set_num_threads(1)
 def _seeded():
     """Each test starts from the same random state, whatever ran before."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _interruptible():
+    """A process that a shell has put in the background ignores Ctrl-C; the tests press it all the same."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class FamilyTable:

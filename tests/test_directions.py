@@ -400,3 +400,13 @@ def test_peeking_takes_no_step():
     assert torch.equal(first["sgd"]["w"], again["sgd"]["w"])
     updates.step(gradient)
     assert updates.peek(gradient)["sgd"]["w"].tolist() == pytest.approx([-0.19, -0.19])
+
+
+def test_optimizers_that_share_the_parameters_out_have_their_own_parts():
+    w = {"matrix": nn.Parameter(torch.randn(4, 4)), "bias": nn.Parameter(torch.randn(4))}
+    for p in w.values():
+        p.grad = torch.randn(p.shape)
+    parts = [next_update(optimizer, w) for optimizer in muon_with_adamw()(list(w.values()))]
+    assert [set(part) for part in parts] == [{"matrix"}, {"bias"}]
+    together = PseudoUpdates(w, {"muon": muon_with_adamw()}).step({n: p.grad for n, p in w.items()}, capture=True)
+    assert all(torch.equal((parts[0] | parts[1])[name], d) for name, d in together["muon"].items())

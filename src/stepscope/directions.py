@@ -122,12 +122,13 @@ def next_update(
 
     Args:
         optimizer: any `torch.optim.Optimizer`, at any point of its life. Its own step hooks are not run.
-        parameters: ``{name: parameter}``, all that it has among them.
+        parameters: ``{name: parameter}``, all that it holds among them.
         gradients: ``{name: gradient}`` that the step would see; a parameter without one is left out. ``None`` takes
             what ``backward`` left on the parameters.
 
     Returns:
-        ``d`` with the parameters' dtype, for the parameters that have a gradient.
+        ``d`` with the parameters' dtype, for the parameters that the optimizer holds and that have a gradient; where
+        several optimizers share the parameters out, their updates together are that of a step.
 
     Raises:
         UsageError: the optimizer has parameters that are not among `parameters`, or needs a closure, or there is no
@@ -141,10 +142,13 @@ def next_update(
     _check_parameters(type(optimizer).__name__, optimizer, {id(p): p for p in parameters.values()})
     if gradients is None:
         gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
-    gradients = _checked(gradients, parameters)
-    if not gradients:
+    ids = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    checked = _checked(gradients, parameters)
+    parameters = {name: p for name, p in parameters.items() if id(p) in ids}
+    checked = {name: gradient for name, gradient in checked.items() if name in parameters}
+    if not checked:
         raise UsageError("no parameter has a gradient: call this after backward() and before step()")
-    return _captured(type(optimizer).__name__, [optimizer], parameters, parameters, gradients, keep_hooks=False)
+    return _captured(type(optimizer).__name__, [optimizer], parameters, parameters, checked, keep_hooks=False)
 
 
 def _checked(gradients: Mapping[str, Tensor | None], parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

@@ -1,0 +1,52 @@
+"""Every example runs, is short, and prints numbers that it measured."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "examples"
+EXAMPLES = sorted(path.name for path in FOLDER.glob("*.py"))
+
+
+def run(name, folder):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error::RuntimeWarning", FOLDER / name],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_there_are_some():
+    assert len(EXAMPLES) >= 7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_it_runs(name, tmp_path):
+    assert len((FOLDER / name).read_text().splitlines()) < 40
+    printed = run(name, tmp_path)
+    if name == "learning_rate.py":
+        ratios = [float(line.split()[-1]) for line in printed.splitlines()[1:]]
+        assert ratios == sorted(ratios)  # a larger learning rate goes further past the best step
+        assert ratios[0] < 0.1
+    elif name == "muon_vs_adam.py":
+        rows = re.findall(r"(adam|muon) .* (\S+) = (\S+) \+ (\S+)", printed)
+        assert [name for name, *_ in rows] == ["adam"] * 4 + ["muon"] * 4
+        for _, whole, within, between in rows:
+            assert float(within) + float(between) == pytest.approx(float(whole), abs=2e-4)
+    else:
+        values = re.findall(r"(?:sharpness|uᵀHu =) (-?\d[\d.e-]*)", printed)
+        assert len(values) >= 3
+        assert any(float(value) != 0 for value in values)
+    assert list(tmp_path.iterdir()) == []  # nothing is left lying about
