@@ -3,6 +3,7 @@
 import logging
 import math
 import re
+import time
 
 import pytest
 import torch
@@ -417,6 +418,19 @@ def test_the_time_of_measuring_at_will_is_not_the_trainings():
         probe.measure()
         optimizer.step()
     assert probe._schedule.step_seconds < 0.3 * probe.records[-1]["seconds"] * 4
+
+
+def test_paused_time_earns_nothing():
+    model = net().train()
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    probe = attached(every=10**9)(model, optimizer)
+    for batch in data(4):
+        optimizer.zero_grad()
+        loss_fn(model, batch).backward()
+        with probe.paused():
+            time.sleep(0.2)
+        optimizer.step()
+    assert probe._schedule.step_seconds < 0.1
 
 
 def test_warm_up_and_missing_gradients_are_no_failures(caplog):

@@ -49,7 +49,7 @@ def test_without_a_limit_it_measures_when_asked(clock):
 def test_the_overhead_is_kept(clock, limit, follow_cost):
     """Cheap estimate, dear measurements: the interval stretches, the total stays within, and it does measure."""
     schedule = Schedule(10, limit, 0.5, 5)
-    schedule.spend(2.0)
+    schedule.begin(2.0)
     plans = train(schedule, clock, steps=5000, step_seconds=0.2, cost=3.0, follow_cost=follow_cost)
     spent = plans.count("measure") * 3.0 + plans.count("follow") * follow_cost + 2.0
     assert spent <= limit * 1000 + 3.0 + 5 * follow_cost

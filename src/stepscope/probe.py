@@ -8,7 +8,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,7 +28,7 @@ from stepscope.measurable import random_state
 from stepscope.measurement import Measurement, measure
 from stepscope.objective import LossFunction, Objective
 from stepscope.records import Record, RunDirectory, latest, versions, write_atomically
-from stepscope.schedule import Schedule
+from stepscope.schedule import Plan, Schedule
 from stepscope.selfcheck import SelfCheck, self_check
 from stepscope.steps import StepHook
 from stepscope.trackers import as_log
@@ -139,8 +140,7 @@ class Probe:
         )
         self._run = None if run_dir is None else self._opened(run_dir)
         self._hook = StepHook(self._optimizer, self._before_step, self._after_step)
-        self._schedule.spend(time.perf_counter() - started)
-        self._schedule.leave()
+        self._schedule.begin(time.perf_counter() - started)
 
     def measure(self) -> dict[str, Measurement]:
         """Measures now: the updates that would be made of the gradients that are on the parameters.
@@ -153,17 +153,26 @@ class Probe:
         Raises:
             UsageError: the loss isn't finite, or there is no direction to measure (a learning rate of 0).
         """
+        with self.paused(), held(), random_state():
+            self._refresh()
+            gradients, source = None, "training"
+            if all(p.grad is None for p in self._held().values()):
+                gradients, source = self._objective.gradient()[1], "evaluation"
+            updates = self._candidates.updates(self._objective.parameters, gradients, advance=False)
+            found, records = self._measured(updates, self.step + 1, source)
+            self._keep(records)
+            return found
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that passes inside is not the training's: a validation, say, earns no time for measuring.
+
+        Example:
+            ``with probe.paused(): validate(model)``
+        """
         started = time.perf_counter()
         try:
-            with held(), random_state():
-                self._refresh()
-                gradients, source = None, "training"
-                if all(p.grad is None for p in self._held().values()):
-                    gradients, source = self._objective.gradient()[1], "evaluation"
-                updates = self._candidates.updates(self._objective.parameters, gradients, advance=False)
-                found, records = self._measured(updates, self.step + 1, source)
-                self._keep(records)
-                return found
+            yield
         finally:
             self._schedule.set_aside(time.perf_counter() - started)
 
@@ -199,16 +208,22 @@ class Probe:
     ) -> None:
         self.close()
 
-    def _before_step(self) -> None:
+    def _before_step(self, entered: float) -> None:
         """A step of the training is about to be made, its gradients on the parameters."""
         if self._off:
             return
-        self._schedule.arrive()
+        self._schedule.arrive(entered)
         self.step += 1
         try:
-            with held():
-                self._keep_pending()
-                self._follow_plan()
+            plan = self._schedule.plan(self.step)
+            if not self._quiet and (plan == "measure" or self._schedule.step_seconds is not None):
+                self._announce()
+            if plan == "pass":
+                self._candidates.lose()
+            else:
+                with held():
+                    self._keep_pending()
+                    self._carry_out(plan)
         except Exception as error:
             self._failed(error)
         except BaseException:  # Ctrl-C: the step isn't made
@@ -218,7 +233,7 @@ class Probe:
         finally:
             self._schedule.leave()
 
-    def _after_step(self) -> None:
+    def _after_step(self, entered: float) -> None:
         """The step has been made: was it the one that was measured?"""
         if self._pending:
             with held():
@@ -227,14 +242,9 @@ class Probe:
                     self._keep_pending()
                 except Exception as error:
                     self._failed(error)
+        self._schedule.spend(time.perf_counter() - entered)
 
-    def _follow_plan(self) -> None:
-        plan = self._schedule.plan(self.step)
-        if plan == "measure" or self._schedule.step_seconds is not None:
-            self._announce()
-        if plan == "pass":
-            self._candidates.lose()
-            return
+    def _carry_out(self, plan: Plan) -> None:
         _synchronize(self._objective.parameters)
         self._schedule.settle()
         with random_state():
@@ -369,8 +379,6 @@ class Probe:
 
     def _announce(self) -> None:
         """Says once, before the first measurement, what measuring costs here."""
-        if self._quiet:
-            return
         self._quiet = True
         size = sum(p.numel() * max(p.element_size(), 4) for p in self._held().values())
         # A displaced point, the gradient, its product, a unit direction, the weights before the step; the updates;

@@ -87,15 +87,21 @@ class Schedule:
         """At how many steps in a row, up to the last planned one, the others have followed."""
         return self._history
 
-    def arrive(self) -> None:
+    def begin(self, spent: float) -> None:
+        """The training begins, after checks that took so long."""
+        self._measuring += spent
+        self._left = time.perf_counter()
+        self._spent_by_all_then = _spent_by_all
+
+    def arrive(self, at: float | None = None) -> None:
         """The training has come to a step: what went before was its time."""
         self._arrived = self._left + (_spent_by_all - self._spent_by_all_then)
-        self.settle()
+        self.settle(at)
         self._steps += 1
 
-    def settle(self) -> None:
+    def settle(self, at: float | None = None) -> None:
         """What went by since `arrive` was the training's too: work that was still queued."""
-        now = time.perf_counter()
+        now = time.perf_counter() if at is None else at
         self._training += now - self._arrived
         self._arrived = now
 
@@ -112,13 +118,14 @@ class Schedule:
         self._arrived = self._left
 
     def set_aside(self, seconds: float) -> None:
-        """So long the training stood still for a measurement that wasn't planned."""
+        """So long the training stood still, for something that is no measuring that was planned either."""
         global _spent_by_all
         _spent_by_all += seconds
 
     def spend(self, seconds: float) -> None:
-        """Time that was spent outside of a step."""
+        """Time that was spent measuring between `leave` and `arrive`."""
         self._measuring += seconds
+        self.set_aside(seconds)
 
     def plan(self, step: int) -> Plan:
         """What to do at this step; asked once a step. What was due and not afforded is made up for later."""

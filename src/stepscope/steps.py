@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -19,20 +20,21 @@ class StepHook:
 
     Args:
         optimizer: any `torch.optim.Optimizer`.
-        before: called when the gradients of the step are on the parameters and it hasn't moved them.
-        after: called when it has; not if the step raised.
+        before: called when the gradients of the step are on the parameters and it hasn't moved them, with the time
+            (`time.perf_counter`) at which the hook was entered.
+        after: likewise when it has; not if the step raised.
 
     Example:
         >>> w = torch.nn.Parameter(torch.ones(1)); w.grad = torch.ones(1)
         >>> optimizer = torch.optim.SGD([w], lr=0.5)
-        >>> hook = StepHook(optimizer, lambda: print("before", w.item()), lambda: print("after", w.item()))
+        >>> hook = StepHook(optimizer, lambda _: print("before", w.item()), lambda _: print("after", w.item()))
         >>> optimizer.step()
         before 1.0
         after 0.5
         >>> hook.remove()
     """
 
-    def __init__(self, optimizer: Optimizer, before: Callable[[], None], after: Callable[[], None]) -> None:
+    def __init__(self, optimizer: Optimizer, before: Callable[[float], None], after: Callable[[float], None]) -> None:
         self._before = before
         self._after = after
         pre, post = _untraced(self._pre_hook), _untraced(self._post_hook)
@@ -43,13 +45,13 @@ class StepHook:
         for handle in self._handles:
             handle.remove()
 
-    def _pre_hook(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+    def _pre_hook(self, entered: float, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         if _is_nested(optimizer):
             return None
         position = 1 if len(args) > 1 else None
         closure = args[1] if position else kwargs.get("closure")
         if closure is None:
-            self._before()
+            self._before(entered)
             return None
         called = False
 
@@ -58,17 +60,17 @@ class StepHook:
             result = closure(*inner, **named)
             if not called:
                 called = True
-                self._before()
+                self._before(time.perf_counter())
             return result
 
         if position:
             return (args[0], first_call_noticed, *args[2:]), kwargs
         return args, {**kwargs, "closure": first_call_noticed}
 
-    def _post_hook(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _post_hook(self, entered: float, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
         if not _is_nested(optimizer):
-            self._after()
+            self._after(entered)
 
 
 def _untraced(hook: Callable[..., Any]) -> Callable[..., Any]:
@@ -76,11 +78,12 @@ def _untraced(hook: Callable[..., Any]) -> Callable[..., Any]:
     untraced: list[Callable[..., Any]] = []
 
     def called(*args: Any) -> Any:
+        entered = time.perf_counter()
         if "torch._dynamo" not in sys.modules:  # and to import it takes seconds
-            return hook(*args)
+            return hook(entered, *args)
         if not untraced:
             untraced.append(torch.compiler.disable(hook))  # type: ignore[no-untyped-call]
-        return untraced[0](*args)
+        return untraced[0](entered, *args)
 
     called._torchdynamo_disable = True  # type: ignore[attr-defined]
     return called
