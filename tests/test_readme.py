@@ -1,15 +1,17 @@
-"""The README's code runs as it stands there."""
+"""The README's code runs as it stands there, and the links of the pages lead somewhere."""
 
 import re
 from pathlib import Path
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import stepscope
 
-BLOCKS = re.findall(r"```python\n(.*?)```", (Path(__file__).parent.parent / "README.md").read_text(), re.DOTALL)
+ROOT = Path(__file__).parent.parent
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
 
 def test_the_code_of_the_readme_runs(capsys, tmp_path, monkeypatch):
@@ -27,11 +29,22 @@ def test_the_code_of_the_readme_runs(capsys, tmp_path, monkeypatch):
         "loss_fn": lambda m, batch: F.cross_entropy(m(batch[0]), batch[1]),
     }
     assert len(BLOCKS) == 4
-    exec(BLOCKS[0], names)
-    assert capsys.readouterr().out.count("Measurement(") == len(loader)
-    exec(BLOCKS[1].replace("every=100, max_overhead=0.05", "every=1, max_overhead=None"), names)
+    exec(BLOCKS[0].replace("run_dir", "every=1, max_overhead=None, run_dir"), names)
     assert len(names["probe"].records) == 4 * len(loader)
     assert (tmp_path / "report.html").exists()
+    assert (tmp_path / "runs/probe/measurements.jsonl").exists()
+    exec(BLOCKS[1], names)
+    assert capsys.readouterr().out.count("Measurement(") == len(loader)
     exec(BLOCKS[2], names)
     assert set(names["directions"]) == {"sgd", "adam"}
     exec(BLOCKS[3], names)
+
+
+@pytest.mark.parametrize("page", ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))])
+def test_links_lead_somewhere(page):
+    """Links to files, and the files that are named in code."""
+    text = (ROOT / page).read_text()
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    assert all(((ROOT / page).parent / link).exists() for link in links), links
+    named = re.findall(r"`((?:examples|benchmarks|docs|tests)/[\w./]+\.\w+)`", text)
+    assert all((ROOT / name).exists() for name in named), named
