@@ -231,8 +231,10 @@ def test_measuring_at_will():
         assert set(found) == {"own AdamW", "own AdamW clip 50%", "sgd", "adam"}
         assert probe.records[0]["gradient"] == "evaluation"
         loss_fn(model, data(1)[0]).backward()
-        probe.measure()
+        own = probe.measure(within_layers=True)["own AdamW"]
         assert probe.records[-1]["gradient"] == "training"
+        assert own.within_layer + own.cross_layer == pytest.approx(own.sharpness)
+        assert probe.records[0]["within_layer"] is None
 
 
 def test_closing_takes_it_off():

@@ -142,10 +142,14 @@ class Probe:
         self._hook = StepHook(self._optimizer, self._before_step, self._after_step)
         self._schedule.begin(time.perf_counter() - started)
 
-    def measure(self) -> dict[str, Measurement]:
+    def measure(self, *, within_layers: bool = False) -> dict[str, Measurement]:
         """Measures now: the updates that would be made of the gradients that are on the parameters.
 
         Where there are none (after ``zero_grad``), the gradient of the evaluation batches stands in.
+
+        Args:
+            within_layers: whether to split the sharpness into what comes from within layers and from between them, for
+                the cost of one more direction a layer, each time.
 
         Returns:
             ``{label: measurement}``; recorded and logged as well.
@@ -159,7 +163,7 @@ class Probe:
             if all(p.grad is None for p in self._held().values()):
                 gradients, source = self._objective.gradient()[1], "evaluation"
             updates = self._candidates.updates(self._objective.parameters, gradients, advance=False)
-            found, records = self._measured(updates, self.step + 1, source)
+            found, records = self._measured(updates, self.step + 1, source, within_layers)
             self._keep(records)
             return found
 
@@ -274,9 +278,17 @@ class Probe:
         self._schedule.measured(time.perf_counter() - started)
 
     def _measured(
-        self, updates: Mapping[str, Direction], step: int, source: str
+        self, updates: Mapping[str, Direction], step: int, source: str, within_layers: bool = False
     ) -> tuple[dict[str, Measurement], list[Record]]:
-        found = measure(self._objective, updates, self.check.method, landscape=True, breakdown=True, layer=self._layer)
+        found = measure(
+            self._objective,
+            updates,
+            self.check.method,
+            landscape=True,
+            breakdown=True,
+            within_layers=within_layers,
+            layer=self._layer,
+        )
         rates = [group.get("lr") for group in self._optimizer.param_groups]
         where = {"trajectory": type(self._optimizer).__name__, "seed": 0, "step": step}
         extra = {
