@@ -17,7 +17,7 @@ def on_gpu(name, dtype=torch.float64):
     return c
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "lstm"])  # cuDNN's has no second derivative
+@pytest.mark.parametrize("name", FAMILIES)
 def test_sharpness_against_the_dense_hessian(name):
     c = on_gpu(name)
     objective = c.objective()
@@ -27,16 +27,6 @@ def test_sharpness_against_the_dense_hessian(name):
     m = stepscope.measure(objective, {"d": direction})["d"]
     bar = c.tolerance * float(torch.linalg.matrix_norm(hessian, 2))
     assert m.sharpness == pytest.approx(float(u @ hessian @ u), abs=10 * bar)
-
-
-def test_an_lstm_is_measured_by_differences():
-    c = on_gpu("lstm")
-    objective = c.objective()
-    _, _, hessian = dense("lstm")
-    direction = {n: torch.randn(p.shape, dtype=torch.float64) for n, p in objective.parameters.items()}
-    u = flat(c, direction) / flat(c, direction).norm()
-    m = stepscope.measure(objective, {"d": direction})["d"]
-    assert m.sharpness == pytest.approx(float(u @ hessian @ u), abs=(m.numerical_error or 0.0) + 1e-8)
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])

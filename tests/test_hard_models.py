@@ -136,3 +136,18 @@ def test_a_loss_that_holds_derivatives():
     assert m.method == "autograd"
     assert m.sharpness == pytest.approx(float(u @ hessian @ u), rel=1e-10)
     assert m.loss == pytest.approx(float(closed(w["w"].detach())), rel=1e-12)
+
+
+def test_recurrent_layers_do_without_cudnn():
+    """Its kernels have no second derivative; seen here without a GPU by the flag."""
+    seen = []
+
+    def loss(model, batch):
+        seen.append(torch.backends.cudnn.enabled)
+        return model(batch)[0].square().mean()
+
+    before = torch.backends.cudnn.enabled
+    Objective(nn.LSTM(3, 4), loss, [torch.randn(5, 2, 3)]).loss()
+    Objective(nn.Linear(3, 4), lambda m, b: loss(lambda x: [m(x)], b), [torch.randn(5, 3)]).loss()
+    assert seen == [False, before]
+    assert torch.backends.cudnn.enabled == before

@@ -50,6 +50,9 @@ def measurable(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[N
         stack.enter_context(_reentrant_checkpointing_off())
         # Fused attention kernels have no second derivative.
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+            # cuDNN's recurrent layers have no second derivative, and in evaluation mode not even a first one.
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         if "torch._dynamo" in sys.modules:
             # Compiled modules have no second derivative either.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
