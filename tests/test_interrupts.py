@@ -66,6 +66,61 @@ def test_a_handler_of_the_users_own_is_called():
         signal.signal(signal.SIGINT, before)
 
 
+def test_a_handler_that_saves_a_checkpoint_saves_what_is_there(tmp_path):
+    """SIGTERM on a cluster: the handler runs when the measurement is over, and the training goes on."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).train()
+    batch = torch.randn(5, 3)
+    saved = []
+
+    def save(number, frame):
+        saved.append((model.training, {n: t.clone() for n, t in model.state_dict().items()}))
+
+    calls = []
+
+    def loss_fn(model, batch):
+        calls.append(1)
+        if len(calls) == 20:
+            signal.raise_signal(signal.SIGTERM)
+        return model(batch).square().mean()
+
+    objective = Objective(model, loss_fn, [batch])
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    handler = signal.signal(signal.SIGTERM, save)
+    try:
+        direction = {n: torch.ones_like(p) for n, p in objective.parameters.items()}
+        found = stepscope.measure(objective, {"d": direction}, landscape=True)
+        assert signal.getsignal(signal.SIGTERM) is save
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert len(calls) > 20
+    assert found["d"].landscape is not None
+    [(training, weights)] = saved
+    assert training
+    assert all(torch.equal(weights[n], before[n]) for n in before)
+
+
+def test_no_signal_is_lost():
+    seen = []
+    before = signal.signal(signal.SIGTERM, lambda *_: seen.append("term"))
+    try:
+
+        def work():
+            with interrupts.held():
+                signal.raise_signal(signal.SIGTERM)
+                press()
+
+        with pytest.raises(KeyboardInterrupt):
+            work()
+        assert seen == ["term"]
+        mine = lambda *_: None  # noqa: E731
+        with interrupts.held():
+            signal.signal(signal.SIGTERM, mine)
+        assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_nothing_is_left_wherever_it_arrives():
     """One interrupt at every fourth line that a measurement runs through, here and in contextlib."""
     torch.manual_seed(0)

@@ -1,8 +1,7 @@
 """Coordinate-wise clipping at a fraction: ``clip(v, τ)ᵢ = sign(vᵢ)·min(|vᵢ|, τ)`` (Pan and Li, §4).
 
 ``τ`` is chosen so that exactly a fraction ``p`` of all coordinates of the model is clipped: with ``N`` coordinates,
-``k = ⌊pN⌋`` of them lie above the ``(k+1)``-th largest magnitude, which is ``τ``. It is found by radix selection on the
-bits of the magnitudes, without concatenating or sorting them.
+``k = ⌊pN⌋`` of them lie above the ``(k+1)``-th largest magnitude, which is ``τ``.
 """
 
 from __future__ import annotations
@@ -16,22 +15,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from stepscope import selection
 from stepscope.errors import UsageError
 
 Target = Literal["grad", "first_moment", "update"]
-
-CHUNK = 1 << 17
-"""Coordinates that are turned into keys at a time: what bounds the extra memory."""
-
-# Bits of the magnitude of each floating-point type; the sign bit is shifted out, so that keys order as magnitudes do.
-_KEYS: dict[torch.dtype, tuple[torch.dtype, int]] = {
-    torch.float16: (torch.int16, 15),
-    torch.bfloat16: (torch.int16, 15),
-    torch.float32: (torch.int32, 31),
-    torch.float64: (torch.int64, 63),
-}
-_RADIX_BITS = 16
-
 
 def fraction_threshold(tensors: Sequence[Tensor], fraction: float) -> float:
     """The magnitude above which exactly ``⌊pN⌋`` of the ``N`` coordinates lie, where no magnitudes are equal.
@@ -60,7 +47,7 @@ def fraction_threshold(tensors: Sequence[Tensor], fraction: float) -> float:
     if not 0 <= fraction <= 1:
         raise UsageError(f"fraction is {fraction}: it is the part of all coordinates to clip, between 0 and 1")
     for tensor in tensors:
-        if tensor.dtype not in _KEYS or tensor.layout != torch.strided:
+        if tensor.dtype not in selection.DTYPES or tensor.layout != torch.strided:
             kind = tensor.dtype if tensor.layout == torch.strided else tensor.layout
             raise UsageError(f"cannot clip a tensor of {kind}: only dense ones of real floating-point type")
     tensors = [tensor.detach() for tensor in tensors if tensor.numel() > 0]
@@ -68,15 +55,7 @@ def fraction_threshold(tensors: Sequence[Tensor], fraction: float) -> float:
     clipped = count_of(fraction, total)
     if clipped == 0:
         return math.inf
-    extremes = [float(end) for chunk in _chunks(tensors) for end in torch.aminmax(chunk)]
-    if any(map(math.isnan, extremes)):
-        return math.nan
-    if not any(extremes):
-        return math.inf
-    dtype = max((tensor.dtype for tensor in tensors), key=lambda d: _KEYS[d][1])
-    if _KEYS[dtype][1] == 15 and len({tensor.dtype for tensor in tensors}) > 1:
-        dtype = torch.float32
-    return _kth_largest(tensors, min(clipped + 1, total), dtype) or _smallest_nonzero(tensors)
+    return selection.kth_largest(tensors, min(clipped + 1, total)) or selection.smallest_nonzero(tensors)
 
 
 def clip_grad_fraction_(parameters: Tensor | Iterable[Tensor], fraction: float) -> Tensor:
@@ -228,47 +207,3 @@ def _initialise_adam_state(state: dict[str, Any], parameter: Tensor, group: dict
 def count_of(fraction: float, total: int) -> int:
     """``⌊pN⌋`` of the decimal that was written: a tenth of 30 is 3, though the binary ``0.1 * 3`` isn't 0.3."""
     return math.floor(Fraction(repr(float(fraction))) * total)
-
-
-def _smallest_nonzero(tensors: Sequence[Tensor]) -> float:
-    chunks = (chunk[chunk != 0] for chunk in _chunks(tensors))
-    return min(float(chunk.abs().min()) for chunk in chunks if chunk.numel())
-
-
-def _kth_largest(tensors: Sequence[Tensor], k: int, dtype: torch.dtype) -> float:
-    """The ``k``-th largest magnitude (from 1), by counting the leading bits of the keys, digit by digit."""
-    integer, bits = _KEYS[dtype]
-    prefix, remaining = 0, bits
-    while remaining > 0:
-        width = min(_RADIX_BITS, remaining)
-        counts = torch.zeros(1 << width, dtype=torch.int64)
-        for keys in _keys(tensors, dtype, integer):
-            digits = keys if remaining == bits else keys[(keys >> remaining) == prefix]
-            digits = (digits >> (remaining - width)) & ((1 << width) - 1)
-            counts += torch.bincount(digits, minlength=1 << width).cpu()
-        from_largest = counts.flip(0).cumsum(0)
-        place = int(torch.searchsorted(from_largest, k))
-        k -= int(from_largest[place - 1]) if place else 0
-        prefix = (prefix << width) | ((1 << width) - 1 - place)
-        remaining -= width
-    return float(torch.tensor(prefix, dtype=integer).view(dtype))
-
-
-def _keys(tensors: Sequence[Tensor], dtype: torch.dtype, integer: torch.dtype) -> Iterator[Tensor]:
-    """The magnitudes' bits as integers of the same order, a chunk at a time."""
-    for chunk in _chunks(tensors):
-        yield chunk.to(dtype).abs().view(integer)
-
-
-def _chunks(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
-    """All coordinates in flat pieces of at most `CHUNK`: small tensors of one kind together, large ones cut."""
-    waiting: list[Tensor] = []
-    for tensor in tensors:
-        for piece in torch.split(tensor.reshape(-1), CHUNK):
-            first = waiting[0] if waiting else piece
-            full = sum(part.numel() for part in waiting) + piece.numel() > CHUNK
-            if full or (piece.dtype, piece.device) != (first.dtype, first.device):
-                yield torch.cat(waiting) if len(waiting) > 1 else waiting[0]
-                waiting = []
-            waiting.append(piece)
-    yield torch.cat(waiting) if len(waiting) > 1 else waiting[0]

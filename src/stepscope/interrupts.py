@@ -1,4 +1,4 @@
-"""Ctrl-C while a model is measured: it waits until everything can be put back."""
+"""Signals while a model is measured: they wait until everything is put back."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-_pending: list[tuple[int, FrameType | None]] = []
-_original: dict[int, Any] = {}
+_waiting: list[tuple[int, FrameType | None]] = []
+_handlers: dict[int, Any] = {}
 
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Inside, an interrupt waits for the end, or for `deliver`; a second one doesn't wait.
+    """Inside, a signal waits for the end: its handler finds everything as it was, whatever it does.
 
     An exception that a signal raises between two lines of a context manager's own code would leave things half put
-    back. Where signals can't be held (another thread than the main one, a handler that isn't Python's), nothing
-    happens.
+    back, and a handler that saves a checkpoint would save a displaced point. Ctrl-C alone needn't wait so long, where it
+    raises `KeyboardInterrupt`: `deliver` does that earlier, and a second one isn't held. Where signals can't be held
+    (another thread than the main one, a handler that isn't Python's), nothing happens.
     """
-    if _original or threading.current_thread() is not threading.main_thread():
+    if _handlers or threading.current_thread() is not threading.main_thread():
         yield
         return
-    _pending.clear()
+    _waiting.clear()
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             handler = signal.getsignal(number)
             if callable(handler):
-                _original[number] = handler
+                _handlers[number] = handler
                 signal.signal(number, _hold)
         yield
     finally:
@@ -37,27 +38,32 @@ def held() -> Iterator[None]:
 
 
 def deliver() -> None:
-    """Raises what an interrupt that waits would have raised; for places from which everything is put back."""
-    if _pending and _original and threading.current_thread() is threading.main_thread():
-        number, frame = _pending.pop()
-        _original[number](number, frame)
+    """Raises the `KeyboardInterrupt` that waits; for places from which everything is put back."""
+    if _waiting and _raises(signal.SIGINT) and threading.current_thread() is threading.main_thread():
+        for index, (number, _) in enumerate(_waiting):
+            if number == signal.SIGINT:
+                del _waiting[index]
+                raise KeyboardInterrupt
+
+
+def _raises(number: int) -> bool:
+    return _handlers.get(number) is signal.default_int_handler
 
 
 def _hold(number: int, frame: FrameType | None) -> None:
-    if _pending and number in _original:  # the user insists
-        _pending.clear()
-        _original[number](number, frame)
-        return
-    _pending.append((number, frame))
+    if _raises(number) and any(waiting == number for waiting, _ in _waiting):
+        raise KeyboardInterrupt  # the user insists
+    _waiting.append((number, frame))
 
 
 def _release() -> None:
-    handlers = dict(_original)
-    _original.clear()
+    handlers = dict(_handlers)
+    _handlers.clear()
     # The last one to be put back is that of Ctrl-C, which can arrive at any line from then on.
     for number in sorted(handlers, key=lambda n: n == signal.SIGINT):
-        signal.signal(number, handlers[number])
-    waiting = list(_pending)
-    _pending.clear()
-    for number, frame in waiting:
+        if signal.getsignal(number) is _hold:  # unless somebody has installed another meanwhile
+            signal.signal(number, handlers[number])
+    waiting = list(_waiting)
+    _waiting.clear()
+    for number, frame in sorted(waiting, key=lambda w: w[0] == signal.SIGINT):
         handlers[number](number, frame)

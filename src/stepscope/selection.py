@@ -1,0 +1,168 @@
+"""The k-th largest magnitude of many tensors, exactly, without concatenating or sorting them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK = 1 << 17
+"""Coordinates that are looked at together: what bounds the extra memory, and fits a processor's cache."""
+
+# Bits of the magnitude of each floating-point type; the sign bit is shifted out, so that keys order as magnitudes do.
+_KEYS: dict[torch.dtype, tuple[torch.dtype, int]] = {
+    torch.float16: (torch.int16, 15),
+    torch.bfloat16: (torch.int16, 15),
+    torch.float32: (torch.int32, 31),
+    torch.float64: (torch.int64, 63),
+}
+_RADIX_BITS = 16
+_MOST_SAMPLED, _SAMPLED = 1 << 16, 1 / 16
+_MOST_CANDIDATES = 0.04
+
+DTYPES = tuple(_KEYS)
+"""The types whose magnitudes can be selected among."""
+
+
+def kth_largest(tensors: Sequence[Tensor], k: int) -> float:
+    """The ``k``-th largest magnitude, counted from 1.
+
+    On a CPU, a random sample gives a bracket around it; one pass over the data counts what lies above and collects what
+    lies within, about a hundredth, in which it is selected (Floyd and Rivest, 1975). Where the bracket misses, or equal
+    magnitudes fill it, and elsewhere, the bits of the magnitudes are counted, sixteen at a time.
+
+    Args:
+        tensors: floating-point tensors, together at least ``k`` coordinates.
+        k: the rank.
+
+    Returns:
+        The magnitude; NaN if there is a NaN anywhere.
+
+    Example:
+        >>> kth_largest([torch.tensor([3.0, -1.0]), torch.tensor([-4.0])], 2)
+        3.0
+    """
+    dtype = _common_dtype(tensors)
+    if dtype in (torch.float32, torch.float64) and all(tensor.device.type == "cpu" for tensor in tensors):
+        found = _by_bracket(tensors, k, dtype)
+        if found is not None:
+            return found
+    if any(bool(chunk.isnan().any()) for chunk in chunks(tensors)):
+        return math.nan
+    return _by_bits(tensors, k, dtype)
+
+
+def smallest_nonzero(tensors: Sequence[Tensor]) -> float:
+    """The smallest magnitude that isn't zero; infinite if there is none."""
+    found = [torch.where(chunk == 0, torch.inf, chunk.abs()).amin().double().cpu() for chunk in chunks(tensors)]
+    return float(torch.stack(found).amin())
+
+
+def chunks(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
+    """All coordinates in flat pieces of at most `CHUNK`: small tensors of one kind together, large ones cut."""
+    waiting: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        for piece in torch.split(_flat(tensor), CHUNK):
+            other = bool(waiting) and (piece.dtype, piece.device) != (waiting[0].dtype, waiting[0].device)
+            if waiting and (other or size + piece.numel() > CHUNK):
+                yield torch.cat(waiting) if len(waiting) > 1 else waiting[0]
+                waiting, size = [], 0
+            waiting.append(piece)
+            size += piece.numel()
+    if waiting:
+        yield torch.cat(waiting) if len(waiting) > 1 else waiting[0]
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """The coordinates in whatever order they lie in memory; a copy only if they don't lie together."""
+    order = sorted(range(tensor.dim()), key=lambda d: (-tensor.stride(d), d))
+    return tensor.permute(order).reshape(-1)
+
+
+def _common_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
+    found = {tensor.dtype for tensor in tensors}
+    if len(found) == 1:
+        return found.pop()
+    return torch.float64 if torch.float64 in found else torch.float32
+
+
+def _by_bracket(tensors: Sequence[Tensor], k: int, dtype: torch.dtype) -> float | None:
+    """``None`` where it fails: numpy is missing, the bracket missed, or too much lies within."""
+    try:
+        import numpy as np
+    except ImportError:
+        return None
+    total = sum(tensor.numel() for tensor in tensors)
+    kind = np.float32 if dtype == torch.float32 else np.float64
+    magnitudes = np.empty(CHUNK, kind)
+
+    def pieces() -> Iterator[Any]:
+        for chunk in chunks(tensors):
+            yield np.abs(chunk.to(dtype).numpy(), out=magnitudes[: chunk.numel()])
+
+    size = min(_MOST_SAMPLED, round(_SAMPLED * total))
+    low, high = _bracket(pieces(), k, total, size) if total > CHUNK else (-1.0, math.inf)
+    above_mask, within_mask = np.empty(CHUNK, bool), np.empty(CHUNK, bool)
+    above, count, candidates = 0, 0, []
+    for piece in pieces():
+        over, within = above_mask[: piece.size], within_mask[: piece.size]
+        if math.isnan(piece.max()):
+            return math.nan
+        np.greater(piece, high, out=over)
+        np.greater_equal(piece, low, out=within)
+        over_count, within_count = int(np.count_nonzero(over)), int(np.count_nonzero(within))
+        above += over_count
+        if within_count > over_count and low < high:
+            np.not_equal(within, over, out=within)
+            candidates.append(piece[np.flatnonzero(within)])
+        count += within_count - over_count
+        if low < high and count > max(_MOST_CANDIDATES * total, CHUNK):
+            return None
+    if not above < k <= above + count:
+        return None
+    if low == high:  # all that lies within is equal
+        return float(low)
+    values = np.concatenate(candidates)
+    place = values.size - (k - above)
+    return float(np.partition(values, place)[place])
+
+
+def _bracket(pieces: Iterator[Any], k: int, total: int, size: int) -> tuple[float, float]:
+    """Magnitudes between which the ``k``-th largest very probably lies, from a random sample."""
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    drawn = [piece[random.integers(piece.size, size=-(-piece.size * size // total))] for piece in pieces]
+    sample = np.concatenate(drawn)
+    rank = k / total * sample.size
+    # Five standard deviations of the rank of a quantile, and a few places more for those at the ends.
+    margin = 5 * math.sqrt(rank * (1 - k / total)) + 8
+    places = [sample.size - math.floor(rank - margin), sample.size - math.ceil(rank + margin)]
+    sample.partition([place for place in places if 0 <= place < sample.size] or [0])
+    high = float(sample[places[0]]) if places[0] < sample.size else math.inf
+    low = float(sample[places[1]]) if places[1] >= 0 else -1.0
+    return low, high
+
+
+def _by_bits(tensors: Sequence[Tensor], k: int, dtype: torch.dtype) -> float:
+    """By counting the leading bits of the magnitudes, digit by digit."""
+    integer, bits = _KEYS[dtype]
+    prefix, remaining = 0, bits
+    while remaining > 0:
+        width = min(_RADIX_BITS, remaining)
+        counts = torch.zeros(1 << width, dtype=torch.int64)
+        for chunk in chunks(tensors):
+            keys = chunk.to(dtype).abs().view(integer)
+            digits = keys if remaining == bits else keys[(keys >> remaining) == prefix]
+            digits = (digits >> (remaining - width)) & ((1 << width) - 1)
+            counts += torch.bincount(digits, minlength=1 << width).cpu()
+        from_largest = counts.flip(0).cumsum(0)
+        place = int(torch.searchsorted(from_largest, k))
+        k -= int(from_largest[place - 1]) if place else 0
+        prefix = (prefix << width) | ((1 << width) - 1 - place)
+        remaining -= width
+    return float(torch.tensor(prefix, dtype=integer).view(dtype))
