@@ -68,6 +68,8 @@ def compare(scale: str, steps: int, limit: float) -> dict[str, Any]:
                 with probe.paused():
                     plain_loss = plain_step()
                     plain += time.perf_counter() - started
+    if not probe.records:
+        raise SystemExit(f"nothing was measured at a limit of {limit:.0%}: give more --steps")
     return {
         "scale": scale,
         "steps": steps,

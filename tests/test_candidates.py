@@ -25,7 +25,7 @@ def test_only_the_optimizers_own_parameters_are_compared():
     give_gradients(all_of_them)
     all_of_them["others"].grad *= 1000
     optimizer = torch.optim.SGD([all_of_them["mine"]], lr=0.1)
-    found = Candidates(optimizer).updates(all_of_them, advance=True)
+    found = Candidates(optimizer).updates(all_of_them)
     assert all(set(direction) == {"mine"} for direction in found.values())
     assert set(found) == {"own SGD", "own SGD clip 10%", "sgd", "adam"}
     clipped = found["own SGD clip 10%"]["mine"]
@@ -43,7 +43,7 @@ def test_a_scaled_gradient_is_taken_for_what_it_is(fused):
         seen = []
 
         def look(*_, seen=seen, candidates=candidates, w=w):
-            seen.append(candidates.updates(w, advance=True))
+            seen.append(candidates.updates(w))
 
         optimizer.register_step_pre_hook(look)
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=scaled)
@@ -79,7 +79,7 @@ def test_an_infinite_gradient_is_not_followed():
     w["w"].grad = torch.full((5,), float("inf"))
     candidates.follow(w)
     give_gradients(w)
-    found = candidates.updates(w, advance=True)
+    found = candidates.updates(w)
     assert all(torch.isfinite(vectors.unit(d, w)["w"]).all() for d in found.values())
     assert {"sgd", "adam"} < set(found)
 
@@ -96,25 +96,25 @@ def test_one_that_is_not_finite_is_left_out_and_said_so_once(caplog):
     candidates = Candidates(torch.optim.SGD(w.values(), lr=0.1), {"bad": lambda p: Infinite(p, lr=1.0)})
     give_gradients(w)
     with caplog.at_level(logging.WARNING, "stepscope"):
-        assert [set(candidates.updates(w, advance=True)) for _ in range(2)] == [{"own SGD"}] * 2
+        assert [set(candidates.updates(w)) for _ in range(2)] == [{"own SGD"}] * 2
     assert caplog.text.count("the update of bad is infinite") == 1
     w["w"].grad.fill_(float("inf"))
     with pytest.raises(UsageError, match="own update is infinite or NaN"):
-        candidates.updates(w, advance=True)
+        candidates.updates(w)
 
 
 def test_asking_does_not_advance_the_others():
     w = weights(w=(5,))
     candidates = Candidates(torch.optim.SGD(w.values(), lr=0.1))
     give_gradients(w)
-    first = candidates.updates(w, advance=False)
+    first, again = candidates.updates(w), candidates.updates(w)
     assert candidates.followed == 0
-    again = candidates.updates(w, advance=True)
-    assert candidates.followed == 1
     assert all(torch.equal(first[label]["w"], again[label]["w"]) for label in first)
+    candidates.follow(w)
+    assert candidates.followed == 1
     give_gradients(w)
-    later = candidates.updates(w, advance=False)
-    fresh = Candidates(torch.optim.SGD(w.values(), lr=0.1)).updates(w, advance=False)
+    later = candidates.updates(w)
+    fresh = Candidates(torch.optim.SGD(w.values(), lr=0.1)).updates(w)
     assert torch.equal(later["own SGD"]["w"], fresh["own SGD"]["w"])
     assert not torch.equal(later["sgd"]["w"], fresh["sgd"]["w"])
 
@@ -123,7 +123,7 @@ def test_sparse_gradients():
     model = nn.Embedding(10, 3, sparse=True)
     model(torch.tensor([1, 4, 4])).square().sum().backward()
     parameters = dict(model.named_parameters())
-    found = Candidates(torch.optim.SparseAdam(model.parameters(), lr=0.1)).updates(parameters, advance=True)
+    found = Candidates(torch.optim.SparseAdam(model.parameters(), lr=0.1)).updates(parameters)
     assert set(found) == {"own SparseAdam", "sgd", "adam"}  # nothing clips sparse gradients
     own = next_update(torch.optim.SparseAdam(model.parameters(), lr=0.1), parameters)
     assert torch.equal(found["own SparseAdam"]["weight"], own["weight"])
@@ -133,10 +133,10 @@ def test_nothing_to_compare():
     w = weights(w=(5,))
     candidates = Candidates(torch.optim.SGD(w.values(), lr=0.0), {})
     with pytest.raises(NoUpdateError, match="no parameter has a gradient"):
-        candidates.updates(w, advance=True)
+        candidates.updates(w)
     give_gradients(w)
     with pytest.raises(NoUpdateError, match="no optimizer would move"):
-        candidates.updates(w, advance=True)
+        candidates.updates(w)
 
 
 def test_what_cannot_follow_is_shown_by_a_rehearsal():

@@ -226,15 +226,22 @@ def test_measuring_at_will():
     optimizer = OPTIMIZERS["adamw"](model.parameters())
     with attached(every=10**9)(model, optimizer) as probe:
         before = fingerprint(model, optimizer)
-        found = probe.measure()  # no gradients yet: those of the evaluation batches
+        found = probe.measure()
         assert fingerprint(model, optimizer) == before
         assert set(found) == {"own AdamW", "own AdamW clip 50%", "sgd", "adam"}
         assert probe.records[0]["gradient"] == "evaluation"
         loss_fn(model, data(1)[0]).backward()
-        own = probe.measure(within_layers=True)["own AdamW"]
+        probe.measure()
+        assert probe.records[-1]["gradient"] == "evaluation"  # those on the parameters may be old, or scaled
+        own = probe.measure(gradients="training", within_layers=True)["own AdamW"]
         assert probe.records[-1]["gradient"] == "training"
         assert own.within_layer + own.cross_layer == pytest.approx(own.sharpness)
         assert probe.records[0]["within_layer"] is None
+        optimizer.zero_grad()
+        with pytest.raises(UsageError, match="no parameter has a gradient"):
+            probe.measure(gradients="training")
+    with pytest.raises(UsageError, match="closed"):
+        probe.measure()
 
 
 def test_closing_takes_it_off():
@@ -335,17 +342,168 @@ def test_a_wrong_second_derivative_is_loud_and_got_around(caplog):
     assert found.sharpness == pytest.approx(float((u**2 * 6 * torch.tensor([1.0, 2.0])).sum()), rel=1e-5)
 
 
-def test_an_accelerate_wrapper_is_unwrapped():
-    class Wrapper(torch.optim.Optimizer):
-        def __init__(self, optimizer):
-            self.optimizer = optimizer
+class Lookahead(torch.optim.Optimizer):
+    """Holds another optimizer and changes what it does: half of its step."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+        super().__init__(optimizer.param_groups, {})
+        self.param_groups = optimizer.param_groups
+
+    def step(self, closure=None):
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        before = [p.detach().clone() for p in parameters]
+        self.optimizer.step()
+        with torch.no_grad():
+            for p, start in zip(parameters, before, strict=True):
+                p.lerp_(start, 0.5)
+
+
+def test_an_optimizer_that_changes_the_step_of_another_is_taken_as_it_is():
+    steps = {}
+    for name in ("SGD", "Lookahead"):
+        model = net().train()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        optimizer = optimizer if name == "SGD" else Lookahead(optimizer)
+        with attached(every=1)(model, optimizer) as probe:
+            loss_fn(model, data(1)[0]).backward()
+            optimizer.step()
+        own = next(r for r in probe.records if r["direction"] == f"own {name}")
+        assert own["step_error"] < 1e-4
+        steps[name] = own["lr_step"]
+    assert steps["Lookahead"] == pytest.approx(steps["SGD"] / 2, rel=1e-4)
+
+
+def test_after_ctrl_c_the_step_is_measured_as_if_nothing_had_been(monkeypatch):
+    """In a notebook: the cell is interrupted in a measurement, and run again."""
+    found = []
+    for interrupted in (False, True):
+        model = net().train()
+        optimizer = OPTIMIZERS["adamw"](model.parameters())
+        probe = attached(every=4)(model, optimizer)
+        real, calls = module.measure, []
+
+        def once(*args, real=real, calls=calls, interrupted=interrupted, **named):
+            calls.append(1)
+            if interrupted and len(calls) == 2:
+                raise KeyboardInterrupt
+            return real(*args, **named)
+
+        monkeypatch.setattr(module, "measure", once)
+        for batch in data(12):
+            optimizer.zero_grad()
+            loss_fn(model, batch).backward()
+            try:
+                optimizer.step()
+            except KeyboardInterrupt:
+                optimizer.step()
+        monkeypatch.setattr(module, "measure", real)
+        kept = ("step", "direction", "sharpness", "lr_step", "followed_steps", "step_error")
+        found.append([tuple(r[name] for name in kept) for r in probe.records])
+    assert [step for step, *_ in found[0]] == [4] * 4 + [8] * 4 + [12] * 4
+    assert found[0] == found[1]
+
+
+def test_a_gradient_that_is_not_finite_at_a_measured_step_is_not_followed(caplog):
+    """The user's loop skips such steps by itself."""
+    model = net().train()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    probe = attached(every=4)(model, optimizer)
+
+    with caplog.at_level(logging.WARNING, "stepscope"):
+        for index, batch in enumerate(data(12), 1):
+            optimizer.zero_grad()
+            loss_fn(model, batch).backward()
+            if index == 8:
+                weights = [p.detach().clone() for p in model.parameters()]
+                next(model.parameters()).grad[0] = float("inf")
+            optimizer.step()
+            if index == 8:
+                with torch.no_grad():
+                    for p, w in zip(model.parameters(), weights, strict=True):
+                        p.copy_(w)
+                optimizer.state.clear()
+    directions = {r["direction"] for r in probe.records if r["step"] == 12}
+    assert directions == {"own SGD", "own SGD clip 10%", "sgd", "adam"}
+
+
+def test_a_step_that_is_not_made_is_compared_with_none(caplog):
+    model = net().train()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    probe = attached(every=2, directions={})(model, optimizer)
+    fail = []
+
+    def refuse(*_):
+        if fail:
+            raise RuntimeError("not now")
+
+    optimizer.register_step_pre_hook(refuse)
+    with caplog.at_level(logging.WARNING, "stepscope"):
+        for index, batch in enumerate(data(4), 1):
+            optimizer.zero_grad()
+            loss_fn(model, batch).backward()
+            fail[:] = [1] if index == 2 else []
+            try:
+                optimizer.step()
+            except RuntimeError:
+                assert index == 2
+    assert [(r["step"], r["step_error"] is None) for r in probe.records] == [(2, True), (4, False)]
+    assert "differs" not in caplog.text
+
+
+def test_parameters_that_are_added_to_the_optimizer_are_followed_from_then_on(caplog):
+    model = net().train()
+    optimizer = OPTIMIZERS["sgd"](model[4].parameters())
+    probe = attached(every=5)(model, optimizer)
+    with caplog.at_level(logging.WARNING, "stepscope"):
+        for index, batch in enumerate(data(40), 1):
+            if index == 8:
+                optimizer.add_param_group({"params": list(model[0].parameters())})
+            optimizer.zero_grad()
+            loss_fn(model, batch).backward()
+            optimizer.step()
+    assert caplog.text == ""
+    layers = {r["step"]: set(r["layers"]) for r in probe.records if r["direction"] == "sgd"}
+    assert layers[5] == {"4"}
+    assert layers[40] == {"0", "4"}
+
+
+def test_an_optimizer_that_also_holds_what_is_not_the_models():
+    model = net().train()
+    temperature = nn.Parameter(torch.ones(()))
+    optimizer = torch.optim.SGD([*model.parameters(), temperature], lr=0.1)
+    with attached(every=1)(model, optimizer) as probe:
+        (loss_fn(model, data(1)[0]) * temperature).backward()
+        optimizer.step()
+    own = next(r for r in probe.records if r["direction"] == "own SGD")
+    assert own["step_error"] < 1e-4
+    assert float(temperature.detach()) != 1.0
+
+
+def test_memory_that_does_not_suffice_is_said_at_once():
+    def greedy(model, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
 
     model = net()
-    inner = OPTIMIZERS["sgd"](model.parameters())
-    with Probe(model, Wrapper(inner), loss_fn, data(1), every=1, max_overhead=None, quiet=True) as probe:
-        loss_fn(model, data(1)[0]).backward()
-        inner.step()
-        assert {r["trajectory"] for r in probe.records} == {"SGD"}
+    with pytest.raises(UsageError, match="smaller micro-batches"):
+        Probe(model, OPTIMIZERS["sgd"](model.parameters()), greedy, data(1), quiet=True)
+
+
+def test_the_memory_counts_what_half_precision_is_raised_to():
+    """A frozen base in bfloat16 is measured in float32 too."""
+    sizes = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        base = nn.Linear(64, 64).to(dtype).requires_grad_(False)
+        model = nn.Sequential(base, nn.Linear(64, 2))
+        probe = Probe(
+            model,
+            OPTIMIZERS["sgd"](model[1].parameters()),
+            lambda m, b: m[1](m[0](b.to(m[0].weight.dtype)).float()).square().mean(),
+            [torch.randn(3, 64)],
+            quiet=True,
+        )
+        sizes[dtype] = probe._memory()
+    assert sizes[torch.bfloat16] - sizes[torch.float32] == 4 * (64 * 64 + 64)
 
 
 def test_the_step_is_compared_with_the_one_that_is_made(caplog):
@@ -420,6 +578,20 @@ def test_the_time_of_measuring_at_will_is_not_the_trainings():
         probe.measure()
         optimizer.step()
     assert probe._schedule.step_seconds < 0.3 * probe.records[-1]["seconds"] * 4
+
+
+def test_pauses_do_not_add_up():
+    model = net().train()
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    probe, other = (attached(every=10**9, directions={})(model, optimizer) for _ in range(2))
+    for batch in data(3):
+        loss_fn(model, batch).backward()
+        with probe.paused(), other.paused():
+            time.sleep(0.1)
+            probe.measure()
+        time.sleep(0.05)
+        optimizer.step()
+    assert 0.05 <= probe._schedule.step_seconds < 0.15
 
 
 def test_paused_time_earns_nothing():

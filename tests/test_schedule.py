@@ -22,10 +22,10 @@ def clock(monkeypatch):
     return clock
 
 
-def train(schedule, clock, *, steps, step_seconds, cost, follow_cost=0.0):
+def train(schedule, clock, *, steps, step_seconds, cost, follow_cost=0.0, first=1):
     """What was planned at each step, and how long all of it took."""
     plans = []
-    for step in range(1, steps + 1):
+    for step in range(first, first + steps):
         clock.now += step_seconds
         schedule.arrive()
         plans.append(schedule.plan(step))
@@ -112,8 +112,10 @@ def test_one_schedule_takes_no_measuring_of_another_for_training(clock):
             schedule.plan(step)
             clock.now += cost
             schedule.leave()
-        clock.now += 2.0
-        first.set_aside(2.0)  # somebody measured at will
+        with module.paused():  # somebody measures at will
+            clock.now += 2.0
+            with module.paused():
+                clock.now += 1.0
     assert (first.overhead, second.overhead) == (3.0, 5.0)
 
 
@@ -131,8 +133,15 @@ def test_what_to_expect_in_words(clock):
     schedule = Schedule(10, 0.05, 2.0, 5)
     assert schedule.described(0) == "a measurement takes about 2 s"
     train(schedule, clock, steps=5, step_seconds=0.5, cost=2.0)
-    text = "a measurement takes about 2 s, at 5% overhead one every 80 steps or more, the first at about step 80"
-    assert schedule.described(5) == text
+    often = "a measurement takes about 2 s, at 5% overhead not more often than every 80 steps"
+    assert schedule.described(5) == f"{often}, so first at about step 80"
+    resumed = Schedule(10, 0.05, 2.0, 5, first=1001)
+    train(resumed, clock, steps=5, step_seconds=0.5, cost=2.0, first=1001)
+    assert resumed.described(1005) == f"{often}, so first at about step 1,080"
+    seldom = Schedule(1000, 0.002, 2e-4, 1000)
+    train(seldom, clock, steps=5, step_seconds=0.5, cost=2.0)
+    text = seldom.described(5)
+    assert text.endswith("at 0.2% overhead not more often than every 1 steps, so first at about step 1,000")
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,7 @@ class Candidates:
         self._clip = 0.0 if others is not None else 0.1 if "sgd" in self.own.lower() else 0.5
         self.followed = 0
         self._followers: PseudoUpdates | None = None
+        self._followed_on: set[int] = set()
         self._warned: set[str] = set()
 
     @property
@@ -73,12 +74,14 @@ class Candidates:
         return found
 
     def rehearse(self, trainable: Mapping[str, nn.Parameter]) -> PseudoUpdates:
-        """The others, fresh, after a step of zero gradients: shows what can't follow.
+        """A step of zero gradients, of forks: shows what can't be compared. Gives the others, fresh.
 
         Raises:
-            UsageError: one of them can't.
+            UsageError: the optimizer's own update can't be known in advance, or one of the others can't follow.
         """
         held = self.held(trainable)
+        if not isinstance(self._optimizer, torch.optim.SparseAdam):  # takes no dense zeros
+            next_update(self._optimizer, held, {name: torch.zeros_like(p) for name, p in held.items()})
         for label, factory in self.others.items():
             try:
                 PseudoUpdates(held, {label: factory}).step({name: torch.zeros_like(p) for name, p in held.items()})
@@ -94,30 +97,32 @@ class Candidates:
         return isinstance(found, Tensor) and bool(found.item())
 
     def follow(self, trainable: Mapping[str, nn.Parameter]) -> None:
-        """Shows the others the gradients that are on the parameters."""
+        """Shows the others the gradients that are on the parameters, if they are finite: they would stay for good."""
         held = self.held(trainable)
         gradients = self._unscaled(_gradients(held))
-        if math.isfinite(vectors.norm(gradients)):  # it would stay in their state for good
-            self._following(held).step(gradients)
+        if self.others and math.isfinite(vectors.norm(gradients)):
+            if self._followers is None:
+                self._followers = PseudoUpdates(held, self.others)
+                self._followed_on = set(map(id, held.values()))
+            self._followers.step(gradients)
         self.followed += 1
+
+    def lost_track(self, trainable: Mapping[str, nn.Parameter]) -> bool:
+        """Whether the optimizer holds other parameters than those that the others follow on."""
+        return self._followers is not None and self._followed_on != set(map(id, self.held(trainable).values()))
 
     def lose(self) -> None:
         """The others forget the run."""
         self._followers, self.followed = None, 0
 
     def updates(
-        self,
-        trainable: Mapping[str, nn.Parameter],
-        gradients: Mapping[str, Tensor] | None = None,
-        *,
-        advance: bool,
+        self, trainable: Mapping[str, nn.Parameter], gradients: Mapping[str, Tensor] | None = None
     ) -> dict[str, Direction]:
-        """What each would do now; the parameters stay as they are.
+        """What each would do now, if it made the step; none does.
 
         Args:
             trainable: the model's trainable parameters.
             gradients: ``None`` for those that are on the parameters.
-            advance: whether the others take these gradients into their state.
 
         Raises:
             NoUpdateError: there is no gradient, or nobody would move.
@@ -134,15 +139,8 @@ class Candidates:
             clamp_(clipped.values(), fraction_threshold(list(clipped.values()), self._clip))
             found[f"{self.own} clip {self._clip:.0%}"] = next_update(self._optimizer, held, clipped)
         if self.others:
-            followers = self._following(held) if advance else self._followers or PseudoUpdates(held, self.others)
-            found |= followers.step(dense, capture=True) if advance else followers.peek(dense)
-        self.followed += advance
+            found |= (self._followers or PseudoUpdates(held, self.others)).peek(dense)
         return self._moving(found)
-
-    def _following(self, held: Mapping[str, nn.Parameter]) -> PseudoUpdates:
-        if self._followers is None:
-            self._followers = PseudoUpdates(held, self.others)
-        return self._followers
 
     def _unscaled(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Dense gradients of the loss: a fused optimizer gets them times the scale of its gradient scaler."""

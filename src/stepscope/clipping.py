@@ -20,6 +20,7 @@ from stepscope.errors import UsageError
 
 Target = Literal["grad", "first_moment", "update"]
 
+
 def fraction_threshold(tensors: Sequence[Tensor], fraction: float) -> float:
     """The magnitude above which exactly ``⌊pN⌋`` of the ``N`` coordinates lie, where no magnitudes are equal.
 

@@ -122,7 +122,8 @@ def next_update(
 
     Args:
         optimizer: any `torch.optim.Optimizer`, at any point of its life. Its own step hooks are not run.
-        parameters: ``{name: parameter}``, all that it holds among them.
+        parameters: ``{name: parameter}``: those that the direction is wanted of. Others that it holds take part in the
+            step with the gradients that are on them.
         gradients: ``{name: gradient}`` that the step would see; a parameter without one is left out. ``None`` takes
             what ``backward`` left on the parameters.
 
@@ -131,20 +132,21 @@ def next_update(
         several optimizers share the parameters out, their updates together are that of a step.
 
     Raises:
-        UsageError: the optimizer has parameters that are not among `parameters`, or needs a closure, or there is no
-            gradient.
+        UsageError: the optimizer holds none of the parameters, needs a closure, can't be copied or writes to its
+            parameters past ``param_groups``, or there is no gradient.
 
     Example:
         >>> w = nn.Parameter(torch.tensor([1.0])); adam = torch.optim.Adam([w], lr=1e-3)
         >>> round(next_update(adam, {"w": w}, {"w": torch.tensor([9.0])})["w"].item(), 6)
         -0.001
     """
-    _check_parameters(type(optimizer).__name__, optimizer, {id(p): p for p in parameters.values()})
     if gradients is None:
         gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
     ids = {id(p) for group in optimizer.param_groups for p in group["params"]}
     checked = _checked(gradients, parameters)
     parameters = {name: p for name, p in parameters.items() if id(p) in ids}
+    if not parameters:
+        raise UsageError(f"{type(optimizer).__name__} holds none of the parameters: is it another model's?")
     checked = {name: gradient for name, gradient in checked.items() if name in parameters}
     if not checked:
         raise UsageError("no parameter has a gradient: call this after backward() and before step()")
@@ -200,9 +202,9 @@ def _stepped(
     twins = {name: _twin(parameter, gradients.get(name), dtype) for name, parameter in parameters.items()}
     twin_of = {id(owned[name]): twin for name, twin in twins.items()}
     for part in parts:
-        # A rule moves also what is frozen, if a gradient is left on it from before.
+        # A rule moves also what isn't asked for: a frozen parameter on which a gradient is left, or another model's.
         rest = (p for group in part.param_groups for p in group["params"] if id(p) not in twin_of)
-        twin_of |= {id(p): _twin(p, p.grad, dtype) for p in rest if p.grad is not None}
+        twin_of |= {id(p): _twin(p, p.grad, dtype) for p in rest if p.grad is not None or p.requires_grad}
         with held(), random_state(), _without_global_hooks(), _untouched(parameters):
             fork = _fork(part, twin_of, keep_hooks=keep_hooks)
             if dtype is not None:

@@ -339,6 +339,8 @@ def _check_parameters(parameters: Mapping[str, nn.Parameter]) -> None:
         raise UsageError("the model has no trainable parameters: set requires_grad on those to be measured")
     owner: dict[tuple[torch.device, int], str] = {}
     for name, parameter in parameters.items():
+        if type(parameter.data).__name__ == "DTensor":
+            raise UsageError(f"parameter {name} is sharded over processes (FSDP): sharded models can't be measured")
         if not parameter.is_floating_point():
             raise UsageError(f"parameter {name} is {parameter.dtype}: only real floating-point parameters are measured")
         if parameter.numel() == 0:

@@ -12,25 +12,25 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from stepscope import vectors
 from stepscope.breakdown import Grouping, grouping
 from stepscope.candidates import Candidates, NoUpdateError
 from stepscope.directions import Factory
 from stepscope.errors import UsageError
 from stepscope.interrupts import held
-from stepscope.measurable import random_state
+from stepscope.made import ExpectedStep
+from stepscope.measurable import HALF, random_state
 from stepscope.measurement import Measurement, measure
 from stepscope.objective import LossFunction, Objective
 from stepscope.records import Record, RunDirectory, latest, versions, write_atomically
-from stepscope.schedule import Plan, Schedule
+from stepscope.schedule import Plan, Schedule, paused
 from stepscope.selfcheck import SelfCheck, self_check
-from stepscope.steps import StepHook
+from stepscope.steps import StepHook, unwrapped
 from stepscope.trackers import as_log
 from stepscope.vectors import Direction
 
@@ -107,47 +107,56 @@ class Probe:
         quiet: bool = False,
     ) -> None:
         started = time.perf_counter()
-        self._optimizer = _unwrapped(optimizer)
+        self._optimizer = unwrapped(optimizer)
         self._objective = Objective(model, loss_fn, eval_batches, weight_fn)
         self._weight_fn = weight_fn
         self.eval_batches: list[Any] = self._objective.batches
         self._layer = grouping(layer, self._objective.parameters)
         self._candidates = Candidates(self._optimizer, directions)
-        followers = self._candidates.rehearse(self._objective.parameters)
         self._log = as_log(log)
         self._quiet = quiet
-        self.check: SelfCheck = self_check(self._objective)
+        self.step = step
+        self.records: list[Record] = []
+        self._pending: list[Record] = []
+        self._expected: ExpectedStep | None = None
+        self._overshoot: dict[str, float] = {}
+        self._failures = 0
+        self._off = False
+        self._closed = False
+        self._said: set[str] = set()
+        try:
+            followers = self._candidates.rehearse(self._objective.parameters)
+            self.check: SelfCheck = self_check(self._objective)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise UsageError("not enough memory to measure: give smaller micro-batches of evaluation") from error
         if not self.check.repeatable:
             raise UsageError(f"this model can't be measured: {self.check.suspicions[0]}")
         for suspicion in self.check.suspicions:
             _logger.warning("%s", suspicion)
-        self.step = step
-        self.records: list[Record] = []
-        self._pending: list[Record] = []
-        self._expected: tuple[dict[str, Tensor], Direction] | None = None
-        self._overshoot: dict[str, float] = {}
-        self._failures = 0
-        self._off = False
-        self._said: set[str] = set()
+        zeros = {name: torch.zeros_like(p) for name, p in self._held().items()}
         self._schedule = Schedule(
             every,
             max_overhead,
             # Seconds of a measurement, from those of the self-check, until one has been timed.
             self._candidates.count * (18 * self.check.seconds_loss + 4 * self.check.seconds_gradient),
             FOLLOWED_STEPS if self._candidates.others else 0,
-            follow_cost=_seconds(lambda: followers.step({n: torch.zeros_like(p) for n, p in self._held().items()})),
+            follow_cost=_seconds(lambda: followers.step(zeros)),
             first=step + 1,
         )
         self._run = None if run_dir is None else self._opened(run_dir)
         self._hook = StepHook(self._optimizer, self._before_step, self._after_step)
         self._schedule.begin(time.perf_counter() - started)
 
-    def measure(self, *, within_layers: bool = False) -> dict[str, Measurement]:
-        """Measures now: the updates that would be made of the gradients that are on the parameters.
-
-        Where there are none (after ``zero_grad``), the gradient of the evaluation batches stands in.
+    def measure(
+        self, *, gradients: Literal["evaluation", "training"] = "evaluation", within_layers: bool = False
+    ) -> dict[str, Measurement]:
+        """Measures now.
 
         Args:
+            gradients: what the optimizers get to see: the gradient of the evaluation batches, or, between ``backward``
+                and ``step``, those that are on the parameters (unscaled, where there is a gradient scaler).
             within_layers: whether to split the sharpness into what comes from within layers and from between them, for
                 the cost of one more direction a layer, each time.
 
@@ -155,15 +164,16 @@ class Probe:
             ``{label: measurement}``; recorded and logged as well.
 
         Raises:
-            UsageError: the loss isn't finite, or there is no direction to measure (a learning rate of 0).
+            UsageError: the loss isn't finite, there is no gradient, nobody would move (a learning rate of 0), or the
+                probe is closed.
         """
-        with self.paused(), held(), random_state():
+        if self._closed:
+            raise UsageError("the probe is closed: make another")
+        with paused(), held(), random_state():
             self._refresh()
-            gradients, source = None, "training"
-            if all(p.grad is None for p in self._held().values()):
-                gradients, source = self._objective.gradient()[1], "evaluation"
-            updates = self._candidates.updates(self._objective.parameters, gradients, advance=False)
-            found, records = self._measured(updates, self.step + 1, source, within_layers)
+            given = self._objective.gradient()[1] if gradients == "evaluation" else None
+            updates = self._candidates.updates(self._objective.parameters, given)
+            found, records = self._measured(updates, self.step + 1, gradients, within_layers)
             self._keep(records)
             return found
 
@@ -174,11 +184,8 @@ class Probe:
         Example:
             ``with probe.paused(): validate(model)``
         """
-        started = time.perf_counter()
-        try:
+        with paused():
             yield
-        finally:
-            self._schedule.set_aside(time.perf_counter() - started)
 
     def report(self, path: str | os.PathLike[str]) -> Path:
         """Writes the page of what has been measured so far.
@@ -198,6 +205,7 @@ class Probe:
 
     def close(self) -> None:
         """Takes the probe off the optimizer; closing twice does nothing."""
+        self._closed = True
         self._hook.remove()
         self._keep_pending()
         self._candidates.lose()
@@ -219,14 +227,16 @@ class Probe:
         self._schedule.arrive(entered)
         self.step += 1
         try:
+            if self._pending:  # the step before was not made
+                self._keep_pending()
             plan = self._schedule.plan(self.step)
             if not self._quiet and (plan == "measure" or self._schedule.step_seconds is not None):
+                self._quiet = True
                 self._announce()
             if plan == "pass":
                 self._candidates.lose()
             else:
                 with held():
-                    self._keep_pending()
                     self._carry_out(plan)
         except Exception as error:
             self._failed(error)
@@ -240,12 +250,11 @@ class Probe:
     def _after_step(self, entered: float) -> None:
         """The step has been made: was it the one that was measured?"""
         if self._pending:
-            with held():
-                try:
-                    self._compare_with_made()
-                    self._keep_pending()
-                except Exception as error:
-                    self._failed(error)
+            try:
+                self._compare_with_made()
+                self._keep_pending()
+            except Exception as error:
+                self._failed(error)
         self._schedule.spend(time.perf_counter() - entered)
 
     def _carry_out(self, plan: Plan) -> None:
@@ -257,22 +266,26 @@ class Probe:
                     self._schedule.postpone()
                 return
             self._refresh()
-            if plan == "follow":
+            try:
+                if plan == "measure":
+                    self._measure_step()
+            except Exception:
                 self._candidates.follow(self._objective.parameters)
-            else:
-                self._measure_step()
+                raise
+            # The others see every gradient once; after Ctrl-C it comes again.
+            self._candidates.follow(self._objective.parameters)
         _synchronize(self._objective.parameters)
 
     def _measure_step(self) -> None:
         started = time.perf_counter()
         try:
-            updates = self._candidates.updates(self._objective.parameters, advance=True)
+            updates = self._candidates.updates(self._objective.parameters)
         except NoUpdateError as error:
             self._say_once("nothing to measure at step %d: %s", self.step, error)
             return
         _, self._pending = self._measured(updates, self.step, "training")
         if (own := updates.get(self._candidates.own)) is not None:
-            self._expected = {n: p.detach().clone() for n, p in self._held().items() if n in own}, own
+            self._expected = ExpectedStep(self._held(), own)
         self._failures = 0
         _synchronize(self._objective.parameters)
         self._schedule.measured(time.perf_counter() - started)
@@ -293,7 +306,7 @@ class Probe:
         where = {"trajectory": type(self._optimizer).__name__, "seed": 0, "step": step}
         extra = {
             "gradient": source,
-            "followed_steps": max(0, self._candidates.followed - (source == "training" and step == self.step)),
+            "followed_steps": self._candidates.followed,
             "lr": [None if rate is None else float(rate) for rate in rates],
             "step_error": None,
         }
@@ -307,34 +320,23 @@ class Probe:
         """Hooks of the optimizer, and the rounding of its weights, can make the step another than was measured."""
         if self._expected is None:
             return
-        before, own = self._expected
-        self._expected = None
-        held_now = self._held()
-        missed = {
-            name: (held_now[name].detach().double() - x.double()) - own[name].double()
-            for name, x in before.items()
-            if name in held_now
-        }
-        length = vectors.norm(own)
-        error = vectors.norm(missed) / length
+        made = self._expected.compared_with(self._held())
         for record in self._pending:
             if record["direction"] == self._candidates.own:
-                record["step_error"] = error
-        coarsest = max((x.dtype for x in before.values()), key=lambda dtype: torch.finfo(dtype).eps)
-        rounding = 0.5 * torch.finfo(coarsest).eps * vectors.norm(before) / length
-        if error > 0.01 + 1.5 * rounding:
+                record["step_error"] = made.error
+        if made.is_another:
             self._say_once(
                 "the step that %s makes differs by %.0f%% from the one measured (step_error in the records): something "
                 "changes gradients or weights in between, such as a hook on its step, or the rule draws random numbers",
                 self._candidates.own.removeprefix("own "),
-                100 * error,
+                100 * made.error,
             )
-        elif error > 0.1:
+        elif made.error > 0.1:
             self._say_once(
                 "rounding to %s changes the step by %.0f%% (step_error in the records): what is measured is the step "
                 "before it",
-                str(coarsest).removeprefix("torch."),
-                100 * error,
+                str(made.dtype).removeprefix("torch."),
+                100 * made.error,
             )
 
     def _keep_pending(self) -> None:
@@ -371,13 +373,13 @@ class Probe:
         return self._candidates.held(self._objective.parameters)
 
     def _refresh(self) -> None:
-        """Where parameters were frozen or unfrozen since, others are measured from now on."""
+        """Where parameters were frozen, unfrozen or added since, others are measured from now on."""
         model = self._objective.model
-        trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        if trainable.keys() != self._objective.parameters.keys() or any(
-            p is not self._objective.parameters[name] for name, p in trainable.items()
-        ):
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        if list(map(id, trainable)) != list(map(id, self._objective.parameters.values())):
             self._objective = Objective(model, self._objective.loss_fn, self.eval_batches, self._weight_fn)
+            grouping(self._layer, self._objective.parameters)
+        if self._candidates.lost_track(self._objective.parameters):
             self._candidates.lose()
             self._schedule.forget()
 
@@ -391,16 +393,22 @@ class Probe:
 
     def _announce(self) -> None:
         """Says once, before the first measurement, what measuring costs here."""
-        self._quiet = True
-        size = sum(p.numel() * max(p.element_size(), 4) for p in self._held().values())
-        # A displaced point, the gradient, its product, a unit direction, the weights before the step; the updates;
-        # the others' shadow parameters and states, and one of them forked in double precision.
-        others = len(self._candidates.others)
-        memory = size * (5 + self._candidates.count + bool(others) + 2 * others + 4) / 2**20
+        memory = self._memory() / 2**20
         print(
             f"stepscope: {self._schedule.described(self.step)}; up to about {memory:,.0f} MiB beside activations",
             file=sys.stderr,
         )
+
+    def _memory(self) -> int:
+        """Bytes that a measurement needs at most, beside activations: see docs/cost.md."""
+        raised = sum(4 * p.numel() for p in self._objective.model.parameters() if p.dtype in HALF)
+        held = sum(p.numel() * max(p.element_size(), 4) for p in self._held().values())
+        others = len(self._candidates.others)
+        following = bool(others) + 2 * others
+        updates = self._candidates.count
+        # Not at the same time: a fork of an optimizer in double precision, and what measuring an update needs.
+        forked, measuring = 9 + 1, 5
+        return raised + held * (following + updates + max(forked, measuring))
 
     def _opened(self, run_dir: str | os.PathLike[str]) -> RunDirectory:
         run = RunDirectory.open(run_dir, self._configuration(), context=self._context())
@@ -432,14 +440,8 @@ class Probe:
         }
 
 
-def _unwrapped(optimizer: Any) -> Optimizer:
-    while isinstance(getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = optimizer.optimizer
-    if not isinstance(optimizer, Optimizer):
-        raise UsageError(f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer")
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise UsageError("LBFGS reevaluates the loss within its step, so its update can't be known in advance")
-    return optimizer
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def _values(records: Iterable[Record]) -> dict[str, float]:

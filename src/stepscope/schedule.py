@@ -5,15 +5,43 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Literal
 
 from stepscope.errors import UsageError
 
 Plan = Literal["measure", "follow", "pass"]
 
-_spent_by_all = 0.0
-"""Seconds that schedules of this process have spent measuring: none of them takes another's for training."""
+
+class _Standstill:
+    """The time in which no training of this process goes on, whoever measures: no schedule takes it for training."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._depth = 0
+
+    def add(self, seconds: float) -> None:
+        if not self._depth:  # else it is a part of what is being added
+            self.seconds += seconds
+
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
+        started = time.perf_counter()
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            self.add(time.perf_counter() - started)
+
+
+_standstill = _Standstill()
+
+
+def paused() -> AbstractContextManager[None]:
+    """Time inside is no training: a validation, say, or a measurement that wasn't planned."""
+    return _standstill.going_on()
 
 
 class Schedule:
@@ -64,13 +92,14 @@ class Schedule:
         self._owed = False
         self._promised = False
         self._history = 0
+        self._unbroken = True  # the others know the run from its first step on
         self._training = 0.0
         self._measuring = 0.0
         self._steps = 0
         self._plan: Plan = "pass"
-        self._before = (False, False, 0, False)
+        self._before = (False, False, 0, True, False)
         self._left = self._arrived = time.perf_counter()
-        self._spent_by_all_then = _spent_by_all
+        self._standstill_then = _standstill.seconds
 
     @property
     def step_seconds(self) -> float | None:
@@ -82,20 +111,15 @@ class Schedule:
         """Time spent measuring as a part of the training time, so far."""
         return self._measuring / self._training if self._training > 0 else 0.0
 
-    @property
-    def history(self) -> int:
-        """At how many steps in a row, up to the last planned one, the others have followed."""
-        return self._history
-
     def begin(self, spent: float) -> None:
         """The training begins, after checks that took so long."""
         self._measuring += spent
         self._left = time.perf_counter()
-        self._spent_by_all_then = _spent_by_all
+        self._standstill_then = _standstill.seconds
 
     def arrive(self, at: float | None = None) -> None:
         """The training has come to a step: what went before was its time."""
-        self._arrived = self._left + (_spent_by_all - self._spent_by_all_then)
+        self._arrived = self._left + (_standstill.seconds - self._standstill_then)
         self.settle(at)
         self._steps += 1
 
@@ -107,43 +131,38 @@ class Schedule:
 
     def leave(self) -> None:
         """The training goes on: what went before was measuring."""
-        global _spent_by_all
         self._left = time.perf_counter()
         spent = self._left - self._arrived
         if self._plan == "follow":
             self._follow_cost = max(spent, 0.5 * (self._follow_cost + spent))
         self._measuring += spent
-        _spent_by_all += spent
-        self._spent_by_all_then = _spent_by_all
+        _standstill.add(spent)
+        self._standstill_then = _standstill.seconds
         self._arrived = self._left
-
-    def set_aside(self, seconds: float) -> None:
-        """So long the training stood still, for something that is no measuring that was planned either."""
-        global _spent_by_all
-        _spent_by_all += seconds
 
     def spend(self, seconds: float) -> None:
         """Time that was spent measuring between `leave` and `arrive`."""
         self._measuring += seconds
-        self.set_aside(seconds)
+        _standstill.add(seconds)
 
     def plan(self, step: int) -> Plan:
         """What to do at this step; asked once a step. What was due and not afforded is made up for later."""
         asked = self._ask(step)
-        self._before = (self._owed, self._promised, self._history, asked)
+        self._before = (self._owed, self._promised, self._history, self._unbroken, asked)
         self._owed |= asked
-        known = self._history >= self._window or self._history == step - self._first
+        known = self._history >= self._window or self._unbroken
         if self._owed and known and (self._promised or self._affordable(self._training, self._cost)):
             self._owed = self._promised = False
             self._plan = "measure"
         else:
             self._plan = "follow" if self._follows() else "pass"
         self._history = 0 if self._plan == "pass" else self._history + 1
+        self._unbroken &= self._plan != "pass"
         return self._plan
 
     def retract(self) -> None:
         """The step that was planned last isn't made: it will come again."""
-        self._owed, self._promised, self._history, asked = self._before
+        self._owed, self._promised, self._history, self._unbroken, asked = self._before
         self._answers.appendleft(asked)
         self._steps -= 1
 
@@ -155,7 +174,7 @@ class Schedule:
         """The others have lost what they followed."""
         self._history = 0
         self._promised = False
-        self._first = -1  # and won't have followed from the first step on
+        self._unbroken = False
 
     def measured(self, seconds: float) -> None:
         """A measurement has been made, and took so long."""
@@ -168,9 +187,10 @@ class Schedule:
             return text
         cost = self._cost + self._window * self._follow_cost
         interval = cost / self._max_overhead / self.step_seconds
-        first = (self._measuring + cost) / self._max_overhead / self.step_seconds
-        text += f", at {self._max_overhead:.0%} overhead one every {max(interval, 1):,.0f} steps or more"
-        return f"{text}, the first at about step {max(first, step + 1):,.0f}"
+        first = self._first - 1 + (self._measuring + cost) / self._max_overhead / self.step_seconds
+        asked = next((step + i for i, asked in enumerate(self._answers, 1) if asked), step + len(self._answers))
+        text += f", at {100 * self._max_overhead:g}% overhead not more often than every {max(interval, 1):,.0f} steps"
+        return f"{text}, so first at about step {max(first, asked):,.0f}"
 
     def _ask(self, step: int) -> bool:
         """Whether a measurement is wanted at this step; looks `window` steps ahead."""

@@ -79,7 +79,7 @@ def chunks(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
 
 def _flat(tensor: Tensor) -> Tensor:
     """The coordinates in whatever order they lie in memory; a copy only if they don't lie together."""
-    order = sorted(range(tensor.dim()), key=lambda d: (-tensor.stride(d), d))
+    order = sorted(range(tensor.dim()), key=lambda d: (-tensor.stride()[d], d))
     return tensor.permute(order).reshape(-1)
 
 

@@ -11,6 +11,32 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from stepscope.errors import UsageError
+
+
+def unwrapped(optimizer: Any) -> Optimizer:
+    """The optimizer that makes the step: the inner one of Accelerate's and Lightning's wrappers, which only call it.
+
+    An optimizer that holds another and changes its steps (Lookahead, say) is taken as it is.
+
+    Raises:
+        UsageError: it is none, or one that reevaluates the loss within its step.
+    """
+    while not isinstance(optimizer, Optimizer) or _only_calls(optimizer):
+        inner = getattr(optimizer, "optimizer", None)
+        if inner is None:
+            raise UsageError(f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer")
+        optimizer = inner
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise UsageError("LBFGS reevaluates the loss within its step, so its update can't be known in advance")
+    return optimizer
+
+
+def _only_calls(wrapper: Optimizer) -> bool:
+    names = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(wrapper).__mro__}
+    known = {"accelerate.AcceleratedOptimizer", "lightning.LightningOptimizer", "pytorch_lightning.LightningOptimizer"}
+    return bool(names & known)
+
 
 class StepHook:
     """Calls functions around each step of an optimizer, once a step.

@@ -2,7 +2,15 @@
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration, Trainer, TrainingArguments
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    T5Config,
+    T5ForConditionalGeneration,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from stepscope import Objective, UsageError
 from stepscope.integrations.transformers import ProbeCallback
@@ -118,16 +126,49 @@ def test_the_numbers_are_those_of_the_trainers_loss(tmp_path):
     assert own["loss"] == pytest.approx(by_hand.loss(), rel=1e-6)
 
 
+class Tracker(TrainerCallback):
+    """What a tracker of Transformers does."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if logs and "stepscope/own AdamW/sharpness" in logs:
+            self.seen.append((state.global_step, logs["stepscope/own AdamW/sharpness"]))
+
+
 @pytest.mark.parametrize("trackers", [[], ["a tracker"]])
 def test_numbers_go_where_the_trainer_reports_to(trackers, tmp_path):
     trainer = trainer_of("gpt-2", tmp_path, max_steps=2)
     trainer.args.report_to = trackers
+    tracker = Tracker()
     callback = ProbeCallback(trainer, every=1, max_overhead=None, quiet=True, directions={})
+    trainer.add_callback(tracker)
     trainer.add_callback(callback)
     trainer.train()
-    logged = [entry.get("stepscope/own AdamW/sharpness") for entry in trainer.state.log_history]
-    expected = [r["sharpness"] for r in callback.probe.records] if trackers else []
-    assert [value for value in logged if value is not None] == expected
+    assert tracker.seen == ([(r["step"], r["sharpness"]) for r in callback.probe.records] if trackers else [])
+    assert not any("stepscope" in name for entry in trainer.state.log_history for name in entry)
+
+
+def test_a_loss_that_may_do_more_is_not_called_unasked(tmp_path):
+    class Gathering(Trainer):
+        calls = 0
+
+        def compute_loss(self, *args, **kwargs):
+            self.calls += 1
+            return super().compute_loss(*args, **kwargs)
+
+    plain = trainer_of("gpt-2", tmp_path, max_steps=2)
+    trainer = Gathering(plain.model, plain.args, train_dataset=plain.train_dataset, data_collator=collate)
+    with pytest.raises(UsageError, match="Gathering has a compute_loss of its own"):
+        ProbeCallback(trainer)
+    callback = ProbeCallback(
+        trainer, loss_fn=lambda model, batch: model(**batch).loss, every=1, max_overhead=None, quiet=True
+    )
+    trainer.add_callback(callback)
+    trainer.train()
+    assert trainer.calls == 2
+    assert callback.probe.records
 
 
 def test_without_evaluation_data_the_training_data_serve(tmp_path):
@@ -154,14 +195,15 @@ def test_a_training_that_goes_on_goes_on_with_the_records(tmp_path):
 
 
 def test_another_training_in_the_same_directory_is_refused(tmp_path):
-    for attempt in range(2):
-        trainer = trainer_of("t5", tmp_path / "out", max_steps=2)
-        trainer.add_callback(ProbeCallback(trainer, every=1, max_overhead=None, quiet=True, run_dir=tmp_path / "run"))
-        if attempt == 0:
-            trainer.train()
-        else:
-            with pytest.raises(UsageError, match="measurements up to step 2 of another training"):
-                trainer.train()
+    trainer = trainer_of("t5", tmp_path / "out", max_steps=2)
+    trainer.add_callback(ProbeCallback(trainer, every=1, max_overhead=None, quiet=True, run_dir=tmp_path / "run"))
+    trainer.train()
+    trainer.train()  # begun anew: a trial of a search, say
+    assert [len(read_run(tmp_path / name)[1]) for name in ("run", "run-2")] == [8, 8]
+    trainer = trainer_of("t5", tmp_path / "out", max_steps=2)
+    trainer.add_callback(ProbeCallback(trainer, every=1, max_overhead=None, quiet=True, run_dir=tmp_path / "run"))
+    with pytest.raises(UsageError, match="measurements up to step 2 of another training"):
+        trainer.train()
 
 
 class Stream(torch.utils.data.IterableDataset):

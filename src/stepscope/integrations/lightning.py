@@ -68,7 +68,9 @@ class ProbeCallback(Callback):  # type: ignore[misc]
             for logger in trainer.loggers:
                 logger.log_metrics(values, step)
 
-        settings = {"log": log, "step": trainer.global_step} | self._settings
+        # It counts the steps of all optimizers together.
+        steps = trainer.global_step // len(trainer.optimizers)
+        settings = {"log": log, "step": steps} | self._settings
         optimizer = trainer.optimizers[self._optimizer]
         self.probe = Probe(pl_module, optimizer, self._loss_fn, self._eval_batches, **settings)
 

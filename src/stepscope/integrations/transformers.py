@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from itertools import islice
 from typing import Any
@@ -26,14 +27,15 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
     """Measures while a `transformers.Trainer` trains.
 
     The probe is attached when the training begins, to the trainer's model and optimizer; numbers go to the trackers
-    that the trainer reports to (``report_to``), through its log. In a distributed training the first process measures.
+    that the trainer reports to (``report_to``). In a distributed training the first process measures.
 
     Args:
         trainer: the trainer.
         eval_batches: the fixed micro-batches that are measured on, as the data collator makes them. ``None``: the
-            first examples of the evaluation data, or of the training data where there are none.
-        loss_fn: ``loss_fn(model, batch)`` gives the mean loss. ``None``: ``trainer.compute_loss``, with label smoothing
-            or whatever a subclass does there.
+            first examples of the evaluation data, or of the training data where there are none, by their indices. (A
+            data set that draws from a generator of its own is moved by that: give `eval_batches` then.)
+        loss_fn: ``loss_fn(model, batch)`` gives the mean loss. ``None``: ``trainer.compute_loss``, with the trainer's
+            label smoothing or ``compute_loss_func``.
         micro_batches: how many micro-batches of ``per_device_train_batch_size`` to take where `eval_batches` is
             ``None``.
         settings: what `Probe` takes beside these: ``every``, ``directions``, ``run_dir``, ``log``, ``max_overhead``,
@@ -44,8 +46,9 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             first.
 
     Raises:
-        UsageError: a setting that `Probe` doesn't know; when the training begins, also what `Probe` refuses, a sharded
-            model, and data that can't be indexed where `eval_batches` is ``None``.
+        UsageError: a setting that `Probe` doesn't know, or a trainer with a ``compute_loss`` of its own, which may do
+            more than compute a loss, where `loss_fn` is ``None``; when the training begins, also what `Probe` refuses,
+            a sharded model, and data that can't be indexed where `eval_batches` is ``None``.
 
     Example:
         ``trainer.add_callback(ProbeCallback(trainer, run_dir="runs/probe"))``
@@ -62,7 +65,13 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         if not isinstance(micro_batches, int) or micro_batches < 1:
             raise UsageError(f"micro_batches is {micro_batches!r}: give a number ≥ 1")
+        if loss_fn is None and type(trainer).compute_loss is not Trainer.compute_loss:
+            raise UsageError(
+                f"{type(trainer).__name__} has a compute_loss of its own, which may gather metrics: give loss_fn "
+                "(loss_fn=trainer.compute_loss if it does nothing else)"
+            )
         self.probe: Probe | None = None
+        self._trainings = 0
         self._trainer = trainer
         self._eval_batches = eval_batches
         self._loss_fn: LossFunction = loss_fn or self._trainers_loss
@@ -84,6 +93,10 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             batches = self._first_batches(kwargs["train_dataloader"], args.per_device_train_batch_size)
         log = self._log if args.report_to else None
         settings = {"log": log, "step": state.global_step} | self._settings
+        self._trainings += 1
+        if self._trainings > 1 and not state.global_step and settings.get("run_dir") is not None:
+            # Begun anew: a trial of a search, or after the trainer ran out of memory.
+            settings["run_dir"] = f"{settings['run_dir']}-{self._trainings}"
         self.probe = Probe(trainer.model, trainer.optimizer, self._loss_fn, batches, **settings)
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
@@ -95,8 +108,11 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         return self._trainer.compute_loss(model, batch)  # type: ignore[no-any-return]
 
     def _log(self, values: dict[str, float], step: int) -> None:
-        del step  # the trainer knows it
-        self._trainer.log(values)
+        """To the trackers alone: subclasses of the trainer do more in their `log`."""
+        trainer = self._trainer
+        state = copy.copy(trainer.state)
+        state.global_step = step
+        trainer.callback_handler.on_log(trainer.args, state, trainer.control, dict(values))
 
     def _first_batches(self, train_dataloader: Any, size: int) -> Iterable[Any]:
         """Micro-batches by index and the training's own collator: iterating the trainer's loaders moves their state."""
