@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from stepscope import Probe
+from stepscope import Probe, UsageError
 
 
 def loss_fn(model, batch):
@@ -55,3 +55,18 @@ def test_it_measures_alone_and_changes_nothing(tmp_path):
     for probed in (one, both):
         for rank in range(2):
             assert all(torch.equal(a, b) for a, b in zip(plain[rank][0], probed[rank][0], strict=True))
+
+
+@pytest.mark.slow
+def test_a_sharded_model_is_refused(tmp_path):
+    from torch.distributed.fsdp import fully_shard
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        model = nn.Linear(4, 3)
+        fully_shard(model, mesh=dist.init_device_mesh("cpu", (1,)))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with pytest.raises(UsageError, match="sharded models can't be measured"):
+            Probe(model, optimizer, loss_fn, [(torch.randn(2, 4), torch.tensor([0, 1]))], quiet=True)
+    finally:
+        dist.destroy_process_group()

@@ -65,7 +65,7 @@ def measurable(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[N
 
 @contextmanager
 def random_state() -> Iterator[None]:
-    """Puts the random state of torch (every device in use), Python and numpy back at the end."""
+    """Puts the random state of torch (CPU and CUDA), Python and numpy back at the end."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
     python = random.getstate()
     numpy: Any = sys.modules.get("numpy")

@@ -298,7 +298,7 @@ def _refuse_foreign(directory: Path) -> None:
     # What a process that died before run.json was whole can leave.
     ours = {name for name in names if name == LOCK_FILE or name.startswith(f".{RUN_FILE}.")}
     if names - ours:
-        raise UsageError(f"{show(directory)} is not empty and not a run directory: give another --out")
+        raise UsageError(f"{show(directory)} is not empty and not a run directory: give another directory (--out)")
 
 
 def _acquire(directory: Path) -> Any:
@@ -310,7 +310,7 @@ def _acquire(directory: Path) -> Any:
         lock.acquire(blocking=False)
     except filelock.Timeout as error:
         raise UsageError(
-            f"another process is writing to {show(directory)}: wait for it, or give another --out"
+            f"another process is writing to {show(directory)}: wait for it, or give another directory (--out)"
         ) from error
     except (OSError, NotImplementedError) as error:
         raise UsageError(f"cannot write to {show(directory)}: {reason(error)}") from error
@@ -322,7 +322,7 @@ def _continued(directory: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     if differences := _differences(run["configuration"], wanted):
         shown = "; ".join(differences[:3]) + ("; …" if len(differences) > 3 else "")
         what = f"{show(directory)} holds a run with another configuration"
-        raise UsageError(f"{what} ({shown}): give another --out, or delete it")
+        raise UsageError(f"{what} ({shown}): give another directory (--out), or delete it")
     return run
 
 
