@@ -166,7 +166,7 @@ def test_another_configuration_is_refused(tmp_path, asked, told):
     before = (tmp_path / "run" / "run.json").read_bytes()
     with pytest.raises(UsageError, match=told) as error:
         RunDirectory.open(tmp_path / "run", {**stored, **asked})
-    assert "give another --out, or delete it" in one_line(error)
+    assert "give another directory (--out), or delete it" in one_line(error)
     assert (tmp_path / "run" / "run.json").read_bytes() == before
     RunDirectory.open(tmp_path / "run", stored).close()  # the refusal left no lock
 
@@ -304,7 +304,7 @@ def test_a_second_writer_is_refused_and_kill_9_leaves_a_whole_directory(tmp_path
     try:
         assert child.stdout is not None
         assert child.stdout.readline() == b"writing\n"
-        with pytest.raises(UsageError, match=r"another process is writing to .*give another --out") as error:
+        with pytest.raises(UsageError, match=r"another process is writing to .*give another directory") as error:
             RunDirectory.open(tmp_path / "run", {"steps": [1]})
         one_line(error)
         assert len(read_run(tmp_path / "run")[1]) >= 10, "a reader needs no lock"
