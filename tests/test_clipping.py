@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from stepscope import UsageError
-from stepscope.clipping import clip_grad_fraction_, clipped, fraction_threshold
+from stepscope import UsageError, selection
+from stepscope.clip_hook import clipped
+from stepscope.clipping import clip_grad_fraction_, fraction_threshold
+from stepscope.selection import kth_largest
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -85,6 +87,79 @@ def test_scale_equivariant_and_free_of_order(seed, percent, power):
 def test_large_tensors_span_several_chunks():
     values = distinct(700_001, torch.float32, torch.Generator().manual_seed(0))
     assert fraction_threshold([values], 0.1) == float(values.abs().sort(descending=True).values[len(values) // 10])
+
+
+def spread(kind, count):
+    """Vectors that a sample could mislead."""
+    generator = torch.Generator().manual_seed(3)
+    values = torch.randn(count, generator=generator, dtype=torch.float64 if kind == "float64" else torch.float32)
+    if kind == "sorted":
+        return values.sort().values
+    if kind == "one block is large":
+        values[: count // 50] *= 1e6
+    elif kind == "mostly zero":
+        values[torch.rand(count, generator=generator) < 0.97] = 0.0
+    elif kind == "few magnitudes":
+        return (values * 3).round()
+    elif kind == "all equal":
+        return torch.full((count,), -2.5)
+    elif kind == "two magnitudes":
+        return torch.where(values > 0.5, 3.0, -1.0)
+    elif kind == "one outlier":
+        values[7] = 1e30
+    return values
+
+
+KINDS = (
+    "normal", "float64", "sorted", "one block is large", "mostly zero", "few magnitudes", "all equal", "two magnitudes",
+    "one outlier",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("fraction", [1e-6, 0.001, 0.1, 0.3, 0.5, 0.97, 0.999999, 1.0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_sampled_bracket_equals_the_full_sort(kind, fraction):
+    values = spread(kind, 400_003)
+    magnitudes = values.abs().sort(descending=True).values
+    for k in (int(fraction * len(values)), min(int(fraction * len(values)) + 1, len(values))):
+        if k:
+            assert kth_largest(list(values.split(150_000)), k) == float(magnitudes[k - 1])
+
+
+def test_counting_bits_equals_the_bracket():
+    """The way where there is no numpy, or the bracket misses."""
+    for kind in KINDS:
+        values = spread(kind, 200_001)
+        for k in (1, 20_000, 100_000, 200_001):
+            assert selection._by_bits([values], k, values.dtype) == kth_largest([values], k)
+
+
+def test_the_bracket_is_used_and_small(monkeypatch):
+    """On ordinary gradients the second way is never needed, and few candidates are looked at."""
+    monkeypatch.setattr(selection, "_by_bits", None)
+    for seed in range(20):
+        values = torch.randn(300_000, generator=torch.Generator().manual_seed(seed))
+        assert kth_largest([values], 30_000) == float(values.abs().sort(descending=True).values[29_999])
+
+
+def test_a_nan_anywhere_in_a_large_tensor():
+    values = torch.randn(300_000)
+    values[250_000] = math.nan
+    assert math.isnan(kth_largest([values], 5))
+    assert math.isnan(kth_largest([values.bfloat16()], 5))
+
+
+def test_without_numpy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    values = torch.arange(1.0, 101.0)
+    assert kth_largest([values], 11) == 90.0
+
+
+def test_transposed_and_strided_tensors_are_read_as_they_lie():
+    base = torch.randn(600, 700)
+    for view in (base.T, base[:, ::2], base.view(60, 10, 700).permute(2, 0, 1), base.expand(2, 600, 700)):
+        k = view.numel() // 10
+        assert kth_largest([view], k) == float(view.reshape(-1).abs().sort(descending=True).values[k - 1])
 
 
 def test_mixed_types_are_one_vector():

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from stepscope import UsageError, vectors
-from stepscope.clipping import clipped
+from stepscope.clip_hook import clipped
 from stepscope.directions import PseudoUpdates, next_update
 from stepscope.optimizers import Adafactor, Lion, NormalizedSGD, SignSGD, muon_with_adamw
 from traces import fingerprint

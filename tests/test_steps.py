@@ -39,8 +39,8 @@ def watched(make):
     events = []
     hook = StepHook(
         optimizer,
-        lambda _: events.append(("before", w.tolist(), w.grad.tolist())),
-        lambda _: events.append(("after", w.tolist(), w.grad.tolist())),
+        lambda *_: events.append(("before", w.tolist(), w.grad.tolist())),
+        lambda *_: events.append(("after", w.tolist(), w.grad.tolist())),
     )
     return w, optimizer, events, hook
 
@@ -105,8 +105,8 @@ def test_two_optimizers_are_two():
 
     seen = []
     outer = Nested([first], lr=1.0)
-    StepHook(outer, lambda _: seen.append("outer"), lambda _: None)
-    StepHook(inner, lambda _: seen.append("inner"), lambda _: None)
+    StepHook(outer, lambda *_: seen.append("outer"), lambda *_: None)
+    StepHook(inner, lambda *_: seen.append("inner"), lambda *_: None)
     first.grad = second.grad = torch.ones(1)
     outer.step()
     assert seen == ["outer", "inner"]

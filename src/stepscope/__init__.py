@@ -1,5 +1,6 @@
 """stepscope: see why an optimizer's step is good or bad, on your own model, while it trains."""
 
+from stepscope.clip_hook import clip_optimizer
 from stepscope.clipping import clip_grad_fraction_
 from stepscope.directions import PseudoUpdates, next_update
 from stepscope.errors import UsageError
@@ -16,6 +17,7 @@ __all__ = [
     "PseudoUpdates",
     "UsageError",
     "clip_grad_fraction_",
+    "clip_optimizer",
     "measure",
     "next_update",
 ]

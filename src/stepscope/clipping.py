@@ -7,26 +7,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from stepscope import selection
 from stepscope.errors import UsageError
 
-Target = Literal["grad", "first_moment", "update"]
+Zeros = Literal["keep", "ignore"]
+"""Whether coordinates that are exactly zero count among the ``N``."""
 
 
-def fraction_threshold(tensors: Sequence[Tensor], fraction: float) -> float:
+def fraction_threshold(tensors: Sequence[Tensor], fraction: float, *, zeros: Zeros = "keep") -> float:
     """The magnitude above which exactly ``⌊pN⌋`` of the ``N`` coordinates lie, where no magnitudes are equal.
 
     Args:
         tensors: floating-point tensors of any shapes, together the vector.
         fraction: ``p``, between 0 and 1.
+        zeros: ``"ignore"`` takes the fraction of the coordinates that aren't zero: most of an embedding's gradient is.
 
     Returns:
         ``τ``. In the cases that the rule leaves open:
@@ -45,18 +46,18 @@ def fraction_threshold(tensors: Sequence[Tensor], fraction: float) -> float:
         >>> fraction_threshold([torch.tensor([3.0, -1.0]), torch.tensor([-4.0, 2.0])], 0.5)
         2.0
     """
-    if not 0 <= fraction <= 1:
-        raise UsageError(f"fraction is {fraction}: it is the part of all coordinates to clip, between 0 and 1")
+    check_fraction(fraction)
     for tensor in tensors:
         if tensor.dtype not in selection.DTYPES or tensor.layout != torch.strided:
             kind = tensor.dtype if tensor.layout == torch.strided else tensor.layout
             raise UsageError(f"cannot clip a tensor of {kind}: only dense ones of real floating-point type")
     tensors = [tensor.detach() for tensor in tensors if tensor.numel() > 0]
-    total = sum(tensor.numel() for tensor in tensors)
-    clipped = count_of(fraction, total)
+    count = sum(tensor.numel() for tensor in tensors)
+    counted = count if zeros == "keep" else sum(int(torch.count_nonzero(tensor)) for tensor in tensors)
+    clipped = count_of(fraction, counted)
     if clipped == 0:
         return math.inf
-    return selection.kth_largest(tensors, min(clipped + 1, total)) or selection.smallest_nonzero(tensors)
+    return selection.kth_largest(tensors, min(clipped + 1, count)) or selection.smallest_nonzero(tensors)
 
 
 def clip_grad_fraction_(parameters: Tensor | Iterable[Tensor], fraction: float) -> Tensor:
@@ -95,114 +96,10 @@ def clamp_(tensors: Iterable[Tensor], threshold: float) -> None:
             tensor.clamp_(-threshold, threshold)
 
 
-def clipped(factory: Callable[[Any], Any], fraction: float, target: Target = "grad") -> Callable[[Any], Any]:
-    """An optimizer factory whose optimizers clip, as one of the paper's variants.
-
-    Args:
-        factory: ``parameters -> Optimizer``.
-        fraction: the part of all coordinates to clip.
-        target: ``"grad"``: the gradient, before anything else sees it. ``"first_moment"``: only what enters the first
-            moment of Adam or AdamW, while the second sees the gradient as it is (the paper's clipped Adam).
-            ``"update"``: the change of the parameters.
-
-    Returns:
-        A factory of ordinary optimizers with step hooks.
-
-    Raises:
-        UsageError: the target is unknown; at the first step, an optimizer without first moment.
-
-    Example:
-        >>> factory = clipped(lambda parameters: torch.optim.SGD(parameters, lr=1.0), 0.5)
-        >>> w = torch.nn.Parameter(torch.zeros(2)); optimizer = factory([w])
-        >>> w.grad = torch.tensor([5.0, 1.0]); optimizer.step(); w.tolist()
-        [-1.0, -1.0]
-    """
-    if target not in ("grad", "first_moment", "update"):
-        raise UsageError(f"unknown clipping target {target!r}: choose grad, first_moment or update")
-
-    def build(parameters: Any) -> Optimizer:
-        optimizer: Optimizer = factory(parameters)
-        if target == "update":
-            clip = UpdateClip(fraction)
-            optimizer.register_step_pre_hook(clip.before)
-            optimizer.register_step_post_hook(clip.after)
-        else:
-            clip_before = clip_gradients if target == "grad" else clip_first_moments
-            optimizer.register_step_pre_hook(lambda opt, *_: clip_before(opt, fraction))
-        return optimizer
-
-    return build
-
-
-def clip_gradients(optimizer: Optimizer, fraction: float) -> None:
-    """Clips the gradients of an optimizer's parameters in place."""
-    clip_grad_fraction_([parameter for parameter, _ in _with_gradient(optimizer)], fraction)
-
-
-@torch.no_grad()
-def clip_first_moments(optimizer: Optimizer, fraction: float) -> None:
-    """Shifts Adam's first moments so that the coming step adds the clipped gradient to them.
-
-    The step will compute ``m ← β₁m + (1−β₁)g``; adding ``(1−β₁)/β₁ · (clip(g) − g)`` to ``m`` before makes that
-    ``β₁m + (1−β₁)clip(g)``, and leaves the second moment the gradient as it is.
-    """
-    if not isinstance(optimizer, torch.optim.Adam):  # AdamW is one
-        raise UsageError(f"{type(optimizer).__name__} has no first moment that is known here: use target='grad'")
-    pairs = list(_with_gradient(optimizer))
-    threshold = fraction_threshold([p.grad for p, _ in pairs if p.grad is not None], fraction)
-    if not math.isfinite(threshold):
-        return
-    for parameter, group in pairs:
-        state, beta1 = optimizer.state[parameter], group["betas"][0]
-        if not state:
-            _initialise_adam_state(state, parameter, group)
-        gradient = parameter.grad
-        assert gradient is not None
-        beta1 = float(beta1)
-        if beta1 == 0:
-            raise UsageError("clipping the first moment needs beta1 > 0")
-        excess = gradient.clamp(-threshold, threshold).sub_(gradient)
-        # With `maximize` the step sees the negative of the gradient.
-        sign = -1 if group.get("maximize") else 1
-        state["exp_avg"].add_(excess, alpha=sign * (1 - beta1) / beta1)
-
-
-class UpdateClip:
-    """Clips what a step changed: `before` remembers the parameters, `after` clips the difference."""
-
-    def __init__(self, fraction: float) -> None:
-        self.fraction = fraction
-        self._before: list[tuple[Tensor, Tensor]] = []
-
-    @torch.no_grad()
-    def before(self, optimizer: Optimizer, *_: Any) -> None:
-        """Step pre-hook."""
-        self._before = [(parameter, parameter.clone()) for parameter, _ in _with_gradient(optimizer)]
-
-    @torch.no_grad()
-    def after(self, *_: Any) -> None:
-        """Step post-hook."""
-        updates = [parameter - start for parameter, start in self._before]
-        threshold = fraction_threshold(updates, self.fraction)
-        clamp_(updates, threshold)
-        for (parameter, start), update in zip(self._before, updates, strict=True):
-            torch.add(start, update, out=parameter)
-        self._before = []
-
-
-def _with_gradient(optimizer: Optimizer) -> Iterator[tuple[Tensor, dict[str, Any]]]:
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                yield parameter, group
-
-
-def _initialise_adam_state(state: dict[str, Any], parameter: Tensor, group: dict[str, Any]) -> None:
-    """What `torch.optim.Adam` makes at its first step; it would be too late for the shift."""
-    on_device = group.get("capturable") or group.get("fused")
-    state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device if on_device else "cpu")
-    for name in ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group.get("amsgrad") else [])):
-        state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+def check_fraction(fraction: float) -> None:
+    """Raises a `UsageError` where a fraction isn't in [0, 1]."""
+    if not 0 <= fraction <= 1:
+        raise UsageError(f"fraction is {fraction}: it is the part of all coordinates to clip, between 0 and 1")
 
 
 def count_of(fraction: float, total: int) -> int:

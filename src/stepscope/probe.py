@@ -108,6 +108,8 @@ class Probe:
     ) -> None:
         started = time.perf_counter()
         self._optimizer = unwrapped(optimizer)
+        if isinstance(self._optimizer, torch.optim.LBFGS):
+            raise UsageError("LBFGS reevaluates the loss within its step, so its update can't be known in advance")
         self._objective = Objective(model, loss_fn, eval_batches, weight_fn)
         self._weight_fn = weight_fn
         self.eval_batches: list[Any] = self._objective.batches
@@ -220,7 +222,7 @@ class Probe:
     ) -> None:
         self.close()
 
-    def _before_step(self, entered: float) -> None:
+    def _before_step(self, _: Optimizer, entered: float) -> None:
         """A step of the training is about to be made, its gradients on the parameters."""
         if self._off:
             return
@@ -247,7 +249,7 @@ class Probe:
         finally:
             self._schedule.leave()
 
-    def _after_step(self, entered: float) -> None:
+    def _after_step(self, _: Optimizer, entered: float) -> None:
         """The step has been made: was it the one that was measured?"""
         if self._pending:
             try:

@@ -13,6 +13,8 @@ from torch.optim import Optimizer
 
 from stepscope.errors import UsageError
 
+Callback = Callable[[Optimizer, float], None]
+
 
 def unwrapped(optimizer: Any) -> Optimizer:
     """The optimizer that makes the step: the inner one of Accelerate's and Lightning's wrappers, which only call it.
@@ -20,15 +22,13 @@ def unwrapped(optimizer: Any) -> Optimizer:
     An optimizer that holds another and changes its steps (Lookahead, say) is taken as it is.
 
     Raises:
-        UsageError: it is none, or one that reevaluates the loss within its step.
+        UsageError: it is none.
     """
     while not isinstance(optimizer, Optimizer) or _only_calls(optimizer):
         inner = getattr(optimizer, "optimizer", None)
         if inner is None:
             raise UsageError(f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer")
         optimizer = inner
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise UsageError("LBFGS reevaluates the loss within its step, so its update can't be known in advance")
     return optimizer
 
 
@@ -46,23 +46,26 @@ class StepHook:
 
     Args:
         optimizer: any `torch.optim.Optimizer`.
-        before: called when the gradients of the step are on the parameters and it hasn't moved them, with the time
-            (`time.perf_counter`) at which the hook was entered.
-        after: likewise when it has; not if the step raised.
+        before: ``before(optimizer, entered)``, called when the gradients of the step are on the parameters and it
+            hasn't moved them; `entered` is the time (`time.perf_counter`) at which the hook was entered.
+        after: ``after(optimizer, entered)``, called when it has; not if the step raised.
+        every_call: whether `before` is to be called after each call of a closure, for rules that evaluate the loss
+            several times a step (LBFGS).
 
     Example:
         >>> w = torch.nn.Parameter(torch.ones(1)); w.grad = torch.ones(1)
         >>> optimizer = torch.optim.SGD([w], lr=0.5)
-        >>> hook = StepHook(optimizer, lambda _: print("before", w.item()), lambda _: print("after", w.item()))
+        >>> hook = StepHook(optimizer, lambda *_: print("before", w.item()), lambda *_: print("after", w.item()))
         >>> optimizer.step()
         before 1.0
         after 0.5
         >>> hook.remove()
     """
 
-    def __init__(self, optimizer: Optimizer, before: Callable[[float], None], after: Callable[[float], None]) -> None:
+    def __init__(self, optimizer: Optimizer, before: Callback, after: Callback, *, every_call: bool = False) -> None:
         self._before = before
         self._after = after
+        self._every_call = every_call
         pre, post = _untraced(self._pre_hook), _untraced(self._post_hook)
         self._handles = [optimizer.register_step_pre_hook(pre), optimizer.register_step_post_hook(post)]
 
@@ -77,26 +80,26 @@ class StepHook:
         position = 1 if len(args) > 1 else None
         closure = args[1] if position else kwargs.get("closure")
         if closure is None:
-            self._before(entered)
+            self._before(optimizer, entered)
             return None
         called = False
 
-        def first_call_noticed(*inner: Any, **named: Any) -> Any:
+        def noticed(*inner: Any, **named: Any) -> Any:
             nonlocal called
             result = closure(*inner, **named)
-            if not called:
+            if self._every_call or not called:
                 called = True
-                self._before(time.perf_counter())
+                self._before(optimizer, time.perf_counter())
             return result
 
         if position:
-            return (args[0], first_call_noticed, *args[2:]), kwargs
-        return args, {**kwargs, "closure": first_call_noticed}
+            return (args[0], noticed, *args[2:]), kwargs
+        return args, {**kwargs, "closure": noticed}
 
     def _post_hook(self, entered: float, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
         if not _is_nested(optimizer):
-            self._after(entered)
+            self._after(optimizer, entered)
 
 
 def _untraced(hook: Callable[..., Any]) -> Callable[..., Any]:

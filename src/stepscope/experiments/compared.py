@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch.optim import Optimizer
 
-from stepscope.clipping import clipped
+from stepscope.clip_hook import clipped
 from stepscope.directions import Factory
 from stepscope.optimizers import Adafactor, Lion, NormalizedSGD, SignSGD, muon_with_adamw
 

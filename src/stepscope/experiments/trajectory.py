@@ -120,7 +120,8 @@ def run_trajectory(
     task = translation(experiment.task, seed=runs[0][0], source=source)
     context = _context(task)
     if data and data.get("sha256") != context["source"]["sha256"]:
-        raise UsageError(f"the data of {out} have changed since it began ({task.source.title}): give another directory (--out)")
+        changed = f"the data of {out} have changed since it began ({task.source.title})"
+        raise UsageError(f"{changed}: give another directory (--out)")
     with RunDirectory.open(out, configuration, context=context) as run:
         before = len(run.records())
         for number, (seed, name) in enumerate(runs):
