@@ -85,7 +85,7 @@ def test_scale_equivariant_and_free_of_order(seed, percent, power):
 
 
 def test_large_tensors_span_several_chunks():
-    values = distinct(700_001, torch.float32, torch.Generator().manual_seed(0))
+    values = distinct(3_000_001, torch.float32, torch.Generator().manual_seed(0))
     assert fraction_threshold([values], 0.1) == float(values.abs().sort(descending=True).values[len(values) // 10])
 
 
@@ -118,7 +118,8 @@ KINDS = (
 
 @pytest.mark.parametrize("fraction", [1e-6, 0.001, 0.1, 0.3, 0.5, 0.97, 0.999999, 1.0])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_sampled_bracket_equals_the_full_sort(kind, fraction):
+def test_the_sampled_bracket_equals_the_full_sort(kind, fraction, monkeypatch):
+    monkeypatch.setattr(selection, "_SMALL", 1000)
     values = spread(kind, 400_003)
     magnitudes = values.abs().sort(descending=True).values
     for k in (int(fraction * len(values)), min(int(fraction * len(values)) + 1, len(values))):
@@ -126,8 +127,9 @@ def test_the_sampled_bracket_equals_the_full_sort(kind, fraction):
             assert kth_largest(list(values.split(150_000)), k) == float(magnitudes[k - 1])
 
 
-def test_counting_bits_equals_the_bracket():
+def test_counting_bits_equals_the_bracket(monkeypatch):
     """The way where there is no numpy, or the bracket misses."""
+    monkeypatch.setattr(selection, "_SMALL", 1000)
     for kind in KINDS:
         values = spread(kind, 200_001)
         for k in (1, 20_000, 100_000, 200_001):
@@ -137,12 +139,15 @@ def test_counting_bits_equals_the_bracket():
 def test_the_bracket_is_used_and_small(monkeypatch):
     """On ordinary gradients the second way is never needed, and few candidates are looked at."""
     monkeypatch.setattr(selection, "_by_bits", None)
+    monkeypatch.setattr(selection, "_SMALL", 1000)
     for seed in range(20):
         values = torch.randn(300_000, generator=torch.Generator().manual_seed(seed))
         assert kth_largest([values], 30_000) == float(values.abs().sort(descending=True).values[29_999])
 
 
-def test_a_nan_anywhere_in_a_large_tensor():
+@pytest.mark.parametrize("small", [1000, 1 << 21])
+def test_a_nan_anywhere_in_a_large_tensor(small, monkeypatch):
+    monkeypatch.setattr(selection, "_SMALL", small)
     values = torch.randn(300_000)
     values[250_000] = math.nan
     assert math.isnan(kth_largest([values], 5))

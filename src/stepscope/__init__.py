@@ -7,6 +7,7 @@ from stepscope.errors import UsageError
 from stepscope.measurement import Measurement, measure
 from stepscope.objective import Objective
 from stepscope.probe import Probe
+from stepscope.sweep import clip_sweep
 
 __version__ = "0.1.0"
 
@@ -18,6 +19,7 @@ __all__ = [
     "UsageError",
     "clip_grad_fraction_",
     "clip_optimizer",
+    "clip_sweep",
     "measure",
     "next_update",
 ]

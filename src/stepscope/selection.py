@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +21,8 @@ _KEYS: dict[torch.dtype, tuple[torch.dtype, int]] = {
 _RADIX_BITS = 16
 _MOST_SAMPLED, _SAMPLED = 1 << 16, 1 / 16
 _MOST_CANDIDATES = 0.04
+_SMALL = 1 << 21
+"""Up to here, all magnitudes together are a few megabytes, and selecting among them is faster than sampling."""
 
 DTYPES = tuple(_KEYS)
 """The types whose magnitudes can be selected among."""
@@ -98,17 +99,21 @@ def _by_bracket(tensors: Sequence[Tensor], k: int, dtype: torch.dtype) -> float 
         return None
     total = sum(tensor.numel() for tensor in tensors)
     kind = np.float32 if dtype == torch.float32 else np.float64
-    magnitudes = np.empty(CHUNK, kind)
-
-    def pieces() -> Iterator[Any]:
+    if total <= _SMALL:
+        values, start = np.empty(total, kind), 0
         for chunk in chunks(tensors):
-            yield np.abs(chunk.to(dtype).numpy(), out=magnitudes[: chunk.numel()])
-
-    size = min(_MOST_SAMPLED, round(_SAMPLED * total))
-    low, high = _bracket(pieces(), k, total, size) if total > CHUNK else (-1.0, math.inf)
+            np.abs(chunk.to(dtype).numpy(), out=values[start : start + chunk.numel()])
+            start += chunk.numel()
+        if math.isnan(values.max()):
+            return math.nan
+        values.partition(total - k)
+        return float(values[total - k])
+    magnitudes = np.empty(CHUNK, kind)
+    low, high = _bracket(tensors, k, total, min(_MOST_SAMPLED, round(_SAMPLED * total)))
     above_mask, within_mask = np.empty(CHUNK, bool), np.empty(CHUNK, bool)
     above, count, candidates = 0, 0, []
-    for piece in pieces():
+    for chunk in chunks(tensors):
+        piece = np.abs(chunk.to(dtype).numpy(), out=magnitudes[: chunk.numel()])
         over, within = above_mask[: piece.size], within_mask[: piece.size]
         if math.isnan(piece.max()):
             return math.nan
@@ -131,13 +136,16 @@ def _by_bracket(tensors: Sequence[Tensor], k: int, dtype: torch.dtype) -> float 
     return float(np.partition(values, place)[place])
 
 
-def _bracket(pieces: Iterator[Any], k: int, total: int, size: int) -> tuple[float, float]:
+def _bracket(tensors: Sequence[Tensor], k: int, total: int, size: int) -> tuple[float, float]:
     """Magnitudes between which the ``k``-th largest very probably lies, from a random sample."""
     import numpy as np
 
     random = np.random.default_rng(0)
-    drawn = [piece[random.integers(piece.size, size=-(-piece.size * size // total))] for piece in pieces]
-    sample = np.concatenate(drawn)
+    drawn = [
+        chunk.numpy()[random.integers(chunk.numel(), size=-(-chunk.numel() * size // total))]
+        for chunk in chunks(tensors)
+    ]
+    sample = np.abs(np.concatenate(drawn))
     rank = k / total * sample.size
     # Five standard deviations of the rank of a quantile, and a few places more for those at the ends.
     margin = 5 * math.sqrt(rank * (1 - k / total)) + 8

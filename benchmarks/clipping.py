@@ -1,0 +1,134 @@
+"""How fast the threshold of a clip is found, beside the other ways to find it.
+
+    python benchmarks/clipping.py                               (about 6 minutes)
+    python benchmarks/clipping.py --sizes 1000000 10000000      (seconds)
+
+A gradient of N coordinates in 200 tensors of unlike sizes, 10% to be clipped. Each way is timed in turn, several
+rounds, and its median is given as a multiple of one read of the data (the sum of all coordinates). Extra memory is the
+growth of the peak resident memory of a fresh process, as a part of the gradient. Results are stored in
+benchmarks/clipping.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from environment import environment
+from stepscope.clipping import clamp_, fraction_threshold
+
+FRACTION = 0.1
+RESULTS = Path(__file__).with_suffix(".json")
+SLOW = ("concatenate and sort", "concatenate and kthvalue", "concatenate and topk")
+
+
+def gradient(size: int) -> list[Tensor]:
+    """Tensors as a network has them: a few large, many small."""
+    shares = torch.tensor([0.97**i for i in range(200)], dtype=torch.float64)
+    sizes = (shares / shares.sum() * size).long().clamp(min=1).tolist()
+    sizes[0] += size - sum(sizes)
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(n, generator=generator) * (i + 1) ** -0.5 for i, n in enumerate(sizes)]
+
+
+def ways(tensors: list[Tensor]) -> dict[str, Callable[[], Any]]:
+    """What is compared."""
+    size = sum(t.numel() for t in tensors)
+    k = int(FRACTION * size)
+    parameters = [nn.Parameter(torch.zeros_like(t)) for t in tensors]
+    for parameter, tensor in zip(parameters, tensors, strict=True):
+        parameter.grad = tensor
+    adam = torch.optim.Adam(parameters, lr=1e-3, fused=True)
+
+    def concatenated() -> Tensor:
+        return torch.cat([t.abs().reshape(-1) for t in tensors])
+
+    def partition() -> float:
+        magnitudes = concatenated().numpy()
+        magnitudes.partition(size - k - 1)
+        return float(magnitudes[size - k - 1])
+
+    return {
+        "one read": lambda: [t.sum() for t in tensors],
+        "this threshold": lambda: fraction_threshold(tensors, FRACTION),
+        "the clamp after it": lambda: clamp_(tensors, 1e9),
+        "one fused Adam step": adam.step,
+        "concatenate and numpy partition": partition,
+        "concatenate and kthvalue": lambda: concatenated().kthvalue(size - k).values,
+        "concatenate and topk": lambda: concatenated().topk(k + 1).values[-1],
+        "concatenate and sort": lambda: concatenated().sort(descending=True).values[k],
+    }
+
+
+def timed(size: int, rounds: int) -> dict[str, float]:
+    """Median seconds of each way."""
+    found: dict[str, list[float]] = {}
+    compared = ways(gradient(size))
+    for number in range(rounds + 1):
+        for name, way in compared.items():
+            if name in SLOW and number > 1 + rounds // 4:
+                continue  # these take minutes
+            started = time.perf_counter()
+            way()
+            if number:  # the first round warms up
+                found.setdefault(name, []).append(time.perf_counter() - started)
+    return {name: statistics.median(seconds) for name, seconds in found.items()}
+
+
+def extra_memory(size: int) -> float:
+    """Growth of the peak resident memory as a part of the gradient, in a process of its own."""
+    code = f"""
+import resource, torch
+from stepscope.clipping import fraction_threshold
+torch.set_num_threads(1)
+fraction_threshold([torch.randn(200_000)], 0.1)
+gradient = torch.empty({size}).normal_()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+fraction_threshold([gradient], 0.1)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / gradient.nbytes)
+"""
+    return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+
+
+def main() -> None:
+    """Times, prints and stores."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10**6, 10**7, 6 * 10**7, 3 * 10**8])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    results: dict[str, Any] = {"environment": environment(), "fraction": FRACTION, "sizes": {}}
+    for size in arguments.sizes:
+        seconds = timed(size, arguments.rounds)
+        reads = {name: value / seconds["one read"] for name, value in seconds.items()}
+        ours = seconds["this threshold"]
+        found = {
+            "reads": reads,
+            "times faster than concatenate and sort": seconds["concatenate and sort"] / ours,
+            "fused Adam steps": (ours + seconds["the clamp after it"]) / seconds["one fused Adam step"],
+            "extra memory": extra_memory(size),
+        }
+        results["sizes"][f"{size:g}"] = found
+        print(f"\n{size:,} coordinates")
+        for name, value in sorted(reads.items(), key=lambda item: item[1]):
+            print(f"  {name:34} {value:9.1f} reads")
+        faster = found["times faster than concatenate and sort"]
+        print(f"  {faster:.0f} times faster than concatenate and sort;", end=" ")
+        print(f"threshold and clamp cost {found['fused Adam steps']:.2f} fused Adam steps;", end=" ")
+        print(f"extra memory {found['extra memory']:.1%}", flush=True)
+        RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
