@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from stepscope import UsageError, selection
+from stepscope import UsageError, clipping, selection
 from stepscope.clip_hook import clipped
 from stepscope.clipping import clip_grad_fraction_, fraction_threshold
 from stepscope.selection import kth_largest
@@ -89,6 +89,23 @@ def test_large_tensors_span_several_chunks():
     assert fraction_threshold([values], 0.1) == float(values.abs().sort(descending=True).values[len(values) // 10])
 
 
+INF, NAN = math.inf, math.nan
+EDGES = {
+    "p = 0": ([1.0, -2.0], 0.0, INF, [1.0, -2.0]),
+    "less than one coordinate": ([1.0, -2.0], 0.4, INF, [1.0, -2.0]),
+    "all zero": ([0.0, 0.0, 0.0], 0.5, INF, [0.0, 0.0, 0.0]),
+    "negative zero": ([-0.0, 0.0, 2.0, 1.0], 0.25, 1.0, [-0.0, 0.0, 1.0, 1.0]),
+    "mostly zero": ([0.0, 0.0, 0.0, 5.0, -2.0], 0.5, 2.0, [0.0, 0.0, 0.0, 2.0, -2.0]),
+    "one non-zero": ([0.0, 0.0, 5.0, 0.0], 0.5, 5.0, [0.0, 0.0, 5.0, 0.0]),
+    "nan": ([1.0, NAN, 5.0, 2.0], 0.5, NAN, [1.0, NAN, 5.0, 2.0]),
+    "infinities within the fraction": ([INF, -1.0, 3.0, -INF], 0.5, 3.0, [3.0, -1.0, 3.0, -3.0]),
+    "more infinities than the fraction": ([INF, 1.0, INF, -INF], 0.5, INF, [INF, 1.0, INF, -INF]),
+    "opposite infinities": ([INF, -INF, 1.0, 2.0], 0.5, 2.0, [2.0, -2.0, 1.0, 2.0]),
+    "ties": ([2.0, -2.0, 2.0, 1.0], 0.25, 2.0, [2.0, -2.0, 2.0, 1.0]),
+    "denormal": ([1e-45, 1e-40, 3.0], 0.34, 9.99994610111476e-41, [1e-45, 1e-40, 1e-40]),
+}
+
+
 def spread(kind, count):
     """Vectors that a sample could mislead."""
     generator = torch.Generator().manual_seed(3)
@@ -160,6 +177,42 @@ def test_without_numpy(monkeypatch):
     assert kth_largest([values], 11) == 90.0
 
 
+@pytest.mark.parametrize("zeros", ["keep", "ignore"])
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_waiting_it_is_the_same(kind, dtype, zeros):
+    """What a GPU does, on the CPU."""
+    values = spread(kind, 30_001).clamp(-6e4, 6e4).to(dtype)
+    tensors = list(values.split(11_000))
+    for fraction in (0.0, 1e-6, 0.1, 0.5, 0.97, 1.0):
+        host = fraction_threshold(tensors, fraction, zeros=zeros)
+        device = clipping._threshold_without_waiting(tensors, fraction, zeros)
+        assert float(device) == host, fraction
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_without_waiting_edge_cases_are_the_same(name):
+    values, fraction, threshold, expected = EDGES[name]
+    tensor = torch.tensor(values)
+    found = clipping._threshold_without_waiting([tensor], fraction, "keep")
+    assert float(found) == threshold or (math.isnan(found) and math.isnan(threshold))
+    bound = torch.where(found.isfinite(), found, math.inf).float()
+    torch.testing.assert_close(tensor.clamp(-bound, bound), torch.tensor(expected), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("zeros", ["keep", "ignore"])
+def test_nothing_is_read_back(zeros):
+    """Fake tensors have no values: whatever would wait for a GPU to read one, raises."""
+    from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+    with FakeTensorMode():
+        tensors = [torch.empty(100), torch.empty(3, 7)]
+        threshold = clipping._threshold_without_waiting(tensors, 0.1, zeros)
+        assert (threshold.shape, threshold.dtype) == ((), torch.float64)
+        with pytest.raises(DataDependentOutputException):
+            fraction_threshold(tensors, 0.1, zeros="ignore")
+
+
 def test_transposed_and_strided_tensors_are_read_as_they_lie():
     base = torch.randn(600, 700)
     for view in (base.T, base[:, ::2], base.view(60, 10, 700).permute(2, 0, 1), base.expand(2, 600, 700)):
@@ -177,23 +230,6 @@ def test_one_is_the_sign_of_the_gradient():
     (after,), threshold = clip([torch.tensor([3.0, -0.5, 0.0, 7.0])], 1)
     assert threshold == 0.5
     assert after.tolist() == [0.5, -0.5, 0.0, 0.5]
-
-
-INF, NAN = math.inf, math.nan
-EDGES = {
-    "p = 0": ([1.0, -2.0], 0.0, INF, [1.0, -2.0]),
-    "less than one coordinate": ([1.0, -2.0], 0.4, INF, [1.0, -2.0]),
-    "all zero": ([0.0, 0.0, 0.0], 0.5, INF, [0.0, 0.0, 0.0]),
-    "negative zero": ([-0.0, 0.0, 2.0, 1.0], 0.25, 1.0, [-0.0, 0.0, 1.0, 1.0]),
-    "mostly zero": ([0.0, 0.0, 0.0, 5.0, -2.0], 0.5, 2.0, [0.0, 0.0, 0.0, 2.0, -2.0]),
-    "one non-zero": ([0.0, 0.0, 5.0, 0.0], 0.5, 5.0, [0.0, 0.0, 5.0, 0.0]),
-    "nan": ([1.0, NAN, 5.0, 2.0], 0.5, NAN, [1.0, NAN, 5.0, 2.0]),
-    "infinities within the fraction": ([INF, -1.0, 3.0, -INF], 0.5, 3.0, [3.0, -1.0, 3.0, -3.0]),
-    "more infinities than the fraction": ([INF, 1.0, INF, -INF], 0.5, INF, [INF, 1.0, INF, -INF]),
-    "opposite infinities": ([INF, -INF, 1.0, 2.0], 0.5, 2.0, [2.0, -2.0, 1.0, 2.0]),
-    "ties": ([2.0, -2.0, 2.0, 1.0], 0.25, 2.0, [2.0, -2.0, 2.0, 1.0]),
-    "denormal": ([1e-45, 1e-40, 3.0], 0.34, 9.99994610111476e-41, [1e-45, 1e-40, 1e-40]),
-}
 
 
 @pytest.mark.parametrize("name", EDGES)

@@ -5,7 +5,7 @@ import torch
 
 import stepscope
 from cases import FAMILIES, case, dense, flat
-from stepscope import Probe
+from stepscope import Probe, clip_optimizer
 from traces import outcome, same
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
@@ -65,3 +65,29 @@ def _moved(batch):
     if isinstance(batch, dict):
         return {key: _moved(value) for key, value in batch.items()}
     return type(batch)(_moved(value) for value in batch)
+
+
+@pytest.mark.parametrize("target", ["grad", "first_moment", "update"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_clipping_waits_for_nothing(target, fused):
+    """And gives what the CPU gives."""
+    found = []
+    for device in ("cpu", "cuda"):
+        generator = torch.Generator().manual_seed(0)
+        weights = [torch.nn.Parameter(torch.randn(s, generator=generator).to(device)) for s in ((300, 70), (90,))]
+        optimizer = torch.optim.Adam(weights, lr=0.1, fused=fused, capturable=device == "cuda" and not fused)
+        handle = clip_optimizer(optimizer, 0.3, target=target)
+        for _ in range(4):
+            for p in weights:
+                p.grad = torch.randn(p.shape, generator=generator).pow(3).to(device)
+            if device == "cuda":
+                torch.cuda.set_sync_debug_mode("error")
+            try:
+                optimizer.step()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        found.append((torch.cat([p.detach().cpu().reshape(-1) for p in weights]), handle.stats()))
+    (cpu, cpu_stats), (cuda, cuda_stats) = found
+    torch.testing.assert_close(cuda, cpu, rtol=1e-4, atol=1e-5)
+    assert cuda_stats.steps == cpu_stats.steps == 4
+    assert cuda_stats.thresholds == pytest.approx(cpu_stats.thresholds, rel=1e-3)

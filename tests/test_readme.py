@@ -1,5 +1,6 @@
 """The README's code runs as it stands there, and the links of the pages lead somewhere."""
 
+import json
 import re
 from pathlib import Path
 
@@ -48,3 +49,18 @@ def test_links_lead_somewhere(page):
     assert all(((ROOT / page).parent / link).exists() for link in links), links
     named = re.findall(r"`((?:examples|benchmarks|docs|tests)/[\w./]+\.\w+)`", text)
     assert all((ROOT / name).exists() for name in named), named
+
+
+def test_the_figures_are_those_that_were_stored(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import tables
+
+    page = (ROOT / "docs" / "cost.md").read_text()
+    assert tables.filled(page) == page
+    assert page.count("<!-- end -->") == 2
+    assert "| smoke | " in page
+    assert "sort (the paper's way)" in page
+    for found in json.loads((ROOT / "benchmarks" / "overhead.json").read_text()).values():
+        assert found["overhead"] <= found["max_overhead"]
+        assert found["same_last_loss"]
+        assert found["measured_at"]

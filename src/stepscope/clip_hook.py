@@ -6,7 +6,6 @@ steps work on as before.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from stepscope.clipping import Zeros, check_fraction, clamp_, fraction_threshold
+from stepscope.clipping import Zeros, check_fraction, clamp_, threshold_tensor
 from stepscope.errors import UsageError
 from stepscope.steps import StepHook, unwrapped
 
@@ -61,7 +60,8 @@ class ClipHandle:
         self.fraction = fraction
         self.last_threshold: Tensor | None = None
         self._scope, self._target, self._zeros, self._error = scope, target, zeros, error
-        self._steps = self._without_gradient = self._nonfinite = 0
+        # Steps clipped, steps without gradient, steps with a NaN: on an accelerator as tensors, so as not to wait.
+        self._counts: list[int | Tensor] = [0, 0, 0]
         # By optimizer: hooks are shared with forks of it, whose steps fall into those of others.
         self._starts: WeakKeyDictionary[Optimizer, list[Tensor]] = WeakKeyDictionary()
         self._corrections: WeakKeyDictionary[Optimizer, list[tuple[Tensor, Tensor]]] = WeakKeyDictionary()
@@ -74,7 +74,8 @@ class ClipHandle:
     def stats(self) -> ClipStats:
         """What it has done so far."""
         last = () if self.last_threshold is None else tuple(self.last_threshold.reshape(-1).tolist())
-        return ClipStats(self._steps, self._without_gradient, self._nonfinite, last)
+        steps, without_gradient, nonfinite = map(int, self._counts)
+        return ClipStats(steps, without_gradient, nonfinite, last)
 
     @torch.no_grad()
     def _before(self, optimizer: Optimizer, entered: float) -> None:
@@ -83,8 +84,9 @@ class ClipHandle:
         gradients = [[_gradient(parameter) for parameter, _ in part] for part in parts]
         if self._error and not all(bool(g.isfinite().all()) for part in gradients for g in part):
             raise RuntimeError("a gradient has infinite or NaN values: nothing was clipped (error_if_nonfinite)")
-        if not any(bool(g.any()) for part in gradients for g in part):
-            self._without_gradient += 1
+        all_of_them = [g for part in gradients for g in part]
+        if not all_of_them or (all_of_them[0].is_cpu and not any(bool(g.any()) for g in all_of_them)):
+            self._counts[1] = self._counts[1] + 1
             return
         if self._target == "update":
             self._starts[optimizer] = [parameter.detach().clone() for part in parts for parameter, _ in part]
@@ -96,10 +98,9 @@ class ClipHandle:
         else:
             self._corrections[optimizer] = []
             for pairs, threshold in zip(parts, thresholds, strict=True):
-                if math.isfinite(threshold):
-                    for parameter, group in pairs:
-                        self._corrections[optimizer] += _shift_first_moment(optimizer, parameter, group, threshold)
-        self._note(thresholds)
+                for parameter, group in pairs:
+                    self._corrections[optimizer] += _shift_first_moment(optimizer, parameter, group, threshold)
+        self._note(thresholds, all_of_them)
 
     @torch.no_grad()
     def _after(self, optimizer: Optimizer, entered: float) -> None:
@@ -115,20 +116,28 @@ class ClipHandle:
             befores = [next(start_of) for _ in pairs]
             changes = [parameter - before for (parameter, _), before in zip(pairs, befores, strict=True)]
             thresholds.append(self._threshold(changes))
-            if math.isfinite(thresholds[-1]):
-                clamp_(changes, thresholds[-1])
-                for (parameter, _), before, change in zip(pairs, befores, changes, strict=True):
-                    torch.add(before, change, out=parameter)
-        self._note(thresholds)
+            clamp_(changes, thresholds[-1])
+            for (parameter, _), before, change in zip(pairs, befores, changes, strict=True):
+                # Where nothing is clipped the sum may round to another number than the step's.
+                moved = torch.where(thresholds[-1].isfinite().to(parameter.device), before + change, parameter)
+                parameter.copy_(moved)
+        self._note(thresholds, [parameter for pairs in parts for parameter, _ in pairs])
 
-    def _threshold(self, tensors: Sequence[Tensor]) -> float:
-        return fraction_threshold(tensors, self.fraction, zeros=self._zeros)
+    def _threshold(self, tensors: Sequence[Tensor]) -> Tensor:
+        return threshold_tensor(tensors, self.fraction, zeros=self._zeros)
 
-    def _note(self, thresholds: list[float]) -> None:
-        self._steps += 1
-        self._nonfinite += any(math.isnan(threshold) for threshold in thresholds)
-        found = torch.tensor(thresholds, dtype=torch.float64)
+    def _note(self, thresholds: list[Tensor], clipped: list[Tensor]) -> None:
+        found = torch.stack([threshold.to(thresholds[0].device) for threshold in thresholds])
         self.last_threshold = found[0] if self._scope == "global" else found
+        nonfinite = found.isnan().any()
+        if clipped[0].is_cpu:
+            self._counts[0] = self._counts[0] + 1
+            self._counts[2] = self._counts[2] + int(nonfinite)
+        else:
+            zero = torch.stack([~tensor.any() for tensor in clipped]).all().long()
+            self._counts[0] = self._counts[0] + (1 - zero)
+            self._counts[1] = self._counts[1] + zero
+            self._counts[2] = self._counts[2] + nonfinite.long()
 
 
 def clip_optimizer(
@@ -257,7 +266,7 @@ def _check_first_moment(optimizer: Optimizer) -> None:
 
 
 def _shift_first_moment(
-    optimizer: Optimizer, parameter: Tensor, group: dict[str, Any], threshold: float
+    optimizer: Optimizer, parameter: Tensor, group: dict[str, Any], threshold: Tensor
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Shifts a first moment so that the coming step adds the clipped gradient to it.
 
@@ -278,7 +287,9 @@ def _shift_first_moment(
     state = optimizer.state[parameter]
     if not state:
         _initialise(optimizer, state, parameter, group)
-    excess = gradient.clamp(-threshold, threshold).sub_(gradient)
+    excess = gradient.clone()
+    clamp_([excess], threshold)
+    excess.sub_(gradient)
     excess.nan_to_num_(0.0, 0.0, 0.0)  # an infinite coordinate stays what the optimizer makes of it
     scale, found_inf = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
     if isinstance(scale, Tensor):  # a fused optimizer unscales the gradient itself, and skips the step if it must

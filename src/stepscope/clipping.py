@@ -46,18 +46,50 @@ def fraction_threshold(tensors: Sequence[Tensor], fraction: float, *, zeros: Zer
         >>> fraction_threshold([torch.tensor([3.0, -1.0]), torch.tensor([-4.0, 2.0])], 0.5)
         2.0
     """
-    check_fraction(fraction)
-    for tensor in tensors:
-        if tensor.dtype not in selection.DTYPES or tensor.layout != torch.strided:
-            kind = tensor.dtype if tensor.layout == torch.strided else tensor.layout
-            raise UsageError(f"cannot clip a tensor of {kind}: only dense ones of real floating-point type")
-    tensors = [tensor.detach() for tensor in tensors if tensor.numel() > 0]
+    tensors = _checked(tensors, fraction)
     count = sum(tensor.numel() for tensor in tensors)
     counted = count if zeros == "keep" else sum(int(torch.count_nonzero(tensor)) for tensor in tensors)
     clipped = count_of(fraction, counted)
     if clipped == 0:
         return math.inf
     return selection.kth_largest(tensors, min(clipped + 1, count)) or selection.smallest_nonzero(tensors)
+
+
+@torch.no_grad()
+def threshold_tensor(tensors: Sequence[Tensor], fraction: float, *, zeros: Zeros = "keep") -> Tensor:
+    """`fraction_threshold` as a scalar tensor in double precision, on the tensors' device.
+
+    On a GPU it is found without waiting for it.
+
+    Args:
+        tensors: see `fraction_threshold`; on one device, else they are waited for.
+        fraction: see there.
+        zeros: see there.
+
+    Raises:
+        UsageError: see there.
+    """
+    devices = {tensor.device for tensor in tensors}
+    if len(devices) != 1 or devices.pop().type not in ("cuda", "xpu"):  # others know no double precision, or no rush
+        return torch.tensor(fraction_threshold(tensors, fraction, zeros=zeros), dtype=torch.float64)
+    return _threshold_without_waiting(_checked(tensors, fraction), fraction, zeros)
+
+
+def _threshold_without_waiting(tensors: Sequence[Tensor], fraction: float, zeros: Zeros) -> Tensor:
+    count = sum(tensor.numel() for tensor in tensors)
+    if not count or not count_of(fraction, count):
+        return torch.full((), math.inf, dtype=torch.float64, device=tensors[0].device if tensors else None)
+    if zeros == "keep":
+        clipped = torch.full((), count_of(fraction, count), dtype=torch.int64, device=tensors[0].device)
+    else:
+        nonzero = torch.stack([torch.count_nonzero(tensor) for tensor in tensors]).sum()
+        # The product may lie a rounding below the whole number that is meant.
+        clipped = torch.floor(fraction * nonzero.double() + 1e-9 * fraction).long()
+    found = selection.kth_largest_without_waiting(tensors, (clipped + 1).clamp(max=count)).double()
+    found = torch.where(found == 0, selection.smallest_nonzero_without_waiting(tensors), found)
+    found = torch.where(clipped == 0, math.inf, found)
+    has_nan = torch.stack([tensor.isnan().any() for tensor in tensors]).any()
+    return torch.where(has_nan, math.nan, found)
 
 
 def clip_grad_fraction_(parameters: Tensor | Iterable[Tensor], fraction: float) -> Tensor:
@@ -83,17 +115,32 @@ def clip_grad_fraction_(parameters: Tensor | Iterable[Tensor], fraction: float) 
     if isinstance(parameters, Tensor):
         parameters = [parameters]
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    threshold = fraction_threshold(gradients, fraction)
+    threshold = threshold_tensor(gradients, fraction)
     clamp_(gradients, threshold)
-    return torch.tensor(threshold, dtype=torch.float64)
+    return threshold
 
 
 @torch.no_grad()
-def clamp_(tensors: Iterable[Tensor], threshold: float) -> None:
+def clamp_(tensors: Iterable[Tensor], threshold: float | Tensor) -> None:
     """Clamps magnitudes to `threshold` in place; NaN or infinite thresholds change nothing."""
-    if math.isfinite(threshold):
+    if isinstance(threshold, Tensor) and threshold.device.type != "cpu":
+        bound = torch.where(threshold.isfinite(), threshold, math.inf)
         for tensor in tensors:
-            tensor.clamp_(-threshold, threshold)
+            tensor.clamp_(-bound.to(tensor.dtype), bound.to(tensor.dtype))
+        return
+    value = float(threshold)  # a number costs one read of the data, a tensor several
+    if math.isfinite(value):
+        for tensor in tensors:
+            tensor.clamp_(-value, value)
+
+
+def _checked(tensors: Sequence[Tensor], fraction: float) -> list[Tensor]:
+    check_fraction(fraction)
+    for tensor in tensors:
+        if tensor.dtype not in selection.DTYPES or tensor.layout != torch.strided:
+            kind = tensor.dtype if tensor.layout == torch.strided else tensor.layout
+            raise UsageError(f"cannot clip a tensor of {kind}: only dense ones of real floating-point type")
+    return [tensor.detach() for tensor in tensors if tensor.numel() > 0]
 
 
 def check_fraction(fraction: float) -> None:

@@ -21,6 +21,7 @@ _KEYS: dict[torch.dtype, tuple[torch.dtype, int]] = {
 _RADIX_BITS = 16
 _MOST_SAMPLED, _SAMPLED = 1 << 16, 1 / 16
 _MOST_CANDIDATES = 0.04
+_DEVICE_CHUNK = 1 << 23  # counts in float32 are exact up to twice as many
 _SMALL = 1 << 21
 """Up to here, all magnitudes together are a few megabytes, and selecting among them is faster than sampling."""
 
@@ -56,20 +57,57 @@ def kth_largest(tensors: Sequence[Tensor], k: int) -> float:
     return _by_bits(tensors, k, dtype)
 
 
+def kth_largest_without_waiting(tensors: Sequence[Tensor], k: int | Tensor) -> Tensor:
+    """The same as a scalar tensor, by counting bits on the tensors' own device, which is never waited for.
+
+    Args:
+        tensors: floating-point tensors without NaN on one device.
+        k: the rank, a number or a scalar tensor.
+    """
+    dtype = _common_dtype(tensors)
+    if dtype in (torch.float16, torch.bfloat16):
+        dtype = torch.float32  # whose magnitudes order likewise
+    integer, bits = _KEYS[dtype]
+    device = tensors[0].device
+    rank = torch.as_tensor(k, dtype=torch.int64, device=device).reshape(1)
+    prefix = torch.zeros(1, dtype=integer, device=device)
+    for width in (11, *[10] * ((bits - 11) // 10), (bits - 11) % 10):
+        if not width:
+            break
+        bits -= width
+        counts = torch.zeros(1 << width, dtype=torch.int64, device=device)
+        for chunk in chunks(tensors, _DEVICE_CHUNK):
+            keys = chunk.to(dtype).abs().view(integer) >> bits
+            digits = torch.where((keys >> width) == prefix, keys & ((1 << width) - 1), -1)
+            # Digits are small whole numbers, so each falls into its own bin; -1 into none.
+            counts += torch.histc(digits.float(), 1 << width, 0, 1 << width).long()
+        from_largest = counts.flip(0).cumsum(0)
+        place = torch.searchsorted(from_largest, rank)
+        before = from_largest.index_select(0, (place - 1).clamp_(min=0))
+        rank = rank - torch.where(place > 0, before, 0)
+        prefix = (prefix << width) | ((1 << width) - 1 - place).to(integer)
+    return prefix.view(dtype).reshape(())
+
+
 def smallest_nonzero(tensors: Sequence[Tensor]) -> float:
     """The smallest magnitude that isn't zero; infinite if there is none."""
-    found = [torch.where(chunk == 0, torch.inf, chunk.abs()).amin().double().cpu() for chunk in chunks(tensors)]
-    return float(torch.stack(found).amin())
+    return float(smallest_nonzero_without_waiting(tensors))
 
 
-def chunks(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
-    """All coordinates in flat pieces of at most `CHUNK`: small tensors of one kind together, large ones cut."""
+def smallest_nonzero_without_waiting(tensors: Sequence[Tensor], most: int = CHUNK) -> Tensor:
+    """The same as a scalar tensor in double precision."""
+    found = [torch.where(chunk == 0, torch.inf, chunk.abs()).amin().double() for chunk in chunks(tensors, most)]
+    return torch.stack(found).amin()
+
+
+def chunks(tensors: Sequence[Tensor], most: int = CHUNK) -> Iterator[Tensor]:
+    """All coordinates in flat pieces of at most `most`: small tensors of one kind together, large ones cut."""
     waiting: list[Tensor] = []
     size = 0
     for tensor in tensors:
-        for piece in torch.split(_flat(tensor), CHUNK):
+        for piece in torch.split(_flat(tensor), most):
             other = bool(waiting) and (piece.dtype, piece.device) != (waiting[0].dtype, waiting[0].device)
-            if waiting and (other or size + piece.numel() > CHUNK):
+            if waiting and (other or size + piece.numel() > most):
                 yield torch.cat(waiting) if len(waiting) > 1 else waiting[0]
                 waiting, size = [], 0
             waiting.append(piece)
