@@ -205,3 +205,18 @@ def test_vega_lite_is_the_one_that_altair_writes_for():
 
     assert vega_lite_version() is not None
     assert altair.SCHEMA_VERSION.startswith(f"v{vega_lite_version()}.")
+
+
+def test_where_the_learning_rate_lands():
+    """Points of the training's own updates, their moving average, and the best step at 1."""
+    records = [
+        record("AdamW", step, direction, overshoot=ratio, overshoot_smoothed=smoothed, lr_step=2.0, best_step=1.0)
+        for step, ratio, smoothed in ((10, 2.0, 2.0), (20, 0.5, 1.3), (30, None, 1.3))
+        for direction in ("own AdamW", "own AdamW clip 50%", "sgd")
+    ]
+    best, lines, points = (rows for rows, _ in layers(charts.overshoot_over_steps(records, "AdamW")))
+    assert best == [{"overshoot": 1}]
+    assert [(row["step"], row["overshoot_smoothed"]) for row in lines] == [(10, 2.0), (20, 1.3)]
+    assert [(row["step"], row["overshoot"]) for row in points] == [(10, 2.0), (20, 0.5)]
+    with pytest.raises(UsageError, match="no learning rate was compared"):
+        charts.overshoot_over_steps(synthetic_records(), "sgd")

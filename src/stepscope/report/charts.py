@@ -15,7 +15,7 @@ from typing import Any
 
 from stepscope.errors import UsageError, require
 from stepscope.records import Record, number, write_atomically
-from stepscope.report.comparison import baseline_scale, directions_of, family
+from stepscope.report.comparison import baseline_scale, directions_of, family, is_own
 from stepscope.report.curves import curve_of, fields_of, folded, landscape_axes, minimum_of, model_before
 from stepscope.report.drawing import (
     Style,
@@ -38,6 +38,7 @@ __all__ = [
     "directions_of",
     "family",
     "landscapes",
+    "overshoot_over_steps",
     "save",
     "sharpness_over_steps",
     "styles",
@@ -185,6 +186,65 @@ def sharpness_over_steps(records: Sequence[Record], trajectory: str) -> Any:
     layers = [zero, lines, marks] if any_negative else [lines, marks]
     name = f"Directional sharpness during training: {trajectory} trajectory"
     return finish(alt.layer(*layers), name, note if any_negative else "")
+
+
+def overshoot_over_steps(records: Sequence[Record], trajectory: str) -> Any:
+    """Where the learning rate lands: the step of the optimizer that trains beside the best step, on a logarithmic axis.
+
+    Above the line at 1 it goes past the minimum along its direction, below it falls short. The line through the points
+    is their moving average.
+
+    Args:
+        records: all records of a run.
+        trajectory: the optimizer that moved the weights.
+
+    Returns:
+        An `altair.LayerChart`.
+
+    Raises:
+        UsageError: no overshoot of the training optimizer was measured there, as in runs without a probe.
+        MissingExtraError: altair is not installed.
+    """
+    alt = require("altair", "report")
+    names = ("overshoot", "overshoot_smoothed", "lr_step", "best_step")
+    points = [
+        fields_of(record, names, "step", "seed")
+        for record in _at(records, trajectory)
+        if is_own(record) and number(record, "overshoot") is not None and number(record, "step") is not None
+    ]
+    if not points:
+        raise UsageError(f"no learning rate was compared with the best step on trajectory {trajectory!r}")
+    x = alt.X("step:Q", title="training step", scale=alt.Scale(zero=False, nice=False, padding=14))
+    y = alt.Y("overshoot:Q", title="its step / the best step", scale=alt.Scale(type="log"))
+    look = line_look(alt, records)
+    pick = pick_directions(alt)
+    opacity = alt.when(pick).then(alt.value(0.95)).otherwise(alt.value(0.08))
+    lines = (
+        alt.Chart(alt.InlineData(values=points))
+        .mark_line(strokeWidth=1.8)
+        .encode(x, alt.Y("overshoot_smoothed:Q"), look["color"], look["strokeDash"], opacity=opacity)
+        .add_params(pick)
+    )
+    marks = (
+        alt.Chart(alt.InlineData(values=dressed(points, records)))
+        .mark_point(size=60, strokeWidth=1.8, filled=True)
+        .encode(
+            x,
+            y,
+            color=alt.Color("colour:N", scale=None),
+            shape=alt.Shape("shape:N", scale=None),
+            opacity=opacity,
+            tooltip=[
+                alt.Tooltip("direction:N"),
+                *tooltips(alt, step="step", overshoot="its step / the best step", overshoot_smoothed="smoothed"),
+                *tooltips(alt, lr_step="its step", best_step="best step"),
+            ],
+        )
+    )
+    best = alt.Chart(alt.InlineData(values=[{"overshoot": 1}])).mark_rule(color="#888", opacity=0.8).encode(y)
+    name = f"Where the learning rate lands: {trajectory} trajectory"
+    note = "Above 1 the step goes past the minimum along its direction, below it falls short. The line is smoothed."
+    return finish(alt.layer(best, lines, marks), name, note)
 
 
 def decrease_against_sharpness(records: Sequence[Record], trajectory: str) -> Any:

@@ -47,6 +47,17 @@ def points_of(records: Iterable[Record]) -> dict[Point, dict[str, Record]]:
     return points
 
 
+def is_own(record: Record) -> bool:
+    """Whether a record is of the update that the training optimizer itself was about to make, as a probe measures it.
+
+    Example:
+        >>> [is_own({"direction": name}) for name in ("own AdamW", "own AdamW clip 50%", "sgd")]
+        [True, False, False]
+    """
+    direction = str(record.get("direction"))
+    return direction.startswith("own ") and family(direction) == direction
+
+
 def baseline_scale(records: Iterable[Record]) -> tuple[float | None, str]:
     """What sharpnesses are divided by: |SGD's|, or SGD's robust value where its sharpness is negative.
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from stepscope.errors import MissingExtraError, UsageError, require
 from stepscope.records import Record, read_run, write_atomically
-from stepscope.report.charts import decrease_against_sharpness, landscapes, sharpness_over_steps
+from stepscope.report.charts import decrease_against_sharpness, landscapes, overshoot_over_steps, sharpness_over_steps
 from stepscope.report.comparison import Row, directions_of, sharpness_table, trajectories_of
 from stepscope.report.drawing import Style, script_json, styles, vega_script
 from stepscope.report.summary import summary_sentence
@@ -165,7 +165,8 @@ def _section(
         for step in steps
         for name in drawn(f"{place}-step-{step}", functools.partial(landscapes, records, trajectory, step))
     ]
-    whole = drawn(f"{place}-sharpness", lambda: sharpness_over_steps(records, trajectory))
+    whole = drawn(f"{place}-overshoot", lambda: overshoot_over_steps(records, trajectory))
+    whole += drawn(f"{place}-sharpness", lambda: sharpness_over_steps(records, trajectory))
     whole += drawn(f"{place}-decrease", lambda: decrease_against_sharpness(records, trajectory))
     return {
         "name": trajectory,

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from stepscope.records import Record, number
-from stepscope.report.comparison import BASELINE, Point, family, points_of
+from stepscope.report.comparison import BASELINE, Point, family, is_own, points_of
 from stepscope.report.terminal import printable
 
 
@@ -18,13 +18,15 @@ def summary_sentence(records: Sequence[Record]) -> str:
 
     Returns:
         At how many points SGD's sharpness is the largest among unclipped directions, by what median factor Adam's
-        is lower, and which direction had the best local decrease most often; as far as these were measured.
+        is lower, and which direction had the best local decrease most often; of a probe's run first where the
+        learning rate lands. All as far as they were measured.
     """
     points = points_of(records)
     if not points:
         return "Nothing has been measured yet."
     seeds = {point[2] for point in points}
-    clauses = [_sharpest_clause(points, len(seeds)), _adam_clause(points), _decrease_clause(points)]
+    sharpest, adam, decrease = _sharpest_clause(points, len(seeds)), _adam_clause(points), _decrease_clause(points)
+    clauses = [_landing_clause(records), sharpest, adam, decrease]
     said = [clause for clause in clauses if clause]
     joined = said[0] if len(said) == 1 else ", ".join(said[:-1]) + f", and {said[-1]}"
     return ("With one seed, " if len(seeds) == 1 else f"Over {len(seeds)} seeds, ") + joined + "."
@@ -59,6 +61,17 @@ def _sharpest_clause(points: dict[Point, dict[str, Record]], seeds: int) -> str:
     if compared == 1:
         return f"SGD {'had' if largest else 'did not have'} {largest_of} at the only measured point{where} {what}"
     return f"SGD had {largest_of} {_share(largest, compared)} measured points{where} {what}"
+
+
+def _landing_clause(records: Sequence[Record]) -> str:
+    """Of the newest measurement with a minimum; there is one training in a probe's records."""
+    landed = [r for r in records if is_own(r) and number(r, "overshoot_smoothed") is not None]
+    if not landed:
+        return ""
+    newest = max(landed, key=lambda record: number(record, "step") or 0)
+    ratio = number(newest, "overshoot_smoothed")
+    where = f"(smoothed, at step {newest['step']})"
+    return f"the training's own steps were {ratio:.2g} times as long as the best ones {where}"
 
 
 def _adam_clause(points: dict[Point, dict[str, Record]]) -> str:
