@@ -1,6 +1,6 @@
 """What the probe adds to a training: the translation task with it and without it, step by step in turn.
 
-    python benchmarks/overhead.py --scale smoke --steps 12000   (about 8 minutes on two cores)
+    python benchmarks/overhead.py --scale smoke --limits 0.05   (minutes on two cores)
     python benchmarks/overhead.py --scale cpu --steps 5500      (about 45 minutes)
 
 The same model is trained twice on the same batches, in one process of one thread: a step without a probe, one with
