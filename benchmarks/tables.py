@@ -48,7 +48,6 @@ def clipping(stored: dict[str, Any]) -> str:
         + " | ".join(f"{found['fused Adam steps']:.1f}" for found in sizes.values())
         + " |"
     )
-    rows.append("| extra memory | " + " | ".join(f"{found['extra memory']:.1%}" for found in sizes.values()) + " |")
     return "\n".join(rows)
 
 

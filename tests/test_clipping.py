@@ -348,3 +348,10 @@ def test_first_moment_clipping_with_other_settings(settings):
         first.step()
         second.step()
     torch.testing.assert_close(a, b)
+
+
+def test_large_mixed_types_are_one_vector(monkeypatch):
+    monkeypatch.setattr(selection, "_SMALL", 1000)
+    a, b = torch.randn(200_000).bfloat16(), torch.randn(200_000)
+    magnitudes = torch.cat([a.float(), b]).abs().sort(descending=True).values
+    assert fraction_threshold([a, b], 0.1) == float(magnitudes[40_000])

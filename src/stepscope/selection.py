@@ -147,7 +147,7 @@ def _by_bracket(tensors: Sequence[Tensor], k: int, dtype: torch.dtype) -> float 
         values.partition(total - k)
         return float(values[total - k])
     magnitudes = np.empty(CHUNK, kind)
-    low, high = _bracket(tensors, k, total, min(_MOST_SAMPLED, round(_SAMPLED * total)))
+    low, high = _bracket(tensors, k, total, min(_MOST_SAMPLED, round(_SAMPLED * total)), dtype)
     above_mask, within_mask = np.empty(CHUNK, bool), np.empty(CHUNK, bool)
     above, count, candidates = 0, 0, []
     for chunk in chunks(tensors):
@@ -174,13 +174,13 @@ def _by_bracket(tensors: Sequence[Tensor], k: int, dtype: torch.dtype) -> float 
     return float(np.partition(values, place)[place])
 
 
-def _bracket(tensors: Sequence[Tensor], k: int, total: int, size: int) -> tuple[float, float]:
+def _bracket(tensors: Sequence[Tensor], k: int, total: int, size: int, dtype: torch.dtype) -> tuple[float, float]:
     """Magnitudes between which the ``k``-th largest very probably lies, from a random sample."""
     import numpy as np
 
     random = np.random.default_rng(0)
     drawn = [
-        chunk.numpy()[random.integers(chunk.numel(), size=-(-chunk.numel() * size // total))]
+        chunk.to(dtype).numpy()[random.integers(chunk.numel(), size=-(-chunk.numel() * size // total))]
         for chunk in chunks(tensors)
     ]
     sample = np.abs(np.concatenate(drawn))
