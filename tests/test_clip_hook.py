@@ -61,6 +61,10 @@ def check(make, **settings):
     return handle
 
 
+def by_hand_hook(optimizer, *_):
+    clip_by_hand([p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None])
+
+
 RULES = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
     "sgd foreach": lambda p: torch.optim.SGD(p, lr=0.1, foreach=True),
@@ -184,10 +188,11 @@ def test_closures_are_clipped_at_every_evaluation(make):
 def test_gradient_scalers(fused, target):
     """A fraction is the same of scaled gradients; a skipped step leaves nothing behind."""
     found = []
-    for scaled in (False, True):
+    for scaled, clips in ((False, True), (True, True), (False, False)):
         weights = parameters()
         optimizer = torch.optim.Adam(weights, lr=0.1, fused=fused)
-        clip_optimizer(optimizer, FRACTION, target=target)
+        if clips:
+            clip_optimizer(optimizer, FRACTION, target=target)
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=scaled)
         given = gradients(5)
         for index, step in enumerate(given):
@@ -204,6 +209,7 @@ def test_gradient_scalers(fused, target):
             scaler.update()
         found.append(torch.cat([p.detach().reshape(-1) for p in weights]))
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(found[2], found[0], atol=1e-3)
 
 
 def test_accelerate():
@@ -238,15 +244,18 @@ def test_the_trainer_of_transformers(tmp_path):
     from integrations.test_transformers import trainer_of
 
     found = []
-    for clip in (True, False):
+    for clip in ("hook", "hand", None):
         trainer = trainer_of("gpt-2", tmp_path, max_steps=3)
         trainer.create_optimizer()
-        if clip:
+        if clip == "hook":
             handle = clip_optimizer(trainer.optimizer, FRACTION)
+        elif clip == "hand":
+            trainer.optimizer.register_step_pre_hook(by_hand_hook)
         trainer.train()
         found.append(torch.cat([p.detach().reshape(-1) for p in trainer.model.parameters()]))
     assert handle.stats().steps == 3
-    assert not torch.allclose(*found)
+    assert torch.equal(found[0], found[1])
+    assert not torch.allclose(found[0], found[2])
 
 
 def test_lightning_always_passes_a_closure(tmp_path):
@@ -256,12 +265,16 @@ def test_lightning_always_passes_a_closure(tmp_path):
     class Clipped(Module):
         def configure_optimizers(self):
             optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
-            if fraction:
-                self.handle = clip_optimizer(optimizer, fraction)
+            if clip == "hook":
+                self.handle = clip_optimizer(optimizer, FRACTION)
             return optimizer
 
+        def on_before_optimizer_step(self, optimizer):
+            if clip == "hand":
+                by_hand_hook(optimizer)
+
     found = []
-    for fraction in (FRACTION, None):
+    for clip in ("hook", "hand", None):
         torch.manual_seed(0)
         module = Clipped()
         quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
@@ -270,9 +283,10 @@ def test_lightning_always_passes_a_closure(tmp_path):
                 module, torch.utils.data.DataLoader(data(24, 1), 8)
             )
         found.append(torch.cat([p.detach().reshape(-1) for p in module.parameters()]))
-        if fraction:
+        if clip == "hook":
             assert module.handle.stats().steps == 3
-    assert not torch.allclose(*found)
+    assert torch.equal(found[0], found[1])
+    assert not torch.allclose(found[0], found[2])
 
 
 def test_an_optimizer_for_each_parameter_in_the_backward_pass():
@@ -299,24 +313,25 @@ def test_an_optimizer_for_each_parameter_in_the_backward_pass():
     assert not torch.allclose(found[0], found[2])
 
 
-@pytest.mark.parametrize("zeros", ["keep", "ignore"])
-def test_sparse_gradients(zeros):
-    """As the dense gradient of the same embedding, of which most rows are zero."""
+def test_sparse_gradients():
+    """Of the coordinates that they hold, as those of a dense gradient that aren't zero."""
     found = []
-    for sparse in (True, False):
+    for sparse, clip in ((True, "hook"), (False, "hook"), (False, "hand"), (False, None)):
         torch.manual_seed(0)
         table = nn.Embedding(10, 4, sparse=sparse)
         optimizer = torch.optim.SGD(table.parameters(), lr=1.0)
-        handle = clip_optimizer(optimizer, 0.05, zeros=zeros)
+        if clip == "hook":
+            clip_optimizer(optimizer, FRACTION, zeros="ignore")
         (table(torch.tensor([1, 4, 4, 7])) ** 3).sum().backward()
+        if clip == "hand":
+            rows = table.weight.grad[[1, 4, 7]]
+            clip_by_hand([rows])
+            table.weight.grad[[1, 4, 7]] = rows
         optimizer.step()
-        found.append((table.weight.detach().clone(), float(handle.last_threshold)))
-    if zeros == "ignore":
-        assert torch.equal(found[0][0], found[1][0])
-        assert found[0][1] == found[1][1]
-    else:
-        # A sparse tensor counts the coordinates that it holds.
-        assert found[0][1] > found[1][1]
+        found.append(table.weight.detach().clone())
+    assert torch.equal(found[0], found[2])
+    assert torch.equal(found[1], found[2])
+    assert not torch.allclose(found[2], found[3])
 
 
 def test_refusals():
@@ -382,7 +397,7 @@ def test_an_embeddings_gradient_is_not_wiped_out():
         w.grad[:30] = torch.arange(1.0, 31.0)
         optimizer.step()
         assert float(handle.last_threshold) == expected
-        assert int((w.grad != 0).sum()) == 30
+        assert w.grad[:30].tolist() == [min(float(i), expected) for i in range(1, 31)]
         handle.remove()
 
 
@@ -399,11 +414,35 @@ def test_scopes(target):
             p.grad = g.clone()
         optimizer.step()
         thresholds[scope] = handle.stats().thresholds
-        if target == "grad":
+        if target != "update":
             parts = {"global": [given], "group": [given[:1], given[1:]], "tensor": [[g] for g in given]}[scope]
+            original = [g.clone() for g in given]
             assert thresholds[scope] == tuple(clip_by_hand(part) for part in parts)
-            assert all(torch.equal(p.grad, g) for p, g in zip(weights, given, strict=True))
+            # The first moment is that of the clipped gradient; the gradient itself is only clipped for "grad".
+            left = given if target == "grad" else original
+            assert all(torch.equal(p.grad, g) for p, g in zip(weights, left, strict=True))
+            moments = [optimizer.state[p]["exp_avg"] for p in weights]
+            torch.testing.assert_close(moments, [0.1 * g for g in given])
     assert [len(thresholds[scope]) for scope in ("global", "group", "tensor")] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("scope", ["global", "group", "tensor"])
+def test_scopes_of_the_update(scope):
+    weights = parameters()
+    [given] = gradients(1)
+    optimizer = torch.optim.SGD([{"params": weights[:1]}, {"params": weights[1:], "lr": 2.0}], lr=1.0)
+    clip_optimizer(optimizer, FRACTION, scope=scope, target="update")
+    before = [p.detach().clone() for p in weights]
+    for p, g in zip(weights, given, strict=True):
+        p.grad = g.clone()
+    optimizer.step()
+    changes = [-given[0], *(-2.0 * g for g in given[1:])]
+    plain = [c.clone() for c in changes]
+    for part in {"global": [changes], "group": [changes[:1], changes[1:]], "tensor": [[c] for c in changes]}[scope]:
+        clip_by_hand(part)
+    for p, b, c in zip(weights, before, changes, strict=True):
+        torch.testing.assert_close(p.detach() - b, c, rtol=1e-5, atol=1e-6)
+    assert any(not torch.equal(c, q) for c, q in zip(changes, plain, strict=True))
 
 
 def numerators(kind, x, gradients, *, betas, fraction):
@@ -468,11 +507,12 @@ def test_the_papers_adam_over_100_steps(kind, implementation):
 def test_steps_of_forks_do_not_mix_with_those_of_the_original():
     """A probe on a clipped optimizer: its forks run between the hooks of the real step."""
     found = []
-    for probed in (False, True):
+    for probed, clips in ((False, True), (True, True), (False, False)):
         torch.manual_seed(0)
         model = nn.Linear(4, 3)
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
-        clip_optimizer(optimizer, FRACTION, target="update")
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        if clips:
+            clip_optimizer(optimizer, FRACTION, target="update")
         batches = [torch.randn(8, 4) for _ in range(3)]
         square = lambda m, b: m(b).square().mean()  # noqa: E731
         if probed:
@@ -485,4 +525,123 @@ def test_steps_of_forks_do_not_mix_with_those_of_the_original():
             square(model, batch).backward()
             optimizer.step()
         found.append(torch.cat([p.detach().reshape(-1) for p in model.parameters()]))
-    assert torch.equal(*found)
+    assert torch.equal(found[0], found[1])
+    assert not torch.allclose(found[0], found[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["Adam", "AdamW", "NAdam", "RAdam", "Adamax"])
+def test_an_outlier_does_not_drown_the_first_moment(kind, dtype):
+    """A gradient of 10⁶ with a threshold of 1: the moment is that of 1, to the last digit of its type."""
+    w = nn.Parameter(torch.zeros(4, dtype=dtype))
+    optimizer = getattr(torch.optim, kind)([w], lr=1e-3, weight_decay=0.0)
+    clip_optimizer(optimizer, 0.25, target="first_moment")
+    expected, size = 0.0, 0.0
+    for _ in range(3):
+        w.grad = torch.tensor([1e6, 1.0, -0.5, 0.25], dtype=dtype)
+        optimizer.step()
+        expected = 0.9 * expected + 0.1
+        size = max(0.999 * size, 1e6) if kind == "Adamax" else 0.999 * size + 0.001 * 1e12
+        assert w.grad[0] == torch.tensor(1e6, dtype=dtype)  # the gradient is the user's again
+    tolerance = 10 * torch.finfo(dtype).eps
+    state = optimizer.state[w]
+    assert float(state["exp_avg"][0]) == pytest.approx(expected, rel=tolerance)
+    assert float(state["exp_inf" if kind == "Adamax" else "exp_avg_sq"][0]) == pytest.approx(size, rel=tolerance)
+
+
+@pytest.mark.parametrize("settings", [{"weight_decay": 0.3}, {"maximize": True}, {"amsgrad": True}])
+@pytest.mark.parametrize("kind", ["Adam", "AdamW"])
+def test_first_moments_with_other_settings(kind, settings):
+    """Against the same rule written out in double precision."""
+    w = nn.Parameter(torch.tensor([1.0, -2.0, 3.0, -4.0], dtype=torch.float64))
+    optimizer = getattr(torch.optim, kind)([w], lr=0.1, **({"weight_decay": 0.0} | settings))
+    clip_optimizer(optimizer, 0.5, target="first_moment")
+    x, m, v, most = w.detach().clone(), 0.0, 0.0, torch.zeros(4, dtype=torch.float64)
+    sign, decay = -1.0 if "maximize" in settings else 1.0, settings.get("weight_decay", 0.0)
+    for t in range(1, 6):
+        g = torch.tensor([4.0, -3.0, 2.0, -1.0], dtype=torch.float64) / t
+        w.grad = g.clone()
+        optimizer.step()
+        c = g.clone()
+        clip_by_hand([c], 0.5)
+        coupled = decay * x if kind == "Adam" else 0.0
+        x = x * (1 - 0.1 * decay) if kind == "AdamW" else x
+        m = 0.9 * m + 0.1 * (sign * c + coupled)
+        v = 0.999 * v + 0.001 * (sign * g + coupled) ** 2
+        most = torch.maximum(most, v)
+        size = (most if "amsgrad" in settings else v) / (1 - 0.999**t)
+        x = x - 0.1 * (m / (1 - 0.9**t)) / (size.sqrt() + 1e-8)
+    torch.testing.assert_close(w.detach(), x, rtol=1e-12, atol=1e-12)
+
+
+def test_two_clips_on_one_optimizer_do_not_add_up():
+    """A notebook's cell that is run again."""
+    for targets in (("first_moment", "first_moment"), ("first_moment", "grad"), ("grad", "grad")):
+        w = nn.Parameter(torch.zeros(4))
+        optimizer = torch.optim.Adam([w], lr=0.1)
+        for target in targets:
+            clip_optimizer(optimizer, 0.25, target=target)
+        given = w.grad = torch.tensor([100.0, 3.0, 2.0, 1.0])
+        optimizer.step()
+        torch.testing.assert_close(optimizer.state[w]["exp_avg"], torch.tensor([0.3, 0.3, 0.2, 0.1]))
+        if "grad" not in targets:
+            assert w.grad is given
+
+
+def test_a_step_that_raises_leaves_nothing_shifted():
+    found = []
+    for fails in (False, True):
+        w = nn.Parameter(torch.zeros(4))
+        optimizer = torch.optim.Adam([w], lr=0.1)
+        clip_optimizer(optimizer, 0.25, target="first_moment")
+
+        def refuse(*_, fails=fails, calls=[]):  # noqa: B006
+            calls.append(1)
+            if fails and len(calls) == 1:
+                raise RuntimeError("not now")
+
+        optimizer.register_step_pre_hook(refuse)
+        for _ in range(2):
+            w.grad = torch.tensor([100.0, 3.0, 2.0, 1.0])
+            if fails and not found[1:] and not optimizer.state:
+                with pytest.raises(RuntimeError, match="not now"):
+                    optimizer.step()
+            optimizer.step()
+        found.append((w.detach().clone(), optimizer.state[w]["exp_avg"], optimizer.state[w]["exp_avg_sq"]))
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_updates_are_clipped_whatever_becomes_of_the_gradients():
+    w = nn.Parameter(torch.zeros(4))
+    optimizer = torch.optim.SGD([w], lr=1.0, momentum=0.9)
+    optimizer.register_step_post_hook(lambda optimizer, *_: optimizer.zero_grad())  # before the clip's
+    handle = clip_optimizer(optimizer, 0.25, target="update")
+    w.grad = torch.tensor([100.0, 3.0, 2.0, 1.0])
+    optimizer.step()
+    assert w.tolist() == [-3.0, -3.0, -2.0, -1.0]
+    before = w.detach().clone()
+    w.grad = torch.zeros(4)  # the momentum goes on
+    optimizer.step()
+    torch.testing.assert_close(w.detach() - before, torch.tensor([-2.7, -2.7, -1.8, -0.9]))
+    assert handle.stats().steps == 2
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_a_scaler_skips_is_no_error(fused):
+    w = nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.Adam([w], lr=0.1, fused=fused)
+    clip_optimizer(optimizer, 0.25, error_if_nonfinite=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale((w * float("inf")).sum()).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert w.tolist() == [1.0] * 4
+    assert getattr(optimizer, "grad_scale", None) is None
+
+
+def test_a_subclass_may_make_other_states():
+    class Mine(torch.optim.Adam):
+        pass
+
+    with pytest.raises(UsageError, match="Mine has no first moment that is known here"):
+        clip_optimizer(Mine(parameters()), 0.5, target="first_moment")

@@ -49,6 +49,8 @@ def test_a_given_direction_and_one_that_does_not_descend():
     uphill = clip_sweep(objective, gradient, fractions=(0, 0.5))
     assert uphill.best is None
     assert all(m.correlation > 0 for m in uphill.measurements.values())
+    third = clip_sweep(objective, fractions=(1 / 3, 0.1, 0.1))
+    assert list(third.measurements) == [0.1, 1 / 3]
 
 
 def test_mistakes():

@@ -6,7 +6,7 @@ steps work on as before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 from weakref import WeakKeyDictionary
@@ -31,9 +31,9 @@ class ClipStats:
     """What a clip has done so far.
 
     Attributes:
-        steps: steps that were clipped.
-        without_gradient: steps left alone since all gradients were zero or none was there (distributed checkpointing
-            makes such steps). They don't count among `steps`.
+        steps: how often it has clipped: once a step, or at each evaluation of a closure.
+        without_gradient: how often there was nothing to clip: no gradients, or all zero, as in the steps that
+            distributed checkpointing makes. They don't count among `steps`.
         nonfinite: steps of which a part was left alone, since it holds a NaN.
         thresholds: of the last step, in the order of the parts: one for ``scope="global"``, else one for each group or
             tensor that had a gradient.
@@ -63,8 +63,8 @@ class ClipHandle:
         # Steps clipped, steps without gradient, steps with a NaN: on an accelerator as tensors, so as not to wait.
         self._counts: list[int | Tensor] = [0, 0, 0]
         # By optimizer: hooks are shared with forks of it, whose steps fall into those of others.
-        self._starts: WeakKeyDictionary[Optimizer, list[Tensor]] = WeakKeyDictionary()
-        self._corrections: WeakKeyDictionary[Optimizer, list[tuple[Tensor, Tensor]]] = WeakKeyDictionary()
+        self._starts: WeakKeyDictionary[Optimizer, list[list[tuple[Tensor, Tensor]]]] = WeakKeyDictionary()
+        self._splits: WeakKeyDictionary[Optimizer, list[_SplitGradient]] = WeakKeyDictionary()
         self._hook = StepHook(optimizer, self._before, self._after, every_call=target == "grad")
 
     def remove(self) -> None:
@@ -80,48 +80,58 @@ class ClipHandle:
     @torch.no_grad()
     def _before(self, optimizer: Optimizer, entered: float) -> None:
         del entered
+        for split in self._splits.pop(optimizer, []):
+            split.undo()  # the step before raised
         parts = _parts(optimizer, self._scope)
-        gradients = [[_gradient(parameter) for parameter, _ in part] for part in parts]
-        if self._error and not all(bool(g.isfinite().all()) for part in gradients for g in part):
-            raise RuntimeError("a gradient has infinite or NaN values: nothing was clipped (error_if_nonfinite)")
-        all_of_them = [g for part in gradients for g in part]
-        if not all_of_them or (all_of_them[0].is_cpu and not any(bool(g.any()) for g in all_of_them)):
-            self._counts[1] = self._counts[1] + 1
-            return
         if self._target == "update":
-            self._starts[optimizer] = [parameter.detach().clone() for part in parts for parameter, _ in part]
+            self._starts[optimizer] = [[(p, p.detach().clone()) for p, _ in pairs] for pairs in parts]
+            return
+        gradients = [[_gradient(parameter) for parameter, _ in part] for part in parts]
+        all_of_them = [g for part in gradients for g in part]
+        found_inf = getattr(optimizer, "found_inf", None)
+        skipped = self._error and isinstance(found_inf, Tensor) and bool(found_inf)  # by a gradient scaler
+        if self._error and not skipped and not all(bool(g.isfinite().all()) for g in all_of_them):
+            raise RuntimeError("a gradient has infinite or NaN values: nothing was clipped (error_if_nonfinite)")
+        if self._without_gradients(all_of_them):
             return
         thresholds = [self._threshold(part) for part in gradients]
         if self._target == "grad":
             for part, threshold in zip(gradients, thresholds, strict=True):
                 clamp_(part, threshold)
         else:
-            self._corrections[optimizer] = []
-            for pairs, threshold in zip(parts, thresholds, strict=True):
-                for parameter, group in pairs:
-                    self._corrections[optimizer] += _shift_first_moment(optimizer, parameter, group, threshold)
+            self._splits[optimizer] = [
+                _SplitGradient(optimizer, parameter, group, threshold)
+                for pairs, threshold in zip(parts, thresholds, strict=True)
+                for parameter, group in pairs
+            ]
         self._note(thresholds, all_of_them)
 
     @torch.no_grad()
     def _after(self, optimizer: Optimizer, entered: float) -> None:
         del entered
-        for moment, excess in self._corrections.pop(optimizer, []):
-            moment.sub_(excess)
-        starts = self._starts.pop(optimizer, None)
-        if starts is None:
+        for split in self._splits.pop(optimizer, []):
+            split.restore_gradient()
+        parts = self._starts.pop(optimizer, None)
+        if parts is None:
             return
-        parts, start_of = _parts(optimizer, self._scope), iter(starts)
-        thresholds = []
-        for pairs in parts:
-            befores = [next(start_of) for _ in pairs]
-            changes = [parameter - before for (parameter, _), before in zip(pairs, befores, strict=True)]
-            thresholds.append(self._threshold(changes))
-            clamp_(changes, thresholds[-1])
-            for (parameter, _), before, change in zip(pairs, befores, changes, strict=True):
+        changes = [[parameter - before for parameter, before in pairs] for pairs in parts]
+        all_of_them = [change for part in changes for change in part]
+        if self._without_gradients(all_of_them):
+            return
+        thresholds = [self._threshold(part) for part in changes]
+        for pairs, part, threshold in zip(parts, changes, thresholds, strict=True):
+            clamp_(part, threshold)
+            for (parameter, before), change in zip(pairs, part, strict=True):
                 # Where nothing is clipped the sum may round to another number than the step's.
-                moved = torch.where(thresholds[-1].isfinite().to(parameter.device), before + change, parameter)
-                parameter.copy_(moved)
-        self._note(thresholds, [parameter for pairs in parts for parameter, _ in pairs])
+                parameter.copy_(torch.where(threshold.isfinite().to(parameter.device), before + change, parameter))
+        self._note(thresholds, all_of_them)
+
+    def _without_gradients(self, tensors: list[Tensor]) -> bool:
+        """Whether there is nothing to clip; on an accelerator, which isn't waited for, that is counted by `_note`."""
+        nothing = not tensors or (tensors[0].is_cpu and not any(bool(tensor.any()) for tensor in tensors))
+        if nothing:
+            self._counts[1] = self._counts[1] + 1
+        return nothing
 
     def _threshold(self, tensors: Sequence[Tensor]) -> Tensor:
         return threshold_tensor(tensors, self.fraction, zeros=self._zeros)
@@ -153,7 +163,7 @@ def clip_optimizer(
 
     Args:
         optimizer: any `torch.optim.Optimizer`, or Accelerate's wrapper of one. Copies of it (`copy.deepcopy`, pickle)
-            don't clip.
+            don't clip, nor do `PseudoUpdates` of it.
         fraction: ``p``: exactly ``⌊pN⌋`` of the ``N`` coordinates are clipped to the next smaller magnitude, where no
             magnitudes are equal (`stepscope.clipping.fraction_threshold` has every case).
         scope: what is one vector: ``"global"``, all that the optimizer holds (the paper's); ``"group"``, each parameter
@@ -240,7 +250,7 @@ def _gradient(parameter: Tensor) -> Tensor:
     assert gradient is not None
     if gradient.is_complex():
         raise UsageError("a gradient is complex: which of its parts to clip isn't defined, so nothing is")
-    if type(gradient).__name__ == "DTensor":
+    if type(gradient).__name__ == "DTensor" or getattr(parameter, "_is_flat_param", False):
         raise UsageError("a gradient is sharded over processes: the threshold of one part isn't that of all")
     if gradient.layout == torch.sparse_coo:
         if not gradient.is_coalesced():
@@ -249,80 +259,93 @@ def _gradient(parameter: Tensor) -> Tensor:
     return gradient
 
 
-_STATES: dict[type[Optimizer], tuple[str, ...]] = {
-    torch.optim.Adam: ("exp_avg", "exp_avg_sq"),  # AdamW is one
-    torch.optim.NAdam: ("exp_avg", "exp_avg_sq"),
-    torch.optim.RAdam: ("exp_avg", "exp_avg_sq"),
-    torch.optim.Adamax: ("exp_avg", "exp_inf"),
+_SECOND_MOMENT: dict[type[Optimizer], str] = {
+    torch.optim.Adam: "exp_avg_sq",
+    torch.optim.AdamW: "exp_avg_sq",
+    torch.optim.NAdam: "exp_avg_sq",
+    torch.optim.RAdam: "exp_avg_sq",
+    torch.optim.Adamax: "exp_inf",
 }
-"""Optimizers whose first moment is ``m ← β₁m + (1−β₁)g``, with the states that they make at their first step."""
+"""Optimizers whose numerator is a moment of the gradient, with the state that scales it."""
 
 
 def _check_first_moment(optimizer: Optimizer) -> None:
-    if not isinstance(optimizer, tuple(_STATES)):
+    # Not a subclass: it may make other states.
+    if type(optimizer) not in _SECOND_MOMENT:
         raise UsageError(f"{type(optimizer).__name__} has no first moment that is known here: use target='grad'")
-    if isinstance(optimizer, torch.optim.NAdam) and optimizer.defaults.get("capturable"):
-        raise UsageError("a capturable NAdam keeps its step where it can't be read: use target='grad'")
 
 
-def _shift_first_moment(
-    optimizer: Optimizer, parameter: Tensor, group: dict[str, Any], threshold: Tensor
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Shifts a first moment so that the coming step adds the clipped gradient to it.
+class _SplitGradient:
+    """Has a coming step see the clipped gradient ``c`` in its numerator and the gradient ``g`` in its second moment.
 
-    The step computes ``m ← β₁m + (1−β₁)g``; adding ``(1−β₁)/β₁ · (clip(g) − g)`` to ``m`` before makes that
-    ``β₁m + (1−β₁)clip(g)``, and leaves the second moment the gradient as it is. NAdam's numerator holds the gradient
-    once more, ``c₁g + c₂m``: its share is added to ``m`` too and taken away after the step.
-
-    Yields:
-        What to subtract from which moment after the step.
+    The step gets ``c`` as the gradient, so that ``m ← β₁m + (1−β₁)c``. It computes ``v ← β₂v + (1−β₂)c²``; adding
+    ``(1−β₂)/β₂ · (g² − c²)`` to ``v`` before makes that ``β₂v + (1−β₂)g²``. All terms are positive, so nothing cancels,
+    however large an outlier is (shifting ``m`` instead would lose it). Adamax takes ``max(β₂u, |g| + ε)``: there ``u``
+    is raised to ``(|g| + ε)/β₂``. A coupled weight decay ``λx`` is a part of ``g`` and of ``c``.
     """
-    beta1 = float(group["betas"][0])
-    if beta1 == 0:
-        raise UsageError("clipping the first moment needs beta1 > 0")
-    gradient = parameter.grad
-    assert gradient is not None
-    if gradient.layout != torch.strided:
-        raise UsageError("the first moment of a sparse gradient can't be clipped: use target='grad'")
-    state = optimizer.state[parameter]
-    if not state:
-        _initialise(optimizer, state, parameter, group)
-    excess = gradient.clone()
-    clamp_([excess], threshold)
-    excess.sub_(gradient)
-    excess.nan_to_num_(0.0, 0.0, 0.0)  # an infinite coordinate stays what the optimizer makes of it
-    scale, found_inf = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
-    if isinstance(scale, Tensor):  # a fused optimizer unscales the gradient itself, and skips the step if it must
-        excess.div_(scale.to(excess.device))
-    if isinstance(found_inf, Tensor):
-        excess.mul_((found_inf == 0).to(excess))
-    # With `maximize` the step sees the negative of the gradient.
-    excess.mul_(-1 if group.get("maximize") else 1)
-    moment = state["exp_avg"]
-    moment.add_(excess, alpha=(1 - beta1) / beta1)
+
+    def __init__(self, optimizer: Optimizer, parameter: Tensor, group: dict[str, Any], threshold: Tensor) -> None:
+        gradient = parameter.grad
+        assert gradient is not None
+        if gradient.layout != torch.strided:
+            raise UsageError("the first moment of a sparse gradient can't be clipped: use target='grad'")
+        state = optimizer.state[parameter]
+        name = _SECOND_MOMENT[type(optimizer)]
+        if not state:
+            _initialise(optimizer, state, parameter, group, name)
+        clipped = gradient.clone()
+        clamp_([clipped], threshold)
+        self._parameter, self._gradient, self._clipped = parameter, gradient, clipped
+        self._moment, beta2 = state[name], float(group["betas"][1])
+        seen, part = gradient, clipped
+        scale = getattr(optimizer, "grad_scale", None)
+        if isinstance(scale, Tensor):  # a fused optimizer unscales the gradient itself
+            seen, part = seen / scale.to(seen.device), part / scale.to(part.device)
+        if group.get("maximize"):
+            seen, part = -seen, -part
+        if group["weight_decay"] and not _decouples(optimizer, group):
+            decay = group["weight_decay"] * parameter.detach()
+            seen, part = seen + decay, part + decay
+        if name == "exp_inf":
+            raised = torch.maximum(self._moment, (seen.abs() + group["eps"]) / beta2)
+            change = torch.where(seen == part, 0.0, raised - self._moment)
+        else:
+            change = torch.where(seen == part, 0.0, (seen - part) * (seen + part) * ((1 - beta2) / beta2))
+        found_inf = getattr(optimizer, "found_inf", None)
+        if isinstance(found_inf, Tensor):  # then the step is skipped
+            change = torch.where(found_inf.to(change.device) > 0, 0.0, change)
+        self._change = change.to(self._moment.dtype)
+        self._moment.add_(self._change)
+        clipped.__dict__["_unclipped"] = gradient
+        parameter.grad = clipped
+
+    def restore_gradient(self) -> None:
+        """Gives the parameter its gradient back, if nobody has given it another meanwhile."""
+        if self._parameter.grad is self._clipped:
+            original = self._gradient
+            while (below := original.__dict__.get("_unclipped")) is not None:  # another clip's
+                original = below
+            self._parameter.grad = original
+
+    def undo(self) -> None:
+        """As if the step had not been prepared, up to rounding."""
+        self._moment.sub_(self._change)
+        self.restore_gradient()
+
+
+def _decouples(optimizer: Optimizer, group: dict[str, Any]) -> bool:
+    return isinstance(optimizer, torch.optim.AdamW) or bool(group.get("decoupled_weight_decay"))
+
+
+def _initialise(
+    optimizer: Optimizer, state: dict[str, Any], parameter: Tensor, group: dict[str, Any], second_moment: str
+) -> None:
+    """What the optimizer makes at its first step; it would be too late for the second moment."""
+    fused = bool(group.get("fused"))
+    device = parameter.device if group.get("capturable") or fused else torch.device("cpu")
+    dtype = torch.float64 if torch.get_default_dtype() == torch.float64 and not fused else torch.float32
+    state["step"] = torch.zeros((), dtype=dtype, device=device)
     if isinstance(optimizer, torch.optim.NAdam):
-        excess.mul_(_nadam_ratio(state, group))
-        moment.add_(excess, alpha=1 / beta1)
-        yield moment, excess
-
-
-def _nadam_ratio(state: dict[str, Any], group: dict[str, Any]) -> float:
-    """``c₁/c₂`` of the coming step (Dozat, 2016, as in `torch.optim.NAdam`)."""
-    step, beta1 = float(state["step"]) + 1, float(group["betas"][0])
-    decay = float(group["momentum_decay"])
-    mu, mu_next = (beta1 * (1 - 0.5 * 0.96 ** (t * decay)) for t in (step, step + 1))
-    product = float(state["mu_product"]) * mu
-    ratio: float = (1 - mu) / (1 - product) * (1 - product * mu_next) / mu_next
-    return ratio
-
-
-def _initialise(optimizer: Optimizer, state: dict[str, Any], parameter: Tensor, group: dict[str, Any]) -> None:
-    """What the optimizer makes at its first step; it would be too late for the shift."""
-    on_device = group.get("capturable") or group.get("fused")
-    device = parameter.device if on_device else "cpu"
-    state["step"] = torch.zeros((), dtype=torch.float32, device=device)
-    if isinstance(optimizer, torch.optim.NAdam):
-        state["mu_product"] = torch.ones((), dtype=torch.float32, device=device)
-    [names] = {names for kind, names in _STATES.items() if isinstance(optimizer, kind)}
-    for name in (*names, *(["max_exp_avg_sq"] if group.get("amsgrad") else [])):
+        state["mu_product"] = torch.ones((), dtype=dtype, device=device)
+    for name in ("exp_avg", second_moment, *(["max_exp_avg_sq"] if group.get("amsgrad") else [])):
         state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)

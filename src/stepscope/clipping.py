@@ -32,10 +32,10 @@ def fraction_threshold(tensors: Sequence[Tensor], fraction: float, *, zeros: Zer
     Returns:
         ``τ``. In the cases that the rule leaves open:
 
+        - ``⌊pN⌋ = 0``, no coordinates, or all of them zero: ``inf``, which clips nothing.
+        - Else a NaN anywhere: NaN.
         - ``p = 1``: the smallest non-zero magnitude, so that clipping gives ``τ·sign(v)``.
         - Only zeros are left below: likewise, so that clipping never wipes the vector out.
-        - ``⌊pN⌋ = 0``, no coordinates, or all of them zero: ``inf``, which clips nothing.
-        - A NaN anywhere: NaN.
         - Infinities are the largest magnitudes: clipped if they are no more than ``⌊pN⌋``, else ``τ`` is infinite.
         - Equal magnitudes: those equal to ``τ`` are not changed, so ties can only lower the count.
 
@@ -84,12 +84,12 @@ def _threshold_without_waiting(tensors: Sequence[Tensor], fraction: float, zeros
     else:
         nonzero = torch.stack([torch.count_nonzero(tensor) for tensor in tensors]).sum()
         # The product may lie a rounding below the whole number that is meant.
-        clipped = torch.floor(fraction * nonzero.double() + 1e-9 * fraction).long()
+        clipped = torch.floor(fraction * nonzero.double() * (1 + 2.0**-51)).long()
     found = selection.kth_largest_without_waiting(tensors, (clipped + 1).clamp(max=count)).double()
     found = torch.where(found == 0, selection.smallest_nonzero_without_waiting(tensors), found)
-    found = torch.where(clipped == 0, math.inf, found)
     has_nan = torch.stack([tensor.isnan().any() for tensor in tensors]).any()
-    return torch.where(has_nan, math.nan, found)
+    found = torch.where(has_nan, math.nan, found)
+    return torch.where(clipped == 0, math.inf, found)
 
 
 def clip_grad_fraction_(parameters: Tensor | Iterable[Tensor], fraction: float) -> Tensor:
@@ -123,20 +123,29 @@ def clip_grad_fraction_(parameters: Tensor | Iterable[Tensor], fraction: float) 
 @torch.no_grad()
 def clamp_(tensors: Iterable[Tensor], threshold: float | Tensor) -> None:
     """Clamps magnitudes to `threshold` in place; NaN or infinite thresholds change nothing."""
-    if isinstance(threshold, Tensor) and threshold.device.type != "cpu":
-        bound = torch.where(threshold.isfinite(), threshold, math.inf)
-        for tensor in tensors:
-            tensor.clamp_(-bound.to(tensor.dtype), bound.to(tensor.dtype))
-        return
-    value = float(threshold)  # a number costs one read of the data, a tensor several
-    if math.isfinite(value):
-        for tensor in tensors:
+    for tensor in tensors:
+        if isinstance(threshold, Tensor) and threshold.device.type != "cpu":
+            bound = torch.where(threshold.isfinite(), _rounded_down(threshold, tensor.dtype), math.inf)
+            tensor.clamp_(-bound.to(tensor.device), bound.to(tensor.device))
+        elif math.isfinite(threshold):
+            # A number costs one read of the data, a tensor several.
+            value = float(_rounded_down(torch.as_tensor(threshold, dtype=torch.float64), tensor.dtype))
             tensor.clamp_(-value, value)
+
+
+def _rounded_down(threshold: Tensor, dtype: torch.dtype) -> Tensor:
+    """The largest number of a type that isn't above a threshold: of mixed types it may be none of this one's."""
+    rounded = threshold.clamp(max=torch.finfo(dtype).max).to(dtype)
+    integer = selection.integer_of(dtype)
+    below = (rounded.view(integer) - 1).view(dtype)
+    return torch.where(rounded.double() > threshold.double(), below, rounded)
 
 
 def _checked(tensors: Sequence[Tensor], fraction: float) -> list[Tensor]:
     check_fraction(fraction)
     for tensor in tensors:
+        if type(tensor).__name__ == "DTensor":
+            raise UsageError("cannot clip a tensor sharded over processes: the threshold of a part isn't that of all")
         if tensor.dtype not in selection.DTYPES or tensor.layout != torch.strided:
             kind = tensor.dtype if tensor.layout == torch.strided else tensor.layout
             raise UsageError(f"cannot clip a tensor of {kind}: only dense ones of real floating-point type")

@@ -74,7 +74,7 @@ def clip_sweep(
     for fraction in sorted({float(fraction) for fraction in fractions}):
         parts = {name: part.detach().clone() for name, part in direction.items()}
         clamp_(parts.values(), fraction_threshold(list(parts.values()), fraction))
-        clipped[f"{fraction:g}"] = parts
+        clipped[repr(fraction)] = parts
     found = {float(label): m for label, m in measure(objective, clipped, landscape=True).items()}
     gains = {fraction: m.best_decrease or 0.0 for fraction, m in found.items()}
     best = max(gains, key=lambda fraction: gains[fraction])
