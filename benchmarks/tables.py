@@ -48,6 +48,9 @@ def clipping(stored: dict[str, Any]) -> str:
         + " | ".join(f"{found['fused Adam steps']:.1f}" for found in sizes.values())
         + " |"
     )
+    for fraction in ("0.1", "0.5"):
+        parts = " | ".join(f"{found['extra memory'][fraction]:.1%}" for found in sizes.values())
+        rows.append(f"| extra memory, a fraction of {fraction} clipped | {parts} |")
     return "\n".join(rows)
 
 

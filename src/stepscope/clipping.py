@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -123,14 +123,17 @@ def clip_grad_fraction_(parameters: Tensor | Iterable[Tensor], fraction: float) 
 @torch.no_grad()
 def clamp_(tensors: Iterable[Tensor], threshold: float | Tensor) -> None:
     """Clamps magnitudes to `threshold` in place; NaN or infinite thresholds change nothing."""
+    bound = torch.as_tensor(threshold, dtype=torch.float64)
+    on_host = bound.device.type == "cpu"
+    if on_host and not math.isfinite(threshold):
+        return
+    bounds: dict[torch.dtype, Any] = {}
     for tensor in tensors:
-        if isinstance(threshold, Tensor) and threshold.device.type != "cpu":
-            bound = torch.where(threshold.isfinite(), _rounded_down(threshold, tensor.dtype), math.inf)
-            tensor.clamp_(-bound.to(tensor.device), bound.to(tensor.device))
-        elif math.isfinite(threshold):
-            # A number costs one read of the data, a tensor several.
-            value = float(_rounded_down(torch.as_tensor(threshold, dtype=torch.float64), tensor.dtype))
-            tensor.clamp_(-value, value)
+        if tensor.dtype not in bounds:
+            rounded = _rounded_down(bound, tensor.dtype)
+            # A number costs one read of the data, a tensor several; but reading the number back waits for a GPU.
+            bounds[tensor.dtype] = float(rounded) if on_host else torch.where(bound.isfinite(), rounded, math.inf)
+        tensor.clamp_(-bounds[tensor.dtype], bounds[tensor.dtype])
 
 
 def _rounded_down(threshold: Tensor, dtype: torch.dtype) -> Tensor:

@@ -31,6 +31,19 @@ class MadeStep:
         """Whether something beside rounding has changed it."""
         return self.error > 0.01 + 1.5 * self.rounding
 
+    def remark(self, optimizer: str) -> str | None:
+        """What a person should know of it; ``None`` if it is the step that was expected."""
+        percent, where = f"{100 * self.error:.0f}%", "(step_error in the records)"
+        if self.is_another:
+            return (
+                f"the step that {optimizer} makes differs by {percent} from the one measured {where}: something "
+                "changes gradients or weights in between, such as a hook on its step, or the rule draws random numbers"
+            )
+        if self.error > 0.1:
+            dtype = str(self.dtype).removeprefix("torch.")
+            return f"rounding to {dtype} changes the step by {percent} {where}: what is measured is the step before it"
+        return None
+
 
 class ExpectedStep:
     """A step before it is made.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,7 +30,7 @@ from stepscope.records import Record, RunDirectory, latest, versions, write_atom
 from stepscope.schedule import Plan, Schedule, paused
 from stepscope.selfcheck import SelfCheck, self_check
 from stepscope.steps import StepHook, unwrapped
-from stepscope.trackers import as_log
+from stepscope.trackers import as_log, values_of
 from stepscope.vectors import Direction
 
 _logger = logging.getLogger("stepscope")
@@ -125,7 +124,7 @@ class Probe:
         self._failures = 0
         self._off = False
         self._closed = False
-        self._said: set[str] = set()
+        self._remarked = self._idle = False  # what is said once has been said
         try:
             followers = self._candidates.rehearse(self._objective.parameters)
             self.check: SelfCheck = self_check(self._objective)
@@ -283,7 +282,9 @@ class Probe:
         try:
             updates = self._candidates.updates(self._objective.parameters)
         except NoUpdateError as error:
-            self._say_once("nothing to measure at step %d: %s", self.step, error)
+            if not self._idle:
+                self._idle = True
+                _logger.warning("nothing to measure at step %d: %s", self.step, error)
             return
         _, self._pending = self._measured(updates, self.step, "training")
         if (own := updates.get(self._candidates.own)) is not None:
@@ -326,20 +327,10 @@ class Probe:
         for record in self._pending:
             if record["direction"] == self._candidates.own:
                 record["step_error"] = made.error
-        if made.is_another:
-            self._say_once(
-                "the step that %s makes differs by %.0f%% from the one measured (step_error in the records): something "
-                "changes gradients or weights in between, such as a hook on its step, or the rule draws random numbers",
-                self._candidates.own.removeprefix("own "),
-                100 * made.error,
-            )
-        elif made.error > 0.1:
-            self._say_once(
-                "rounding to %s changes the step by %.0f%% (step_error in the records): what is measured is the step "
-                "before it",
-                str(made.dtype).removeprefix("torch."),
-                100 * made.error,
-            )
+        remark = made.remark(self._candidates.own.removeprefix("own "))
+        if remark is not None and not self._remarked:  # its percentage changes from step to step
+            self._remarked = True
+            _logger.warning("%s", remark)
 
     def _keep_pending(self) -> None:
         records, self._pending, self._expected = self._pending, [], None
@@ -352,7 +343,7 @@ class Probe:
         if self._run is not None:
             self._run.append(records)
         with random_state():
-            self._log(_values(records), records[0]["step"])
+            self._log(values_of(records), records[0]["step"])
 
     def _failed(self, error: Exception) -> None:
         """Training goes on; a probe that fails again and again is switched off."""
@@ -365,11 +356,6 @@ class Probe:
             self._off = True
             self._candidates.lose()
             _logger.warning("the probe is off after %d failures in a row; training goes on", self._failures)
-
-    def _say_once(self, message: str, *values: Any) -> None:
-        if message not in self._said:
-            self._said.add(message)
-            _logger.warning(message, *values)
 
     def _held(self) -> dict[str, nn.Parameter]:
         return self._candidates.held(self._objective.parameters)
@@ -444,17 +430,6 @@ class Probe:
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
-
-
-def _values(records: Iterable[Record]) -> dict[str, float]:
-    """The numbers of a measurement, by names that every tracker takes."""
-    named = ("sharpness", "correlation", "best_step", "best_decrease", "lr_step", "overshoot")
-    values = {f"stepscope/{_plain(r['direction'])}/{name}": r[name] for r in records for name in named}
-    return {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
-
-
-def _plain(label: str) -> str:
-    return re.sub(r"[^\w.\- ]", "_", label.replace("%", "pct"))
 
 
 def _seconds(work: Callable[[], Any]) -> float:

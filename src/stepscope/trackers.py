@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from stepscope.errors import UsageError
 
 Log = Callable[[Mapping[str, float], int], None]
 """``log(values, step)``."""
+
+_LOGGED = ("sharpness", "correlation", "best_step", "best_decrease", "lr_step", "overshoot")
 
 _logger = logging.getLogger("stepscope")
 
@@ -52,6 +56,23 @@ def as_log(tracker: Any) -> Log:
     else:
         raise UsageError(f"log is a {type(tracker).__name__}: give a function of (values, step), or a SummaryWriter")
     return _Guarded(send)
+
+
+def values_of(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """The numbers of a measurement, by names that every tracker takes.
+
+    Example:
+        >>> values_of([{"direction": "sgd clip 10%", "sharpness": 2.0, "overshoot": None}])
+        {'stepscope/sgd clip 10pct/sharpness': 2.0}
+    """
+    found = {}
+    for record in records:
+        label = re.sub(r"[^\w.\- ]", "_", record["direction"].replace("%", "pct"))
+        for name in _LOGGED:
+            value = record.get(name)
+            if value is not None and math.isfinite(value):
+                found[f"stepscope/{label}/{name}"] = value
+    return found
 
 
 class _Guarded:

@@ -153,13 +153,7 @@ def sharpness_over_steps(records: Sequence[Record], trajectory: str) -> Any:
         scale=alt.Scale(zero=False, nice=False, padding=14),
     )
     opacity = alt.when(pick).then(alt.value(0.95)).otherwise(alt.value(0.08))
-    look = line_look(alt, records)
-    lines = (
-        alt.Chart(alt.InlineData(values=_mean_over_seeds(points)))
-        .mark_line(strokeWidth=1.8)
-        .encode(x, y, look["color"], look["strokeDash"], opacity=opacity)
-        .add_params(pick)
-    )
+    lines = _lines(alt, records, _mean_over_seeds(points), x, y, opacity).add_params(pick)
     hollow = alt.when("datum.sharpness < 0").then(alt.value(0)).otherwise(alt.value(1))
     marks = (
         alt.Chart(alt.InlineData(values=dressed(points, records)))
@@ -216,15 +210,9 @@ def overshoot_over_steps(records: Sequence[Record], trajectory: str) -> Any:
         raise UsageError(f"no learning rate was compared with the best step on trajectory {trajectory!r}")
     x = alt.X("step:Q", title="training step", scale=alt.Scale(zero=False, nice=False, padding=14))
     y = alt.Y("overshoot:Q", title="its step / the best step", scale=alt.Scale(type="log"))
-    look = line_look(alt, records)
     pick = pick_directions(alt)
     opacity = alt.when(pick).then(alt.value(0.95)).otherwise(alt.value(0.08))
-    lines = (
-        alt.Chart(alt.InlineData(values=points))
-        .mark_line(strokeWidth=1.8)
-        .encode(x, alt.Y("overshoot_smoothed:Q"), look["color"], look["strokeDash"], opacity=opacity)
-        .add_params(pick)
-    )
+    lines = _lines(alt, records, points, x, alt.Y("overshoot_smoothed:Q"), opacity).add_params(pick)
     marks = (
         alt.Chart(alt.InlineData(values=dressed(points, records)))
         .mark_point(size=60, strokeWidth=1.8, filled=True)
@@ -245,6 +233,12 @@ def overshoot_over_steps(records: Sequence[Record], trajectory: str) -> Any:
     name = f"Where the learning rate lands: {trajectory} trajectory"
     note = "Above 1 the step goes past the minimum along its direction, below it falls short. The line is smoothed."
     return finish(alt.layer(best, lines, marks), name, note)
+
+
+def _lines(alt: Any, records: Sequence[Record], values: Sequence[Any], x: Any, y: Any, opacity: Any) -> Any:
+    look = line_look(alt, records)
+    chart = alt.Chart(alt.InlineData(values=values)).mark_line(strokeWidth=1.8)
+    return chart.encode(x, y, look["color"], look["strokeDash"], opacity=opacity)
 
 
 def decrease_against_sharpness(records: Sequence[Record], trajectory: str) -> Any:
