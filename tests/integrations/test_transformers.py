@@ -126,6 +126,35 @@ def test_the_numbers_are_those_of_the_trainers_loss(tmp_path):
     assert own["loss"] == pytest.approx(by_hand.loss(), rel=1e-6)
 
 
+class Augmented(torch.utils.data.Dataset):
+    """Draws from torch's random numbers when it is read."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        by = int(torch.randint(3, ()))
+        return {
+            name: value[by:] + value[:by] if name != "unused" else value for name, value in self.rows[index].items()
+        }
+
+
+def test_data_that_draw_random_numbers_are_drawn_as_without_it(tmp_path):
+    found = []
+    for probed in (False, True):
+        trainer = trainer_of("gpt-2", tmp_path, max_steps=4)
+        trainer.train_dataset = Augmented(trainer.train_dataset)
+        trainer.eval_dataset = Augmented(trainer.eval_dataset)
+        if probed:
+            trainer.add_callback(ProbeCallback(trainer, every=2, max_overhead=None, quiet=True, directions={}))
+        trainer.train()
+        found.append(outcome(trainer.model, trainer.optimizer))
+    assert same(*found)
+
+
 class Tracker(TrainerCallback):
     """What a tracker of Transformers does."""
 
