@@ -7,10 +7,11 @@ it exactly as it was found.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from stepscope.measurable import HALF, measurable, measured_dtype, random_state,
 from stepscope.vectors import Direction
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
+Output = TypeVar("Output")
 
 
 class Objective:
@@ -129,14 +131,23 @@ class Objective:
         Raises:
             UsageError: a loss isn't a scalar tensor, or doesn't depend on a trainable parameter.
         """
-        assert self._measuring, "losses() outside measuring()"
+        number = itertools.count()
+        return self.evaluations(lambda _, batch: _scalar(self._call(batch), next(number)))
+
+    def evaluations(self, evaluate: Callable[[nn.Module, Any], Output]) -> Iterator[tuple[float, Output]]:
+        """Each micro-batch's share, and what `evaluate` gives of it at the present parameters; as `losses` has them.
+
+        Args:
+            evaluate: ``evaluate(model, batch)``; the tensors of the micro-batch are copies on the model's device.
+        """
+        assert self._measuring, "an evaluation outside measuring()"
         first = next(iter(self.parameters.values()))
         for index, (share, batch) in enumerate(zip(self.shares, self.batches, strict=True)):
             interrupts.deliver()
             seed_everything(index)
-            loss = self._call(moved(batch, first.device, lambda dtype: measured_dtype(dtype, self.dtype)))
-            yield share, _scalar(loss, index)
-            del loss  # its graph needn't live while the next one grows
+            copied = moved(batch, first.device, lambda dtype: measured_dtype(dtype, self.dtype))
+            # Not by way of a variable: what it gives has a graph, which needn't live while the next one grows.
+            yield share, self._evaluated(evaluate, copied)
 
     def mean(self, values: Sequence[float]) -> float:
         """The mean of one value per micro-batch, weighted as the loss is: ``Σ shareᵢ · valueᵢ``."""
@@ -284,9 +295,9 @@ class Objective:
             seed_everything(0)
             return float(self._call(moved(batch, device, lambda dtype: measured_dtype(dtype, self.dtype))).detach())
 
-    def _call(self, batch: Any) -> Tensor:
+    def _evaluated(self, evaluate: Callable[[nn.Module, Any], Output], batch: Any) -> Output:
         try:
-            return self._call_model(batch)
+            return evaluate(self._called, batch)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -298,18 +309,25 @@ class Objective:
                 "if its attention needs half precision, choose another (attn_implementation='sdpa')"
             ) from error
 
-    def _call_model(self, batch: Any) -> Tensor:
+    def _call(self, batch: Any) -> Tensor:
         if self.loss_fn is not None:
             return self.loss_fn(self._called, batch)
-        if not isinstance(batch, Mapping):
-            raise UsageError(
-                f"without loss_fn a batch must be a mapping for model(**batch), not a {type(batch).__name__}"
-            )
-        output = self._called(**batch)
+        output = model_output(self._called, batch)
         loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
         if loss is None:
             raise UsageError("model(**batch) gave no loss: put labels into the batches, or pass loss_fn")
         return loss  # type: ignore[no-any-return]
+
+
+def model_output(model: nn.Module, batch: Any) -> Any:
+    """What ``model(**batch)`` gives.
+
+    Raises:
+        UsageError: the batch isn't a mapping.
+    """
+    if not isinstance(batch, Mapping):
+        raise UsageError(f"without loss_fn a batch must be a mapping for model(**batch), not a {type(batch).__name__}")
+    return model(**batch)
 
 
 def _without_communication(model: nn.Module) -> nn.Module:

@@ -16,7 +16,8 @@ Direction = dict[str, Tensor]
 """A vector of the parameter space, by the names of ``model.named_parameters()``."""
 
 
-def _accumulator(tensor: Tensor) -> torch.dtype:
+def accumulator(tensor: Tensor) -> torch.dtype:
+    """The type that sums over coordinates are accumulated in: float64, float32 on devices without it."""
     return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
@@ -28,7 +29,7 @@ def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
         11.0
     """
     return math.fsum(
-        float(torch.sum(a[name].detach().to(_accumulator(a[name])) * b[name].detach())) for name in a if name in b
+        float(torch.sum(a[name].detach().to(accumulator(a[name])) * b[name].detach())) for name in a if name in b
     )
 
 
@@ -40,7 +41,7 @@ def norm(a: Mapping[str, Tensor]) -> float:
         5.0
     """
     return math.hypot(
-        *(float(torch.linalg.vector_norm(tensor.detach(), dtype=_accumulator(tensor))) for tensor in a.values())
+        *(float(torch.linalg.vector_norm(tensor.detach(), dtype=accumulator(tensor))) for tensor in a.values())
     )
 
 
