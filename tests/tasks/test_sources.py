@@ -5,10 +5,9 @@ import io
 import json
 import os
 import shutil
-import subprocess
 import tarfile
-import zipfile
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from test_messages import catalogue
@@ -28,29 +27,8 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def package_index(monkeypatch):
-    """Serves what is put into it, through a stand-in for pip; pins the wheels to that."""
-    contents = {}
-
-    def run(command, *, cwd, seconds):
-        requirement = next(word for word in command if "==" in word)
-        if requirement not in contents:
-            return subprocess.CompletedProcess(command, 1, b"", b"No matching distribution")
-        (cwd / "served.whl").write_bytes(contents[requirement])
-        return subprocess.CompletedProcess(command, 0, b"", b"")
-
-    def serve(constant, members):
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w") as archive:
-            for name, content in members.items():
-                archive.writestr(name, content)
-        wheel = replace(getattr(sources, constant), sha256=hashlib.sha256(buffer.getvalue()).hexdigest())
-        monkeypatch.setattr(sources, constant, wheel)
-        contents[wheel.requirement] = buffer.getvalue()
-        return wheel
-
-    monkeypatch.setattr(downloads, "run_tool", run)
-    return serve
+def package_index(serve_wheel):
+    return partial(serve_wheel, sources)
 
 
 def test_homeassistant(package_index, cache):

@@ -10,12 +10,10 @@ from __future__ import annotations
 import json
 import unicodedata
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from stepscope.errors import UsageError
 from stepscope.tasks.downloads import (
     UnavailableError,
     Wheel,
@@ -25,10 +23,10 @@ from stepscope.tasks.downloads import (
     debian_version,
     file_sha256,
     files_sha256,
-    first_available,
 )
 from stepscope.tasks.hub import HubDataset, cached_dataset, dataset_rows
 from stepscope.tasks.messages import Pair, catalogue_pairs, nested_pairs, plain_message_pair
+from stepscope.tasks.origins import DataSource, load_first, table_rows
 from stepscope.tasks.task import Source
 
 HOMEASSISTANT = Wheel("homeassistant", "2026.11.0", "7ca5fbde9dea879ac7723949fc84347aac5182e6309c357b2e4973fd391b00f7")
@@ -54,21 +52,7 @@ class Reading:
     version: str
 
 
-@dataclass(frozen=True)
-class PairSource:
-    """A place that sentence pairs come from.
-
-    Attributes:
-        key: the name to ask for it.
-        title: one line for people.
-        license: SPDX identifier where there is one.
-        read: fetches if need be and reads; raises ``UnavailableError`` where it cannot.
-    """
-
-    key: str
-    title: str
-    license: str
-    read: Callable[[], Reading]
+PairSource = DataSource[Reading]
 
 
 def load_pairs(source: str = "auto", *, min_words: int, max_words: int) -> tuple[list[Pair], Source]:
@@ -86,19 +70,15 @@ def load_pairs(source: str = "auto", *, min_words: int, max_words: int) -> tuple
     Raises:
         UsageError: no source works, the one asked for doesn't, or the file is not as described.
     """
-    if source == "auto":
-        candidates = tuple(SOURCES.values())
-    elif source in SOURCES:
-        candidates = (SOURCES[source],)
-    elif source.endswith(".tsv") or Path(source).is_file():
-        candidates = (PairSource("file", "Sentence pairs", "unknown", lambda: _read_table(Path(source))),)
-    else:
-        raise UsageError(f"no source {source!r}: auto, {', '.join(SOURCES)}, or the path of a .tsv file")
-    try:
-        return first_available({each.key: partial(_clean_reading, each, min_words, max_words) for each in candidates})
-    except UnavailableError as error:
-        remedy = "get online, or pass the path of a file with one english<TAB>french pair a line"
-        raise UsageError(f"no sentence pairs ({error}): {remedy}") from error
+    return load_first(
+        source,
+        SOURCES,
+        lambda each: _clean_reading(each, min_words, max_words),
+        own=PairSource("file", "Sentence pairs", "unknown", lambda: _read_table(Path(source))),
+        suffix=".tsv",
+        missing="no sentence pairs",
+        remedy="get online, or pass the path of a file with one english<TAB>french pair a line",
+    )
 
 
 def _clean_reading(source: PairSource, min_words: int, max_words: int) -> tuple[list[Pair], Source]:
@@ -191,27 +171,11 @@ def _plain(pairs: Iterable[Pair], *, mnemonics: bool = False) -> Iterator[Pair]:
 
 
 def _read_table(path: Path) -> Reading:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    try:
-        lines = content.decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        number = content.count(b"\n", 0, error.start) + 1
-        raise UsageError(f"{path}, line {number}: not UTF-8; save the file as UTF-8") from error
-    pairs = []
-    for number, text in enumerate(lines, start=1):
-        if not text.strip():
-            continue
-        english, *rest = text.rstrip("\r").split("\t")
-        if len(rest) != 1 or not english.strip() or not rest[0].strip():
-            raise UsageError(f"{path}, line {number}: expected english<TAB>french, saw {text[:40]!r}")
-        pairs.append((english, rest[0]))
+    pairs = table_rows(path, "english<TAB>french")
     return Reading(pairs, file_sha256(path), str(path))
 
 
-SOURCES: dict[str, PairSource] = {
+SOURCES: dict[str, DataSource[Reading]] = {
     source.key: source
     for source in (
         PairSource(
