@@ -26,8 +26,8 @@ Chosen = str | Iterable[str] | Callable[[str], bool] | None
 Masks = Mapping[str, Tensor]
 """``{parameter name: bool tensor of its number of coordinates}``."""
 
-_BLOCK = 1 << 21
-"""Numbers that are looked at together in double precision, 16 MB."""
+_BLOCK = 1 << 19
+"""Numbers that are looked at together in double precision: 4 MB, about a processor's cache."""
 
 
 class GaussNewton:
@@ -72,8 +72,9 @@ class GaussNewton:
         grams = [torch.zeros(count, count, dtype=torch.float64) for _ in kept]
         for name, place, block in self._blocks():
             for gram, masks in zip(grams, kept, strict=True):
-                part = block if masks is None else block[:, masks[name][place].to(block.device)]
-                gram += (part @ part.T).cpu()
+                # By zeros, not by leaving columns out: gathering the others takes as long as the product itself.
+                part = block if masks is None else block * masks[name][place].to(block)
+                gram += (part @ block.T).cpu()
         return [max(0.0, float(torch.linalg.eigvalsh(gram)[-1])) for gram in grams]
 
     def _blocks(self) -> Iterator[tuple[str, slice, Tensor]]:
