@@ -79,7 +79,7 @@ def robustness_experiment(
         source: where the reviews come from, see `stepscope.tasks.reviews.load_reviews`.
         seeds: see `RobustnessExperiment`.
         pretrained: whether to begin with the pretrained encoder (22.7 million parameters) in the place of a small one
-            with random weights. Fewer steps, smaller batches, and not the group of all parameters, whose rows would
+            with random weights. Fewer steps, batches and draws, and not the group of all parameters, whose rows would
             take gigabytes.
 
     Raises:
