@@ -39,7 +39,7 @@ class FakeHub:
 
     def __init__(self, repository):
         self.repository, self.questions, self.downloads, self.error = repository, 0, 0, None
-        self.names = [PART, "README.md", "de-fr/train-00000-of-00001.parquet"]
+        self.names = [PART, "README.md", "de-fr/train-00000-of-00001.parquet", "en-fr/test-00000-of-00001.parquet"]
         self.sha256 = hashlib.sha256((repository / PART).read_bytes()).hexdigest()
 
     def HfApi(self):  # noqa: N802

@@ -140,7 +140,7 @@ def test_debian_package_without_catalogues(monkeypatch, tmp_path):
     monkeypatch.setattr(sources, "cached_debian_package", lambda name: tmp_path / "x.deb")
     empty = io.BytesIO()
     tarfile.open(fileobj=empty, mode="w").close()
-    monkeypatch.setattr(sources, "_dpkg", lambda package, action, *fields: empty.getvalue())
+    monkeypatch.setattr(downloads, "_dpkg", lambda package, action, *fields: empty.getvalue())
     (tmp_path / "x.deb").write_bytes(b"")
     with pytest.raises(UsageError, match="libreoffice: no pair of 2 to 6 words"):
         load_pairs("libreoffice", **WORDS)

@@ -7,18 +7,25 @@ hold index addresses with passwords in them.
 from __future__ import annotations
 
 import hashlib
+import io
+import logging
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from stepscope.errors import UsageError
+from stepscope.errors import MissingExtraError, UsageError
 
 Fetch = Callable[[Path], Path]
+Found = TypeVar("Found")
+
+_log = logging.getLogger(__name__)
 
 
 class UnavailableError(RuntimeError):
@@ -45,6 +52,30 @@ class Wheel:
         return f"{self.project}=={self.version}"
 
 
+def first_available(readers: Mapping[str, Callable[[], Found]]) -> Found:
+    """Gives what the first source that works reads.
+
+    Args:
+        readers: by key, in the order in which they are tried. One that raises ``UnavailableError`` or
+            ``MissingExtraError`` is passed over.
+
+    Raises:
+        UnavailableError: none works; the message holds each one's reason.
+
+    Example:
+        >>> first_available({"one": lambda: 1, "two": lambda: 2})
+        1
+    """
+    reasons = []
+    for key, read in readers.items():
+        try:
+            return read()
+        except (UnavailableError, MissingExtraError) as error:
+            reasons.append(f"{key}: {error}")
+            _log.info("nothing from %s", reasons[-1])
+    raise UnavailableError("; ".join(reasons))
+
+
 def cache_directory() -> Path:
     """Gives the directory that fetched files are kept in; it need not exist yet.
 
@@ -65,8 +96,10 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def files_sha256(paths: Iterable[Path]) -> str:
-    """Gives one SHA-256 for several files: that of their names and digests, in the order of their names."""
+def files_sha256(paths: Sequence[Path]) -> str:
+    """Gives one SHA-256 for files: a single one's own, else that of names and digests, in the order of the names."""
+    if len(paths) == 1:
+        return file_sha256(paths[0])
     lines = (f"{file_sha256(path)}  {path.name}\n" for path in sorted(paths, key=lambda path: path.name))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -183,6 +216,43 @@ def cached_debian_package(package: str) -> Path:
         return only_file(scratch, "*.deb")
 
     return cached_file(f"{package}.deb", fetch)
+
+
+def debian_version(package: Path) -> str:
+    """Gives the version that a Debian package's file says it has.
+
+    Raises:
+        UnavailableError: it is no package, or there is no ``dpkg-deb``.
+    """
+    return _dpkg(package, "--field", "Version").decode().strip()
+
+
+def debian_files(package: Path, folder: str) -> dict[str, bytes]:
+    """Reads the files of a Debian package that lie in a folder, or below it.
+
+    The package is read as a tar stream in memory: nothing is unpacked to a path.
+
+    Args:
+        package: path of the ``.deb``.
+        folder: the end of the folder's path, without slashes at its ends.
+
+    Returns:
+        Contents by path, in the order of the paths.
+
+    Raises:
+        UnavailableError: it is no package, or there is no ``dpkg-deb``.
+    """
+    with tarfile.open(fileobj=io.BytesIO(_dpkg(package, "--fsys-tarfile"))) as archive:
+        wanted = [member for member in archive if member.isfile() and f"{folder}/" in member.name]
+        streams = {m.name: archive.extractfile(m) for m in sorted(wanted, key=lambda member: member.name)}
+        return {name: stream.read() for name, stream in streams.items() if stream is not None}
+
+
+def _dpkg(package: Path, action: str, *fields: str) -> bytes:
+    done = run_tool(["dpkg-deb", action, str(package), *fields], cwd=package.parent, seconds=60)
+    if done.returncode:
+        raise UnavailableError(f"dpkg-deb cannot read {package.name}")
+    return done.stdout
 
 
 def run_tool(command: Sequence[str], *, cwd: Path, seconds: float) -> subprocess.CompletedProcess[bytes]:

@@ -107,6 +107,7 @@ def _newest_pin(dataset: HubDataset) -> _Pin:
             PurePosixPath(file.rfilename).name: str(file.lfs.sha256)
             for file in info.siblings or ()
             if file.rfilename == f"{dataset.config}/{PurePosixPath(file.rfilename).name}"
+            and PurePosixPath(file.rfilename).name.startswith("train-")
             and file.rfilename.endswith(".parquet")
             and file.lfs is not None
         }

