@@ -155,7 +155,7 @@ def test_cifar10(cifar, typed):
 @pytest.mark.parametrize("typed", [True, False])
 def test_damaged_image_of_cifar10(cifar, typed):
     cifar(None, typed=typed, contents=[b"not a picture"])
-    with pytest.raises(UsageError, match="cifar10: .*cannot be"):
+    with pytest.raises(UsageError, match=r"cifar10: .*cannot be"):
         load_pictures("cifar10")
 
 
