@@ -1,5 +1,6 @@
 """The image task: the same at every call, pretraining apart from the task, nothing outside it touched."""
 
+import copy
 import os
 from dataclasses import replace
 from itertools import islice
@@ -187,6 +188,20 @@ def test_loss_is_the_mean_over_images(file):
     with torch.no_grad():
         by_hand = F.cross_entropy(model(pixel_values=whole["pixel_values"]).logits, whole["labels"])
     assert objective.loss() == pytest.approx(float(by_hand), rel=1e-5)
+
+
+def test_measuring_uses_running_statistics_and_a_copy_without_them_those_of_the_batch(file):
+    """As the limits say: the loss in evaluation mode, and that of training mode by the copy that they recommend."""
+    task = images(replace(SMOKE, micro_batch_size=24), source=file)
+    [batch] = task.eval_batches
+    copied = copy.deepcopy(task.model)
+    for norm in copied.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.track_running_stats, norm.running_mean, norm.running_var = False, None, None
+    running, of_batch = (Objective(model, None, [batch]).loss() for model in (task.model, copied))
+    with torch.no_grad():
+        assert of_batch == pytest.approx(float(task.model(**batch).loss), rel=1e-5)
+    assert abs(running - of_batch) > 0.01
 
 
 @pytest.mark.parametrize("channels", [1, 3])
