@@ -51,6 +51,7 @@ import torch
 before = set(sys.modules)
 import stepscope, stepscope.cli, stepscope.report, stepscope.tasks.translation, stepscope.experiments.trajectory
 import stepscope.tasks.sentiment, stepscope.experiments.robustness
+import stepscope.tasks.images
 from stepscope.errors import MissingExtraError
 try:
     stepscope.cli.main(["demo"])

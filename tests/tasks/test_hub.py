@@ -9,7 +9,7 @@ import pytest
 from stepscope.errors import UsageError
 from stepscope.tasks import hub, sources
 from stepscope.tasks.downloads import UnavailableError
-from stepscope.tasks.hub import HubDataset, cached_dataset, dataset_rows
+from stepscope.tasks.hub import MODEL_FILES, HubDataset, cached_dataset, cached_model, dataset_rows
 
 PART = "en-fr/train-00000-of-00001.parquet"
 BOOKS = HubDataset("someone/opus_books", "en-fr")
@@ -139,3 +139,64 @@ def test_pairs_from_opus_books(server):
     server.error = ConnectionError()
     with pytest.raises(UsageError, match="no pair of 30 to 40 words"):
         sources.load_pairs("opus_books", min_words=30, max_words=40)
+
+
+class FakeModels:
+    """Stands for the Hub's client and its own cache, for models."""
+
+    def __init__(self, cache, files):
+        self.folder, self.files, self.calls, self.error = cache / "snapshots" / REVISION, files, [], None
+
+    def HfApi(self):  # noqa: N802
+        return self
+
+    def model_info(self, name, *, timeout):
+        self.calls.append("info")
+        assert timeout <= 5
+        if self.error:
+            raise self.error
+        return SimpleNamespace(sha=REVISION)
+
+    def snapshot_download(self, name, *, allow_patterns, local_files_only=False):
+        assert tuple(allow_patterns) == MODEL_FILES  # so no pickle is ever fetched
+        if local_files_only and not self.folder.is_dir():
+            raise FileNotFoundError
+        if not local_files_only:
+            self.calls.append("download")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for file in self.files:
+                (self.folder / file).write_bytes(b"x")
+        return str(self.folder)
+
+
+@pytest.fixture
+def models(tmp_path, monkeypatch):
+    def serve(*files):
+        server = FakeModels(tmp_path, files)
+        monkeypatch.setattr(hub, "require", lambda name, extra: server)
+        return server
+
+    return serve
+
+
+def test_a_model_is_fetched_once_then_had_without_the_hub(models):
+    server = models(*MODEL_FILES)
+    assert cached_model("someone/resnet") == (server.folder, REVISION)
+    server.error = ConnectionError()
+    assert cached_model("someone/resnet") == (server.folder, REVISION)
+    assert server.calls == ["info", "download"]
+
+
+def test_a_model_without_safetensors(models):
+    models("config.json")
+    with pytest.raises(UnavailableError, match=r"the Hub has no model\.safetensors of it at 0123456789ab"):
+        cached_model("someone/resnet")
+
+
+def test_an_unreachable_hub_downloads_no_model(models):
+    server = models(*MODEL_FILES)
+    server.error = ConnectionError("https://user:secret@hub.example.com")
+    with pytest.raises(UnavailableError) as caught:
+        cached_model("someone/resnet")
+    assert str(caught.value) == "the Hub cannot be used (ConnectionError)"
+    assert server.calls == ["info"]

@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face Hub: a quick question whether it is there, then files pinned by digest."""
+"""The Hugging Face Hub: a quick question whether it is there, then data sets pinned by digest, and models."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from stepscope.errors import require
 from stepscope.tasks.downloads import UnavailableError, cache_directory, cached_file, write_cached
 
 PREFLIGHT_SECONDS = 5.0
+MODEL_FILES = ("config.json", "model.safetensors")
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,38 @@ def dataset_rows(files: Sequence[Path], *, column: str) -> Iterator[dict[str, An
         if isinstance(error, UnavailableError):
             raise
         raise UnavailableError(f"{files[0].name} cannot be read ({type(error).__name__})") from error
+
+
+def cached_model(repository: str) -> tuple[Path, str]:
+    """Gives a folder with a model's configuration and weights as safetensors, fetched from the Hub once.
+
+    They are kept in the cache of the Hub's own client. Later uses need no network and see the same weights, until that
+    cache is emptied.
+
+    Args:
+        repository: owner and name.
+
+    Returns:
+        The folder, and the revision (commit hash).
+
+    Raises:
+        UnavailableError: the Hub cannot be reached within 5 s, or has no such model as safetensors.
+        MissingExtraError: ``huggingface_hub`` is not installed.
+    """
+    hub = require("huggingface_hub", "tasks")
+    with suppress(Exception):  # not there yet
+        folder = Path(hub.snapshot_download(repository, allow_patterns=MODEL_FILES, local_files_only=True))
+        if all((folder / name).is_file() for name in MODEL_FILES):
+            return folder, folder.name
+    try:
+        # Asked first, since the download itself tries again for half a minute where there is no network.
+        revision = str(hub.HfApi().model_info(repository, timeout=PREFLIGHT_SECONDS).sha)
+        folder = Path(hub.snapshot_download(repository, allow_patterns=MODEL_FILES))
+    except Exception as error:
+        raise _unreachable(error) from error
+    if missing := [name for name in MODEL_FILES if not (folder / name).is_file()]:
+        raise UnavailableError(f"the Hub has no {missing[0]} of it at {revision[:12]}")
+    return folder, folder.name
 
 
 def _recorded_pin(path: Path) -> _Pin | None:

@@ -35,12 +35,13 @@ class Task:
 
     Attributes:
         name: such as ``"translation"``.
-        model: freshly initialised from the task's seed, in training mode. ``model(**batch).loss`` is the mean loss
-            of a batch over its valid label tokens.
+        model: as initialised, in training mode; what is random in it comes from the task's seed.
+            ``model(**batch).loss`` is the mean loss of a batch over its valid label tokens, or its examples.
         training_batches: called without arguments, gives an endless iterator over training batches, the same
             sequence at every call (its order depends on the task's seed alone and draws on no global RNG).
         eval_batches: the fixed evaluation batch, cut into micro-batches.
         source: where the data came from.
+        initialisation: how the model got its weights, ``"random"`` or one line that says where it was pretrained.
     """
 
     name: str
@@ -48,3 +49,4 @@ class Task:
     training_batches: Callable[[], Iterator[Batch]]
     eval_batches: tuple[Batch, ...]
     source: Source
+    initialisation: str = "random"
