@@ -76,12 +76,12 @@ class _MomentumRule(Optimizer):
             if not state:
                 state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
             gradient = -parameter.grad if group["maximize"] else parameter.grad
-            updates.append(self._momentum(state["exp_avg"], gradient, group))
+            updates.append(self._momentum(state, gradient, group))
         return parameters, updates
 
-    def _momentum(self, exp_avg: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
-        """Advances the buffer, and gives the momentum that the update is made of, as a new tensor."""
-        beta = group["momentum"]
+    def _momentum(self, state: dict[str, Tensor], gradient: Tensor, group: dict[str, Any]) -> Tensor:
+        """Advances the buffers, and gives the momentum that the update is made of, as a new tensor."""
+        beta, exp_avg = group["momentum"], state["exp_avg"]
         exp_avg.mul_(beta).add_(gradient, alpha=1 - beta)
         return exp_avg.clone()
 
@@ -188,8 +188,9 @@ class Lion(_MomentumRule):
         settings = _defaults(lr, weight_decay, maximize, foreach, betas=betas, clip_fraction=clip_fraction)
         super().__init__(params, settings)
 
-    def _momentum(self, exp_avg: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
+    def _momentum(self, state: dict[str, Tensor], gradient: Tensor, group: dict[str, Any]) -> Tensor:
         beta1, beta2 = group["betas"]
+        exp_avg = state["exp_avg"]
         update = exp_avg.clone().mul_(beta1).add_(gradient, alpha=1 - beta1)
         exp_avg.mul_(beta2).add_(gradient, alpha=1 - beta2)
         return update
@@ -202,6 +203,56 @@ class Lion(_MomentumRule):
             return
         for momentum in momenta:
             momentum.sign_()
+
+
+class ACClip(_MomentumRule):
+    """ACClip (Zhang et al., 2020, arXiv 1912.03194): each coordinate of the momentum is clipped to its own threshold.
+
+    ``m ← β₁m + (1−β₁)g``, ``τ ← β₂τ + (1−β₂)|g|``, ``x ← x − lr·min(τ/(|m|+ε), 1)·m``: their Algorithm 2 with α = 1.
+    The thresholds are averages of each coordinate's own past, where `stepscope.clip_optimizer` takes one threshold
+    from all coordinates of the step.
+
+    Args:
+        params: parameters, named parameters or groups.
+        lr: learning rate.
+        betas: ``(β₁, β₂)``.
+        eps: ``ε``.
+        weight_decay: decoupled, ``x ← (1 − lr·weight_decay)·x`` before the step.
+        maximize: ascend instead.
+        foreach: use multi-tensor operations.
+
+    Example:
+        >>> w = nn.Parameter(torch.zeros(2)); w.grad = torch.tensor([1.0, -4.0])
+        >>> ACClip([w], lr=1.0, betas=(0.5, 0.75), eps=0.0).step(); w.tolist()
+        [-0.25, 1.0]
+    """
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-5,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        foreach: bool = False,
+    ) -> None:
+        if eps < 0:
+            raise UsageError(f"eps is {eps}: it must be ≥ 0")
+        super().__init__(params, _defaults(lr, weight_decay, maximize, foreach, betas=betas, eps=eps))
+
+    def _momentum(self, state: dict[str, Tensor], gradient: Tensor, group: dict[str, Any]) -> Tensor:
+        beta1, beta2 = group["betas"]
+        momentum = state["exp_avg"].mul_(beta1).add_(gradient, alpha=1 - beta1)
+        threshold = state.setdefault("threshold", torch.zeros_like(momentum))
+        threshold.mul_(beta2).add_(gradient.abs(), alpha=1 - beta2)
+        # Where both are 0 the update is, whatever the quotient.
+        ratio = threshold / momentum.abs().add_(group["eps"])
+        return momentum * ratio.nan_to_num_(nan=0.0).clamp_(max=1.0)
+
+    def _to_updates(self, momenta: list[Tensor]) -> None:
+        """They are the updates already."""
 
 
 class Adafactor(Optimizer):

@@ -31,7 +31,7 @@ MEASUREMENTS_FILE = "measurements.jsonl"
 LOCK_FILE = ".lock"
 
 _ABSENT = object()
-_SINGLE_VALUES = ("trajectory", "seed", "step", "direction", "batch", "group", "cut")
+_SINGLE_VALUES = ("run", "trajectory", "seed", "step", "direction", "batch", "group", "cut")
 """What tells a measurement from others; those that an experiment doesn't vary are missing from its records."""
 
 

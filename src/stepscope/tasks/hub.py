@@ -19,15 +19,17 @@ MODEL_FILES = ("config.json", "model.safetensors")
 
 @dataclass(frozen=True)
 class HubDataset:
-    """One configuration of a dataset that the Hub keeps as Parquet files, ``config/train-….parquet``.
+    """One configuration of a dataset that the Hub keeps as files of rows, such as ``config/train-….parquet``.
 
     Attributes:
         repository: owner and name.
         config: the configuration, a folder of the repository.
+        files: the names of the training files, as a pattern; ``.parquet``, or ``.json`` with a row a line.
     """
 
     repository: str
     config: str
+    files: str = "train-*.parquet"
 
     @property
     def folder(self) -> str:
@@ -67,20 +69,20 @@ def cached_dataset(dataset: HubDataset) -> tuple[list[Path], str]:
 
 
 def dataset_rows(files: Sequence[Path], *, column: str) -> Iterator[dict[str, Any]]:
-    """Reads the rows of Parquet files one by one, in order, without a second copy on disk.
+    """Reads the rows of Parquet or JSON files one by one, in order, without a second copy on disk.
 
     Args:
-        files: local paths.
+        files: local paths, all of one kind.
         column: a column that has to be there.
 
     Raises:
-        UnavailableError: a file is not Parquet or lacks the column.
+        UnavailableError: a file is of another kind or lacks the column.
         MissingExtraError: ``datasets`` is not installed.
     """
     datasets = require("datasets", "tasks")
     try:
         names = [str(file) for file in files]
-        rows = datasets.load_dataset("parquet", data_files=names, split="train", streaming=True)
+        rows = datasets.load_dataset(files[0].suffix[1:], data_files=names, split="train", streaming=True)
         for row in rows:
             if column not in row:
                 raise UnavailableError(f"{files[0].name} has no column {column!r}")
@@ -140,14 +142,13 @@ def _newest_pin(dataset: HubDataset) -> _Pin:
             PurePosixPath(file.rfilename).name: str(file.lfs.sha256)
             for file in info.siblings or ()
             if file.rfilename == f"{dataset.config}/{PurePosixPath(file.rfilename).name}"
-            and PurePosixPath(file.rfilename).name.startswith("train-")
-            and file.rfilename.endswith(".parquet")
+            and PurePosixPath(file.rfilename).match(dataset.files)
             and file.lfs is not None
         }
     except Exception as error:
         raise _unreachable(error) from error
     if not files or info.sha is None:
-        raise UnavailableError(f"the Hub lists no Parquet files for {dataset.config}")
+        raise UnavailableError(f"the Hub lists no files {dataset.files} for {dataset.config}")
     return _Pin(str(info.sha), files)
 
 

@@ -19,15 +19,15 @@ that trains during the first few dozen steps (`docs/limits.md` has figures).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from stepscope.errors import UsageError
+from stepscope.tasks.batching import DATA_SEED, training_batches
 from stepscope.tasks.pictures import Pictures, load_pictures
 from stepscope.tasks.resnet import (
     Progress,
@@ -41,9 +41,6 @@ from stepscope.tasks.task import Batch, Task
 
 INITIALISATIONS = ("random", "pretrained")
 LAYERS = ("basic", "bottleneck")
-# Which images are used, which of them are evaluated on, and what pretraining gives is the same for every seed of a
-# task: runs with other seeds then differ in new weights and order alone, as those that share a published model do.
-_DATA_SEED = 20_230_601
 
 Examples = tuple[Tensor, Tensor]
 
@@ -162,18 +159,23 @@ def images(config: ImagesConfig, *, seed: int = 0, source: str = "auto", progres
     examples = (normalised(_with_channels(examples[0], model_config.num_channels)), examples[1])
     size = config.micro_batch_size
     chosen = (examples[0][: config.eval_size], examples[1][: config.eval_size])
-    return Task(
-        name="images",
-        model=classifier(model_config, classes=classes, seed=seed, backbone=backbone),
-        training_batches=partial(_batches, examples, config.batch_size, seed),
-        # The images are in random order by now.
-        eval_batches=tuple(
-            _batch(chosen, torch.arange(start, min(start + size, len(chosen[1]))))
-            for start in range(0, len(chosen[1]), size)
-        ),
-        source=replace(origin, examples=len(examples[1])),
-        initialisation=initialisation,
-    )
+
+    def seeded(seed: int) -> Task:
+        return Task(
+            name="images",
+            model=classifier(model_config, classes=classes, seed=seed, backbone=backbone),
+            training_batches=_batches(examples, config.batch_size, seed),
+            # The images are in random order by now.
+            eval_batches=tuple(
+                _batch(chosen, torch.arange(start, min(start + size, len(chosen[1]))))
+                for start in range(0, len(chosen[1]), size)
+            ),
+            source=replace(origin, examples=len(examples[1])),
+            seeded=seeded,
+            initialisation=initialisation,
+        )
+
+    return seeded(seed)
 
 
 def normalised(pixels: Tensor) -> Tensor:
@@ -223,17 +225,17 @@ def _backbone(
         return model_config, None, "random"
     count = _classes(apart, "pretraining")
     apart = (apart[0][: config.pretraining_images], apart[1][: config.pretraining_images])
-    digest = hashlib.sha256(repr((config.batch_size, _DATA_SEED, tuple(apart[0].shape))).encode())
+    digest = hashlib.sha256(repr((config.batch_size, DATA_SEED, tuple(apart[0].shape))).encode())
     for tensor in apart:
         digest.update(tensor.numpy().tobytes())
     weights = pretrained_backbone(
         model_config,
-        partial(_batches, (normalised(apart[0]), apart[1]), config.batch_size, _DATA_SEED),
+        _batches((normalised(apart[0]), apart[1]), config.batch_size, DATA_SEED),
         data=digest.hexdigest(),
         classes=count,
         steps=config.pretraining_steps,
         lr=config.pretraining_lr,
-        seed=_DATA_SEED,
+        seed=DATA_SEED,
         progress=progress,
     )
     seen = f"{len(apart[1]):,} other images of {count} other classes, {config.pretraining_steps} steps"
@@ -246,7 +248,7 @@ def _of_classes(pictures: Pictures, first: int, end: int | None) -> Examples:
     In an order that depends on the data alone.
     """
     classes = torch.unique(pictures.labels)[first:end]
-    order = torch.randperm(len(pictures.labels), generator=torch.Generator().manual_seed(_DATA_SEED))
+    order = torch.randperm(len(pictures.labels), generator=torch.Generator().manual_seed(DATA_SEED))
     chosen = order[torch.isin(pictures.labels[order], classes)]
     return pictures.pixels[chosen], torch.searchsorted(classes, pictures.labels[chosen])
 
@@ -272,15 +274,8 @@ def _batch(examples: Examples, indices: Tensor) -> Batch:
     return {"pixel_values": examples[0][indices], "labels": examples[1][indices]}
 
 
-def _batches(examples: Examples, size: int, seed: int) -> Iterator[Batch]:
-    """The endless sequence of batches: each epoch in a new order, rest dropped."""
-    generator = torch.Generator().manual_seed(seed)
-    count = len(examples[1])
-    size = min(size, count)
-    while True:
-        order = torch.randperm(count, generator=generator)
-        for start in range(0, count - size + 1, size):
-            yield _batch(examples, order[start : start + size])
+def _batches(examples: Examples, size: int, seed: int) -> Callable[[], Iterator[Batch]]:
+    return training_batches(range(len(examples[1])), size, seed, lambda chosen: _batch(examples, torch.tensor(chosen)))
 
 
 def _check(config: ImagesConfig) -> None:

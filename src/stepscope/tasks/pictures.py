@@ -10,9 +10,8 @@ import gzip
 import io
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,9 @@ from stepscope.tasks.downloads import (
     debian_version,
     file_sha256,
     files_sha256,
-    first_available,
 )
 from stepscope.tasks.hub import HubDataset, cached_dataset, dataset_rows
+from stepscope.tasks.origins import DataSource, load_first
 from stepscope.tasks.task import Source
 
 CIFAR10 = HubDataset("uoft-cs/cifar10", "plain_text")
@@ -66,21 +65,7 @@ class Pictures:
             raise UnavailableError(f"a label is {int(self.labels.min())}: labels are whole numbers from 0")
 
 
-@dataclass(frozen=True)
-class PictureSource:
-    """A place that labelled images come from.
-
-    Attributes:
-        key: the name to ask for it.
-        title: one line for people.
-        license: SPDX identifier where there is one.
-        read: fetches if need be and reads; raises ``UnavailableError`` where it cannot.
-    """
-
-    key: str
-    title: str
-    license: str
-    read: Callable[[], Pictures]
+PictureSource = DataSource[Pictures]
 
 
 def load_pictures(source: str = "auto") -> tuple[Pictures, Source]:
@@ -97,19 +82,15 @@ def load_pictures(source: str = "auto") -> tuple[Pictures, Source]:
     Raises:
         UsageError: no source works, the one asked for doesn't, or the file is not as described.
     """
-    if source == "auto":
-        candidates = tuple(SOURCES.values())
-    elif source in SOURCES:
-        candidates = (SOURCES[source],)
-    elif source.endswith(".safetensors") or Path(source).is_file():
-        candidates = (PictureSource("file", "Labelled images", "unknown", lambda: _read_file(Path(source))),)
-    else:
-        raise UsageError(f"no source {source!r}: auto, {', '.join(SOURCES)}, or the path of a .safetensors file")
-    try:
-        return first_available({each.key: partial(_read, each) for each in candidates})
-    except UnavailableError as error:
-        remedy = "get online, or pass the path of a .safetensors file with images (uint8, N×C×H×W) and labels (N)"
-        raise UsageError(f"no labelled images ({error}): {remedy}") from error
+    return load_first(
+        source,
+        SOURCES,
+        _read,
+        own=PictureSource("file", "Labelled images", "unknown", lambda: _read_file(Path(source))),
+        suffix=".safetensors",
+        missing="no labelled images",
+        remedy="get online, or pass the path of a .safetensors file with images (uint8, N×C×H×W) and labels (N)",
+    )
 
 
 def _read(source: PictureSource) -> tuple[Pictures, Source]:

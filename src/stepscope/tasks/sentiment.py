@@ -106,16 +106,21 @@ def sentiment(config: SentimentConfig, *, seed: int = 0, source: str = "auto") -
     make, encode, pad = _pretrained(config, len(classes)) if config.pretrained else _small(config, used, len(classes))
     examples: list[Example] = [(encode(text), label) for text, label in used]
     together = partial(collate, pad=pad)
-    return Task(
-        name="sentiment",
-        model=initialised(make, seed),
-        training_batches=training_batches(examples, config.batch_size, seed, together),
-        # The texts are in random order by now.
-        eval_batches=batches_by_length(
-            examples[: config.eval_size], config.micro_batch_size, lambda example: len(example[0]), together
-        ),
-        source=replace(origin, examples=len(used)),
-    )
+
+    def seeded(seed: int) -> Task:
+        return Task(
+            name="sentiment",
+            model=initialised(make, seed),
+            training_batches=training_batches(examples, config.batch_size, seed, together),
+            # The texts are in random order by now.
+            eval_batches=batches_by_length(
+                examples[: config.eval_size], config.micro_batch_size, lambda example: len(example[0]), together
+            ),
+            source=replace(origin, examples=len(used)),
+            seeded=seeded,
+        )
+
+    return seeded(seed)
 
 
 def collate(examples: Sequence[Example], pad: int = PAD) -> Batch:

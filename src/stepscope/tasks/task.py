@@ -41,6 +41,7 @@ class Task:
             sequence at every call (its order depends on the task's seed alone and draws on no global RNG).
         eval_batches: the fixed evaluation batch, cut into micro-batches.
         source: where the data came from.
+        seeded: the same task with the weights and the order of another seed, without reading its data again.
         initialisation: how the model got its weights, ``"random"`` or one line that says where it was pretrained.
     """
 
@@ -49,4 +50,5 @@ class Task:
     training_batches: Callable[[], Iterator[Batch]]
     eval_batches: tuple[Batch, ...]
     source: Source
+    seeded: Callable[[int], Task]
     initialisation: str = "random"

@@ -118,19 +118,24 @@ def translation(config: TranslationConfig, *, seed: int = 0, source: str = "auto
         return [*tokenizer.encode(text).ids[: config.max_tokens - 1], END]
 
     examples: list[Example] = [(encode(PREFIX + english), encode(french)) for english, french in used]
-    return Task(
-        name="translation",
-        model=_model(config, vocabulary=tokenizer.get_vocab_size(), seed=seed),
-        training_batches=training_batches(examples, config.batch_size, seed, collate),
-        # The pairs are in random order by now.
-        eval_batches=batches_by_length(
-            examples[: config.eval_size],
-            config.micro_batch_size,
-            lambda example: (len(example[0]), len(example[1])),
-            collate,
-        ),
-        source=replace(origin, examples=len(used)),
-    )
+
+    def seeded(seed: int) -> Task:
+        return Task(
+            name="translation",
+            model=_model(config, vocabulary=tokenizer.get_vocab_size(), seed=seed),
+            training_batches=training_batches(examples, config.batch_size, seed, collate),
+            # The pairs are in random order by now.
+            eval_batches=batches_by_length(
+                examples[: config.eval_size],
+                config.micro_batch_size,
+                lambda example: (len(example[0]), len(example[1])),
+                collate,
+            ),
+            source=replace(origin, examples=len(used)),
+            seeded=seeded,
+        )
+
+    return seeded(seed)
 
 
 def collate(examples: Sequence[Example]) -> Batch:
