@@ -1,0 +1,356 @@
+"""Experiment B: every optimizer and its clipped variant from the same start (Pan and Li, §5 and appendix B.4).
+
+Each looks for its own learning rate within the same budget (`Search`), on weights and an order of batches of their own.
+Then it trains once a seed: a seed draws the same weights and the same batches for all. The loss is that of the fixed
+evaluation batch, which is drawn from the training data, as in the paper.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from fractions import Fraction
+from functools import partial
+from typing import Any
+
+from stepscope.errors import UsageError
+from stepscope.experiments.compared import RULES, contenders
+from stepscope.experiments.running import Progress, check_data, check_settings, source_of
+from stepscope.experiments.search import Search
+from stepscope.experiments.workers import Tell, run_jobs
+from stepscope.objective import Objective
+from stepscope.records import Record, RunDirectory, number, read_run
+from stepscope.tasks import Batch, Task
+from stepscope.tasks.catalogue import TASKS
+
+SEARCH_SEED = 2**31 - 1
+"""Weights and order that learning rates are looked for on: none of the seeds that are compared."""
+
+DIVERGED = 10.0
+"""A training is given up where the loss is so many times that at the start."""
+
+_QUICK = Search(rates=3, extensions=1, rungs=((Fraction(1, 2), 1), (Fraction(1), 1)), climbs=1)
+
+
+@dataclass(frozen=True)
+class _Size:
+    """Steps of a training, steps between evaluations, the search, and what is changed of the tasks."""
+
+    steps: int
+    every: int
+    search: Search
+    task: Mapping[str, int]
+
+
+_SIZES = {
+    "smoke": _Size(12, 3, _QUICK, {}),
+    # More steps of smaller batches, and an evaluation batch that is large enough to tell losses apart.
+    "cpu": _Size(200, 10, Search(), {"batch_size": 32, "eval_size": 128, "micro_batch_size": 64}),
+}
+
+
+@dataclass(frozen=True)
+class ConvergenceExperiment:
+    """What is run: everything that determines the losses.
+
+    Attributes:
+        scale: name of the size.
+        settings: whose optimizers are compared, see `stepscope.experiments.compared.SETTINGS`.
+        tasks: ``{name: configuration}``.
+        sources: ``{name: where its data come from}``.
+        optimizers: names in `stepscope.experiments.compared.RULES`.
+        steps: of a training.
+        every: steps from one evaluation to the next.
+        search: how learning rates are looked for.
+        seeds: one training of each optimizer a seed.
+        masked: whether the models get an attention mask. The published code gives none.
+    """
+
+    scale: str
+    settings: str
+    tasks: Mapping[str, Any]
+    sources: Mapping[str, str]
+    optimizers: tuple[str, ...]
+    steps: int
+    every: int
+    search: Search = field(default_factory=Search)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    masked: bool = True
+
+    def configuration(self) -> dict[str, Any]:
+        """As JSON keeps it; a run directory is continued only by the same one."""
+        settings = asdict(self)
+        settings["search"]["rungs"] = [[str(part), kept] for part, kept in self.search.rungs]
+        return {"experiment": "convergence", **settings}
+
+
+def convergence_experiment(
+    scale: str = "cpu",
+    *,
+    settings: str = "ours",
+    tasks: Sequence[str] = ("translation", "code"),
+    sources: Mapping[str, str] | None = None,
+    seeds: tuple[int, ...] = (0, 1, 2),
+) -> ConvergenceExperiment:
+    """The experiment at one of its sizes.
+
+    Args:
+        scale: ``"smoke"`` (to see that it works) or ``"cpu"`` (within an hour on two cores).
+        settings: ``"text"``, ``"code"`` or ``"ours"``.
+        tasks: names in `stepscope.tasks.catalogue.TASKS`.
+        sources: ``{task: where its data come from}``; ``"auto"`` for those not named.
+        seeds: see `ConvergenceExperiment`.
+
+    Raises:
+        UsageError: an unknown name, or seeds that can't be used.
+
+    Example:
+        >>> experiment = convergence_experiment("smoke")
+        >>> list(experiment.tasks), "sgd clip 10%" in experiment.optimizers
+        (['translation', 'code'], True)
+    """
+    check_settings(scale, _SIZES, seeds)
+    if SEARCH_SEED in seeds:
+        raise UsageError(f"seed {SEARCH_SEED} is the one that learning rates are looked for with: choose another")
+    if not tasks or len(set(tasks)) < len(tasks) or not set(tasks) <= set(TASKS):
+        raise UsageError(f"tasks are {', '.join(tasks) or 'none'}: choose of {', '.join(TASKS)}, each once")
+    if unused := set(sources or {}) - set(tasks):
+        raise UsageError(f"a source is given for {', '.join(sorted(unused))}, which isn't among the tasks")
+    size = _SIZES[scale]
+    return ConvergenceExperiment(
+        scale=scale,
+        settings=settings,
+        tasks={name: replace(TASKS[name].scales[scale], **size.task) for name in tasks},
+        sources={name: (sources or {}).get(name, "auto") for name in tasks},
+        optimizers=contenders(settings),
+        steps=size.steps,
+        every=size.every,
+        search=size.search,
+        seeds=seeds,
+        masked=settings != "code",
+    )
+
+
+def run_convergence(
+    experiment: ConvergenceExperiment,
+    out: str | os.PathLike[str],
+    progress: Progress = lambda part, what: None,  # noqa: ARG005
+    *,
+    processes: int = 1,
+) -> int:
+    """Runs the experiment into a run directory, or continues one.
+
+    What is recorded isn't trained again, but for those trainings of an unfinished search that go on.
+
+    Args:
+        experiment: what to run.
+        out: the run directory; created if missing.
+        progress: told how far it is.
+        processes: how many trainings at a time.
+
+    Returns:
+        How many losses were recorded; 0 if the run was complete already.
+
+    Raises:
+        UsageError: the directory can't be used (see `RunDirectory`), there are no data or they have changed since, or
+            a process died.
+    """
+    configuration = experiment.configuration()
+    begun = RunDirectory.check(out, configuration)
+    known = read_run(out)[1] if begun is not None else []
+    wanted = [_Job(experiment, task, optimizer) for task in experiment.tasks for optimizer in experiment.optimizers]
+    if all(job.is_complete(known) for job in wanted):
+        return 0
+    progress(0.0, "preparing the data")
+    experiment = _with_sources(experiment, begun)
+    context = {"tasks": {name: _context(experiment, name) for name in experiment.tasks}}
+    for name in experiment.tasks:
+        check_data((begun or {}).get("tasks", {}).get(name), context["tasks"][name], out)
+    with RunDirectory.open(out, configuration, context=context) as run:
+        known = run.records()
+        jobs = [
+            replace(job, experiment=experiment, known=tuple(job.own(known)))
+            for job in wanted
+            if not job.is_complete(known)
+        ]
+        parts = [0.0] * len(jobs)
+
+        def receive(which: int, message: tuple[str, Any]) -> None:
+            kind, content = message
+            if kind == "records":
+                run.append(content)
+            else:
+                parts[which] = content
+                done = (len(wanted) - len(jobs) + sum(parts)) / len(wanted)
+                progress(done, f"{jobs[which].task}: {jobs[which].optimizer}")
+
+        run_jobs(_carry_out, jobs, processes, receive)
+        return len(run.records()) - len(known)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The search and the trainings of one optimizer on one task."""
+
+    experiment: ConvergenceExperiment
+    task: str
+    optimizer: str
+    known: tuple[Record, ...] = ()
+
+    def own(self, records: Iterable[Record]) -> Iterator[Record]:
+        return (r for r in records if (r.get("task"), r.get("optimizer")) == (self.task, self.optimizer))
+
+    def is_complete(self, records: Iterable[Record]) -> bool:
+        found = {r.get("seed") for r in self.own(records) if r["phase"] == "final" and r["step"] == _last(self, r)}
+        return found >= set(self.experiment.seeds)
+
+
+def _last(job: _Job, record: Record) -> int:
+    return int(record["step"]) if record["diverged"] else job.experiment.steps
+
+
+def _carry_out(job: _Job, tell: Tell) -> None:
+    """Looks for the learning rate, then trains with it; tells the records, and what part is done."""
+    experiment, rule = job.experiment, RULES[job.optimizer]
+    begin = partial(_Training, job, _task(experiment, job.task))
+    losses: dict[float, dict[int, float]] = {}
+    for record in job.known:
+        if record["phase"] == "search":
+            losses.setdefault(record["lr"], {})[record["step"]] = _ranked(record)
+    recorded = {(r["phase"], r["lr"], r["seed"], r["step"]) for r in job.known}
+    whole = float(experiment.search.budget() + len(experiment.seeds)) * experiment.steps
+    done = 0
+
+    def train(training: _Training, end: int) -> None:
+        nonlocal done
+
+        def stepped() -> None:
+            nonlocal done
+            done += 1
+            tell(("progress", min(1.0, done / whole)))
+
+        records = training.advance(end, stepped)
+        # Of a training that is repeated to go on, what is new.
+        new = [r for r in records if (r["phase"], r["lr"], r["seed"], r["step"]) not in recorded]
+        tell(("records", new))
+        if training.phase == "search":
+            losses.setdefault(training.lr, {}).update({r["step"]: _ranked(r) for r in records})
+
+    live: dict[float, _Training] = {}
+    while todo := experiment.search.next_trainings(rule.first_lr, experiment.steps, losses):
+        # A rate that isn't asked for now never is again.
+        live = {lr: live.get(lr) or begin("search", lr, SEARCH_SEED) for lr, _ in todo}
+        for lr, end in todo:
+            train(live[lr], end)
+    live.clear()
+    lr, bracketed = experiment.search.best(experiment.steps, losses)
+    finished = {r["seed"] for r in job.known if r["phase"] == "final" and r["step"] == _last(job, r)}
+    for seed in experiment.seeds:
+        if seed not in finished:
+            train(begin("final", lr, seed, bracketed=bracketed), experiment.steps)
+    tell(("progress", 1.0))
+
+
+class _Training:
+    """One training, which can be carried on."""
+
+    def __init__(
+        self, job: _Job, task: Task, phase: str, lr: float, seed: int, *, bracketed: bool | None = None
+    ) -> None:
+        self.phase, self.lr = phase, lr
+        self._job, self._seed, self._bracketed = job, seed, bracketed
+        task = task.seeded(seed)
+        self._model, self._batches = task.model, task.training_batches()
+        self._objective = Objective(task.model, None, task.eval_batches)
+        self._optimizer = RULES[job.optimizer].build(list(self._objective.parameters.values()), lr)
+        self._step = 0
+        self._start: float | None = None
+        self._diverged = False
+
+    def advance(self, end: int, stepped: Callable[[], None]) -> list[Record]:
+        """Trains up to a step, and gives the losses on the way; of one that diverged, the end alone."""
+        records = []
+        if self._start is None:
+            self._start = self._objective.loss()
+            records.append(self._record(0, self._start))
+        while self._step < end and not self._diverged:
+            self._model.zero_grad(set_to_none=True)
+            loss = self._model(**next(self._batches)).loss
+            loss.backward()
+            self._optimizer.step()
+            self._step += 1
+            stepped()
+            if self._step % self._job.experiment.every == 0 or self._step == end:
+                found = self._objective.loss() if math.isfinite(loss.item()) else math.inf
+                self._diverged = not found <= DIVERGED * self._start
+                if not self._diverged:
+                    records.append(self._record(self._step, found))
+        return [*records, self._record(end, None)] if self._diverged else records
+
+    def _record(self, step: int, loss: float | None) -> Record:
+        job = self._job
+        return {
+            "run": f"{job.task}, {job.optimizer}, lr {self.lr!r}, {self.phase}, seed {self._seed}",
+            "task": job.task,
+            "optimizer": job.optimizer,
+            "phase": self.phase,
+            "lr": self.lr,
+            "bracketed": self._bracketed,
+            "seed": self._seed,
+            "step": step,
+            "loss": loss,
+            "diverged": loss is None,
+        }
+
+
+def _ranked(record: Record) -> float:
+    loss = number(record, "loss")
+    return math.inf if loss is None else loss
+
+
+_tasks: dict[tuple[Any, str, bool], Task] = {}
+"""Of this process, so that reading and encoding the data is done once for all optimizers."""
+
+
+def _task(experiment: ConvergenceExperiment, name: str) -> Task:
+    key = (experiment.tasks[name], experiment.sources[name], experiment.masked)
+    if key not in _tasks:
+        _tasks.clear()
+        task = TASKS[name].make(key[0], seed=SEARCH_SEED, source=key[1])
+        _tasks[key] = task if experiment.masked else _unmasked(task)
+    return _tasks[key]
+
+
+def _unmasked(task: Task) -> Task:
+    """The task as the published code has it: padded tokens are attended to."""
+
+    def without(batch: Batch) -> Batch:
+        return {name: value for name, value in batch.items() if name != "attention_mask"}
+
+    return replace(
+        task,
+        training_batches=lambda: map(without, task.training_batches()),
+        eval_batches=tuple(map(without, task.eval_batches)),
+        seeded=lambda seed: _unmasked(task.seeded(seed)),
+    )
+
+
+def _with_sources(experiment: ConvergenceExperiment, begun: Mapping[str, Any] | None) -> ConvergenceExperiment:
+    """Names the sources that `auto` found when the run began."""
+    found = (begun or {}).get("tasks", {})
+    sources = {name: source_of(found.get(name), asked) for name, asked in experiment.sources.items()}
+    return replace(experiment, sources=sources)
+
+
+def _context(experiment: ConvergenceExperiment, name: str) -> dict[str, Any]:
+    """What a reader of the records has to know of a task beside the configuration."""
+    task = _task(experiment, name)
+    count = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
+    title = f"{TASKS[name].title} of {count:,} parameters"
+    return {
+        "source": asdict(task.source),
+        "model": {"title": title, "initialisation": task.initialisation, "parameters": count},
+        "evaluation": {"examples": sum(len(batch["labels"]) for batch in task.eval_batches)},
+    }
