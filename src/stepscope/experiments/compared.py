@@ -80,9 +80,9 @@ def _clipped(build: Build, fraction: float, target: Target = "grad") -> Build:
 
 
 RULES: dict[str, Rule] = {
-    "sgd": Rule(_sgd, 1e-1, 1.0),
-    "sgd clip 10%": Rule(_clipped(_sgd, 0.1), 1e-1, 4.0, "sgd"),
-    "sgd clip by norm": Rule(_sgd_by_norm, 1e-1, 1.0, "sgd"),
+    "sgd": Rule(_sgd, 1e-1, 4.0),
+    "sgd clip 10%": Rule(_clipped(_sgd, 0.1), 1e-1, 16.0, "sgd"),
+    "sgd clip by norm": Rule(_sgd_by_norm, 1e-1, 4.0, "sgd"),
     "acclip": Rule(lambda parameters, lr: ACClip(parameters, lr=lr), 1e-1, 16.0, "sgd"),
     "normalized sgd": Rule(_normalized_sgd, 1e-4, 2e-3),
     "normalized sgd clip 10%": Rule(_clipped(_normalized_sgd, 0.1), 1e-4, 2e-3, "normalized sgd"),

@@ -295,6 +295,7 @@ class _Training:
             "run": f"{job.task}, {job.optimizer}, lr {self.lr!r}, {self.phase}, seed {self._seed}",
             "task": job.task,
             "optimizer": job.optimizer,
+            "original": RULES[job.optimizer].original,
             "phase": self.phase,
             "lr": self.lr,
             "bracketed": self._bracketed,
