@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stepscope import UsageError
-from stepscope.statistics import rank_correlation, ranks
+from stepscope.statistics import paired_difference, rank_correlation, ranks
 
 
 def ranks_by_counting(values):
@@ -133,3 +133,43 @@ def test_a_seed_fixes_the_interval_and_nothing_else_is_drawn():
 def test_mistakes(x, y, settings, message):
     with pytest.raises(UsageError, match=message):
         rank_correlation(x, y, **settings)
+
+
+# Quantiles of Student's distribution, two-sided, as printed in tables.
+STUDENT = {(0.95, 1): 12.7062, (0.95, 2): 4.30265, (0.95, 3): 3.18245, (0.95, 4): 2.77645, (0.95, 9): 2.26216,
+           (0.99, 2): 9.92484, (0.99, 5): 4.03214, (0.9, 30): 1.69726}  # fmt: skip
+
+
+@pytest.mark.parametrize(("confidence", "degrees"), STUDENT)
+def test_students_interval_is_that_of_the_tables(confidence, degrees):
+    n = degrees + 1
+    values = [float((-1) ** k) for k in range(n)] if n % 2 == 0 else [0.0, *[float((-1) ** k) for k in range(n - 1)]]
+    found = paired_difference(values, [0.0] * n, confidence=confidence)
+    error = (sum(v * v for v in values) / degrees / n) ** 0.5
+    assert found.mean == 0
+    assert found.high == pytest.approx(STUDENT[confidence, degrees] * error, rel=1e-5)
+    assert found.low == -found.high
+    assert found.p == 1
+    # At the end of the interval the test has just that much against it.
+    moved = paired_difference([v + found.high for v in values], [0.0] * n, confidence=confidence)
+    assert moved.p == pytest.approx(1 - confidence, rel=1e-9)
+    assert moved.low == pytest.approx(0, abs=1e-9)
+
+
+def test_a_difference_that_is_the_same_in_all_pairs_is_certain():
+    assert paired_difference([2.0, 3.0], [1.0, 2.0]) == (1.0, 1.0, 1.0, 0.0)
+    assert paired_difference([2.0, 3.0], [2.0, 3.0]) == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_one_pair_says_nothing():
+    assert paired_difference([1.0], [2.0]) == (-1.0, -math.inf, math.inf, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "confidence", "message"),
+    [([], [], 0.9, "0 and 0 values"), ([1.0], [1.0, 2.0], 0.9, "1 and 2 values"), ([math.nan], [1.0], 0.9, "NaN"),
+     ([1.0], [1.0], 1.0, "confidence is 1.0")],
+)  # fmt: skip
+def test_what_has_no_difference(first, second, confidence, message):
+    with pytest.raises(UsageError, match=message):
+        paired_difference(first, second, confidence=confidence)
