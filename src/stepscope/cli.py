@@ -1,4 +1,4 @@
-"""The command line: ``stepscope demo`` and ``stepscope report``.
+"""The command line: ``stepscope demo``, ``stepscope run`` and ``stepscope report``.
 
 A mistake of the user's is one line on standard error and exit status 2; an interruption is 130 and loses nothing.
 """
@@ -6,6 +6,7 @@ A mistake of the user's is one line on standard error and exit status 2; an inte
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,30 @@ and one by Adam; at two steps of each, 14 optimizers say which update they would
 
 A run that was interrupted goes on when the same command is given again. The run directory holds run.json,
 measurements.jsonl (one measurement a line) and report.html.
+"""
+
+RUN = """\
+Runs one of the paper's experiments.
+
+  stepscope run convergence --help
+"""
+
+CONVERGENCE = """\
+Trains with every optimizer and with its clipped variant from the same start, each at a learning rate of its own, and
+says for each pair whether the variant is faster, slower, or whether that cannot be told from the seeds.
+
+Learning rates are looked for within the same budget for all: a grid of 5 rates, a factor of 4 apart, trains for a
+quarter of the steps (and grows while its best lies at the edge), the best 3 for a half, the best 2 to the end, and
+then the neighbours of the best, a factor of 2 apart. Then each optimizer trains once a seed.
+
+  stepscope run convergence                          within an hour on two cores
+  stepscope run convergence --scale smoke            within a minute, to see that it works
+  stepscope run convergence --tasks code --seeds 0 1 2 3 4
+  stepscope run convergence --as text                clip the gradient before everything else, as the paper's text says;
+                                                     code: as its published classes do, and no attention masks
+
+A run that was interrupted goes on when the same command is given again. The run directory holds run.json,
+measurements.jsonl (one loss a line), report.html, and each figure as a PDF.
 """
 
 REPORT = """\
@@ -92,6 +117,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="one run a seed (default: 0)")
     demo.set_defaults(run=_demo)
+    run = _command(commands, "run", "run one of the paper's experiments: convergence", RUN)
+    experiments = run.add_subparsers(dest="experiment", required=True, metavar="EXPERIMENT")
+    convergence = _command(
+        experiments, "convergence", "every optimizer and its clipped variant from the same start", CONVERGENCE
+    )
+    convergence.add_argument("--scale", default="cpu", metavar="SCALE", help="smoke or cpu (the default)")
+    convergence.add_argument("--out", metavar="DIR", help="run directory (default: runs/convergence-SCALE)")
+    convergence.add_argument(
+        "--tasks", nargs="+", default=["translation", "code"], metavar="TASK", help="default: translation code"
+    )
+    convergence.add_argument(
+        "--source",
+        action="append",
+        default=[],
+        metavar="TASK=NAME|FILE",
+        help="where a task's data come from, such as translation=my_pairs.tsv; may be given once a task",
+    )
+    convergence.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2")
+    convergence.add_argument(
+        "--as", dest="settings", default="ours", metavar="SETTINGS", help="text, code or ours (the default)"
+    )
+    convergence.add_argument(
+        "--jobs", type=int, metavar="J", help="trainings at a time (default: one a core, one at the smoke scale)"
+    )
+    convergence.set_defaults(run=_convergence)
     report = _command(commands, "report", "write the page of a run anew", REPORT)
     report.add_argument("run_directory", metavar="RUN", help="the run directory")
     report.add_argument("--out", metavar="FILE", help="the page (default: RUN/report.html)")
@@ -107,8 +157,7 @@ def _command(commands: Any, name: str, summary: str, text: str) -> argparse.Argu
 
 
 def _demo(asked: argparse.Namespace) -> None:
-    for module, extra in (("rich", "cli"), ("altair", "report"), ("jinja2", "report"), ("vl_convert", "report")):
-        require(module, extra)  # before minutes are spent, not after
+    _require_all()
     from stepscope.experiments.trajectory import run_trajectory, trajectory_experiment
     from stepscope.records import read_run
     from stepscope.report import print_tables, summary_sentence, write_report
@@ -130,6 +179,55 @@ def _demo(asked: argparse.Namespace) -> None:
     print(summary_sentence(records))
     print(f"\n{measured} new measurements in {seconds:.0f} s." if measured else "\nThe run was complete already.")
     print(f"Records: {out / 'measurements.jsonl'}\nPage:    {page}")
+
+
+def _convergence(asked: argparse.Namespace) -> None:
+    _require_all()
+    from stepscope.experiments.convergence import convergence_experiment, run_convergence
+    from stepscope.records import read_run
+    from stepscope.report import conclusion, finals_of, pairs_of, print_losses, write_figures, write_report
+
+    require("torch", "all").set_num_threads(1)  # models this small lose more to waiting threads than they gain
+    experiment = convergence_experiment(
+        asked.scale,
+        settings=asked.settings,
+        tasks=tuple(asked.tasks),
+        sources=_sources(asked.source),
+        seeds=tuple(asked.seeds),
+    )
+    jobs = asked.jobs if asked.jobs is not None else 1 if asked.scale == "smoke" else os.cpu_count() or 1
+    out = Path(asked.out or f"runs/convergence-{asked.scale}")
+    started = time.perf_counter()
+    with _progress() as progress:
+        recorded = run_convergence(experiment, out, progress, processes=jobs)
+    seconds = time.perf_counter() - started
+    page = write_report(out, out / "report.html")
+    figures = write_figures(out)
+    run, records = read_run(out)
+    for name, task in run["context"]["tasks"].items():
+        source, model = task["source"], task["model"]
+        print(f"{name}: {model['title']}, {model['initialisation']} start; {source['title']} ({source['license']})")
+    print_losses(records)
+    print(conclusion(pairs_of(finals_of(records))))
+    print(f"\n{recorded} new losses in {seconds:.0f} s." if recorded else "\nThe run was complete already.")
+    print(f"Records: {out / 'measurements.jsonl'}\nPage:    {page}\nFigures: {', '.join(map(str, figures))}")
+
+
+def _sources(given: Sequence[str]) -> dict[str, str]:
+    """``task=source`` arguments by task."""
+    found: dict[str, str] = {}
+    for argument in given:
+        task, separator, source = argument.partition("=")
+        if not separator or not source or task in found:
+            raise UsageError(f"--source {argument}: give TASK=NAME or TASK=FILE, once a task")
+        found[task] = source
+    return found
+
+
+def _require_all() -> None:
+    """Before minutes are spent, not after."""
+    for module, extra in (("rich", "cli"), ("altair", "report"), ("jinja2", "report"), ("vl_convert", "report")):
+        require(module, extra)
 
 
 def _report(asked: argparse.Namespace) -> None:

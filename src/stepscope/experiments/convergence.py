@@ -47,7 +47,7 @@ class _Size:
 _SIZES = {
     "smoke": _Size(12, 3, _QUICK, {}),
     # More steps of smaller batches, and an evaluation batch that is large enough to tell losses apart.
-    "cpu": _Size(200, 10, Search(), {"batch_size": 32, "eval_size": 128, "micro_batch_size": 64}),
+    "cpu": _Size(150, 10, Search(), {"batch_size": 32, "eval_size": 128, "micro_batch_size": 64}),
 }
 
 

@@ -1,4 +1,4 @@
-"""Builds the page of a run: values and charts for `templates/report.html`, which says how they look."""
+"""Builds the page of a run: values and charts for the templates, which say how they look."""
 
 from __future__ import annotations
 
@@ -13,9 +13,17 @@ from typing import Any
 
 from stepscope.errors import MissingExtraError, UsageError, require
 from stepscope.records import Record, read_run, write_atomically
-from stepscope.report.charts import decrease_against_sharpness, landscapes, overshoot_over_steps, sharpness_over_steps
+from stepscope.report.charts import (
+    decrease_against_sharpness,
+    landscapes,
+    overshoot_over_steps,
+    save,
+    sharpness_over_steps,
+)
 from stepscope.report.comparison import Row, directions_of, sharpness_table, trajectories_of
 from stepscope.report.drawing import Style, script_json, styles, vega_script
+from stepscope.report.loss_charts import differences, losses_over_rates, losses_over_steps
+from stepscope.report.losses import CONFIDENCE, Final, conclusion, finals_of, pairs_of
 from stepscope.report.summary import summary_sentence
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -45,45 +53,41 @@ def format_number(value: float | None) -> str:
     return mantissa.replace("-", "−") + power
 
 
-def render_page(
-    run: Mapping[str, Any], records: Sequence[Record], tables: Mapping[str, Sequence[Row]], summary: str
+def _render(
+    template: str,
+    run: Mapping[str, Any],
+    summary: str,
+    sections: Sequence[Any],
+    names: Sequence[str],
+    charts: Mapping[str, Any],
+    **values: Any,
 ) -> str:
-    """The page as HTML.
-
-    Args:
-        run: the content of `run.json`.
-        records: the measurements.
-        tables: each trajectory's rows.
-        summary: the sentence at the top.
-
-    Raises:
-        MissingExtraError: altair, vl-convert or jinja2 is not installed.
-    """
-    jinja2 = require("jinja2", "report")
-    require("altair", "report")
-    looks = styles(directions_of(records))
-    charts: dict[str, Any] = {}
-    sections = [_section(records, name, rows, looks, charts) for name, rows in tables.items() if rows]
-    template = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    """A page as HTML: what all pages have, around what one of the templates shows of the sections."""
+    jinja2, markup = require("jinja2", "report"), require("markupsafe", "report").Markup
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_resource),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    template.filters["number"] = format_number
-    markup = require("markupsafe", "report").Markup
-    vega, script = (vega_script() if charts else ""), _resource("report.js")
+    environment.filters["number"] = format_number
+    swatches = {name: markup(_swatch(look)) for name, look in styles(names).items()}
+    scripts = [vega_script(), _resource("report.js")] if charts else []
     return str(
-        template.from_string(_resource("report.html")).render(
+        environment.get_template(template).render(
             title=_title(run),
-            run=run,
             summary=summary,
             facts=_facts(run),
-            directions=[{"name": name, "swatch": markup(_swatch(look))} for name, look in looks.items()],
-            swatches={name: markup(_swatch(look)) for name, look in looks.items()},
+            directions=[{"name": name, "swatch": swatch} for name, swatch in swatches.items()],
+            swatches=swatches,
             sections=sections,
             style=markup(_resource("report.css")),
-            scripts=[markup(text) for text in (vega, script) if charts],
-            script_hashes=[_hash(text) for text in (vega, script) if charts],
+            scripts=[markup(text) for text in scripts],
+            script_hashes=[_hash(text) for text in scripts],
             charts=markup(script_json(charts)),
-            directions_json=markup(script_json(list(looks))),
+            directions_json=markup(script_json(list(swatches))),
+            **values,
         )
     )
 
@@ -100,6 +104,8 @@ def _hash(script: str) -> str:
 
 def _title(run: Mapping[str, Any]) -> str:
     context = run.get("context") or {}
+    if tasks := context.get("tasks"):
+        return "Convergence: " + " and ".join(_name_of(task.get("model")) or name for name, task in tasks.items())
     named = [_name_of(context.get("model")), _name_of(context.get("source"))]
     return " on ".join(name for name in named if name) or "Directions of optimizers"
 
@@ -113,7 +119,9 @@ def _name_of(value: Any) -> str:
 def _facts(run: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """What was run, as titled lists of names and values."""
     context = dict(run.get("context") or {})
+    tasks = context.pop("tasks", None) or {}
     groups = {"Data": context.pop("source", None), "Model": context.pop("model", None)}
+    groups |= {f"Task {name}": value for name, value in tasks.items()}
     groups |= {"Configuration": run.get("configuration"), "Versions": context.pop("versions", None)}
     groups["Also recorded"] = context
     listed = [(title, _flat(value)) for title, value in groups.items() if value]
@@ -138,6 +146,36 @@ def _shown(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
+def _drawn(charts: dict[str, Any], name: str, draw: Callable[[], Any]) -> list[str]:
+    """Adds a chart under the name of its place, and gives the places that are filled: none if there are no data."""
+    try:
+        spec = draw().to_dict()
+    except MissingExtraError:
+        raise
+    except UsageError:
+        return []  # not measured
+    charts[name] = {**spec, "width": "container"}
+    return [name]
+
+
+def _losses_section(records: Sequence[Record], finals: Sequence[Final], charts: dict[str, Any]) -> dict[str, Any]:
+    """One task's part of the page of a convergence experiment."""
+    task = finals[0].task
+    figures = [
+        name
+        for draw in (differences, losses_over_steps, losses_over_rates)
+        for name in _drawn(charts, f"chart-{len(charts)}", functools.partial(draw, records, task))
+    ]
+    means = [final.mean for final in finals if final.mean is not None]
+    return {
+        "name": task,
+        "finals": finals,
+        "pairs": pairs_of(finals),
+        "best": min(means, default=None),
+        "charts": figures,
+    }
+
+
 def _section(
     records: Sequence[Record],
     trajectory: str,
@@ -148,17 +186,7 @@ def _section(
     """One trajectory's part of the page; its charts are added to `charts` under the names of their places."""
     steps = list(dict.fromkeys(row.step for row in rows))
     by_place = {(row.direction, row.step): row for row in rows}
-
-    def drawn(name: str, draw: Callable[[], Any]) -> list[str]:
-        try:
-            spec = draw().to_dict()
-        except MissingExtraError:
-            raise
-        except UsageError:
-            return []  # not measured
-        charts[name] = {**spec, "width": "container"}
-        return [name]
-
+    drawn = functools.partial(_drawn, charts)
     place = f"chart-{len(charts)}"
     curves = [
         name
@@ -215,8 +243,19 @@ def render_report(run: dict[str, Any], records: Sequence[Record]) -> str:
     Raises:
         MissingExtraError: altair, vl-convert or jinja2 is not installed.
     """
+    require("altair", "report")
+    charts: dict[str, Any] = {}
+    if (run.get("configuration") or {}).get("experiment") == "convergence":
+        finals = finals_of(records)
+        names = list(dict.fromkeys(final.optimizer for final in finals))
+        tasks = list(dict.fromkeys(final.task for final in finals))
+        parts = [_losses_section(records, [final for final in finals if final.task == task], charts) for task in tasks]
+        summary = conclusion(pairs_of(finals))
+        return _render("losses.html", run, summary, parts, names, charts, confidence=f"{CONFIDENCE:.0%}")
+    names = directions_of(records)
     tables = {trajectory: sharpness_table(records, trajectory) for trajectory in trajectories_of(records)}
-    return render_page(run, records, tables, summary_sentence(records))
+    parts = [_section(records, name, rows, styles(names), charts) for name, rows in tables.items() if rows]
+    return _render("directions.html", run, summary_sentence(records), parts, names, charts)
 
 
 def write_report(run_path: str | os.PathLike[str], out_path: str | os.PathLike[str]) -> Path:
@@ -236,3 +275,31 @@ def write_report(run_path: str | os.PathLike[str], out_path: str | os.PathLike[s
     run, records = read_run(run_path)
     write_atomically(out_path, render_report(run, records).encode(errors="replace"))
     return Path(out_path)
+
+
+def write_figures(run_path: str | os.PathLike[str]) -> list[Path]:
+    """Writes the figures of a convergence experiment beside its records, each as a PDF of vectors.
+
+    Args:
+        run_path: the run directory.
+
+    Returns:
+        The files; none where nothing is finished yet.
+
+    Raises:
+        UsageError: it is no run directory, or a file cannot be written.
+        MissingExtraError: altair or vl-convert is not installed.
+    """
+    _, records = read_run(run_path)
+    written = []
+    for number, task in enumerate(dict.fromkeys(final.task for final in finals_of(records)), start=1):
+        for draw in (differences, losses_over_steps, losses_over_rates):
+            # Not every task name is a file name.
+            name = f"{task if task.isidentifier() else f'task-{number}'}-{draw.__name__.replace('_', '-')}.pdf"
+            try:
+                written.append(save(draw(records, task), Path(run_path) / name))
+            except MissingExtraError:
+                raise
+            except UsageError:
+                continue  # not measured
+    return written
