@@ -9,7 +9,7 @@ from typing import Any
 
 from stepscope.errors import UsageError, require
 from stepscope.records import Record, number
-from stepscope.report.drawing import finish, line_look, pick_directions, point_look, powers_of_ten, tooltips
+from stepscope.report.drawing import dressed, finish, line_look, pick_directions, powers_of_ten, tooltips
 from stepscope.report.losses import CONFIDENCE, finals_of, pairs_of
 
 
@@ -89,19 +89,19 @@ def losses_over_rates(records: Sequence[Record], task: str) -> Any:
         raise UsageError(f"no search on task {task!r} is finished")
     pick = pick_directions(alt)
     named = _named(finals_of(records))
-    base = alt.Chart(alt.InlineData(values=points))
+    base = alt.Chart(alt.InlineData(values=dressed(points, named)))
     opacity = alt.when(pick).then(alt.value(0.9)).otherwise(alt.value(0.08))
     rates = [point["rate"] for point in points]
     axis = alt.Axis(values=powers_of_ten(min(rates), max(rates), 8), format="~g")
     x = alt.X("rate:Q", title="learning rate (log)", scale=alt.Scale(type="log"), axis=axis)
     y = alt.Y("loss:Q", title=f"loss after {last} steps", scale=alt.Scale(zero=False))
-    lines, marks = line_look(alt, named), point_look(alt, named)
+    lines = line_look(alt, named)
     tips = [alt.Tooltip("direction:N", title="optimizer"), *tooltips(alt, rate="learning rate", loss="loss")]
     drawn = base.mark_line(strokeWidth=1.4).encode(x, y, lines["color"], lines["strokeDash"], opacity=opacity)
     dots = base.mark_point(filled=True, size=45).encode(
         x,
         y,
-        color=marks["color"].legend(None),
+        color=alt.Color("colour:N", scale=None),
         opacity=opacity,
         tooltip=tips,
     )
@@ -141,8 +141,8 @@ def differences(records: Sequence[Record], task: str) -> Any:
     opacity = alt.when(pick).then(alt.value(0.95)).otherwise(alt.value(0.15))
     y = alt.Y("pair:N", title=None, sort=None, axis=alt.Axis(labelLimit=260))
     scale = alt.Scale(domain=domain, nice=True)
-    colour = point_look(alt, _named(finals))["color"].legend(None)
-    base = alt.Chart(alt.InlineData(values=rows))
+    colour = alt.Color("colour:N", scale=None)
+    base = alt.Chart(alt.InlineData(values=dressed(rows, _named(finals))))
     tips = [
         alt.Tooltip("pair:N", title="variant"),
         *tooltips(alt, mean="difference", low="from", high="to"),
