@@ -1,0 +1,66 @@
+"""Jobs side by side: messages arrive, mistakes arrive, nobody is left behind."""
+
+import os
+import threading
+import time
+
+import pytest
+
+from stepscope import UsageError
+from stepscope.experiments.workers import run_jobs
+
+
+def say(job, tell):
+    for number in range(3):
+        tell((job, number, os.getpid()))
+
+
+def fail(job, tell):
+    tell(job)
+    if job == "bad":
+        raise UsageError("the job is bad")
+    for _ in range(600):  # until it is told to stop
+        time.sleep(0.05)
+        tell(job)
+
+
+def die(job, tell):
+    tell(job)
+    os._exit(3)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_all_messages_arrive_in_the_order_of_their_job(processes):
+    found = {}
+    run_jobs(say, ["a", "b", "c"], processes, lambda job, message: found.setdefault(job, []).append(message))
+    assert {job: [m[:2] for m in messages] for job, messages in found.items()} == {
+        i: [(name, k) for k in range(3)] for i, name in enumerate("abc")
+    }
+    pids = {m[2] for messages in found.values() for m in messages}
+    assert (pids == {os.getpid()}) == (processes == 1)
+
+
+def test_a_jobs_mistake_is_raised_here_and_the_others_stop():
+    started = time.monotonic()
+    with pytest.raises(UsageError, match="the job is bad"):
+        run_jobs(fail, ["long", "bad"], 2, lambda *_: None)
+    assert time.monotonic() - started < 25  # the other would go on for 30 seconds more
+
+
+def test_a_process_that_dies_is_one_line():
+    with pytest.raises(UsageError, match="a process died, perhaps for want of memory"):
+        run_jobs(die, ["a", "b"], 2, lambda *_: None)
+
+
+def test_an_interruption_here_stops_them():
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(fail, ["long", "longer"], 2, interrupted)
+    assert threading.active_count() < 10
+
+
+def test_no_processes():
+    with pytest.raises(UsageError, match="0 jobs at a time"):
+        run_jobs(say, ["a"], 0, lambda *_: None)
