@@ -31,7 +31,8 @@ MEASUREMENTS_FILE = "measurements.jsonl"
 LOCK_FILE = ".lock"
 
 _ABSENT = object()
-_SINGLE_VALUES = ("trajectory", "seed", "step", "direction")
+_SINGLE_VALUES = ("trajectory", "seed", "step", "direction", "batch", "group", "cut")
+"""What tells a measurement from others; those that an experiment doesn't vary are missing from its records."""
 
 
 def read_run(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Record]]:
@@ -61,7 +62,7 @@ def read_run(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Record]
 
 
 def latest(records: Iterable[Record]) -> list[Record]:
-    """The measurements without those that were made again later: at the same step, of the same direction.
+    """The measurements without those that were made again later: at the same step, of the same direction, and so on.
 
     That happens where a training goes on from a checkpoint that is older than its last measurement.
 

@@ -6,27 +6,20 @@ would make of the same gradients, and that direction is measured on a fixed eval
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
-
 from stepscope.directions import PseudoUpdates
-from stepscope.errors import UsageError
 from stepscope.experiments.compared import DIRECTIONS, TRAINING
+from stepscope.experiments.running import Progress, backward, check_data, check_settings, part_of, source_of
 from stepscope.measurement import measure
 from stepscope.objective import Objective
 from stepscope.records import Record, RunDirectory, read_run
-from stepscope.tasks import Batch, Task
+from stepscope.tasks import Task
 from stepscope.tasks.translation import SCALES, TranslationConfig, translation
-
-Progress = Callable[[float, str], None]
-"""Called with the part of the whole that has been done (0 to 1), and what is going on."""
-
 
 STEPS = {"smoke": (2, 6), "cpu": (10, 60)}
 """The training steps that are measured, by scale."""
@@ -77,10 +70,7 @@ def trajectory_experiment(
         >>> trajectory_experiment("smoke").steps
         (2, 6)
     """
-    if scale not in STEPS:
-        raise UsageError(f"unknown scale {scale!r}: choose {' or '.join(STEPS)}")
-    if not seeds or min(seeds) < 0 or max(seeds) >= 2**63 or len(set(seeds)) < len(seeds):
-        raise UsageError(f"seeds are {seeds}: give different whole numbers from 0 to 2^63 - 1")
+    check_settings(scale, STEPS, seeds)
     return TrajectoryExperiment(scale, SCALES[scale], source=source, steps=STEPS[scale], seeds=seeds)
 
 
@@ -114,20 +104,16 @@ def run_trajectory(
         if not any(_missing(experiment, records, seed, name) for seed, name in runs):
             return 0
     progress(0.0, "preparing the data")
-    # A run goes on with the data that it began with, whatever could be had now.
-    data = (begun or {}).get("source") or {}
-    source = data.get("name", "auto") if experiment.source == "auto" else experiment.source
+    source = source_of(begun, experiment.source)
     task = translation(experiment.task, seed=runs[0][0], source=source)
     context = _context(task)
-    if data and data.get("sha256") != context["source"]["sha256"]:
-        changed = f"the data of {out} have changed since it began ({task.source.title})"
-        raise UsageError(f"{changed}: give another directory (--out)")
+    check_data(begun, context, out)
     with RunDirectory.open(out, configuration, context=context) as run:
         before = len(run.records())
         for number, (seed, name) in enumerate(runs):
             if number:
                 task = translation(experiment.task, seed=seed, source=source)
-            _run_one(experiment, run, task, seed, name, _part(progress, number, len(runs)))
+            _run_one(experiment, run, task, seed, name, part_of(progress, number, len(runs)))
         return len(run.records()) - before
 
 
@@ -145,7 +131,8 @@ def _run_one(
     last = max(missing)
     batches = task.training_batches()
     for step in range(1, last + 1):
-        gradients = _gradients(model, objective, next(batches), f"{name} trajectory, step {step} (lr {lr:g})")
+        backward(model, next(batches), f"{name} trajectory, step {step} (lr {lr:g})")
+        gradients = {key: p.grad for key, p in objective.parameters.items() if p.grad is not None}
         directions = followers.step(gradients, capture=step in missing)
         if step in missing:
             wanted = {label: directions[label] for label in missing[step]}
@@ -157,27 +144,8 @@ def _run_one(
         progress(step / last, f"{name} trajectory, step {step} of {last}")
 
 
-def _part(progress: Progress, number: int, count: int) -> Progress:
-    """The progress of the whole from that of part `number` of `count`."""
-
-    def told(part: float, what: str) -> None:
-        progress((number + part) / count, what)
-
-    return told
-
-
 def _tell(progress: Progress, part: float, where: str, label: str) -> None:
     progress(part, f"{where}: {label}")
-
-
-def _gradients(model: nn.Module, objective: Objective, batch: Batch, where: str) -> dict[str, Tensor]:
-    """The gradients of a training step; left on the parameters for the training optimizer."""
-    model.zero_grad(set_to_none=True)
-    loss = model(**batch).loss
-    if not math.isfinite(float(loss.detach())):
-        raise UsageError(f"the training loss is {float(loss.detach())} on the {where}: it has diverged")
-    loss.backward()
-    return {name: p.grad for name, p in objective.parameters.items() if p.grad is not None}
 
 
 def _missing(experiment: TrajectoryExperiment, records: Sequence[Record], seed: int, name: str) -> dict[int, list[str]]:
