@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from stepscope.batches import IGNORED_LABEL
 from stepscope.errors import UsageError, require
+from stepscope.tasks.batching import batches_by_length, check_sizes, chosen, initialised, padded, training_batches
 from stepscope.tasks.sources import load_pairs
 from stepscope.tasks.task import Batch, Task
 from stepscope.tasks.tokenizer import END, PAD, learn_tokenizer
 
 PREFIX = "translate English to French: "
 ACTIVATIONS = ("gelu", "relu")
-# Which pairs are used, and which of them are evaluated on, is the same for every seed of a task: runs with other
-# seeds then differ in weights and order alone, and all are measured on the same examples.
-_DATA_SEED = 20_230_601
 
 Example = tuple[list[int], list[int]]
 
@@ -114,8 +111,7 @@ def translation(config: TranslationConfig, *, seed: int = 0, source: str = "auto
     """
     _check(config)
     pairs, origin = load_pairs(source, min_words=config.min_words, max_words=config.max_words)
-    choice = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(_DATA_SEED)).tolist()
-    used = [pairs[index] for index in choice[: config.pairs]]
+    used = chosen(pairs, config.pairs)
     tokenizer = learn_tokenizer([PREFIX, *(side for pair in used for side in pair)], config.vocabulary)
 
     def encode(text: str) -> list[int]:
@@ -125,9 +121,14 @@ def translation(config: TranslationConfig, *, seed: int = 0, source: str = "auto
     return Task(
         name="translation",
         model=_model(config, vocabulary=tokenizer.get_vocab_size(), seed=seed),
-        training_batches=_training_batches(examples, config.batch_size, seed),
+        training_batches=training_batches(examples, config.batch_size, seed, collate),
         # The pairs are in random order by now.
-        eval_batches=_eval_batches(examples[: config.eval_size], config.micro_batch_size),
+        eval_batches=batches_by_length(
+            examples[: config.eval_size],
+            config.micro_batch_size,
+            lambda example: (len(example[0]), len(example[1])),
+            collate,
+        ),
         source=replace(origin, examples=len(used)),
     )
 
@@ -146,24 +147,17 @@ def collate(examples: Sequence[Example]) -> Batch:
         >>> collate([([5, 1], [7, 8, 1]), ([5, 6, 1], [1])])["labels"].tolist()
         [[7, 8, 1], [1, -100, -100]]
     """
-    input_ids = _padded([source for source, _ in examples], PAD)
+    input_ids = padded([source for source, _ in examples], PAD)
     # Not `input_ids != PAD`: only the lengths say what is padding.
-    mask = _padded([[1] * len(source) for source, _ in examples], 0)
-    labels = _padded([target for _, target in examples], IGNORED_LABEL)
+    mask = padded([[1] * len(source) for source, _ in examples], 0)
+    labels = padded([target for _, target in examples], IGNORED_LABEL)
     return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
-
-
-def _padded(rows: Sequence[list[int]], filler: int) -> Tensor:
-    longest = max(map(len, rows))
-    return torch.tensor([row + [filler] * (longest - len(row)) for row in rows])
 
 
 def _check(config: TranslationConfig) -> None:
     if config.activation not in ACTIVATIONS:
         raise UsageError(f"activation is {config.activation!r}: choose {' or '.join(ACTIVATIONS)}")
-    for name in ("pairs", "batch_size", "eval_size", "micro_batch_size"):
-        if getattr(config, name) < 1:
-            raise UsageError(f"{name} is {getattr(config, name)}: at least 1 is needed")
+    check_sizes(config, "pairs", "batch_size", "eval_size", "micro_batch_size")
     if config.max_tokens < 2:
         raise UsageError(f"max_tokens is {config.max_tokens}: at least 2 are needed, a token and the end")
 
@@ -187,29 +181,4 @@ def _model(config: TranslationConfig, *, vocabulary: int, seed: int) -> nn.Modul
         decoder_start_token_id=PAD,
         use_cache=False,
     )
-    with torch.random.fork_rng(devices=[]):
-        # This generator only: torch.manual_seed would reseed the accelerators' too, which are not forked here.
-        torch.default_generator.manual_seed(seed)
-        model = transformers.T5ForConditionalGeneration(t5)
-    assert isinstance(model, nn.Module)
-    return model.train()
-
-
-def _training_batches(examples: Sequence[Example], size: int, seed: int) -> Callable[[], Iterator[Batch]]:
-    """Gives a function that starts the endless sequence of batches: each epoch in a new order, rest dropped."""
-    size = min(size, len(examples))
-
-    def batches() -> Iterator[Batch]:
-        generator = torch.Generator().manual_seed(seed)
-        while True:
-            order = torch.randperm(len(examples), generator=generator).tolist()
-            for start in range(0, len(order) - size + 1, size):
-                yield collate([examples[index] for index in order[start : start + size]])
-
-    return batches
-
-
-def _eval_batches(examples: Sequence[Example], size: int) -> tuple[Batch, ...]:
-    """Cuts the evaluation pairs by length: little padding, and micro-batches of unlike numbers of tokens."""
-    by_length = sorted(examples, key=lambda example: (len(example[0]), len(example[1])))
-    return tuple(collate(by_length[start : start + size]) for start in range(0, len(by_length), size))
+    return initialised(lambda: transformers.T5ForConditionalGeneration(t5), seed)
