@@ -134,8 +134,8 @@ def diagonal_quadratic(generator: torch.Generator) -> Draw:
     n = 200
     bad = _bad(generator, n, (2, 10, 20)[int(torch.randint(3, (), generator=generator))])
     large = 10 ** _uniform(generator, 1, 3)
-    h = torch.rand(n, generator=generator, dtype=torch.float64) * torch.where(bad, large, 1.0)
-    x = _normal(generator, n) * torch.where(bad, 10 ** _uniform(generator, -3, 1), 1.0)
+    h = torch.rand(n, generator=generator, dtype=torch.float64) * _either(bad, large, 1.0)
+    x = _normal(generator, n) * _either(bad, 10 ** _uniform(generator, -3, 1), 1.0)
     return _diagonal(h, x, TwoLevels(bad, large, 1.0))
 
 
@@ -150,7 +150,7 @@ def block_quadratic(generator: torch.Generator) -> Draw:
     factors = torch.randn(n, 12, generator=generator, dtype=torch.float64)
     large = 10 ** _uniform(generator, 1, 3)
     norms = [float(torch.linalg.matrix_norm(factors[block], 2)) for block in (bad, ~bad)]
-    factors = factors * torch.where(bad, large**0.5 / norms[0], 1 / norms[1])[:, None]
+    factors = factors * _either(bad, large**0.5 / norms[0], 1 / norms[1])[:, None]
     hessian = factors @ factors.T
     x = _normal(generator, n)
     null = torch.linalg.qr(factors, mode="complete").Q[:, -1]
@@ -277,6 +277,11 @@ def _diagonal(h: Tensor, x: Tensor, levels: TwoLevels) -> Draw:
 
 def _bad(generator: torch.Generator, n: int, count: int) -> Tensor:
     return torch.randperm(n, generator=generator) < count
+
+
+def _either(bad: Tensor, of_bad: float, of_good: float) -> Tensor:
+    """One number for bad coordinates, another for good ones (`torch.where` of two numbers is in single precision)."""
+    return torch.full(bad.shape, of_good, dtype=torch.float64).masked_fill_(bad, of_bad)
 
 
 def _normal(generator: torch.Generator, n: int) -> Tensor:

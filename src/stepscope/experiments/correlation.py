@@ -1,8 +1,8 @@
 """Experiment D, second part: are the absolute values of Hessian and gradient coordinates correlated (claim C11)?
 
-Of a coordinate ``i``, ``|gᵢ|`` is set against ``|Hᵢᵢ|`` and against the norm ``‖eᵢᵀH‖`` of its row; over many coordinates,
-all of a small model's or a random sample of a larger one's, Spearman's rank correlation says whether they grow together
-(Pan and Li, §4.2).
+Of a coordinate ``i``, ``|gᵢ|`` is set against ``|Hᵢᵢ|`` and against the norm ``‖eᵢᵀH‖`` of its row; over many
+coordinates, all of a small model's or a random sample of a larger one's, Spearman's rank correlation says whether they
+grow together (Pan and Li, §4.2).
 """
 
 from __future__ import annotations
@@ -127,8 +127,8 @@ def correlation_record(values: CoordinateValues, *, resamples: int, seed: int) -
         seed: of these.
 
     Returns:
-        ``coordinates`` and ``left_out``, their numbers; ``diagonal`` and ``row_norm``, each with the ``rho`` of ``|gᵢ|``
-        with it, and ``low`` and ``high``; ``points``, the values of up to 200 coordinates, four digits of each.
+        ``coordinates`` and ``left_out``, their numbers; ``diagonal`` and ``row_norm``, each with the ``rho`` of
+        ``|gᵢ|`` with it, and ``low`` and ``high``; ``points``, the values of up to 200 coordinates, to four digits.
     """
     used = values.at((values.gradient > 0) | (values.row_norm > 0))
     found: dict[str, Any] = {"coordinates": len(used), "left_out": len(values) - len(used)}

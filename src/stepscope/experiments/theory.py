@@ -58,13 +58,13 @@ class CorrelatedTask:
 
 _CLASSIFIER = CorrelatedTask({"sgd": 0.5, "adam": 1e-2}, (1, 30, 300), ("", "inside", "middle", "out"))
 _LANGUAGE_MODEL = CorrelatedTask(
-    {"sgd": 0.5, "adam": 1e-2}, (1, 100), ("", "tokens", "block.self_attn", "block.linear", "norm")
+    {"sgd": 0.5, "adam": 1e-2}, (10, 100), ("", "tokens", "block.self_attn", "block.linear")
 )
 _TRANSLATION = CorrelatedTask(
     {"sgd": 1.0, "adam": 2e-4},
-    (10, 60),
+    (5, 20, 50),
     ("", "shared", "encoder.block.0.layer.0.SelfAttention", "decoder.block.0.layer.2.DenseReluDense"),
-    64,
+    40,
 )
 
 
@@ -124,12 +124,14 @@ def theory_experiment(scale: str = "cpu", *, source: str = "auto", seeds: tuple[
     check_settings(scale, SCALES, seeds)
     if scale == "smoke":
         correlated = {
-            "classifier": replace(_CLASSIFIER, steps=(1, 10), coordinates=60),
-            TRANSLATION: replace(_TRANSLATION, steps=(2, 6), coordinates=12),
+            "classifier": replace(_CLASSIFIER, steps=(1, 10), coordinates=40),
+            TRANSLATION: replace(_TRANSLATION, steps=(2, 6), coordinates=8),
         }
         task = replace(SCALES[scale], eval_size=8)
         return TheoryExperiment(scale, task, source, 40, correlated=correlated, resamples=200, seeds=seeds)
-    return TheoryExperiment(scale, replace(SCALES[scale], eval_size=32, micro_batch_size=16), source, seeds=seeds)
+    # A row of the Hessian costs two backwards through the evaluation batch, and there are 160 at each step.
+    task = replace(SCALES[scale], batch_size=32, eval_size=16, micro_batch_size=8)
+    return TheoryExperiment(scale, task, source, seeds=seeds)
 
 
 def run_theory(

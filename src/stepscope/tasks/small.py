@@ -16,7 +16,7 @@ from stepscope.tasks.task import Batch, Source, Task
 
 Example = dict[str, Tensor]
 
-_EXAMPLES, _BATCH, _EVAL, _MICRO_BATCH = 512, 32, 48, 16
+_EXAMPLES, _BATCH, _EVAL, _MICRO_BATCH = 512, 32, 32, 16
 _FEATURES, _CLASSES = 8, 4
 _VOCABULARY, _LENGTH = 24, 12
 
