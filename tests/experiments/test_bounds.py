@@ -143,7 +143,7 @@ MUTANTS = [wrong_sign, wrong_threshold, clip_removed, bad_forgotten]
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
-@pytest.mark.parametrize("fraction", (0.1, 0.5))
+@pytest.mark.parametrize("fraction", [0.1, 0.5])
 def test_a_mistake_would_show(mutant, fraction, monkeypatch):
     mutant(monkeypatch)
     record = bound_record("quadratic of section 1", fraction, 100, seed=0)

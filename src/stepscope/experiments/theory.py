@@ -134,6 +134,27 @@ def theory_experiment(scale: str = "cpu", *, source: str = "auto", seeds: tuple[
     return TheoryExperiment(scale, task, source, seeds=seeds)
 
 
+class _Tasks:
+    """Makes the tasks, each for one training; one that was only looked at before is not made again."""
+
+    def __init__(self, experiment: TheoryExperiment, source: str) -> None:
+        self._experiment = experiment
+        self._source = source
+        self._untouched: dict[tuple[str, int], Task] = {}
+
+    def seen(self, name: str, seed: int) -> Task:
+        """A task to look at."""
+        self._untouched[name, seed] = task = self.fresh(name, seed)
+        return task
+
+    def fresh(self, name: str, seed: int) -> Task:
+        """A task to train."""
+        task = self._untouched.pop((name, seed), None)
+        if task is not None or name != TRANSLATION:
+            return task or small_task(name, seed=seed)
+        return translation(self._experiment.task, seed=seed, source=self._source)
+
+
 def run_theory(
     experiment: TheoryExperiment,
     out: str | os.PathLike[str],
@@ -163,8 +184,8 @@ def run_theory(
     if begun is not None and not wanted - {_key(record) for record in read_run(out)[1]}:
         return 0
     progress(0.0, "preparing the data")
-    source = source_of(begun, experiment.source)
-    context = _context(experiment, source)
+    tasks = _Tasks(experiment, source_of(begun, experiment.source))
+    context = _context(experiment, tasks)
     check_data(begun, context, out)
     trainings = [
         _Training(seed, task, name)
@@ -179,7 +200,8 @@ def run_theory(
         for number, seed in enumerate(experiment.seeds):
             _bounds(experiment, run, missing, seed, part_of(progress, number, parts))
         for number, training in enumerate(trainings, start=len(experiment.seeds)):
-            _correlations(experiment, run, missing, training, source, part_of(progress, number, parts))
+            told = part_of(progress, number, parts)
+            _correlations(experiment, run, missing, training, tasks, told)
         return len(run.records()) - before
 
 
@@ -200,7 +222,7 @@ def _correlations(
     run: RunDirectory,
     missing: set[_Key],
     training: _Training,
-    source: str,
+    tasks: _Tasks,
     progress: Progress,
 ) -> None:
     """Trains one task with one optimizer, and looks at the coordinates at the steps that are missing."""
@@ -213,10 +235,12 @@ def _correlations(
     last = max((step for step, some in scopes.items() if some), default=0)
     if not last:
         return
-    task = _task(experiment, task_name, seed, source)
+    task = tasks.fresh(task_name, seed)
     lr = settings.training_lr[trajectory]
     optimizer = TRAINING[trajectory](list(task.model.parameters()), lr)
     objective = Objective(task.model, None, task.eval_batches)
+    for scope in settings.scopes:
+        scope_size(objective.parameters, scope)  # refuses one that there isn't, before training
     batches = task.training_batches()
     for step in range(1, last + 1):
         where = f"{task_name}, {trajectory} trajectory, step {step}"
@@ -248,12 +272,6 @@ def _measured(
         of = scope_size(objective.parameters, scope)
         found.append({"scope": scope, "loss": loss, "of": of, **record, "seconds": seconds})
     return found
-
-
-def _task(experiment: TheoryExperiment, name: str, seed: int, source: str) -> Task:
-    if name == TRANSLATION:
-        return translation(experiment.task, seed=seed, source=source)
-    return small_task(name, seed=seed)
 
 
 def _bound_group(family: str, fraction: float) -> str:
@@ -298,12 +316,12 @@ def _check(experiment: TheoryExperiment) -> None:
             raise UsageError(f"steps are {settings.steps}: they are counted from 1")
 
 
-def _context(experiment: TheoryExperiment, source: str) -> dict[str, Any]:
+def _context(experiment: TheoryExperiment, tasks: _Tasks) -> dict[str, Any]:
     """What a reader of the records has to know beside the configuration."""
     small = {name: asdict(small_task(name).source) for name in experiment.correlated if name in SMALL}
     if TRANSLATION not in experiment.correlated:
         return {"small": small}
-    task = translation(experiment.task, seed=experiment.seeds[0], source=source)
+    task = tasks.seen(TRANSLATION, experiment.seeds[0])
     count = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
     return {
         "source": asdict(task.source),
