@@ -202,6 +202,7 @@ def network_levels(network: GeluNetwork, x: Tensor, gradient: Tensor, clipped: T
         return [guarantee.step for guarantee in both]
 
     reached = steps(TwoLevels.of(here, bad))
+    assert min(reached) > 0, "a step along a descent direction is positive"
     while True:
         along = [network.smoothness(x, d, step) for d, step in zip(directions, reached, strict=True)]
         levels = TwoLevels.of(torch.maximum(*along), bad)
