@@ -50,6 +50,7 @@ sys.meta_path.insert(0, Refuse())
 import torch
 before = set(sys.modules)
 import stepscope, stepscope.cli, stepscope.report, stepscope.tasks.translation, stepscope.experiments.trajectory
+import stepscope.experiments.theory, stepscope.statistics
 from stepscope.errors import MissingExtraError
 try:
     stepscope.cli.main(["demo"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -68,7 +68,7 @@ class Outcome:
     guarantees_more: bool
     predicted: bool
     decreases_more: bool
-    block_margin: float | None = field(default=None)
+    block_margin: float | None = None
 
 
 def examine(draw: Draw, fraction: float) -> Outcome:
