@@ -62,7 +62,7 @@ def read_run(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Record]
 
 
 def latest(records: Iterable[Record]) -> list[Record]:
-    """The measurements without those that were made again later: at the same step, of the same direction, and so on.
+    """The measurements without those that were made again later: at the same step, of the same direction (or group).
 
     That happens where a training goes on from a checkpoint that is older than its last measurement.
 

@@ -15,7 +15,7 @@ from stepscope.experiments import intervals
 from stepscope.experiments.intervals import Interval, hull
 
 _ROUNDING = 1e-9
-"""Added to what intervals give, as a part of it: a hundred thousand times the rounding of sums as long as these."""
+"""Added to what intervals give, as a part of it: ten thousand times the rounding of sums as long as these."""
 
 
 @dataclass(frozen=True)
