@@ -9,7 +9,7 @@ from torch import nn
 import stepscope
 from cases import CASES, FAMILIES, SMOOTH, case, cast, dense, flat
 from stepscope import Objective, UsageError, vectors
-from stepscope.curvature import curvature
+from stepscope.curvature import curvature, hessian_rows
 
 
 def some_directions(objective):
@@ -296,3 +296,67 @@ def test_small_values_are_multiplied_in_double_precision():
     tiny = {"x": torch.full((2,), 1e-23)}
     assert vectors.dot(tiny, tiny) == pytest.approx(2e-46)
     assert vectors.dot({"x": torch.tensor([300.0]).half()}, {"x": torch.tensor([300.0]).half()}) == 90000.0
+
+
+def coordinates_of(objective, count=None):
+    every = [(name, i) for name, p in objective.parameters.items() for i in range(p.numel())]
+    return every if count is None else [every[i] for i in torch.randperm(len(every))[:count].tolist()]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rows_are_those_of_the_dense_hessian(name):
+    """Layer norm, tied, frozen and unused parameters, batches of unlike numbers of tokens; more rows than are held."""
+    c = case(name)
+    objective = c.objective()
+    _, _, hessian = dense(name)
+    place = {coordinate: i for i, coordinate in enumerate(coordinates_of(objective))}
+    chosen = coordinates_of(objective, 40)
+    rows = list(hessian_rows(objective, chosen))
+    assert len(rows) == len(chosen) == min(40, len(place))
+    scale = float(hessian.abs().max())
+    for coordinate, row in zip(chosen, rows, strict=True):
+        torch.testing.assert_close(flat(c, row), hessian[place[coordinate]], rtol=0, atol=c.tolerance * scale)
+
+
+def test_all_rows_make_a_symmetric_matrix():
+    c = case("layer norm")
+    objective = c.objective()
+    matrix = torch.stack([flat(c, row) for row in hessian_rows(objective, coordinates_of(objective))])
+    torch.testing.assert_close(matrix, matrix.T, rtol=0, atol=1e-12)
+    torch.testing.assert_close(matrix, dense("layer norm")[2], rtol=0, atol=1e-10)
+
+
+def test_between_rows_the_model_is_as_it_was_found():
+    c = case("batch norm")
+    before = {name: value.clone() for name, value in c.model.state_dict().items()}
+    random = torch.get_rng_state()
+    rows = hessian_rows(c.objective(), [("0.weight", 1), ("5.bias", 0)])
+    for _ in rows:
+        assert all(module.training for module in c.model.modules())
+        assert all(torch.equal(value, before[name]) for name, value in c.model.state_dict().items())
+        assert all(p.grad is None for p in c.model.parameters())
+        assert torch.equal(torch.get_rng_state(), random)
+
+
+@pytest.mark.parametrize(
+    ("coordinate", "message"),
+    [(("inside.bias", 0), "not a trainable parameter"), (("out.bias", 3), "3 coordinates: there is none at 3")],
+)
+def test_coordinates_that_there_are_not(coordinate, message):
+    with pytest.raises(UsageError, match=message):
+        list(hessian_rows(case("mlp").objective(), [coordinate]))
+
+
+def test_rows_are_refused_where_double_backward_is_wrong_or_missing():
+    model = torch.nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)).double()
+    batch = (torch.randn(4, 3, dtype=torch.float64), torch.randint(0, 2, (4,)))
+    objective = Objective(model, lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1]), [batch])
+    with pytest.raises(UsageError, match="weight_norm is wrong"):
+        list(hessian_rows(objective, [("bias", 0)]))
+    x = nn.ParameterDict({"w": nn.Parameter(torch.tensor([[1.0, 2.0], [0.5, 0.25]], dtype=torch.float64))})
+    for loss, message in (
+        (lambda m, b: torch.cdist(m["w"], m["w"] ** 2).sum(), "double backward isn't possible"),
+        (lambda m, b: _FirstOrderOnly.apply(m["w"]).sum(), "_FirstOrderOnly is a custom autograd function"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            list(hessian_rows(Objective(x, loss, [0], lambda b: 1), [("w", 0)]))

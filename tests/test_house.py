@@ -52,6 +52,7 @@ before = set(sys.modules)
 import stepscope, stepscope.cli, stepscope.report, stepscope.tasks.translation, stepscope.experiments.trajectory
 import stepscope.tasks.sentiment, stepscope.experiments.robustness
 import stepscope.tasks.images
+import stepscope.experiments.theory, stepscope.statistics
 from stepscope.errors import MissingExtraError
 try:
     stepscope.cli.main(["demo"])
