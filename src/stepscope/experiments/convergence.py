@@ -219,7 +219,7 @@ def _carry_out(job: _Job, tell: Tell) -> None:
     for record in job.known:
         if record["phase"] == "search":
             losses.setdefault(record["lr"], {})[record["step"]] = _ranked(record)
-    recorded = {(r["phase"], r["lr"], r["seed"], r["step"]) for r in job.known}
+    recorded = {_identity(record) for record in job.known}
     whole = float(experiment.search.budget() + len(experiment.seeds)) * experiment.steps
     done = 0
 
@@ -233,14 +233,14 @@ def _carry_out(job: _Job, tell: Tell) -> None:
 
         records = training.advance(end, stepped)
         # Of a training that is repeated to go on, what is new.
-        new = [r for r in records if (r["phase"], r["lr"], r["seed"], r["step"]) not in recorded]
-        tell(("records", new))
+        tell(("records", [record for record in records if _identity(record) not in recorded]))
+        recorded.update(map(_identity, records))
         if training.phase == "search":
             losses.setdefault(training.lr, {}).update({r["step"]: _ranked(r) for r in records})
 
     live: dict[float, _Training] = {}
     while todo := experiment.search.next_trainings(rule.first_lr, experiment.steps, losses):
-        # A rate that isn't asked for now never is again.
+        # A rate that isn't asked for now hardly ever is again; it is trained anew then.
         live = {lr: live.get(lr) or begin("search", lr, SEARCH_SEED) for lr, _ in todo}
         for lr, end in todo:
             train(live[lr], end)
@@ -304,6 +304,10 @@ class _Training:
             "loss": loss,
             "diverged": loss is None,
         }
+
+
+def _identity(record: Record) -> tuple[Any, ...]:
+    return record["run"], record["step"]
 
 
 def _ranked(record: Record) -> float:

@@ -58,13 +58,16 @@ def run_jobs(
     try:
         running = {pool.submit(_carry_out, work, number, job) for number, job in enumerate(jobs)}
         unfinished = len(jobs)
+        failed = None
         while unfinished:
+            failed = failed or next((future for future in running if future.done() and future.exception()), None)
+            if failed is not None:
+                stop.set()  # what has been told till then is still received
             try:
                 number, message, over = told.get(timeout=0.2)
             except queue.Empty:
-                # A job that failed never says that it is over.
-                for future in [future for future in running if future.done()]:
-                    future.result()
+                if failed is not None:
+                    failed.result()
                 continue
             unfinished -= over
             if not over:
