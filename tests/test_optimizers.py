@@ -6,12 +6,13 @@ import torch
 from torch import nn
 
 from stepscope import UsageError
-from stepscope.optimizers import Adafactor, Lion, NormalizedSGD, SignSGD, muon_with_adamw
+from stepscope.optimizers import ACClip, Adafactor, Lion, NormalizedSGD, SignSGD, muon_with_adamw
 
 OURS = {
     "lion": Lion,
     "signsgd": SignSGD,
     "normalized": NormalizedSGD,
+    "acclip": ACClip,
     "lion clipped": lambda p, **k: Lion(p, clip_fraction=0.5, **k),
 }
 
@@ -202,3 +203,36 @@ def test_adafactor_has_a_smallest_scale():
     x.grad = torch.ones(4, dtype=torch.float64)
     Adafactor([x], lr=1e-2).step()
     torch.testing.assert_close(x.detach(), torch.full((4,), -1e-2 * 1e-3, dtype=torch.float64))
+
+
+def test_acclip_is_the_algorithm_that_was_published():
+    """Zhang et al. (2020), Algorithm 2 with α = 1, written out coordinate by coordinate in float64."""
+    generator = torch.Generator().manual_seed(3)
+    x = [nn.Parameter(torch.randn(6, generator=generator, dtype=torch.float64)) for _ in range(2)]
+    expected = [p.detach().tolist() for p in x]
+    moments, thresholds = [[0.0] * 6, [0.0] * 6], [[0.0] * 6, [0.0] * 6]
+    optimizer = ACClip(x, lr=0.3, betas=(0.9, 0.99), eps=1e-5)
+    clipped = 0
+    for _ in range(30):
+        for k, p in enumerate(x):
+            # Heavy tails, so that the clip acts.
+            p.grad = torch.randn(6, generator=generator, dtype=torch.float64) ** 5
+            for i, g in enumerate(p.grad.tolist()):
+                moments[k][i] = 0.9 * moments[k][i] + (1 - 0.9) * g
+                thresholds[k][i] = 0.99 * thresholds[k][i] + (1 - 0.99) * abs(g)
+                factor = min(thresholds[k][i] / (abs(moments[k][i]) + 1e-5), 1.0)
+                clipped += factor < 1
+                expected[k][i] -= 0.3 * factor * moments[k][i]
+        optimizer.step()
+    assert 0 < clipped < 360
+    for p, values in zip(x, expected, strict=True):
+        torch.testing.assert_close(p.detach(), torch.tensor(values, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+
+
+def test_acclip_of_nothing_moves_nothing():
+    w = nn.Parameter(torch.ones(3))
+    w.grad = torch.zeros(3)
+    ACClip([w], lr=1.0, eps=0.0).step()
+    assert w.tolist() == [1.0, 1.0, 1.0]
+    with pytest.raises(UsageError, match="eps is -1"):
+        ACClip([w], eps=-1.0)
