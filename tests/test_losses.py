@@ -9,9 +9,9 @@ from stepscope.report.losses import conclusion, finals_of, pairs_of
 STEPS = (0, 5, 10)
 
 
-def training(optimizer, seed, losses, *, original=None, task="code", bracketed=True, phase="final"):
+def training(optimizer, seed, losses, *, original=None, task="code", bracketed=True, phase="final", lr=0.5):
     return [
-        {"task": task, "optimizer": optimizer, "original": original, "phase": phase, "lr": 0.5, "bracketed": bracketed,
+        {"task": task, "optimizer": optimizer, "original": original, "phase": phase, "lr": lr, "bracketed": bracketed,
          "seed": seed, "step": step, "loss": loss, "diverged": loss is None}
         for step, loss in zip(STEPS, losses, strict=True)
     ]  # fmt: skip
@@ -90,3 +90,12 @@ def test_the_sentence_counts_and_warns():
         "Of 1 comparisons with the original, 1 are faster, 0 slower, 0 cannot be told from 3 seeds; where nothing "
         "differs, about 0.1 would be called faster or slower by chance."
     )
+
+
+def test_a_rate_that_was_given_up_counts_no_more():
+    records = training("sgd", 0, (6.0, 9.0, None), lr=1.0) + training("sgd", 1, (6.0, 5.0, 3.1), lr=1.0)
+    records += experiment([2.0, 2.1], [3.0, 3.2])
+    (pair,) = pairs_of(finals_of(records))
+    assert pair.original.losses == {0: 3.0, 1: 3.2}
+    assert pair.original.lr == 0.5
+    assert pair.remark == "the best rate of sgd diverged on a seed and was lowered once"

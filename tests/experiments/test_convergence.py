@@ -191,6 +191,34 @@ def test_a_training_that_diverges_is_recorded_and_not_chosen(experiment, tmp_pat
     assert run_convergence(alone, tmp_path / "run") == 0
 
 
+def test_a_rate_that_diverges_on_a_seed_is_lowered_for_all(experiment, tmp_path, monkeypatch):
+    """The weights of seed 1 are lost at once above a rate that the search knows nothing of."""
+    limit = {}
+
+    class Fragile(module._Training):
+        def _record(self, step, loss):
+            record = super()._record(step, loss)
+            if self.phase == "final":
+                best = limit.setdefault(job_of(record), self.lr)
+                if self._seed == 1 and step and self.lr > best / 3:
+                    self.diverged = True
+                    return record | {"loss": None, "diverged": True}
+            return record
+
+    def job_of(record):
+        return record["task"], record["optimizer"]
+
+    monkeypatch.setattr(module, "_Training", Fragile)
+    alone = dataclasses.replace(experiment, optimizers=("sgd",), tasks={"code": experiment.tasks["code"]})
+    run_convergence(alone, tmp_path / "run")
+    records = read_run(tmp_path / "run")[1]
+    finals = [r for r in records if r["phase"] == "final"]
+    best = max(r["lr"] for r in finals)
+    assert {r["lr"] for r in finals} == {best, best / 2, best / 4}
+    assert {(r["seed"], r["diverged"]) for r in finals if r["lr"] == best / 4} == {(0, False), (1, False)}
+    assert run_convergence(alone, tmp_path / "run") == 0
+
+
 def test_the_codes_setting_gives_no_mask(sources):
     experiment = convergence_experiment("smoke", settings="code", sources=sources)
     task = module._task(experiment, "translation").seeded(5)

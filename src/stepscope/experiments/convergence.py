@@ -1,8 +1,9 @@
 """Experiment B: every optimizer and its clipped variant from the same start (Pan and Li, §5 and appendix B.4).
 
 Each looks for its own learning rate within the same budget (`Search`), on weights and an order of batches of their own.
-Then it trains once a seed: a seed draws the same weights and the same batches for all. The loss is that of the fixed
-evaluation batch, which is drawn from the training data, as in the paper.
+Then it trains once a seed: a seed draws the same weights and the same batches for all. A rate that diverges on a seed
+is given up for the next lower one, on all seeds: the best rate of one search may lie at the edge of what is stable. The
+loss is that of the fixed evaluation batch, which is drawn from the training data, as in the paper.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ SEARCH_SEED = 2**31 - 1
 
 DIVERGED = 10.0
 """A training is given up where the loss is so many times that at the start."""
+
+RETREATS = 3
+"""How often a rate that diverged on a seed may be lowered."""
 
 _QUICK = Search(rates=3, extensions=1, rungs=((Fraction(1, 2), 1), (Fraction(1), 1)), climbs=1)
 
@@ -203,12 +207,20 @@ class _Job:
         return (r for r in records if (r.get("task"), r.get("optimizer")) == (self.task, self.optimizer))
 
     def is_complete(self, records: Iterable[Record]) -> bool:
-        found = {r.get("seed") for r in self.own(records) if r["phase"] == "final" and r["step"] == _last(self, r)}
-        return found >= set(self.experiment.seeds)
+        finals = self.finals(records)
+        if not finals:
+            return False
+        ends = finals[min(finals)]
+        whole = set(ends) >= set(self.experiment.seeds)
+        return whole and (not any(ends.values()) or len(finals) > RETREATS)
 
-
-def _last(job: _Job, record: Record) -> int:
-    return int(record["step"]) if record["diverged"] else job.experiment.steps
+    def finals(self, records: Iterable[Record]) -> dict[float, dict[int, bool]]:
+        """By learning rate and seed, whether the final training diverged; only of those that came to their end."""
+        found: dict[float, dict[int, bool]] = {}
+        for r in self.own(records):
+            if r["phase"] == "final" and (r["diverged"] or r["step"] == self.experiment.steps):
+                found.setdefault(r["lr"], {})[r["seed"]] = bool(r["diverged"])
+        return found
 
 
 def _carry_out(job: _Job, tell: Tell) -> None:
@@ -246,10 +258,18 @@ def _carry_out(job: _Job, tell: Tell) -> None:
             train(live[lr], end)
     live.clear()
     lr, bracketed = experiment.search.best(experiment.steps, losses)
-    finished = {r["seed"] for r in job.known if r["phase"] == "final" and r["step"] == _last(job, r)}
-    for seed in experiment.seeds:
-        if seed not in finished:
-            train(begin("final", lr, seed, bracketed=bracketed), experiment.steps)
+    finals = job.finals(job.known)
+    for retreats in range(RETREATS + 1):
+        ends = finals.get(lr, {})
+        for seed in experiment.seeds:
+            # One that diverged is enough, but for the last rate, of which all is told.
+            if seed not in ends and (retreats == RETREATS or not any(ends.values())):
+                training = begin("final", lr, seed, bracketed=bracketed)
+                train(training, experiment.steps)
+                ends[seed] = training.diverged
+        if not any(ends.values()):
+            break
+        lr = experiment.search.lower(lr)
     tell(("progress", 1.0))
 
 
@@ -267,7 +287,7 @@ class _Training:
         self._optimizer = RULES[job.optimizer].build(list(self._objective.parameters.values()), lr)
         self._step = 0
         self._start: float | None = None
-        self._diverged = False
+        self.diverged = False
 
     def advance(self, end: int, stepped: Callable[[], None]) -> list[Record]:
         """Trains up to a step, and gives the losses on the way; of one that diverged, the end alone."""
@@ -275,7 +295,7 @@ class _Training:
         if self._start is None:
             self._start = self._objective.loss()
             records.append(self._record(0, self._start))
-        while self._step < end and not self._diverged:
+        while self._step < end and not self.diverged:
             self._model.zero_grad(set_to_none=True)
             loss = self._model(**next(self._batches)).loss
             loss.backward()
@@ -284,10 +304,10 @@ class _Training:
             stepped()
             if self._step % self._job.experiment.every == 0 or self._step == end:
                 found = self._objective.loss() if math.isfinite(loss.item()) else math.inf
-                self._diverged = not found <= DIVERGED * self._start
-                if not self._diverged:
+                self.diverged = not found <= DIVERGED * self._start
+                if not self.diverged:
                     records.append(self._record(self._step, found))
-        return [*records, self._record(end, None)] if self._diverged else records
+        return [*records, self._record(end, None)] if self.diverged else records
 
     def _record(self, step: int, loss: float | None) -> Record:
         job = self._job

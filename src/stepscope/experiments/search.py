@@ -108,6 +108,15 @@ class Search:
         sides = [_rounded(best / self.factor**0.5), _rounded(best * self.factor**0.5)]
         return best, all(_loss(best, steps, losses) < losses.get(side, {}).get(steps, -math.inf) for side in sides)
 
+    def lower(self, rate: float) -> float:
+        """The next lower rate, at the distance of the climb.
+
+        Example:
+            >>> Search().lower(8.0)
+            4.0
+        """
+        return _rounded(rate / self.factor**0.5)
+
     def _grid(self, first: float) -> list[float]:
         half = self.rates // 2
         return [_rounded(first * self.factor**k) for k in range(-half, half + 1)]

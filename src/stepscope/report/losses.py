@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +23,8 @@ class Final:
         task: the task's name.
         optimizer: its name.
         original: the optimizer that it is a variant of, or None.
-        lr: its learning rate, the best of the search.
+        lr: its learning rate: the best of the search, or a lower one where that diverged on a seed.
+        retreats: how often it was lowered.
         bracketed: whether both neighbours of that rate were worse at full length; otherwise a better rate may lie
             beyond.
         losses: ``{seed: loss after the last step}``; None where the training diverged.
@@ -35,6 +35,7 @@ class Final:
     optimizer: str
     original: str | None
     lr: float
+    retreats: int
     bracketed: bool
     losses: dict[int, float | None]
     curves: dict[int, Curve]
@@ -99,7 +100,10 @@ def finals_of(records: Sequence[Record]) -> list[Final]:
     for record in chosen:
         found.setdefault((str(record.get("task")), str(record.get("optimizer"))), []).append(record)
     finals = []
-    for (task, optimizer), own in found.items():
+    for (task, optimizer), tried in found.items():
+        rates = sorted({lr for record in tried if (lr := number(record, "lr")) is not None})
+        # Rates are only ever lowered: the lowest is the one that holds.
+        own = [record for record in tried if number(record, "lr") == rates[0]] if rates else []
         curves: dict[int, Curve] = {}
         for record in own:
             if (loss := number(record, "loss")) is not None:
@@ -109,13 +113,13 @@ def finals_of(records: Sequence[Record]) -> list[Final]:
             first = own[0]
             original = first.get("original")
             name = None if original is None else str(original)
-            lr = number(first, "lr")
             finals.append(
                 Final(
                     task,
                     optimizer,
                     name,
-                    math.nan if lr is None else lr,
+                    rates[0],
+                    len(rates) - 1,
                     bool(first.get("bracketed")),
                     dict(sorted(ends.items())),
                     curves,
@@ -152,6 +156,11 @@ def _pair(variant: Final, original: Final, confidence: float) -> Pair:
         for final, losses in ((variant, ours), (original, theirs))
         if (lost := losses.count(None))
     ]
+    remarks += [
+        f"the best rate of {final.optimizer} diverged on a seed and was lowered {_times(final.retreats)}"
+        for final in (variant, original)
+        if final.retreats
+    ]
     open_ended = [final.optimizer for final in (variant, original) if not final.bracketed]
     if open_ended:
         remarks.append(f"a better rate for {' and '.join(open_ended)} may lie beyond those tried")
@@ -166,6 +175,10 @@ def _pair(variant: Final, original: Final, confidence: float) -> Pair:
     reached = [part for part in needed if part is not None]
     steps = statistics.fmean(reached) if len(reached) == len(seeds) else None
     return Pair(variant, original, difference, steps, verdict, "; ".join(remarks))
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def _steps_needed(variant: Curve, original: Curve) -> float | None:
