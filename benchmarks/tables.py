@@ -1,8 +1,8 @@
-"""Writes the figures of the stored results into docs/cost.md, between the marks that are there.
+"""Writes the figures of the stored results into docs/cost.md and docs/convergence.md, between the marks there.
 
     python benchmarks/tables.py
 
-A test keeps the page as this prints it.
+A test keeps the pages as this prints them.
 """
 
 from __future__ import annotations
@@ -12,8 +12,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+from stepscope.records import Record, read_run
+from stepscope.report import conclusion, finals_of, pairs_of
+
 HERE = Path(__file__).parent
-PAGE = HERE.parent / "docs" / "cost.md"
+DOCS = HERE.parent / "docs"
+PAGES = (DOCS / "cost.md", DOCS / "convergence.md")
+CONVERGENCE = DOCS / "reproduction" / "convergence"
 WAYS = {
     "this threshold": "`fraction_threshold`",
     "the clamp after it": "the clamp after it",
@@ -54,14 +59,48 @@ def clipping(stored: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def losses(records: list[Record]) -> str:
+    """A row for each optimizer, a column for each task."""
+    finals = finals_of(records)
+    tasks = list(dict.fromkeys(final.task for final in finals))
+    rows = ["| optimizer | " + " | ".join(f"{task}: rate | loss" for task in tasks) + " |"]
+    rows.append("| --- |" + " --- | --- |" * len(tasks))
+    for name in dict.fromkeys(final.optimizer for final in finals):
+        cells = []
+        for final in (next(f for f in finals if (f.task, f.optimizer) == (task, name)) for task in tasks):
+            loss = "diverged" if final.mean is None else f"{final.mean:.3f}"
+            spread = "" if final.spread is None else f" ± {final.spread:.3f}"
+            cells += [f"{final.lr:.3g}{'' if final.bracketed else '*'}{'↓' * final.retreats}", loss + spread]
+        rows.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def verdicts(records: list[Record]) -> str:
+    """A row for each variant, with what its losses minus its original's say."""
+    rows = ["| task | variant | difference [95%] | p | steps needed | verdict |", "| --- |" + " --- |" * 5]
+    pairs = pairs_of(finals_of(records))
+    for pair in pairs:
+        found, needed = pair.difference, "–" if pair.steps_needed is None else f"{pair.steps_needed:.0%}"
+        shown = "– | –" if found is None else f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}] | {found.p:.3f}"
+        rows.append(f"| {pair.variant.task} | {pair.title} | {shown} | {needed} | {pair.verdict} |")
+    return "\n".join([*rows, "", conclusion(pairs)])
+
+
 def filled(text: str) -> str:
     """The page with the tables of the stored results."""
-    for name, table in (("overhead", overhead), ("clipping", clipping)):
-        made = table(json.loads((HERE / f"{name}.json").read_text()))
-        mark, end = f"<!-- {name}.json -->", "<!-- end -->"
-        text = re.sub(f"{mark}.*?{end}", lambda _, m=mark, t=made, e=end: f"{m}\n{t}\n{e}", text, flags=re.DOTALL)
+    made = {f"{table.__name__}.json": table(_stored(table.__name__)) for table in (overhead, clipping)}
+    made |= {table.__name__: table(read_run(CONVERGENCE)[1]) for table in (losses, verdicts)}
+    end = "<!-- end -->"
+    for name, content in made.items():
+        mark = f"<!-- {name} -->"
+        text = re.sub(f"{mark}.*?{end}", lambda _, m=mark, t=content, e=end: f"{m}\n{t}\n{e}", text, flags=re.DOTALL)
     return text
 
 
+def _stored(name: str) -> dict[str, Any]:
+    return dict(json.loads((HERE / f"{name}.json").read_text()))
+
+
 if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text()))
+    for page in PAGES:
+        page.write_text(filled(page.read_text()))

@@ -149,3 +149,26 @@ def test_what_cannot_follow_is_shown_by_a_rehearsal():
         Candidates(torch.optim.SGD(w.values(), lr=0.1), {"bad": lambda p: Failing(p, lr=1.0)}).rehearse(w)
     with pytest.raises(UsageError, match="SGD holds no trainable parameter"):
         Candidates(torch.optim.SGD(weights(w=(5,)).values(), lr=0.1)).rehearse(w)
+
+
+def test_a_sweep_of_fractions_is_one_update_for_each():
+    w = weights(w=(200,))
+    give_gradients(w)
+    optimizer = torch.optim.SGD(w.values(), lr=0.5)
+    candidates = Candidates(optimizer, {}, clip_fractions=(0.0, 0.005, 0.1, 1.0))
+    found = candidates.updates(w)
+    assert list(found) == ["own SGD", "own SGD clip 0.5%", "own SGD clip 10%", "own SGD clip 100%"]
+    assert candidates.count == len(found)
+    changed = {label: int((update["w"] != found["own SGD"]["w"]).sum()) for label, update in found.items()}
+    assert changed == {"own SGD": 0, "own SGD clip 0.5%": 1, "own SGD clip 10%": 20, "own SGD clip 100%": 199}
+    threshold = w["w"].grad.abs().sort(descending=True).values[20]
+    expected = -0.5 * w["w"].grad.clamp(-threshold, threshold)
+    torch.testing.assert_close(found["own SGD clip 10%"]["w"].to(expected.dtype), expected)
+
+
+def test_fractions_that_cannot_be_used():
+    optimizer = torch.optim.SGD(weights(w=(2,)).values(), lr=0.5)
+    with pytest.raises(UsageError, match=r"fraction is 10: it is the part of all coordinates"):
+        Candidates(optimizer, clip_fractions=(10,))
+    with pytest.raises(UsageError, match="'own SGD clip 10%' is the optimizer's own, clipped: give another label"):
+        Candidates(optimizer, {"own SGD clip 10%": torch.optim.Adam}, clip_fractions=(0.1,))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from stepscope import vectors
-from stepscope.clipping import clamp_, fraction_threshold
+from stepscope.clipping import check_fraction, clamp_, fraction_threshold
 from stepscope.directions import Factory, PseudoUpdates, next_update
 from stepscope.errors import UsageError
 from stepscope.vectors import Direction
@@ -34,23 +34,36 @@ class Candidates:
     Args:
         optimizer: the one that trains. Of a model's parameters, those that it holds are compared on.
         others: ``{label: factory}``; ``None`` for `DEFAULT_OTHERS` and the optimizer's own with clipped gradients.
+        clip_fractions: the fractions of the gradients' coordinates that are clipped there, one update for each;
+            ``None`` for the paper's (10% for SGD, 50% for others), and none where others are given.
 
     Attributes:
         own: the label of the optimizer's own update.
         followed: how many steps in a row the others have followed.
 
     Raises:
-        UsageError: a label is the own one.
+        UsageError: a label is the own one, or a fraction isn't in [0, 1].
     """
 
-    def __init__(self, optimizer: Optimizer, others: Mapping[str, Factory] | None = None) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        others: Mapping[str, Factory] | None = None,
+        clip_fractions: Sequence[float] | None = None,
+    ) -> None:
         self._optimizer = optimizer
         self.own = f"own {type(optimizer).__name__}"
         self.others = dict(DEFAULT_OTHERS if others is None else others)
         if self.own in self.others:
             raise UsageError(f"direction {self.own!r} is the optimizer's own: give another label")
-        # The paper's fractions: 10% for SGD, 50% for adaptive ones.
-        self._clip = 0.0 if others is not None else 0.1 if "sgd" in self.own.lower() else 0.5
+        if clip_fractions is None:
+            # The paper's fractions: 10% for SGD, 50% for adaptive ones.
+            clip_fractions = () if others is not None else (0.1,) if "sgd" in self.own.lower() else (0.5,)
+        for fraction in clip_fractions:
+            check_fraction(fraction)
+        self._clips = {f"{self.own} clip {100 * fraction:g}%": fraction for fraction in clip_fractions if fraction}
+        if taken := set(self._clips) & set(self.others):
+            raise UsageError(f"direction {min(taken)!r} is the optimizer's own, clipped: give another label")
         self.followed = 0
         self._followers: PseudoUpdates | None = None
         self._followed_on: set[int] = set()
@@ -59,7 +72,7 @@ class Candidates:
     @property
     def count(self) -> int:
         """How many updates are compared."""
-        return 1 + bool(self._clip) + len(self.others)
+        return 1 + len(self._clips) + len(self.others)
 
     def held(self, trainable: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
         """Those of the parameters that the optimizer holds.
@@ -134,10 +147,11 @@ class Candidates:
             raise NoUpdateError("no parameter has a gradient")
         found = {self.own: next_update(self._optimizer, held, given)}
         dense = self._unscaled(given) if gradients is None else given
-        if self._clip and not any(gradient.is_sparse for gradient in given.values()):
-            clipped = {name: gradient.detach().clone() for name, gradient in given.items()}
-            clamp_(clipped.values(), fraction_threshold(list(clipped.values()), self._clip))
-            found[f"{self.own} clip {self._clip:.0%}"] = next_update(self._optimizer, held, clipped)
+        if not any(gradient.is_sparse for gradient in given.values()):
+            for label, fraction in self._clips.items():
+                clipped = {name: gradient.detach().clone() for name, gradient in given.items()}
+                clamp_(clipped.values(), fraction_threshold(list(clipped.values()), fraction))
+                found[label] = next_update(self._optimizer, held, clipped)
         if self.others:
             found |= (self._followers or PseudoUpdates(held, self.others)).peek(dense)
         return self._moving(found)

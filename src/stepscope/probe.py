@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -58,6 +58,8 @@ class Probe:
             `max_overhead` doesn't allow it.
         directions: ``{label: factory}`` of optimizers to compare with (``parameters -> optimizer``). ``None``: SGD with
             momentum, Adam, and the user's own with this step's gradient clipped. The user's own is always measured.
+        clip_fractions: how much of this step's gradient is clipped, one direction for each, to see along the training
+            how much to clip. ``None``: the paper's (10% for SGD, 50% for others), none where ``directions`` are given.
         run_dir: directory for the records; ``None`` keeps them in memory.
         log: where numbers go too: a function of ``(values, step)`` or a tracker (`stepscope.trackers.as_log`).
         max_overhead: the part of the training time that measuring may add; ``None`` for no limit. The checks at the
@@ -97,6 +99,7 @@ class Probe:
         *,
         every: int | Callable[[int], bool] = 100,
         directions: Mapping[str, Factory] | None = None,
+        clip_fractions: Sequence[float] | None = None,
         run_dir: str | os.PathLike[str] | None = None,
         log: Any = None,
         max_overhead: float | None = 0.05,
@@ -113,7 +116,7 @@ class Probe:
         self._weight_fn = weight_fn
         self.eval_batches: list[Any] = self._objective.batches
         self._layer = grouping(layer, self._objective.parameters)
-        self._candidates = Candidates(self._optimizer, directions)
+        self._candidates = Candidates(self._optimizer, directions, clip_fractions)
         self._log = as_log(log)
         self._quiet = quiet
         self.step = step

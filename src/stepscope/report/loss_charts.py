@@ -94,11 +94,18 @@ def losses_over_rates(records: Sequence[Record], task: str) -> Any:
     rates = [point["rate"] for point in points]
     axis = alt.Axis(values=powers_of_ten(min(rates), max(rates), 8), format="~g")
     x = alt.X("rate:Q", title="learning rate (log)", scale=alt.Scale(type="log"), axis=axis)
-    y = alt.Y("loss:Q", title=f"loss after {last} steps", scale=alt.Scale(zero=False))
+    # What ended above the start is cut off: it would flatten the rest.
+    starts = [r for r in records if r.get("task") == task and r.get("step") == 0]
+    start = max((loss for r in starts if (loss := number(r, "loss")) is not None), default=math.inf)
+    low, high = min(p["loss"] for p in points), min(start, max(p["loss"] for p in points))
+    domain = [low - 0.03 * (high - low), high + 0.03 * (high - low)]
+    y = alt.Y("loss:Q", title=f"loss after {last} steps", scale=alt.Scale(zero=False, domain=domain, nice=False))
     lines = line_look(alt, named)
     tips = [alt.Tooltip("direction:N", title="optimizer"), *tooltips(alt, rate="learning rate", loss="loss")]
-    drawn = base.mark_line(strokeWidth=1.4).encode(x, y, lines["color"], lines["strokeDash"], opacity=opacity)
-    dots = base.mark_point(filled=True, size=45).encode(
+    drawn = base.mark_line(strokeWidth=1.4, clip=True).encode(
+        x, y, lines["color"], lines["strokeDash"], opacity=opacity
+    )
+    dots = base.mark_point(filled=True, size=45, clip=True).encode(
         x,
         y,
         color=alt.Color("colour:N", scale=None),

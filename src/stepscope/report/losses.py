@@ -83,7 +83,7 @@ class Pair:
 
 
 def finals_of(records: Sequence[Record]) -> list[Final]:
-    """How far each optimizer came, in the order of tasks and of optimizers.
+    """How far each optimizer came, by task, variants after their original.
 
     Args:
         records: those of a convergence experiment. Trainings that aren't finished are left out.
@@ -127,7 +127,14 @@ def finals_of(records: Sequence[Record]) -> list[Final]:
             )
     tasks = [str(record.get("task")) for record in records]
     optimizers = [str(record.get("optimizer")) for record in records]
-    return sorted(finals, key=lambda final: (tasks.index(final.task), optimizers.index(final.optimizer)))
+
+    def place(final: Final) -> tuple[int, int, bool, int]:
+        """An original stands before its variants, whichever was trained first."""
+        first = final.original if final.original in optimizers else final.optimizer
+        own = optimizers.index(final.optimizer)
+        return tasks.index(final.task), optimizers.index(first), final.original is not None, own
+
+    return sorted(finals, key=place)
 
 
 def pairs_of(finals: Sequence[Final], confidence: float = CONFIDENCE) -> list[Pair]:

@@ -13,7 +13,7 @@ classes, so that nothing but the weights tells them apart.
 **Batch norm.** What is measured is the model in evaluation mode, with running statistics; what trains uses those of
 each batch. A model that was just initialised has running mean 0 and variance 1, which normalise nothing; after `k`
 training steps 0.9ᵏ of that is left. Measurements of a random start are therefore about another function than the one
-that trains during the first few dozen steps (`docs/limits.md` has figures).
+that trains during the first few dozen steps (`docs/limits.md`).
 """
 
 from __future__ import annotations
