@@ -64,7 +64,19 @@ def test_the_report_is_a_function_of_the_records(demo, tmp_path, capsys):
     assert (tmp_path / "again.html").read_text() == (demo[0] / "report.html").read_text()
 
 
+CONVERGENCE = ["run", "convergence", "--scale", "smoke", "--out", "{new}"]
 MISTAKES = {
+    "no experiment": (["run"], "EXPERIMENT"),
+    "unknown experiment": (["run", "alchemy"], "alchemy"),
+    "unknown settings": ([*CONVERGENCE, "--as", "mine"], "unknown settings 'mine': choose text, code or ours"),
+    "unknown task": ([*CONVERGENCE, "--tasks", "poetry"], "tasks are poetry: choose of translation, code"),
+    "no jobs": ([*CONVERGENCE, "--jobs", "0"], "0 jobs at a time: at least 1 is needed"),
+    "a source of no task": ([*CONVERGENCE, "--source", "my.py"], "--source my.py: give TASK=NAME or TASK=FILE"),
+    "a source of another task": ([*CONVERGENCE, "--source", "images=x"], "a source is given for images"),
+    "a source that is not there": (
+        [*CONVERGENCE, "--tasks", "code", "--source", "code={new}.py"],
+        "No such file or directory",
+    ),
     "unknown scale": (["demo", "--scale", "huge"], "unknown scale 'huge': choose smoke or cpu"),
     "out is a file": (["demo", "--scale", "smoke", "--out", "{file}"], "is a file: give a directory"),
     "out cannot be made": (["demo", "--scale", "smoke", "--out", "{file}/below"], "cannot create"),
@@ -140,7 +152,17 @@ def test_interruption_is_status_130(pairs, tmp_path, capsys, monkeypatch):
     assert (status, "give the same command again to go on" in err) == (130, True)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["report", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["demo", "--help"],
+        ["report", "--help"],
+        ["run", "--help"],
+        ["run", "convergence", "--help"],
+        ["--version"],
+    ],
+)
 def test_help_teaches_and_version_says(arguments, capsys):
     status, out, err = call(*arguments, capsys=capsys)
     assert (status, err) == (0, "")

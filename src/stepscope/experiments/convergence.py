@@ -20,7 +20,7 @@ from stepscope.errors import UsageError
 from stepscope.experiments.compared import RULES, contenders
 from stepscope.experiments.running import Progress, check_data, check_settings, source_of
 from stepscope.experiments.search import Search
-from stepscope.experiments.workers import Tell, run_jobs
+from stepscope.experiments.workers import Tell, check_processes, run_jobs
 from stepscope.objective import Objective
 from stepscope.records import Record, RunDirectory, number, read_run
 from stepscope.tasks import Batch, Task
@@ -161,6 +161,7 @@ def run_convergence(
         UsageError: the directory can't be used (see `RunDirectory`), there are no data or they have changed since, or
             a process died.
     """
+    check_processes(processes)
     configuration = experiment.configuration()
     begun = RunDirectory.check(out, configuration)
     known = read_run(out)[1] if begun is not None else []

@@ -44,8 +44,7 @@ def run_jobs(
         UsageError: fewer processes than 1, or one of them died.
         BaseException: what a job raised; the others stop at their next message.
     """
-    if processes < 1:
-        raise UsageError(f"{processes} jobs at a time: at least 1 is needed")
+    check_processes(processes)
     if processes == 1 or len(jobs) < 2:
         for number, job in enumerate(jobs):
             work(job, lambda message, number=number: receive(number, message))  # type: ignore[misc]
@@ -79,6 +78,16 @@ def run_jobs(
     finally:
         stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def check_processes(count: int) -> None:
+    """Refuses fewer processes than 1.
+
+    Raises:
+        UsageError: there are.
+    """
+    if count < 1:
+        raise UsageError(f"{count} jobs at a time: at least 1 is needed")
 
 
 def _begin(told: Any, stop: Any) -> None:
