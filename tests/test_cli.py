@@ -70,6 +70,11 @@ MISTAKES = {
     "unknown experiment": (["run", "alchemy"], "alchemy"),
     "unknown settings": ([*CONVERGENCE, "--as", "mine"], "unknown settings 'mine': choose text, code or ours"),
     "unknown task": ([*CONVERGENCE, "--tasks", "poetry"], "tasks are poetry: choose of translation, code"),
+    "unknown scale of theory": (["run", "theory", "--scale", "huge", "--out", "{new}"], "unknown scale 'huge'"),
+    "no reviews": (
+        ["run", "robustness", "--scale", "smoke", "--out", "{new}", "--source", "klingon"],
+        "no source 'klingon'",
+    ),
     "no jobs": ([*CONVERGENCE, "--jobs", "0"], "0 jobs at a time: at least 1 is needed"),
     "a source of no task": ([*CONVERGENCE, "--source", "my.py"], "--source my.py: give TASK=NAME or TASK=FILE"),
     "a source of another task": ([*CONVERGENCE, "--source", "images=x"], "a source is given for images"),
@@ -160,6 +165,8 @@ def test_interruption_is_status_130(pairs, tmp_path, capsys, monkeypatch):
         ["report", "--help"],
         ["run", "--help"],
         ["run", "convergence", "--help"],
+        ["run", "robustness", "--help"],
+        ["run", "theory", "--help"],
         ["--version"],
     ],
 )

@@ -22,6 +22,7 @@ from stepscope.report.charts import (
 )
 from stepscope.report.comparison import Row, directions_of, sharpness_table, trajectories_of
 from stepscope.report.drawing import Style, script_json, styles, vega_script
+from stepscope.report.evidence import GRIDS
 from stepscope.report.loss_charts import differences, losses_over_rates, losses_over_steps
 from stepscope.report.losses import CONFIDENCE, Final, conclusion, finals_of, pairs_of
 from stepscope.report.summary import summary_sentence
@@ -245,7 +246,12 @@ def render_report(run: dict[str, Any], records: Sequence[Record]) -> str:
     """
     require("altair", "report")
     charts: dict[str, Any] = {}
-    if (run.get("configuration") or {}).get("experiment") == "convergence":
+    experiment = (run.get("configuration") or {}).get("experiment")
+    if isinstance(experiment, str) and experiment in GRIDS:
+        grids = GRIDS[experiment](records)
+        summary = ". ".join(grid.title for grid in grids)
+        return _render("grids.html", run, summary, grids, [], charts)
+    if experiment == "convergence":
         finals = finals_of(records)
         names = list(dict.fromkeys(final.optimizer for final in finals))
         tasks = list(dict.fromkeys(final.task for final in finals))

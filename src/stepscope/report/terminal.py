@@ -9,6 +9,7 @@ from typing import Any
 from stepscope.errors import require
 from stepscope.records import Record
 from stepscope.report.comparison import Row, sharpness_table, trajectories_of
+from stepscope.report.evidence import Grid
 from stepscope.report.losses import CONFIDENCE, Final, Pair, finals_of, pairs_of
 
 
@@ -53,6 +54,29 @@ def print_losses(records: Sequence[Record], console: Any = None) -> None:
         target.print(_losses(of_task, printable(task), text))
         if pairs := pairs_of(of_task):
             target.print(_comparisons(pairs, printable(task), text))
+
+
+def print_grids(grids: Sequence[Grid], console: Any = None) -> None:
+    """Prints tables of text.
+
+    Args:
+        grids: the tables.
+        console: a `rich.console.Console`; None makes one.
+
+    Raises:
+        MissingExtraError: rich is not installed.
+    """
+    text = require("rich.text", "cli").Text
+    target = console if console is not None else require("rich.console", "cli").Console()
+    for grid in grids:
+        first, *others = grid.headers
+        table = _plain_table(text(grid.title), first, [printable(row[0]) for row in grid.rows])
+        for header in others:
+            table.add_column(text(header.replace(" ", "\n")), justify="right")
+        for row in grid.rows:
+            table.add_row(*(text(printable(cell)) for cell in row))
+        target.print(table)
+        target.print(text(grid.note))
 
 
 def _losses(finals: Sequence[Final], task: str, text: Callable[[str], Any]) -> Any:
