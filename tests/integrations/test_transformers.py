@@ -242,7 +242,7 @@ class Stream(torch.utils.data.IterableDataset):
 
 def test_mistakes(tmp_path):
     trainer = trainer_of("gpt-2", tmp_path)
-    with pytest.raises(UsageError, match="no setting 'evry': choose from directions, every"):
+    with pytest.raises(UsageError, match="no setting 'evry': choose from clip_fractions, directions, every"):
         ProbeCallback(trainer, evry=2)
     with pytest.raises(UsageError, match="micro_batches is 0"):
         ProbeCallback(trainer, micro_batches=0)
