@@ -1,4 +1,4 @@
-"""Writes the figures of the stored results into docs/cost.md and docs/convergence.md, between the marks there.
+"""Writes the figures of the stored results into docs/cost.md, docs/convergence.md and docs/smoothness.md, between the marks there.
 
     python benchmarks/tables.py
 
@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from stepscope.records import Record, read_run
-from stepscope.report import conclusion, finals_of, pairs_of
+from stepscope.report import GRIDS, Grid, conclusion, finals_of, pairs_of
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
-PAGES = (DOCS / "cost.md", DOCS / "convergence.md")
-CONVERGENCE = DOCS / "reproduction" / "convergence"
+PAGES = (DOCS / "cost.md", DOCS / "convergence.md", DOCS / "smoothness.md")
+RESULTS = DOCS / "reproduction"
 WAYS = {
     "this threshold": "`fraction_threshold`",
     "the clamp after it": "the clamp after it",
@@ -86,10 +86,17 @@ def verdicts(records: list[Record]) -> str:
     return "\n".join([*rows, "", conclusion(pairs)])
 
 
+def grid(table: Grid) -> str:
+    """A table of text."""
+    rows = [table.headers, ("---",) * len(table.headers), *table.rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+
+
 def filled(text: str) -> str:
     """The page with the tables of the stored results."""
     made = {f"{table.__name__}.json": table(_stored(table.__name__)) for table in (overhead, clipping)}
-    made |= {table.__name__: table(read_run(CONVERGENCE)[1]) for table in (losses, verdicts)}
+    made |= {table.__name__: table(read_run(RESULTS / "convergence")[1]) for table in (losses, verdicts)}
+    made["robustness"] = "\n\n".join(map(grid, GRIDS["robustness"](read_run(RESULTS / "robustness")[1])))
     end = "<!-- end -->"
     for name, content in made.items():
         mark = f"<!-- {name} -->"
