@@ -1,4 +1,4 @@
-"""Writes the figures of the stored results into docs/cost.md, docs/convergence.md and docs/smoothness.md, between the marks there.
+"""Writes the figures of the stored results into the pages of docs/ that show them, between the marks there.
 
     python benchmarks/tables.py
 
