@@ -96,3 +96,14 @@ def test_figures_beside_the_records(records, tmp_path):
 def test_nothing_finished_is_a_page_that_says_so():
     run = {"configuration": {"experiment": "convergence"}, "context": {}}
     assert "Nothing measured yet" in render_report(run, [])
+
+
+def test_a_figure_that_cannot_be_written_is_said(records, tmp_path):
+    run = {"schema_version": 1, "created": "", "configuration": {"experiment": "convergence"}, "context": {}}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    for record in records:
+        record["run"] = f"{record['optimizer']} {record['lr']} {record['phase']} {record['seed']}"
+    (tmp_path / "measurements.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (tmp_path / "code-differences.pdf").mkdir()
+    with pytest.raises(UsageError, match="cannot write"):
+        write_figures(tmp_path)

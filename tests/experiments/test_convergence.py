@@ -258,6 +258,28 @@ def test_mistakes(arguments, message):
         convergence_experiment(**arguments)
 
 
+def test_jobs_take_the_source_that_was_found(experiment, sources, tmp_path, monkeypatch):
+    """What `auto` finds is settled once: a later answer would be other data than run.json says."""
+    asked = []
+    real = TASKS["code"].make
+
+    def make(config, *, seed, source):
+        asked.append(source)
+        found = real(config, seed=seed, source=sources["code"])
+        named = dataclasses.replace(found.source, name="standard-library")
+        return dataclasses.replace(found, source=named)
+
+    monkeypatch.setitem(TASKS, "code", dataclasses.replace(TASKS["code"], make=make))
+    monkeypatch.setattr(module, "_tasks", {})
+    config = experiment.tasks["code"]
+    auto = dataclasses.replace(experiment, tasks={"code": config}, sources={"code": "auto"}, optimizers=("sgd",))
+    run_convergence(auto, tmp_path / "run")
+    assert asked == ["auto", "standard-library"]
+    job = module._Job(auto, "code", "sgd", sha256="0" * 64)
+    with pytest.raises(UsageError, match="have changed while it ran"):
+        module._carry_out(job, print)
+
+
 def test_other_data_are_refused(run, experiment, sources, tmp_path):
     out = tmp_path / "other"
     out.mkdir()

@@ -1,7 +1,8 @@
 """Jobs side by side: messages arrive, mistakes arrive, nobody is left behind."""
 
+import multiprocessing
 import os
-import threading
+import signal
 import time
 
 import pytest
@@ -56,9 +57,39 @@ def test_an_interruption_here_stops_them():
     def interrupted(*_):
         raise KeyboardInterrupt
 
+    started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         run_jobs(fail, ["long", "longer"], 2, interrupted)
-    assert threading.active_count() < 10
+    assert time.monotonic() - started < 25
+    assert multiprocessing.active_children() == []
+
+
+def chatter(job, tell):
+    for _ in range(2000):
+        tell("x" * 6000)
+
+
+def test_an_interruption_while_messages_are_waiting_is_no_hang():
+    """The pipes are full by then: workers that wait to be heard are stopped all the same."""
+
+    def slow(*_):
+        time.sleep(2)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(chatter, ["a", "b"], 2, slow)
+    assert multiprocessing.active_children() == []
+
+
+def test_a_process_that_is_killed_in_the_middle_of_a_message_is_one_line():
+    def kill(*_):
+        for child in multiprocessing.active_children()[:1]:
+            time.sleep(0.5)  # its pipe is full: it is writing
+            os.kill(child.pid, signal.SIGKILL)
+
+    with pytest.raises(UsageError, match="a process died"):
+        run_jobs(chatter, ["a", "b"], 2, kill)
+    assert multiprocessing.active_children() == []
 
 
 def test_no_processes():

@@ -173,10 +173,17 @@ def run_convergence(
     context = {"tasks": {name: _context(experiment, name) for name in experiment.tasks}}
     for name in experiment.tasks:
         check_data((begun or {}).get("tasks", {}).get(name), context["tasks"][name], out)
+    # What could be had here is what all processes take.
+    experiment = _with_sources(experiment, context)
     with RunDirectory.open(out, configuration, context=context) as run:
         known = run.records()
         jobs = [
-            replace(job, experiment=experiment, known=tuple(job.own(known)))
+            replace(
+                job,
+                experiment=experiment,
+                known=tuple(job.own(known)),
+                sha256=context["tasks"][job.task]["source"]["sha256"],
+            )
             for job in wanted
             if not job.is_complete(known)
         ]
@@ -203,6 +210,7 @@ class _Job:
     task: str
     optimizer: str
     known: tuple[Record, ...] = ()
+    sha256: str = ""
 
     def own(self, records: Iterable[Record]) -> Iterator[Record]:
         return (r for r in records if (r.get("task"), r.get("optimizer")) == (self.task, self.optimizer))
@@ -227,7 +235,10 @@ class _Job:
 def _carry_out(job: _Job, tell: Tell) -> None:
     """Looks for the learning rate, then trains with it; tells the records, and what part is done."""
     experiment, rule = job.experiment, RULES[job.optimizer]
-    begin = partial(_Training, job, _task(experiment, job.task))
+    task = _task(experiment, job.task)
+    if task.source.sha256 != job.sha256:
+        raise UsageError(f"the data of {job.task} have changed while it ran ({task.source.title})")
+    begin = partial(_Training, job, task)
     losses: dict[float, dict[int, float]] = {}
     for record in job.known:
         if record["phase"] == "search":
@@ -244,6 +255,8 @@ def _carry_out(job: _Job, tell: Tell) -> None:
             done += 1
             tell(("progress", min(1.0, done / whole)))
 
+        # One that diverged before stays so, also where it is repeated.
+        training.diverged |= training.phase == "search" and math.inf in losses.get(training.lr, {}).values()
         records = training.advance(end, stepped)
         # Of a training that is repeated to go on, what is new.
         tell(("records", [record for record in records if _identity(record) not in recorded]))
@@ -343,7 +356,6 @@ _tasks: dict[tuple[Any, str, bool], Task] = {}
 def _task(experiment: ConvergenceExperiment, name: str) -> Task:
     key = (experiment.tasks[name], experiment.sources[name], experiment.masked)
     if key not in _tasks:
-        _tasks.clear()
         task = TASKS[name].make(key[0], seed=SEARCH_SEED, source=key[1])
         _tasks[key] = task if experiment.masked else _unmasked(task)
     return _tasks[key]

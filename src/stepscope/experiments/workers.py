@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import concurrent.futures as futures
 import multiprocessing as mp
-import multiprocessing.connection
 import os
-import queue
 import signal
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
 import torch
@@ -19,13 +17,6 @@ from stepscope.errors import UsageError
 
 Job = TypeVar("Job")
 Tell = Callable[[Any], None]
-
-_told: Any = None
-_stop: Any = None
-
-
-class _StoppedError(Exception):
-    """The process that asked has given up."""
 
 
 def run_jobs(
@@ -42,42 +33,43 @@ def run_jobs(
 
     Raises:
         UsageError: fewer processes than 1, or one of them died.
-        BaseException: what a job raised; the others stop at their next message.
+        BaseException: what a job raised; the others are stopped.
     """
     check_processes(processes)
     if processes == 1 or len(jobs) < 2:
         for number, job in enumerate(jobs):
             work(job, lambda message, number=number: receive(number, message))  # type: ignore[misc]
         return
-    context = mp.get_context("spawn")  # a fork of a process with threads may hang
-    told, stop = context.Queue(), context.Event()
-    pool = futures.ProcessPoolExecutor(
-        min(processes, len(jobs)), mp_context=context, initializer=_begin, initargs=(told, stop)
-    )
+    waiting = list(enumerate(jobs))[::-1]
+    workers: dict[Connection, mp.process.BaseProcess] = {}
     try:
-        running = {pool.submit(_carry_out, work, number, job) for number, job in enumerate(jobs)}
-        unfinished = len(jobs)
-        failed = None
-        while unfinished:
-            failed = failed or next((future for future in running if future.done() and future.exception()), None)
-            if failed is not None:
-                stop.set()  # what has been told till then is still received
-            try:
-                number, message, over = told.get(timeout=0.2)
-            except queue.Empty:
-                if failed is not None:
-                    failed.result()
-                continue
-            unfinished -= over
-            if not over:
-                receive(number, message)
-    except BrokenProcessPool as error:
-        raise UsageError(
-            "a process died, perhaps for want of memory: the same command goes on; --jobs 1 needs less"
-        ) from error
+        for _ in range(min(processes, len(jobs))):
+            connection, process = _started(work)
+            workers[connection] = process
+            with _alive():
+                connection.send(waiting.pop())
+        busy = set(workers)
+        while busy:
+            ready = wait(list(busy))
+            for connection in [each for each in busy if each in ready]:
+                with _alive():
+                    number, kind, content = connection.recv()
+                if kind == "told":
+                    receive(number, content)
+                elif kind == "failed":
+                    raise content
+                elif waiting:
+                    with _alive():
+                        connection.send(waiting.pop())
+                else:
+                    busy.remove(connection)
     finally:
-        stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
+        # What they have found is here already; they hold nothing that has to be put back.
+        for process in workers.values():
+            process.kill()
+        for connection, process in workers.items():
+            process.join()
+            connection.close()
 
 
 def check_processes(count: int) -> None:
@@ -90,27 +82,57 @@ def check_processes(count: int) -> None:
         raise UsageError(f"{count} jobs at a time: at least 1 is needed")
 
 
-def _begin(told: Any, stop: Any) -> None:
-    global _told, _stop
-    _told, _stop = told, stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent stops its workers
+@contextmanager
+def _alive() -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, OSError) as error:
+        raise UsageError(
+            "a process died, perhaps for want of memory: the same command goes on; --jobs 1 needs less"
+        ) from error
+
+
+def _started(work: Callable[[Any, Tell], None]) -> tuple[Connection, mp.process.BaseProcess]:
+    context = mp.get_context("spawn")  # a fork of a process with threads may hang
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(work, theirs), daemon=True)
+    with _without_interrupts():
+        process.start()
+    theirs.close()  # so that its end is the end of the messages
+    return ours, process
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Ctrl-C reaches every process of a terminal; those that start here don't take it: this one stops them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _serve(work: Callable[[Any, Tell], None], connection: Connection) -> None:
+    """Does the jobs that come, until the other end is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    while True:
+        number, job = connection.recv()
+        try:
+            work(job, lambda message, number=number: connection.send((number, "told", message)))  # type: ignore[misc]
+        except Exception as error:
+            connection.send((number, "failed", error))
+        else:
+            connection.send((number, "over", None))
 
 
 def _die_with_parent() -> None:
     """A parent that is killed can't stop its workers."""
     parent = mp.parent_process()
     assert parent is not None
-    multiprocessing.connection.wait([parent.sentinel])
+    wait([parent.sentinel])
     os._exit(1)
-
-
-def _carry_out(work: Callable[[Job, Tell], None], number: int, job: Job) -> None:
-    def tell(message: Any) -> None:
-        if _stop.is_set():
-            raise _StoppedError
-        _told.put((number, message, False))
-
-    work(job, tell)
-    _told.put((number, None, True))

@@ -41,7 +41,7 @@ def losses_over_steps(records: Sequence[Record], task: str) -> Any:
     pick = pick_directions(alt)
     look = line_look(alt, _named(finals))
     # What rises above the start is cut off: it would flatten the rest.
-    low, high = min(p["loss"] for p in points), max(p["loss"] for p in points if p["step"] == 0)
+    low, high = min(p["loss"] for p in points), max(p["loss"] for p in points if p["step"] == points[0]["step"])
     chart = (
         alt.Chart(alt.InlineData(values=points))
         .mark_line(strokeWidth=1.8, clip=True)
@@ -83,7 +83,7 @@ def losses_over_rates(records: Sequence[Record], task: str) -> Any:
     points = [
         {"direction": str(r["optimizer"]), "rate": r["lr"], "loss": r["loss"]}
         for r in chosen
-        if r["step"] == last and number(r, "loss") is not None and number(r, "lr") is not None
+        if r["step"] == last and number(r, "loss") is not None and (number(r, "lr") or 0) > 0
     ]
     if not points:
         raise UsageError(f"no search on task {task!r} is finished")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,8 +26,8 @@ class Final:
         original: the optimizer that it is a variant of, or None.
         lr: its learning rate: the best of the search, or a lower one where that diverged on a seed.
         retreats: how often it was lowered.
-        bracketed: whether both neighbours of that rate were worse at full length; otherwise a better rate may lie
-            beyond.
+        bracketed: whether both neighbours of the search's best rate were worse at full length; otherwise a better one
+            may lie beyond.
         losses: ``{seed: loss after the last step}``; None where the training diverged.
         curves: ``{seed: {step: loss}}``.
     """
@@ -94,7 +95,8 @@ def finals_of(records: Sequence[Record]) -> list[Final]:
         >>> found[0].losses, found[0].curves
         ({0: 2.0}, {0: {0: 5.0, 8: 2.0}})
     """
-    chosen = [r for r in records if r.get("phase") == "final" and isinstance(r.get("step"), int)]
+    whole_numbers = ("step", "seed")
+    chosen = [r for r in records if r.get("phase") == "final" and all(type(r.get(k)) is int for k in whole_numbers)]
     whole = max((r["step"] for r in chosen), default=0)
     found: dict[tuple[str, str], list[Record]] = {}
     for record in chosen:
@@ -164,7 +166,7 @@ def _pair(variant: Final, original: Final, confidence: float) -> Pair:
         if (lost := losses.count(None))
     ]
     remarks += [
-        f"the best rate of {final.optimizer} diverged on a seed and was lowered {_times(final.retreats)}"
+        f"the best rate of {final.optimizer} diverged on at least one seed and was lowered {_times(final.retreats)}"
         for final in (variant, original)
         if final.retreats
     ]
@@ -214,9 +216,12 @@ def conclusion(pairs: Sequence[Pair]) -> str:
     counts = {verdict: sum(pair.verdict == verdict for pair in pairs) for verdict in ("faster", "slower")}
     rest = len(pairs) - sum(counts.values())
     seeds = max(len(pair.variant.losses) for pair in pairs)
-    by_chance = len(pairs) * (1 - CONFIDENCE)
-    return (
+    told = (
         f"Of {len(pairs)} comparisons with the original, {counts['faster']} are faster, {counts['slower']} slower, "
-        f"{rest} cannot be told from {seeds} seed{'s' if seeds > 1 else ''}; where nothing differs, about "
-        f"{by_chance:.1f} would be called faster or slower by chance."
+        f"{rest} cannot be told from {seeds} seed{'s' if seeds > 1 else ''}"
     )
+    tested = sum(pair.difference is not None and math.isfinite(pair.difference.low) for pair in pairs)
+    if not tested:
+        return f"{told}."
+    chance = f"about {tested * (1 - CONFIDENCE):.1f} would be called faster or slower by chance"
+    return f"{told}; where nothing differs, {chance}."

@@ -303,9 +303,10 @@ def write_figures(run_path: str | os.PathLike[str]) -> list[Path]:
             # Not every task name is a file name.
             name = f"{task if task.isidentifier() else f'task-{number}'}-{draw.__name__.replace('_', '-')}.pdf"
             try:
-                written.append(save(draw(records, task), Path(run_path) / name))
+                chart = draw(records, task)
             except MissingExtraError:
                 raise
             except UsageError:
                 continue  # not measured
+            written.append(save(chart, Path(run_path) / name))
     return written
