@@ -17,7 +17,7 @@ from stepscope.report import GRIDS, Grid, conclusion, finals_of, pairs_of
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
-PAGES = (DOCS / "cost.md", DOCS / "convergence.md", DOCS / "smoothness.md")
+PAGES = (DOCS / "cost.md", DOCS / "convergence.md", DOCS / "smoothness.md", DOCS / "theory.md")
 RESULTS = DOCS / "reproduction"
 WAYS = {
     "this threshold": "`fraction_threshold`",
@@ -96,7 +96,8 @@ def filled(text: str) -> str:
     """The page with the tables of the stored results."""
     made = {f"{table.__name__}.json": table(_stored(table.__name__)) for table in (overhead, clipping)}
     made |= {table.__name__: table(read_run(RESULTS / "convergence")[1]) for table in (losses, verdicts)}
-    made["robustness"] = "\n\n".join(map(grid, GRIDS["robustness"](read_run(RESULTS / "robustness")[1])))
+    for name, grids in GRIDS.items():
+        made[name] = "\n\n".join(map(grid, grids(read_run(RESULTS / name)[1])))
     end = "<!-- end -->"
     for name, content in made.items():
         mark = f"<!-- {name} -->"
