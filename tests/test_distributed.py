@@ -1,8 +1,6 @@
 """A process of a distributed training measures by itself; the others don't wait for it."""
 
 import datetime
-import os
-import socket
 
 import pytest
 import torch
@@ -17,10 +15,12 @@ def loss_fn(model, batch):
     return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
 
-def train(rank, port, folder, every):
+def train(rank, store, folder, every):
     torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=30))
+    # By a file: a port that was free a moment ago may be taken.
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=120)
+    )
     torch.manual_seed(0)
     # Buffers: calling the wrapper sends them from process to process.
     inside = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
@@ -43,11 +43,8 @@ def train(rank, port, folder, every):
 @pytest.mark.slow
 def test_it_measures_alone_and_changes_nothing(tmp_path):
     found = []
-    for every in ([None, None], [2, None], [2, 3]):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        mp.spawn(train, (port, tmp_path, every), nprocs=2)
+    for number, every in enumerate(([None, None], [2, None], [2, 3])):
+        mp.spawn(train, (tmp_path / f"store-{number}", tmp_path, every), nprocs=2)
         found.append([torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)])
     plain, one, both = found
     assert [steps for _, steps in one] == [[2, 4, 6], []]
