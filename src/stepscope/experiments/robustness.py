@@ -11,14 +11,15 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from stepscope.errors import UsageError
 from stepscope.experiments.compared import TRAINING
-from stepscope.experiments.running import Progress, backward, check_data, check_settings, part_of, source_of
+from stepscope.experiments.running import Progress, backward, check_settings, run_trajectories
 from stepscope.gauss_newton import chosen_names, gauss_newton
 from stepscope.objective import Objective
-from stepscope.records import Record, RunDirectory, read_run
+from stepscope.records import Record, RunDirectory
 from stepscope.smoothness import check_removal, removals
 from stepscope.tasks import Task
 from stepscope.tasks.sentiment import SCALES, SentimentConfig, sentiment
@@ -129,25 +130,15 @@ def run_robustness(
             settings don't fit the task, or the training loss isn't finite any more.
     """
     _check(experiment)
-    configuration = experiment.configuration()
-    begun = RunDirectory.check(out, configuration)
-    runs = [(seed, name) for seed in experiment.seeds for name in experiment.training_lr]
-    if begun is not None:
-        _, records = read_run(out)
-        if not any(_missing(experiment, records, seed, name) for seed, name in runs):
-            return 0
-    progress(0.0, "preparing the data")
-    source = source_of(begun, experiment.source)
-    task = sentiment(experiment.task, seed=runs[0][0], source=source)
-    context = _context(experiment, task)
-    check_data(begun, context, out)
-    with RunDirectory.open(out, configuration, context=context) as run:
-        before = len(run.records())
-        for number, (seed, name) in enumerate(runs):
-            if number and _missing(experiment, run.records(), seed, name):
-                task = sentiment(experiment.task, seed=seed, source=source)
-            _run_one(experiment, run, task, seed, name, part_of(progress, number, len(runs)))
-        return len(run.records()) - before
+    return run_trajectories(
+        experiment,
+        out,
+        progress,
+        make=lambda seed, source: sentiment(experiment.task, seed=seed, source=source),
+        describe=partial(_context, experiment),
+        missing=partial(_missing, experiment),
+        run_one=partial(_run_one, experiment),
+    )
 
 
 def _run_one(
@@ -155,8 +146,6 @@ def _run_one(
 ) -> None:
     """Trains with one optimizer, and measures what is missing along its trajectory."""
     missing = _missing(experiment, run.records(), seed, name)
-    if not missing:
-        return
     lr, last = experiment.training_lr[name], max(step for step, _ in missing)
     optimizer = TRAINING[name](list(task.model.parameters()), lr)
     # Dealt out in turn: the evaluation texts are in the order of their lengths, and each batch is to have all lengths.

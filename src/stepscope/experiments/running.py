@@ -1,19 +1,86 @@
-"""What the experiments' runners share: progress, settings, the data of a run that is continued, a training step."""
+"""What the experiments' runners share: trajectories that are continued, progress, settings, data, a training step."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from stepscope.errors import UsageError
-from stepscope.tasks import Batch
+from stepscope.records import Record, RunDirectory, read_run
+from stepscope.tasks import Batch, Task
 
 Progress = Callable[[float, str], None]
 """Called with the part of the whole that has been done (0 to 1), and what is going on."""
+
+
+class AlongTrajectories(Protocol):
+    """An experiment that measures along one training run for each seed and each training optimizer.
+
+    Attributes:
+        source: where its data come from.
+        seeds: of the weights and of the order of the batches.
+        training_lr: ``{training optimizer: learning rate}``.
+    """
+
+    @property
+    def source(self) -> str: ...  # noqa: D102
+    @property
+    def seeds(self) -> tuple[int, ...]: ...  # noqa: D102
+    @property
+    def training_lr(self) -> Mapping[str, float]: ...  # noqa: D102
+
+    def configuration(self) -> dict[str, Any]:
+        """As JSON keeps it; a run directory is continued only by the same one."""
+
+
+def run_trajectories(
+    experiment: AlongTrajectories,
+    out: str | os.PathLike[str],
+    progress: Progress,
+    *,
+    make: Callable[[int, str], Task],
+    describe: Callable[[Task], dict[str, Any]],
+    missing: Callable[[Sequence[Record], int, str], Any],
+    run_one: Callable[[RunDirectory, Task, int, str, Progress], None],
+) -> int:
+    """Runs what is missing of an experiment along trajectories, into a run directory.
+
+    Args:
+        experiment: what to run.
+        out: the run directory; created if missing.
+        progress: told how far it is.
+        make: ``(seed, source) -> task``.
+        describe: the context of a run, of its task.
+        missing: ``(records, seed, training optimizer)``: what has not been measured, empty if all has.
+        run_one: trains with one optimizer on a fresh model of the seed, and measures what is missing.
+
+    Returns:
+        How many records were made; 0 if the run was complete already.
+
+    Raises:
+        UsageError: the directory can't be used (see `RunDirectory`), or there are no data or they have changed since.
+    """
+    configuration = experiment.configuration()
+    begun = RunDirectory.check(out, configuration)
+    runs = [(seed, name) for seed in experiment.seeds for name in experiment.training_lr]
+    if begun is not None:
+        _, records = read_run(out)
+        if not any(missing(records, seed, name) for seed, name in runs):
+            return 0
+    progress(0.0, "preparing the data")
+    task = make(runs[0][0], source_of(begun, experiment.source))
+    context = describe(task)
+    check_data(begun, context, out)
+    with RunDirectory.open(out, configuration, context=context) as run:
+        before = len(run.records())
+        for number, (seed, name) in enumerate(runs):
+            if missing(run.records(), seed, name):
+                run_one(run, task.seeded(seed), seed, name, part_of(progress, number, len(runs)))
+        return len(run.records()) - before
 
 
 def part_of(progress: Progress, number: int, count: int) -> Progress:

@@ -14,10 +14,10 @@ from typing import Any
 
 from stepscope.directions import PseudoUpdates
 from stepscope.experiments.compared import DIRECTIONS, TRAINING
-from stepscope.experiments.running import Progress, backward, check_data, check_settings, part_of, source_of
+from stepscope.experiments.running import Progress, backward, check_settings, run_trajectories
 from stepscope.measurement import measure
 from stepscope.objective import Objective
-from stepscope.records import Record, RunDirectory, read_run
+from stepscope.records import Record, RunDirectory
 from stepscope.tasks import Task
 from stepscope.tasks.translation import SCALES, TranslationConfig, translation
 
@@ -96,25 +96,15 @@ def run_trajectory(
         UsageError: the directory can't be used (see `RunDirectory`), there are no data or they have changed since, or
             the training loss isn't finite any more.
     """
-    configuration = experiment.configuration()
-    begun = RunDirectory.check(out, configuration)
-    runs = [(seed, name) for seed in experiment.seeds for name in experiment.training_lr]
-    if begun is not None:
-        _, records = read_run(out)
-        if not any(_missing(experiment, records, seed, name) for seed, name in runs):
-            return 0
-    progress(0.0, "preparing the data")
-    source = source_of(begun, experiment.source)
-    task = translation(experiment.task, seed=runs[0][0], source=source)
-    context = _context(task)
-    check_data(begun, context, out)
-    with RunDirectory.open(out, configuration, context=context) as run:
-        before = len(run.records())
-        for number, (seed, name) in enumerate(runs):
-            if number:
-                task = translation(experiment.task, seed=seed, source=source)
-            _run_one(experiment, run, task, seed, name, part_of(progress, number, len(runs)))
-        return len(run.records()) - before
+    return run_trajectories(
+        experiment,
+        out,
+        progress,
+        make=lambda seed, source: translation(experiment.task, seed=seed, source=source),
+        describe=_context,
+        missing=partial(_missing, experiment),
+        run_one=partial(_run_one, experiment),
+    )
 
 
 def _run_one(
@@ -122,8 +112,6 @@ def _run_one(
 ) -> None:
     """Trains with one optimizer, and measures what is missing along its trajectory."""
     missing = _missing(experiment, run.records(), seed, name)
-    if not missing:
-        return
     model, lr = task.model, experiment.training_lr[name]
     optimizer = TRAINING[name](list(model.parameters()), lr)
     objective = Objective(model, None, task.eval_batches)

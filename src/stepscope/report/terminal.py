@@ -23,8 +23,7 @@ def print_tables(records: Sequence[Record], console: Any = None) -> None:
     Raises:
         MissingExtraError: rich is not installed.
     """
-    text = require("rich.text", "cli").Text
-    target = console if console is not None else require("rich.console", "cli").Console()
+    text, target = _text_and_console(console)
     marked = False
     for trajectory in trajectories_of(records):
         rows = sharpness_table(records, trajectory)
@@ -46,8 +45,7 @@ def print_losses(records: Sequence[Record], console: Any = None) -> None:
     Raises:
         MissingExtraError: rich is not installed.
     """
-    text = require("rich.text", "cli").Text
-    target = console if console is not None else require("rich.console", "cli").Console()
+    text, target = _text_and_console(console)
     finals = finals_of(records)
     for task in dict.fromkeys(final.task for final in finals):
         of_task = [final for final in finals if final.task == task]
@@ -66,8 +64,7 @@ def print_grids(grids: Sequence[Grid], console: Any = None) -> None:
     Raises:
         MissingExtraError: rich is not installed.
     """
-    text = require("rich.text", "cli").Text
-    target = console if console is not None else require("rich.console", "cli").Console()
+    text, target = _text_and_console(console)
     for grid in grids:
         first, *others = grid.headers
         table = _plain_table(text(grid.title), first, [printable(row[0]) for row in grid.rows])
@@ -119,6 +116,12 @@ def _difference(pair: Pair) -> str:
     if not math.isfinite(found.low):
         return f"{found.mean:+.3f}"
     return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+
+
+def _text_and_console(console: Any) -> tuple[Callable[[str], Any], Any]:
+    """What makes text that rich doesn't read as markup, and where to print."""
+    target = console if console is not None else require("rich.console", "cli").Console()
+    return require("rich.text", "cli").Text, target
 
 
 def printable(name: str) -> str:
