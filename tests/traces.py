@@ -50,3 +50,8 @@ def same(a, b):
     return len(a) == len(b) and all(
         x.dtype == y.dtype and x.shape == y.shape and _bytes(x) == _bytes(y) for x, y in zip(a, b, strict=True)
     )
+
+
+def equal(first, second):
+    """Whether two ``{name: tensor}`` hold the same numbers under the same names."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

@@ -3,7 +3,10 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -90,6 +93,39 @@ def test_a_process_that_is_killed_in_the_middle_of_a_message_is_one_line():
     with pytest.raises(UsageError, match="a process died"):
         run_jobs(chatter, ["a", "b"], 2, kill)
     assert multiprocessing.active_children() == []
+
+
+def silent(job, tell):
+    tell(os.getpid())
+    time.sleep(120)
+
+
+@pytest.mark.slow
+def test_silent_workers_end_with_a_parent_that_is_killed():
+    """One that says nothing can't notice by its pipe that nobody listens."""
+    code = (
+        "from test_workers import silent; from stepscope.experiments.workers import run_jobs; "
+        "run_jobs(silent, [0, 1], 2, lambda _, pid: print(pid, flush=True))"
+    )
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    environment = os.environ | {"PYTHONPATH": path}
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+    pids = [int(parent.stdout.readline()) for _ in range(2)]
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    limit = time.monotonic() + 20
+    while any(alive(pid) for pid in pids):
+        assert time.monotonic() < limit, "workers outlive their parent"
+        time.sleep(0.1)
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_no_processes():

@@ -1,4 +1,4 @@
-"""What the tests of data sources share: a package index that serves made-up wheels."""
+"""What the tests of tasks and their data share: an empty cache, a package index that serves made-up wheels."""
 
 import hashlib
 import io
@@ -9,6 +9,12 @@ from dataclasses import replace
 import pytest
 
 from stepscope.tasks import downloads
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("STEPSCOPE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 @pytest.fixture

@@ -24,38 +24,11 @@ SMOKE = SCALES["smoke"]
 PROGRAM = "\n\n".join(f"def add_{n}(first, second):\n    return first + {n} * second\n" for n in range(60))
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("STEPSCOPE_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def program(tmp_path):
     path = tmp_path / "program.py"
     path.write_text(PROGRAM)
     return str(path)
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
-
-def test_a_seed_fixes_everything(program):
-    before = torch.get_rng_state()
-    first, second = code(SMOKE, seed=3, source=program), code(SMOKE, seed=3, source=program)
-    assert torch.equal(before, torch.get_rng_state())
-    assert same(first.model.state_dict(), second.model.state_dict())
-    assert all(map(same, list(islice(first.training_batches(), 40)), second.training_batches()))
-    assert all(map(same, first.eval_batches, second.eval_batches))
-
-
-def test_another_seed_of_a_task_is_the_task_of_that_seed(program):
-    first, second = code(SMOKE, seed=3, source=program), code(SMOKE, seed=4, source=program)
-    assert not same(first.model.state_dict(), second.model.state_dict())
-    again = first.seeded(4)
-    assert same(again.model.state_dict(), second.model.state_dict())
-    assert same(next(again.training_batches()), next(second.training_batches()))
-    assert all(map(same, again.eval_batches, first.eval_batches))
 
 
 def test_the_loss_is_the_mean_over_the_next_tokens(program):

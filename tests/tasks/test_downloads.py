@@ -12,12 +12,6 @@ GOOD = b"the right content"
 DIGEST = hashlib.sha256(GOOD).hexdigest()
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("STEPSCOPE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 class Server:
     """Serves one content, and counts."""
 

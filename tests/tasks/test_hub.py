@@ -17,12 +17,6 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 ROWS = [("The cat sleeps.", "Le chat dort."), ("It rains.", "Il pleut."), ("No.", "Non.")]
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("STEPSCOPE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 @pytest.fixture
 def repository(tmp_path):
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")

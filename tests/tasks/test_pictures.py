@@ -21,8 +21,7 @@ LABELS = torch.tensor([7, 0, 2], dtype=torch.uint8)
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("STEPSCOPE_CACHE", str(tmp_path / "cache"))
+def not_installed(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "FASHION_ROOT", tmp_path / "not installed")
     return tmp_path / "cache"
 

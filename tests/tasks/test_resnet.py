@@ -27,12 +27,6 @@ BATCHES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("STEPSCOPE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 def batches():
     for number in count():
         yield BATCHES[number % len(BATCHES)]

@@ -9,6 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from traces import equal
+
 pytest.importorskip("transformers")
 pytest.importorskip("tokenizers")
 pytest.importorskip("safetensors")
@@ -29,48 +31,11 @@ THINGS = ("film", "story", "cast", "music", "ending", "scenes of the second half
 TEXTS = [(word in GOOD, f"a {word} {thing} , {end}") for word in GOOD + BAD for thing in THINGS for end in THINGS]
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("STEPSCOPE_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def table(tmp_path):
     path = tmp_path / "texts.tsv"
     path.write_text("".join(f"{'good' if good else 'bad'}\t{text}\n" for good, text in TEXTS))
     return str(path)
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
-
-def test_a_seed_fixes_everything(table):
-    first, second = sentiment(SMOKE, seed=3, source=table), sentiment(SMOKE, seed=3, source=table)
-    assert same(first.model.state_dict(), second.model.state_dict())
-    batches = list(islice(first.training_batches(), 40))  # more than an epoch
-    assert all(map(same, batches, second.training_batches()))
-    assert all(map(same, batches, first.training_batches()))
-    assert all(map(same, first.eval_batches, second.eval_batches))
-
-
-def test_another_seed_changes_weights_and_order_alone(table):
-    first, second = sentiment(SMOKE, seed=3, source=table), sentiment(SMOKE, seed=4, source=table)
-    assert not same(first.model.state_dict(), second.model.state_dict())
-    assert not same(next(first.training_batches()), next(second.training_batches()))
-    assert all(map(same, first.eval_batches, second.eval_batches))
-
-
-def test_global_random_state_is_neither_used_nor_moved(table):
-    torch.manual_seed(1)
-    before = torch.get_rng_state()
-    first = sentiment(SMOKE, source=table)
-    batch = next(first.training_batches())
-    assert torch.equal(torch.get_rng_state(), before)
-    torch.manual_seed(2)
-    second = sentiment(SMOKE, source=table)
-    assert same(first.model.state_dict(), second.model.state_dict())
-    assert same(batch, next(second.training_batches()))
 
 
 def test_an_epoch_holds_each_text_once_in_changing_order(table):
@@ -213,11 +178,11 @@ def test_pretrained_weights_are_taken_and_the_head_is_the_seeds(table, packaged)
     config = replace(SMOKE, pretrained="minilm", max_tokens=7)
     tasks = [sentiment(config, seed=seed, source=table) for seed in (0, 1)]
     for task in tasks:
-        assert same(task.model.bert.state_dict(), packaged.state_dict())
+        assert equal(task.model.bert.state_dict(), packaged.state_dict())
         assert task.model.training
         assert {module.p for module in task.model.modules() if isinstance(module, torch.nn.Dropout)} == {0.0}
     assert not torch.equal(tasks[0].model.classifier.weight, tasks[1].model.classifier.weight)
-    assert same(tasks[0].model.state_dict(), sentiment(config, seed=0, source=table).model.state_dict())
+    assert equal(tasks[0].model.state_dict(), sentiment(config, seed=0, source=table).model.state_dict())
 
 
 def test_pretrained_tokens(table, packaged):

@@ -20,12 +20,6 @@ from stepscope.tasks.sources import PairSource, Reading, clean_pairs, load_pairs
 WORDS = {"min_words": 2, "max_words": 6}
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("STEPSCOPE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 @pytest.fixture
 def package_index(serve_wheel):
     return partial(serve_wheel, sources)

@@ -1,0 +1,117 @@
+"""What all tasks promise: the same at every call, a seed draws weights and order alone, nothing outside is touched."""
+
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+import torch
+
+from traces import equal
+
+pytest.importorskip("transformers")
+pytest.importorskip("tokenizers")
+pytest.importorskip("safetensors")
+
+from safetensors.torch import save_file
+
+from stepscope.tasks.catalogue import TASKS
+from stepscope.tasks.small import SMALL, small_task
+
+WORDS = [("red", "rouge"), ("big", "grand"), ("old", "vieux"), ("new", "neuf"), ("small", "petit"), ("deep", "profond")]
+
+
+def data_of(kind, folder):
+    """A file of made-up data, enough for several batches."""
+    if kind == "translation":
+        lines = [f"the {a} house has {n} dogs\tla maison {b} a {n} chiens" for a, b in WORDS for n in range(20)]
+        return write(folder / "pairs.tsv", "\n".join(lines))
+    if kind == "code":
+        return write(folder / "x.py", "".join(f"def add_{n}(a, b):\n    return a + {n} * b\n\n" for n in range(60)))
+    if kind == "sentiment":
+        lines = [f"{('bad', 'good')[n % 2]}\ta {a} film with {n} scenes" for a, _ in WORDS for n in range(20)]
+        return write(folder / "texts.tsv", "\n".join(lines))
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 255, (240, 1, 12, 12), generator=generator, dtype=torch.uint8)
+    save_file({"images": pixels, "labels": torch.arange(240) % 5}, folder / "images.safetensors")
+    return str(folder / "images.safetensors")
+
+
+def write(path, text):
+    path.write_text(text)
+    return str(path)
+
+
+CASES = {name: {} for name in TASKS} | {"images, pretrained": {"initialisation": "pretrained"}} | dict.fromkeys(SMALL)
+
+
+@pytest.fixture(params=CASES)
+def make(request, tmp_path):
+    """``make(seed)`` gives the task."""
+    name, changes = request.param, CASES[request.param]
+    if name in SMALL:
+        return lambda seed=0: small_task(name, seed=seed)
+    kind = name.partition(",")[0]
+    source = data_of(kind, tmp_path)
+    config = replace(TASKS[kind].scales["smoke"], **changes)
+    return lambda seed=0: TASKS[kind].make(config, seed=seed, source=source)
+
+
+def alike(first, second):
+    """Whether two tasks are the same in all that a training sees."""
+    batches = list(islice(first.training_batches(), 40))  # more than an epoch
+    return (
+        equal(first.model.state_dict(), second.model.state_dict())
+        and all(map(equal, batches, second.training_batches()))
+        and all(map(equal, batches, first.training_batches()))
+        and all(map(equal, first.eval_batches, second.eval_batches))
+    )
+
+
+def test_a_seed_fixes_everything(make):
+    assert alike(make(3), make(3))
+
+
+def test_another_seed_changes_weights_and_order_alone(make):
+    first, second = make(3), make(4)
+    assert not equal(first.model.state_dict(), second.model.state_dict())
+    assert not equal(next(first.training_batches()), next(second.training_batches()))
+    assert all(map(equal, first.eval_batches, second.eval_batches))
+
+
+def test_another_seed_of_a_task_is_the_task_of_that_seed(make):
+    task = make(3)
+    next(task.training_batches())
+    with torch.no_grad():
+        for parameter in task.model.parameters():
+            parameter.add_(1)  # what was done to the one isn't seen in the other
+    assert alike(task.seeded(4), make(4))
+    assert alike(task.seeded(3), make(3))
+
+
+def test_global_random_state_is_neither_used_nor_moved(make):
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = make()
+    batch = next(first.training_batches())
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    second = make()
+    assert equal(first.model.state_dict(), second.model.state_dict())
+    assert equal(batch, next(second.training_batches()))
+
+
+def test_it_can_be_trained(make):
+    task = make()
+    assert task.model.training
+    loss = task.model(**next(task.training_batches())).loss
+    loss.backward()
+    assert loss.isfinite()
+    assert any(bool(parameter.grad.any()) for parameter in task.model.parameters() if parameter.grad is not None)
+
+
+def test_it_says_where_its_data_are_from(make):
+    source = make().source
+    assert source.title
+    assert source.license
+    assert len(source.sha256) == 64
+    assert source.examples > 0
