@@ -99,16 +99,17 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         SystemExit: always. Status 0 when done, 2 for a mistake in what was given, 130 when interrupted.
     """
     asked = _parser().parse_args(arguments)
+    program = " ".join(["stepscope", asked.command, *filter(None, [getattr(asked, "experiment", None)])])
     try:
         asked.run(asked)
     except UsageError as error:
-        print(f"stepscope {asked.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # whoever read the output has seen enough
         sys.stdout = None
     except OSError as error:
         about = f" ({str(error.filename)[:60]})" if error.filename else ""
-        print(f"stepscope {asked.command}: error: {error.strerror or error}{about}", file=sys.stderr)
+        print(f"{program}: error: {error.strerror or error}{about}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted: give the same command again to go on", file=sys.stderr)

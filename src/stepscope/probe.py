@@ -116,7 +116,8 @@ class Probe:
         self._weight_fn = weight_fn
         self.eval_batches: list[Any] = self._objective.batches
         self._layer = grouping(layer, self._objective.parameters)
-        self._candidates = Candidates(self._optimizer, directions, clip_fractions)
+        self._clip_fractions = None if clip_fractions is None else list(clip_fractions)
+        self._candidates = Candidates(self._optimizer, directions, self._clip_fractions)
         self._log = as_log(log)
         self._quiet = quiet
         self.step = step
@@ -419,6 +420,7 @@ class Probe:
             "parameters": sum(p.numel() for p in self._objective.parameters.values()),
             "optimizer": type(self._optimizer).__name__,
             "directions": list(self._candidates.others),
+            **({} if self._clip_fractions is None else {"clip_fractions": self._clip_fractions}),
         }
 
     def _context(self) -> dict[str, Any]:
