@@ -191,6 +191,23 @@ def test_a_training_that_diverges_is_recorded_and_not_chosen(experiment, tmp_pat
     assert run_convergence(alone, tmp_path / "run") == 0
 
 
+def test_a_search_that_diverged_stays_so_when_it_is_repeated(experiment, tmp_path):
+    """A loss that was too high at a rung's end alone isn't looked at there again: the resumed run has to remember."""
+    alone = dataclasses.replace(experiment, optimizers=("sgd",), tasks={"code": experiment.tasks["code"]})
+    task = module._task(alone, "code")
+    known = []
+    for lr in (0.25, 1.0, 4.0, 16.0):
+        training = module._Training(module._Job(alone, "code", "sgd"), task, "search", lr, SEARCH_SEED)
+        training.diverged = True
+        known += training.advance(2, lambda: None)
+    told = []
+    module._carry_out(module._Job(alone, "code", "sgd", tuple(known), task.source.sha256), told.append)
+    found = [record for kind, content in told if kind == "records" for record in content]
+    again = [r for r in found if r["phase"] == "search" and r["step"] == 4 and r["lr"] in (0.25, 1.0)]
+    assert len(again) == 2
+    assert all(record["diverged"] for record in again)
+
+
 def test_a_rate_that_diverges_on_a_seed_is_lowered_for_all(experiment, tmp_path, monkeypatch):
     """The weights of seed 1 are lost at once above a rate that the search knows nothing of."""
     limit = {}

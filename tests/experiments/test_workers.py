@@ -95,6 +95,19 @@ def test_a_process_that_is_killed_in_the_middle_of_a_message_is_one_line():
     assert multiprocessing.active_children() == []
 
 
+def mask(job, tell):
+    tell(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs POSIX signals")
+def test_ctrl_c_is_this_processs_alone_from_the_workers_first_moment():
+    """A worker that imports for seconds before it could ignore the signal would print a traceback."""
+    found = []
+    run_jobs(mask, [0, 1], 2, lambda _, blocked: found.append(blocked))
+    assert found == [True, True]
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
 def silent(job, tell):
     tell(os.getpid())
     time.sleep(120)
