@@ -1,12 +1,14 @@
 """Where the sharpness comes from, against the blocks of a dense Hessian."""
 
+import math
+
 import pytest
 import torch
 
 import stepscope
 from cases import CASES, SMOOTH, case, dense, flat
 from stepscope import UsageError
-from stepscope.breakdown import grouping, layer_of, within_layers
+from stepscope.breakdown import grouping, layer_of, magnitudes, within_layers
 
 
 def blocks(c):
@@ -102,6 +104,22 @@ def test_the_largest_among_equals():
     for label, parts in expected.items():
         for fraction, part in parts.items():
             assert found[label].breakdown.top[fraction] == pytest.approx({"norm": part, "sharpness": part}), label
+
+
+def test_magnitudes_count_every_coordinate_once():
+    d = {"a": torch.tensor([0.0, 1.0, -10.0, 1e-30]), "b": torch.tensor([[1e3, -1e-3]])}
+    found = magnitudes(d)
+    rms = math.sqrt((1 + 100 + 1e6 + 1e-6) / 6)
+    bins = [math.floor(4 * math.log10(x / rms)) for x in (1.0, 10.0, 1e-30, 1e3, 1e-3)]
+    expected = [bins.count(k) for k in range(min(bins), max(bins) + 1)]
+    assert (found.zeros, found.lowest, found.counts) == (1, min(bins), expected)
+
+
+@pytest.mark.parametrize("length", [1.0, 0.1, 1 / 3, 7e-9])
+def test_magnitudes_of_a_sign_are_one_bin(length):
+    """Whatever rounding does to them: they are all as large as the root mean square."""
+    found = magnitudes({"w": length * torch.tensor([1.0, -1.0] * 500), "v": -length * torch.ones(7, 11)})
+    assert (found.lowest, found.counts) == (0, [1077])
 
 
 def test_without_a_measured_minimum_there_is_no_overshoot():

@@ -1,6 +1,6 @@
 """Where a direction's sharpness comes from: which layers, and how much of it from the largest coordinates.
 
-Everything but the split within layers is read off the product ``Hu``, which is computed for ``uᵀHu`` anyway.
+Everything but the split within layers is read off ``u`` and the product ``Hu``, which is computed for ``uᵀHu`` anyway.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from stepscope import vectors
@@ -22,21 +23,42 @@ Grouping = Callable[[str], str]
 """From the name of a parameter to the name of its layer."""
 
 TOP_FRACTIONS = (0.001, 0.01, 0.1)
+BINS_PER_DECADE = 4
+
+
+@dataclass(frozen=True)
+class Magnitudes:
+    """How many coordinates are how large: a histogram of ``|dᵢ|`` over its root mean square, on a logarithmic axis.
+
+    Attributes:
+        zeros: coordinates that are zero.
+        lowest: number of the first bin. Bin ``k`` holds magnitudes from ``10^(k/per_decade)`` to
+            ``10^((k+1)/per_decade)`` times the root mean square.
+        per_decade: bins to a power of ten.
+        counts: coordinates in each bin.
+    """
+
+    zeros: int
+    lowest: int
+    per_decade: int
+    counts: list[int]
 
 
 @dataclass(frozen=True)
 class Breakdown:
-    """The parts of ``uᵀHu``, in its own unit.
+    """The parts of ``uᵀHu``, in its own unit, and the coordinates of ``u`` by their size.
 
     Attributes:
         layers: ``u_ℓᵀ(Hu)_ℓ`` of each layer ``ℓ``; they add up to ``uᵀHu``. A part can be negative.
         top: for each fraction ``p``, the ``⌊pn⌋`` coordinates of largest ``|uᵢ|``: ``"norm"`` is their part ``Σ uᵢ²``
             of the squared norm, ``"sharpness"`` their part ``Σ uᵢ(Hu)ᵢ`` of ``uᵀHu``. Of equal magnitudes that would
             have to be cut, each counts by the same part.
+        magnitudes: the histogram of the coordinates (Pan and Li, figure 1).
     """
 
     layers: dict[str, float]
     top: dict[float, dict[str, float]]
+    magnitudes: Magnitudes
 
 
 def layer_of(parameter: str) -> str:
@@ -48,6 +70,30 @@ def layer_of(parameter: str) -> str:
     """
     module, _, _ = parameter.rpartition(".")
     return module or parameter
+
+
+def magnitudes(direction: Mapping[str, Tensor]) -> Magnitudes:
+    """The histogram of a direction's coordinates by magnitude.
+
+    Args:
+        direction: ``d``, finite, any length but zero.
+
+    Example:
+        >>> magnitudes({"w": torch.tensor([0.0, 1.0, -1.0, 1.0])})  # the root mean square is 0.866
+        Magnitudes(zeros=1, lowest=0, per_decade=4, counts=[3])
+    """
+    count = sum(part.numel() for part in direction.values())
+    scale = vectors.norm(direction) / math.sqrt(count)
+    zeros, found = 0, []
+    for part in direction.values():
+        relative = part.detach().to(vectors.accumulator(part)).abs().flatten()
+        zeros += int((relative == 0).sum())
+        # A millionth of a bin, so that what is 1 but for rounding, as under a sign, falls into one bin.
+        place = BINS_PER_DECADE * (relative[relative > 0] / scale).log10() + 1e-6
+        found.append(place.floor().long().cpu())
+    bins = torch.cat(found)
+    lowest = int(bins.min())
+    return Magnitudes(zeros, lowest, BINS_PER_DECADE, torch.bincount(bins - lowest).tolist())
 
 
 class BreakdownObserver:
@@ -64,12 +110,14 @@ class BreakdownObserver:
         self.clear()
         self._norms: dict[str, dict[float, float]] = {}
         self._largest: dict[str, dict[float, _Largest]] = {}
+        self._magnitudes: dict[str, Magnitudes] = {}
 
     def __call__(self, label: str, share: float, u: Direction, product: Direction) -> None:
         """Adds one micro-batch's part."""
         if label not in self._largest:
             self._largest[label] = {p: _Largest.of(u, p) for p in TOP_FRACTIONS}
             self._norms[label] = {p: vectors.dot(largest.part(u), u) for p, largest in self._largest[label].items()}
+            self._magnitudes[label] = magnitudes(u)
         layers = self._layers[label]
         for name, part in u.items():
             value = vectors.dot({name: part}, product) if name in product else 0.0
@@ -88,7 +136,7 @@ class BreakdownObserver:
             fraction: {"norm": self._norms[label][fraction], "sharpness": self._top[label][fraction]}
             for fraction in TOP_FRACTIONS
         }
-        return Breakdown(self._layers[label], top)
+        return Breakdown(self._layers[label], top, self._magnitudes[label])
 
 
 def within_layers(

@@ -191,14 +191,14 @@ def _command(commands: Any, name: str, summary: str, text: str) -> argparse.Argu
 
 def _demo(asked: argparse.Namespace) -> None:
     _require_all()
-    from stepscope.experiments.trajectory import run_trajectory, trajectory_experiment
+    from stepscope.experiments.trajectory import demonstration, run_trajectory
     from stepscope.records import read_run
     from stepscope.report import print_tables, summary_sentence, write_report
 
     if asked.scale == "smoke":
         # A model this small loses more to threads that wait for one another than it gains.
         require("torch", "all").set_num_threads(1)
-    experiment = trajectory_experiment(asked.scale, source=asked.source, seeds=tuple(asked.seeds))
+    experiment = demonstration(asked.scale, source=asked.source, seeds=tuple(asked.seeds))
     out = Path(asked.out or f"runs/demo-{asked.scale}")
     started = time.perf_counter()
     with _progress() as progress:

@@ -92,11 +92,11 @@ class Measurement:
     seconds: float
 
     def record(self) -> dict[str, Any]:
-        """The measurement as plain JSON-able values, parts of the breakdown as ``layers`` and ``top``."""
+        """The measurement as plain JSON-able values, the breakdown as ``layers``, ``top`` and ``magnitudes``."""
         values = asdict(self)
-        parts = values.pop("breakdown") or {"layers": None, "top": None}
-        top = parts["top"] and {f"{fraction:g}": part for fraction, part in parts["top"].items()}
-        values |= {"layers": parts["layers"], "top": top}
+        parts = values.pop("breakdown") or dict.fromkeys(("layers", "top", "magnitudes"))
+        values |= parts
+        values["top"] = parts["top"] and {f"{fraction:g}": part for fraction, part in parts["top"].items()}
         if self.landscape is not None:
             kept = ("steps", "losses", "status")
             values["landscape"] = {key: values["landscape"][key] for key in kept}

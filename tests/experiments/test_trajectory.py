@@ -12,11 +12,12 @@ import pytest
 import torch
 
 import stepscope
+from made_data import data_of
 from stepscope import Objective, UsageError
 from stepscope.directions import PseudoUpdates
 from stepscope.experiments import trajectory as module
 from stepscope.experiments.compared import DIRECTIONS, TRAINING
-from stepscope.experiments.trajectory import TrajectoryExperiment, run_trajectory, trajectory_experiment
+from stepscope.experiments.trajectory import TrajectoryExperiment, demonstration, run_trajectory, trajectory_experiment
 from stepscope.records import read_run
 from stepscope.tasks.translation import SCALES, translation
 
@@ -52,15 +53,18 @@ def test_the_run_is_complete(run, experiment, pairs):
     out, count = run
     head, records = read_run(out)
     assert len(records) == count == 2 * 2 * len(DIRECTIONS)
-    assert len(DIRECTIONS) >= 12
+    assert len(DIRECTIONS) >= 17
     assert {(r["trajectory"], r["step"], r["direction"]) for r in records} == {
         (t, s, d) for t in ("sgd", "adam") for s in experiment.steps for d in DIRECTIONS
     }
     for record in records:
         assert all(record[field] is not None for field in FIELDS)
         assert record["landscape"]["losses"][0] == pytest.approx(record["loss"], rel=1e-5)
+        count = record["magnitudes"]["zeros"] + sum(record["magnitudes"]["counts"])
+        assert count == head["context"]["model"]["parameters"]
     assert head["configuration"]["scale"] == "smoke"
     assert head["context"]["source"]["name"] == "file"
+    assert head["context"]["model"]["initialisation"] == "random"
     assert len(head["context"]["source"]["sha256"]) == 64
     assert head["context"]["versions"]["torch"] == torch.__version__
 
@@ -99,7 +103,7 @@ def test_the_directions_differ_as_they_should(run):
 
 
 def test_a_second_call_says_that_it_is_complete(run, experiment, monkeypatch):
-    monkeypatch.setattr(module, "translation", lambda *a, **k: pytest.fail("nothing has to be loaded"))
+    monkeypatch.setattr(module, "_make", lambda *a, **k: pytest.fail("nothing has to be loaded"))
     before = (run[0] / "measurements.jsonl").read_bytes()
     assert run_trajectory(experiment, run[0]) == 0
     assert (run[0] / "measurements.jsonl").read_bytes() == before
@@ -205,10 +209,55 @@ def test_progress_grows_to_the_end(experiment, tmp_path):
     ],
 )
 def test_wrong_settings(scale, seeds, message):
-    with pytest.raises(UsageError, match=message):
-        trajectory_experiment(scale, seeds=seeds)
+    for make in (trajectory_experiment, demonstration):
+        with pytest.raises(UsageError, match=message):
+            make(scale, seeds=seeds)
+
+
+def test_tasks_that_there_are_not():
+    with pytest.raises(UsageError, match="no task 'poetry': choose translation, code"):
+        trajectory_experiment("smoke", "poetry")
+    with pytest.raises(UsageError, match="pretrained weights are for images, not for code"):
+        trajectory_experiment("smoke", "code", pretrained=True)
+
+
+def test_the_demo_is_a_part_of_the_experiment():
+    whole, part = trajectory_experiment("cpu"), demonstration("cpu")
+    assert (part.task, part.training_lr) == (whole.task, whole.training_lr)
+    assert set(part.directions) < set(whole.directions)
+    assert {"adagrad", "amsgrad", "adamw", "muon"} < set(whole.directions)
+
+
+@pytest.mark.parametrize("kind", ["code", "images"])
+def test_other_tasks(kind, tmp_path):
+    """A causal model, and one with batch norm whose pretrained start differs from the random one."""
+    few = {"steps": (2,), "directions": ("sgd", "adam"), "training_lr": {"adam": 1e-3}}
+    experiments = [dataclasses.replace(trajectory_experiment("smoke", kind, source=data_of(kind, tmp_path)), **few)]
+    if kind == "images":
+        task = dataclasses.replace(experiments[0].task, initialisation="pretrained")
+        experiments.append(dataclasses.replace(experiments[0], task=task))
+    found = []
+    for number, experiment in enumerate(experiments):
+        assert run_trajectory(experiment, tmp_path / str(number)) == 2
+        head, records = read_run(tmp_path / str(number))
+        assert head["context"]["task"] == kind
+        found.append((head["context"]["model"]["initialisation"].partition(":")[0], records[0]["loss"]))
+    assert [start for start, _ in found] == ["random", "pretrained"][: len(found)]
+    assert len({loss for _, loss in found}) == len(found)
+
+
+def test_without_masks_padding_is_attended_to(experiment, tmp_path):
+    (tmp_path / "uneven.tsv").write_text("".join(f"a{' new' * (n % 9 + 1)} house\tla maison {n}\n" for n in range(99)))
+    few = dataclasses.replace(
+        experiment, source=str(tmp_path / "uneven.tsv"), steps=(1,), directions=("sgd",), training_lr={"sgd": 1.0}
+    )
+    losses = []
+    for masked in (True, False):
+        run_trajectory(dataclasses.replace(few, masked=masked), tmp_path / str(masked))
+        losses.append(read_run(tmp_path / str(masked))[1][0]["loss"])
+    assert losses[0] != losses[1]
 
 
 def test_the_configuration_is_whole():
-    configuration = TrajectoryExperiment("cpu", SCALES["cpu"]).configuration()
+    configuration = TrajectoryExperiment("cpu", "translation", SCALES["cpu"]).configuration()
     assert json.loads(json.dumps(configuration))["task"]["d_model"] == SCALES["cpu"].d_model

@@ -101,8 +101,11 @@ RULES: dict[str, Rule] = {
         lambda parameters, lr: Lion(parameters, lr=lr, betas=(0.9, 0.99), clip_fraction=0.5), 1e-4, 4.0, "lion"
     ),
     "muon": Rule(lambda parameters, lr: muon_with_adamw(lr=lr, adamw_lr=lr / 100)(parameters), 2e-2, 2e-2),
+    "adagrad": Rule(lambda parameters, lr: torch.optim.Adagrad(parameters, lr=lr), 1e-2, 4e-2),
+    "amsgrad": Rule(lambda parameters, lr: torch.optim.Adam(parameters, lr=lr, amsgrad=True), 2e-4, 4e-3),
+    "adamw": Rule(lambda parameters, lr: torch.optim.AdamW(parameters, lr=lr), 2e-4, 4e-3),
 }
-"""All optimizers that are compared: the paper's (§5, Tables 1 and 4-7), other ways to clip, and Muon.
+"""All optimizers that are compared: the paper's (§5, Tables 1 and 4-7), other ways to clip, and others in use.
 
 Clip fractions are the paper's. ``first moment`` and ``numerator`` are what its published code does: the second moment
 sees the gradient as it is. Clipping before both (``gradient``) is another algorithm. Lion's variant clips in the place
@@ -116,6 +119,9 @@ DIRECTIONS: dict[str, Factory] = {
 }
 """Directions of the trajectory experiment; ``sgd`` is what the others are compared with."""
 
+DEMONSTRATED = tuple(name for name in DIRECTIONS if name not in ("adagrad", "amsgrad", "adamw"))
+"""Those of the demo: the paper's and Muon."""
+
 TRAINING: dict[str, Callable[[Parameters, float], Optimizer]] = {
     "sgd": _sgd,
     "adam": lambda parameters, lr: torch.optim.Adam(parameters, lr=lr),
@@ -125,12 +131,12 @@ TRAINING: dict[str, Callable[[Parameters, float], Optimizer]] = {
 _TEXT = ("adam clip 50% (gradient)", "adafactor clip 50% (gradient)")
 _CODE = ("adam clip 50% (first moment)", "adafactor clip 50% (numerator)")
 _BASELINES = ("sgd clip by norm", "acclip")
-_MUON = ("muon",)
+_FURTHER = ("muon", "adagrad", "amsgrad", "adamw")
 
 SETTINGS: dict[str, tuple[str, ...]] = {
-    "text": tuple(name for name in RULES if name not in (*_CODE, *_BASELINES, *_MUON)),
-    "code": tuple(name for name in RULES if name not in (*_TEXT, *_BASELINES, *_MUON)),
-    "ours": tuple(name for name in RULES if name not in (*_TEXT, *_MUON)),
+    "text": tuple(name for name in RULES if name not in (*_CODE, *_BASELINES, *_FURTHER)),
+    "code": tuple(name for name in RULES if name not in (*_TEXT, *_BASELINES, *_FURTHER)),
+    "ours": tuple(name for name in RULES if name not in (*_TEXT, *_FURTHER)),
 }
 """Which optimizers the convergence experiment compares.
 

@@ -18,12 +18,12 @@ from typing import Any
 
 from stepscope.errors import UsageError
 from stepscope.experiments.compared import RULES, contenders
-from stepscope.experiments.running import Progress, check_data, check_settings, source_of
+from stepscope.experiments.running import Progress, check_data, check_settings, model_of, source_of, unmasked
 from stepscope.experiments.search import Search
 from stepscope.experiments.workers import Tell, check_processes, run_jobs
 from stepscope.objective import Objective
 from stepscope.records import Record, RunDirectory, number, read_run
-from stepscope.tasks import Batch, Task
+from stepscope.tasks import Task
 from stepscope.tasks.catalogue import TASKS
 
 SEARCH_SEED = 2**31 - 1
@@ -357,22 +357,8 @@ def _task(experiment: ConvergenceExperiment, name: str) -> Task:
     key = (experiment.tasks[name], experiment.sources[name], experiment.masked)
     if key not in _tasks:
         task = TASKS[name].make(key[0], seed=SEARCH_SEED, source=key[1])
-        _tasks[key] = task if experiment.masked else _unmasked(task)
+        _tasks[key] = task if experiment.masked else unmasked(task)
     return _tasks[key]
-
-
-def _unmasked(task: Task) -> Task:
-    """The task as the published code has it: padded tokens are attended to."""
-
-    def without(batch: Batch) -> Batch:
-        return {name: value for name, value in batch.items() if name != "attention_mask"}
-
-    return replace(
-        task,
-        training_batches=lambda: map(without, task.training_batches()),
-        eval_batches=tuple(map(without, task.eval_batches)),
-        seeded=lambda seed: _unmasked(task.seeded(seed)),
-    )
 
 
 def _with_sources(experiment: ConvergenceExperiment, begun: Mapping[str, Any] | None) -> ConvergenceExperiment:
@@ -385,10 +371,8 @@ def _with_sources(experiment: ConvergenceExperiment, begun: Mapping[str, Any] | 
 def _context(experiment: ConvergenceExperiment, name: str) -> dict[str, Any]:
     """What a reader of the records has to know of a task beside the configuration."""
     task = _task(experiment, name)
-    count = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
-    title = f"{TASKS[name].title} of {count:,} parameters"
     return {
         "source": asdict(task.source),
-        "model": {"title": title, "initialisation": task.initialisation, "parameters": count},
+        "model": model_of(task, TASKS[name].title),
         "evaluation": {"examples": sum(len(batch["labels"]) for batch in task.eval_batches)},
     }

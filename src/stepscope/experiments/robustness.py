@@ -16,7 +16,7 @@ from typing import Any
 
 from stepscope.errors import UsageError
 from stepscope.experiments.compared import TRAINING
-from stepscope.experiments.running import Progress, backward, check_settings, run_trajectories
+from stepscope.experiments.running import Progress, backward, check_settings, model_of, run_trajectories
 from stepscope.gauss_newton import chosen_names, gauss_newton
 from stepscope.objective import Objective
 from stepscope.records import Record, RunDirectory
@@ -218,11 +218,9 @@ def _context(experiment: RobustnessExperiment, task: Task) -> dict[str, Any]:
     names = [name for name, p in task.model.named_parameters() if p.requires_grad]
     sizes = {name: p.numel() for name, p in task.model.named_parameters()}
     groups = {g: sum(sizes[name] for name in names if GROUPS[g](name)) for g in experiment.groups}
-    count = sum(sizes[name] for name in names)
-    start = f"pretrained ({experiment.task.pretrained}), the head random" if experiment.task.pretrained else "random"
     return {
         "source": asdict(task.source),
-        "model": {"title": f"BERT of {count:,} parameters", "initialisation": start, "parameters": count},
+        "model": model_of(task, "BERT"),
         "groups": groups,
         "evaluation": {"examples": len(task.eval_batches), "batches": experiment.batches},
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -130,6 +131,35 @@ def check_data(begun: Mapping[str, Any] | None, context: Mapping[str, Any], out:
     if data and data.get("sha256") != context["source"]["sha256"]:
         changed = f"the data of {out} have changed since it began ({context['source']['title']})"
         raise UsageError(f"{changed}: give another directory (--out)")
+
+
+def model_of(task: Task, title: str) -> dict[str, Any]:
+    """What a reader has to know of a task's model.
+
+    Args:
+        task: the task.
+        title: what its kind of model is called, such as ``"T5"``.
+    """
+    count = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
+    return {
+        "title": f"{title} of {count:,} parameters",
+        "initialisation": task.initialisation,
+        "parameters": count,
+    }
+
+
+def unmasked(task: Task) -> Task:
+    """The task as the published code has it: padded tokens are attended to."""
+
+    def without(batch: Batch) -> Batch:
+        return {name: value for name, value in batch.items() if name != "attention_mask"}
+
+    return replace(
+        task,
+        training_batches=lambda: map(without, task.training_batches()),
+        eval_batches=tuple(map(without, task.eval_batches)),
+        seeded=lambda seed: unmasked(task.seeded(seed)),
+    )
 
 
 def backward(model: nn.Module, batch: Batch, where: str) -> None:

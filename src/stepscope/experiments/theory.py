@@ -18,7 +18,7 @@ from stepscope.errors import UsageError
 from stepscope.experiments.bounds import FAMILIES, bound_record
 from stepscope.experiments.compared import TRAINING
 from stepscope.experiments.correlation import coordinate_values, correlation_record, scope_coordinates, scope_size
-from stepscope.experiments.running import Progress, backward, check_data, check_settings, part_of, source_of
+from stepscope.experiments.running import Progress, backward, check_data, check_settings, model_of, part_of, source_of
 from stepscope.objective import Objective
 from stepscope.records import RunDirectory, read_run
 from stepscope.tasks import Task
@@ -322,10 +322,9 @@ def _context(experiment: TheoryExperiment, tasks: _Tasks) -> dict[str, Any]:
     if TRANSLATION not in experiment.correlated:
         return {"small": small}
     task = tasks.seen(TRANSLATION, experiment.seeds[0])
-    count = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
     return {
         "source": asdict(task.source),
-        "model": {"title": f"T5 of {count:,} parameters", "initialisation": "random", "parameters": count},
+        "model": model_of(task, "T5"),
         "evaluation": {"examples": sum(len(batch["labels"]) for batch in task.eval_batches)},
         "small": small,
     }

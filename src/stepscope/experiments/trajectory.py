@@ -8,21 +8,32 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from stepscope.directions import PseudoUpdates
-from stepscope.experiments.compared import DIRECTIONS, TRAINING
-from stepscope.experiments.running import Progress, backward, check_settings, run_trajectories
+from stepscope.errors import UsageError
+from stepscope.experiments.compared import DEMONSTRATED, DIRECTIONS, TRAINING
+from stepscope.experiments.running import Progress, backward, check_settings, model_of, run_trajectories, unmasked
 from stepscope.measurement import measure
 from stepscope.objective import Objective
 from stepscope.records import Record, RunDirectory
 from stepscope.tasks import Task
-from stepscope.tasks.translation import SCALES, TranslationConfig, translation
+from stepscope.tasks.catalogue import TASKS
 
-STEPS = {"smoke": (2, 6), "cpu": (10, 60)}
-"""The training steps that are measured, by scale."""
+# As many updates as the paper's have seen in the middle of epochs 2, 5, 10 and 20, with ten batches an epoch.
+_STEPS = {"smoke": (2, 6), "cpu": (15, 45, 95, 195)}
+_DEMO_STEPS = {"smoke": (2, 6), "cpu": (10, 60)}
+
+_RATES: dict[str, dict[str, float]] = {
+    "translation": {"sgd": 1.0, "adam": 2e-4},
+    "code": {"sgd": 1.0, "adam": 2e-4},
+    "sentiment": {"sgd": 0.3, "adam": 1e-3},
+    "images": {"sgd": 0.1, "adam": 2e-4},
+}
+"""Learning rates of the training optimizers, by task. Adam's is the paper's but for the small BERT, which would stay at
+chance."""
 
 
 @dataclass(frozen=True)
@@ -31,22 +42,26 @@ class TrajectoryExperiment:
 
     Attributes:
         scale: name of the size.
-        task: settings of the translation task.
-        source: where its sentence pairs come from.
+        kind: the task, a name in `stepscope.tasks.catalogue.TASKS`.
+        task: its settings.
+        source: where its data come from.
         training_lr: ``{training optimizer: learning rate}``, one trajectory each.
         steps: training steps that are measured, counted from 1: the parameters before the step's update, and the
             directions that the optimizers would give it.
         seeds: one run of each trajectory a seed; it draws the model's weights and the order of the batches.
         directions: names in `DIRECTIONS`.
+        masked: whether the models get an attention mask. The published code gives none.
     """
 
     scale: str
-    task: TranslationConfig
+    kind: str
+    task: Any
     source: str = "auto"
     training_lr: Mapping[str, float] = field(default_factory=lambda: {"sgd": 1.0, "adam": 2e-4})
     steps: tuple[int, ...] = (10, 60)
     seeds: tuple[int, ...] = (0,)
     directions: tuple[str, ...] = tuple(DIRECTIONS)
+    masked: bool = True
 
     def configuration(self) -> dict[str, Any]:
         """As JSON keeps it; a run directory is continued only by the same one."""
@@ -54,12 +69,49 @@ class TrajectoryExperiment:
 
 
 def trajectory_experiment(
-    scale: str = "cpu", *, source: str = "auto", seeds: tuple[int, ...] = (0,)
+    scale: str = "cpu",
+    kind: str = "translation",
+    *,
+    source: str = "auto",
+    seeds: tuple[int, ...] = (0,),
+    pretrained: bool = False,
+    masked: bool = True,
 ) -> TrajectoryExperiment:
-    """The experiment at one of its sizes.
+    """The experiment on one task, at one of its sizes.
 
     Args:
         scale: ``"smoke"`` (seconds; to see that it works) or ``"cpu"`` (minutes on two cores).
+        kind: a name in `stepscope.tasks.catalogue.TASKS`.
+        source: where its data come from.
+        seeds: see `TrajectoryExperiment`.
+        pretrained: whether the images' model is pretrained, as the paper's was.
+        masked: see `TrajectoryExperiment`.
+
+    Raises:
+        UsageError: an unknown scale or task, seeds that can't be used, or a task that has no pretrained weights.
+
+    Example:
+        >>> trajectory_experiment("cpu", "code").steps
+        (15, 45, 95, 195)
+    """
+    check_settings(scale, _STEPS, seeds)
+    if kind not in TASKS:
+        raise UsageError(f"no task {kind!r}: choose {', '.join(TASKS)}")
+    task = TASKS[kind].scales[scale]
+    if pretrained:
+        if kind != "images":
+            raise UsageError(f"pretrained weights are for images, not for {kind}")
+        task = replace(task, initialisation="pretrained")
+    return TrajectoryExperiment(
+        scale, kind, task, source, _RATES[kind], steps=_STEPS[scale], seeds=seeds, masked=masked
+    )
+
+
+def demonstration(scale: str = "cpu", *, source: str = "auto", seeds: tuple[int, ...] = (0,)) -> TrajectoryExperiment:
+    """The demo: the experiment on the translation task, with fewer steps and directions.
+
+    Args:
+        scale: see `trajectory_experiment`.
         source: where the sentence pairs come from, see `stepscope.tasks.sources.load_pairs`.
         seeds: see `TrajectoryExperiment`.
 
@@ -67,11 +119,12 @@ def trajectory_experiment(
         UsageError: unknown scale, or seeds that can't be used.
 
     Example:
-        >>> trajectory_experiment("smoke").steps
+        >>> demonstration("smoke").steps
         (2, 6)
     """
-    check_settings(scale, STEPS, seeds)
-    return TrajectoryExperiment(scale, SCALES[scale], source=source, steps=STEPS[scale], seeds=seeds)
+    check_settings(scale, _DEMO_STEPS, seeds)
+    whole = trajectory_experiment(scale, source=source, seeds=seeds)
+    return replace(whole, steps=_DEMO_STEPS[scale], directions=DEMONSTRATED)
 
 
 def run_trajectory(
@@ -100,11 +153,16 @@ def run_trajectory(
         experiment,
         out,
         progress,
-        make=lambda seed, source: translation(experiment.task, seed=seed, source=source),
-        describe=_context,
+        make=partial(_make, experiment),
+        describe=partial(_context, experiment),
         missing=partial(_missing, experiment),
         run_one=partial(_run_one, experiment),
     )
+
+
+def _make(experiment: TrajectoryExperiment, seed: int, source: str) -> Task:
+    task = TASKS[experiment.kind].make(experiment.task, seed=seed, source=source)
+    return task if experiment.masked else unmasked(task)
 
 
 def _run_one(
@@ -125,7 +183,7 @@ def _run_one(
         if step in missing:
             wanted = {label: directions[label] for label in missing[step]}
             told = partial(_tell, progress, (step - 1) / last, f"{name} trajectory, step {step}")
-            found = measure(objective, wanted, landscape=True, progress=told)
+            found = measure(objective, wanted, landscape=True, breakdown=True, progress=told)
             where = {"trajectory": name, "seed": seed, "step": step}
             run.append([{**where, "direction": label, **m.record()} for label, m in found.items()])
         optimizer.step()
@@ -145,11 +203,11 @@ def _missing(experiment: TrajectoryExperiment, records: Sequence[Record], seed: 
     return {step: labels for step, labels in missing.items() if labels}
 
 
-def _context(task: Task) -> dict[str, Any]:
+def _context(experiment: TrajectoryExperiment, task: Task) -> dict[str, Any]:
     """What a reader of the records has to know beside the configuration."""
-    count = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
     return {
         "source": asdict(task.source),
-        "model": {"title": f"T5 of {count:,} parameters", "initialisation": "random", "parameters": count},
+        "model": model_of(task, TASKS[experiment.kind].title),
         "evaluation": {"examples": sum(len(batch["labels"]) for batch in task.eval_batches)},
+        "task": task.name,
     }
