@@ -103,7 +103,7 @@ def test_the_directions_differ_as_they_should(run):
 
 
 def test_a_second_call_says_that_it_is_complete(run, experiment, monkeypatch):
-    monkeypatch.setattr(module, "_make", lambda *a, **k: pytest.fail("nothing has to be loaded"))
+    monkeypatch.setattr(module, "make_task", lambda *a, **k: pytest.fail("nothing has to be loaded"))
     before = (run[0] / "measurements.jsonl").read_bytes()
     assert run_trajectory(experiment, run[0]) == 0
     assert (run[0] / "measurements.jsonl").read_bytes() == before

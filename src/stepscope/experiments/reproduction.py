@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stepscope.errors import UsageError
+from stepscope.experiments.agreement import AgreementExperiment, run_agreement
 from stepscope.experiments.convergence import ConvergenceExperiment, convergence_experiment, run_convergence
 from stepscope.experiments.robustness import RobustnessExperiment, robustness_experiment, run_robustness
 from stepscope.experiments.running import Progress
@@ -26,7 +27,9 @@ PARTS = {
 }
 """The experiments by the letters of the plan."""
 
-Experiment = TrajectoryExperiment | ConvergenceExperiment | RobustnessExperiment | TheoryExperiment
+Experiment = (
+    TrajectoryExperiment | AgreementExperiment | ConvergenceExperiment | RobustnessExperiment | TheoryExperiment
+)
 
 
 @dataclass(frozen=True)
@@ -93,13 +96,19 @@ def reproduction(
     masked = settings != "code"
     planned = []
     if "A" in letters:
+        points = {}
         for kind, pretrained in [*((kind, False) for kind in TASKS), ("images", True)]:
             along = trajectory_experiment(
                 scale, kind, source=given[kind], seeds=seeds, pretrained=pretrained, masked=masked
             )
             places = f"{len(along.training_lr)} trajectories × {len(along.steps)} steps"
             what = f"{places} × {len(along.directions)} directions × {_count(seeds)}"
-            planned.append(Planned("A", f"trajectory-{kind}{'-pretrained' * pretrained}", along, what))
+            name = f"{kind}{'-pretrained' * pretrained}"
+            planned.append(Planned("A", f"trajectory-{name}", along, what))
+            points[name] = along
+        agreeing = AgreementExperiment(scale, points)
+        what = f"{len(points)} tasks × {len(agreeing.directions)} directions, once more by float64 differences"
+        planned.append(Planned("A", "agreement", agreeing, what))
     if "B" in letters:
         kinds = ("translation", "code")
         compared = convergence_experiment(
@@ -181,6 +190,7 @@ def _carry_out(job: tuple[Planned, str], tell: Tell) -> None:
     planned, out = job
     runs: dict[type, Callable[..., int]] = {
         TrajectoryExperiment: run_trajectory,
+        AgreementExperiment: run_agreement,
         RobustnessExperiment: run_robustness,
         TheoryExperiment: run_theory,
     }

@@ -153,14 +153,24 @@ def run_trajectory(
         experiment,
         out,
         progress,
-        make=partial(_make, experiment),
+        make=partial(make_task, experiment),
         describe=partial(_context, experiment),
         missing=partial(_missing, experiment),
         run_one=partial(_run_one, experiment),
     )
 
 
-def _make(experiment: TrajectoryExperiment, seed: int, source: str) -> Task:
+def make_task(experiment: TrajectoryExperiment, seed: int, source: str) -> Task:
+    """The task that is trained.
+
+    Args:
+        experiment: which one.
+        seed: of its weights and of the order of its batches.
+        source: where its data come from.
+
+    Raises:
+        UsageError: there are no data.
+    """
     task = TASKS[experiment.kind].make(experiment.task, seed=seed, source=source)
     return task if experiment.masked else unmasked(task)
 
