@@ -196,7 +196,7 @@ class _InFloat64(TorchFunctionMode):
     difference.
     """
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.float:
             return args[0].double()
         double = {torch.float32: torch.float64}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from stepscope.experiments.agreement import AgreementExperiment
 from stepscope.experiments.convergence import ConvergenceExperiment
 from stepscope.experiments.reproduction import Planned
 from stepscope.experiments.robustness import RobustnessExperiment
@@ -36,6 +37,7 @@ _MEASURED = {
     ("smoke", "trajectory-sentiment"): (0.0, 0.1, 0.9),
     ("smoke", "trajectory-images"): (0.0, 0.1, 0.9),
     ("smoke", "trajectory-images-pretrained"): (0.0, 0.1, 0.9),
+    ("smoke", "agreement"): (0.2, 0.0, 0.9),
     ("smoke", "convergence"): (0.4, 0.1, 0.9),
     ("smoke", "robustness"): (0.0, 0.03, 0.9),
     ("smoke", "theory"): (0.0, 0.07, 0.9),
@@ -44,6 +46,7 @@ _MEASURED = {
     ("cpu", "trajectory-sentiment"): (0.1, 6.0, 1.5),
     ("cpu", "trajectory-images"): (0.1, 2.8, 1.5),
     ("cpu", "trajectory-images-pretrained"): (0.5, 2.8, 1.5),
+    ("cpu", "agreement"): (3.0, 0.0, 1.5),
     ("cpu", "convergence"): (49.0, 6.3, 1.5),
     ("cpu", "robustness"): (0.1, 1.2, 1.5),
     ("cpu", "theory"): (0.1, 1.7, 1.5),
@@ -115,6 +118,17 @@ def _computed(planned: Planned) -> Cost:
         measured = len(experiment.steps) * directions * _FORWARDS_PER_DIRECTION * task.eval_size
         examples = trajectories * (3 * max(experiment.steps) * task.batch_size + measured)
         return _cost(model, examples, _part(task, experiment.kind), copies=4 + 4 * directions)
+    if isinstance(experiment, AgreementExperiment):
+        costs = [
+            _cost(
+                _MODELS[scale, point.kind],
+                3 * point.steps[0] * point.task.batch_size + 18 * len(experiment.directions) * point.task.eval_size,
+                _part(point.task, point.kind),
+                copies=8 + 4 * len(experiment.directions),
+            )
+            for point in experiment.points.values()
+        ]
+        return Cost(sum(cost.minutes for cost in costs), max(cost.memory for cost in costs), "computed")
     if isinstance(experiment, ConvergenceExperiment):
         trainings = (float(experiment.search.budget()) + seeds) * len(experiment.optimizers)
         evaluations = experiment.steps / experiment.every
