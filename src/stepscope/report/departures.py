@@ -79,7 +79,7 @@ def _of_run(run: Run, tasks: Sequence[str] | None) -> list[tuple[str, str]]:
     if run.experiment == "convergence":
         contexts = _mapping(run.context.get("tasks"))
         return [
-            (f"{run.name}, {task}", each)
+            (f"{run.name} ({task})", each)
             for task, settings in _mapping(asked.get("tasks")).items()
             if tasks is None or task in tasks
             for context in (_mapping(contexts.get(task)),)

@@ -157,7 +157,7 @@ class Claim:
         """
         if not self.deciding:
             return "not measured"
-        numbers = ", ".join(f"{part.name} {part.number}" for part in self.deciding)
+        numbers = "; ".join(f"{part.name} {part.number}" for part in self.deciding)
         verdicts = [part.verdict for part in self.deciding]
         held, failed = verdicts.count(HOLDS), verdicts.count(FAILS)
         told = f"{held} of {len(verdicts)} {'holds' if held == 1 else 'hold'}"
