@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+from stepscope.report.claims import judge
 from stepscope.report.runs import Run
 
 SHARPNESS = {  # and the best decrease
@@ -134,3 +135,24 @@ def everything(**given):
         *(trajectory(task, **given) for task in TASKS), images(**given), convergence(**given), robustness(**given),
         theory(**given),
     ]  # fmt: skip
+
+
+def claim(name, *runs):
+    """The claim of this name."""
+    return next(each for each in judge(runs) if each.id == name)
+
+
+def part(name, of, *runs):
+    """A part of a claim."""
+    (found,) = [each for each in claim(name, *runs).parts if each.name == of]
+    return found
+
+
+def at(direction, *, place=(), seed=None, **values):
+    """Changes the records of one direction: all, or those of one trajectory and step, or of one seed."""
+
+    def change(r):
+        here = not place or (r.get("trajectory"), r.get("step")) == place
+        return values if r.get("direction") == direction and here and seed in (None, r["seed"]) else {}
+
+    return change
