@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stepscope import UsageError
-from stepscope.statistics import paired_difference, rank_correlation, ranks
+from stepscope.statistics import mean_interval, paired_difference, rank_correlation, ranks
 
 
 def ranks_by_counting(values):
@@ -173,3 +173,28 @@ def test_one_pair_says_nothing():
 def test_what_has_no_difference(first, second, confidence, message):
     with pytest.raises(UsageError, match=message):
         paired_difference(first, second, confidence=confidence)
+
+
+def test_a_means_interval_is_that_of_differences_with_nothing():
+    """Student, 2 degrees of freedom: 0.7 ± 4.30265 · 0.1/√3."""
+    found = mean_interval([0.6, 0.7, 0.8])
+    assert found == paired_difference([0.6, 0.7, 0.8], [0.0] * 3)[:3]
+    assert found.mean == pytest.approx(0.7)
+    assert found.high - found.mean == pytest.approx(4.30265 * 0.1 / math.sqrt(3), rel=1e-5)
+    assert found.mean - found.low == pytest.approx(found.high - found.mean)
+
+
+@pytest.mark.parametrize("value", [0.1, -2.7, 0.8444218515250481])
+def test_equal_values_have_no_spread(value):
+    """Also where their sum rounds."""
+    assert mean_interval([value] * 3) == (value, value, value)
+    assert mean_interval([value]) == (value, -math.inf, math.inf)
+
+
+@pytest.mark.parametrize(
+    ("values", "confidence", "message"),
+    [([], 0.9, "0 values"), ([math.inf], 0.9, "infinite"), ([1.0], 0.0, "confidence is 0.0")],
+)
+def test_what_has_no_mean(values, confidence, message):
+    with pytest.raises(UsageError, match=message):
+        mean_interval(values, confidence=confidence)

@@ -1,4 +1,4 @@
-"""What samples say: rank correlations and paired differences, each with its confidence interval."""
+"""What samples say: rank correlations, means and paired differences, each with its confidence interval."""
 
 from __future__ import annotations
 
@@ -93,6 +93,48 @@ def rank_correlation(
     return RankCorrelation(rho, low, high)
 
 
+class MeanInterval(NamedTuple):
+    """The mean of a sample, and the interval that holds the true one with the confidence asked for.
+
+    Attributes:
+        mean: of the values.
+        low: lower end of the interval; −∞ for a single value.
+        high: upper end; ∞ for a single value.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+
+def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> MeanInterval:
+    """The mean with Student's interval (Student, 1908). Values are taken as normal, which few of them can't show.
+
+    Args:
+        values: finite numbers; where several are all equal, the interval is that point.
+        confidence: the part of the repetitions in which the interval holds the true mean, between 0 and 1.
+
+    Raises:
+        UsageError: no values, values that aren't finite, or a confidence out of range.
+
+    Example:
+        >>> found = mean_interval([1.0, 0.5, 1.5])
+        >>> found.mean, round(found.low, 3), round(found.high, 3)
+        (1.0, -0.242, 2.242)
+    """
+    if not values:
+        raise UsageError("0 values: give at least one")
+    if not all(map(math.isfinite, values)):
+        raise UsageError("a value is infinite or NaN: it has no mean")
+    if not 0 < confidence < 1:
+        raise UsageError(f"confidence is {confidence}: give a number between 0 and 1")
+    mean = _mean(values)
+    if len(values) == 1:
+        return MeanInterval(mean, -math.inf, math.inf)
+    reach = _student_quantile(confidence, len(values) - 1) * _standard_error(values)
+    return MeanInterval(mean, mean - reach, mean + reach)
+
+
 class PairedDifference(NamedTuple):
     """The mean of paired differences, and the interval that holds the true one with the confidence asked for.
 
@@ -113,7 +155,7 @@ def paired_difference(first: Sequence[float], second: Sequence[float], *, confid
     """The mean of ``first − second``, pair by pair, with Student's interval and two-sided test (Student, 1908).
 
     Pairs are such as the losses of two optimizers from the same weights on the same batches: what the seed does to
-    both drops out. Differences are taken as normal, which few of them can't show.
+    both drops out. The interval is `mean_interval`'s, of the differences.
 
     Args:
         first: finite numbers.
@@ -130,19 +172,25 @@ def paired_difference(first: Sequence[float], second: Sequence[float], *, confid
     """
     if not first or len(first) != len(second):
         raise UsageError(f"{len(first)} and {len(second)} values: give at least one pair")
-    if not all(map(math.isfinite, (*first, *second))):
-        raise UsageError("a value is infinite or NaN: its difference has no mean")
-    if not 0 < confidence < 1:
-        raise UsageError(f"confidence is {confidence}: give a number between 0 and 1")
     differences = [a - b for a, b in zip(first, second, strict=True)]
+    mean, low, high = mean_interval(differences, confidence=confidence)
     n = len(differences)
-    mean = math.fsum(differences) / n
     if n == 1:
-        return PairedDifference(mean, -math.inf, math.inf, 1.0)
-    error = math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (n - 1) / n)
-    reach = _student_quantile(confidence, n - 1) * error
+        return PairedDifference(mean, low, high, 1.0)
+    error = _standard_error(differences)
     inside = _student_inside(abs(mean) / error, n - 1) if error else float(mean != 0)
-    return PairedDifference(mean, mean - reach, mean + reach, 1 - inside)
+    return PairedDifference(mean, low, high, 1 - inside)
+
+
+def _mean(values: Sequence[float]) -> float:
+    # A rounded mean would give equal values a spread.
+    return values[0] if min(values) == max(values) else math.fsum(values) / len(values)
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    """Of the mean of at least two values."""
+    mean, n = _mean(values), len(values)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
 
 
 def _student_inside(t: float, degrees: int) -> float:

@@ -1,0 +1,177 @@
+"""In what a run differs from the paper's: read off its head."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stepscope.report.runs import Run
+
+EVALUATION = 1024
+"""Examples of the paper's evaluation batch (B.3)."""
+
+EPOCHS = (2, 5, 10, 20)
+"""Epochs in whose middle the paper measures."""
+
+
+@dataclass(frozen=True)
+class Original:
+    """What the paper uses for a task.
+
+    Attributes:
+        data: its data.
+        model: its model.
+        tokens: whether its loss is a mean over the tokens of each example.
+        padded: whether examples are padded.
+    """
+
+    data: str
+    model: str
+    tokens: bool
+    padded: bool = True
+
+
+ORIGINALS: Mapping[str, Original] = {
+    "translation": Original("opus_books", "t5-small", tokens=True),
+    "code": Original("the-stack-smol", "gpt-neo-125M-code-clippy", tokens=True),
+    "images": Original("CIFAR-10", "ResNet-152", tokens=False, padded=False),
+    "sentiment": Original("IMDb", "BERT-base", tokens=False),
+}
+"""By task."""
+
+
+def departures(runs: Iterable[Run], tasks: Sequence[str] | None = None) -> tuple[str, ...]:
+    """In what these runs differ from the paper's, in words, each departure once with the runs that have it.
+
+    Args:
+        runs: the runs.
+        tasks: of a run of several tasks, those that count; None for all.
+
+    Example:
+        >>> head = {"configuration": {"experiment": "theory", "families": ["quadratic"]}}
+        >>> departures([Run("theory", head, [])])
+        ()
+    """
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        for name, told in _of_run(run, tasks):
+            found.setdefault(told, [])
+            if name not in found[told]:
+                found[told].append(name)
+    return tuple(f"{', '.join(names)}: {told}" for told, names in found.items())
+
+
+def _of_run(run: Run, tasks: Sequence[str] | None) -> list[tuple[str, str]]:
+    """Pairs of whose departure it is, and what it is."""
+    asked = run.head["configuration"]
+    if run.experiment == "trajectory":
+        task, settings = run.task, asked.get("task")
+        told = [
+            *_start(run.context, task),
+            *_batches(run.context, task, asked),
+            *_measured_at(run.context, settings, asked),
+        ]
+        if task == "sentiment":
+            told.append("the paper measures no directions on this task")
+        return [(run.name, each) for each in told]
+    if run.experiment == "convergence":
+        contexts = _mapping(run.context.get("tasks"))
+        return [
+            (f"{run.name} ({task})", each)
+            for task, settings in _mapping(asked.get("tasks")).items()
+            if tasks is None or task in tasks
+            for context in (_mapping(contexts.get(task)),)
+            for each in [*_start(context, task), *_batches(context, task, asked), *_trained(context, settings, asked)]
+        ]
+    if run.experiment == "robustness":
+        steps = _epochs(run.context, asked.get("task"), asked.get("steps"))
+        told = [*_start(run.context, "sentiment"), *_mask("sentiment", asked), f"measured at {steps}"]
+        return [(run.name, each) for each in told]
+    return []
+
+
+def _start(context: Mapping[str, Any], task: str) -> list[str]:
+    """Data, model and its first weights."""
+    original = ORIGINALS.get(task)
+    if original is None:
+        return [f"the paper has no task {task}"]
+    source, model = _mapping(context.get("source")), _mapping(context.get("model"))
+    began = str(model.get("initialisation", "unknown"))
+    told = []
+    if not _names(original.data, source.get("name"), source.get("title")):
+        told.append(f"data are {source.get('title', 'unknown')}, not {original.data}")
+    if not _names(original.model, model.get("title"), began):
+        told.append(f"the model is {model.get('title', 'unknown')}, not {original.model}")
+    if not began.startswith("pretrained"):
+        told.append(f"initialisation is {began}, not pretrained")
+    return told
+
+
+def _batches(context: Mapping[str, Any], task: str, asked: Mapping[str, Any]) -> list[str]:
+    """How the loss is taken: evaluation batch, mask, weights of tokens."""
+    told = []
+    examples = _mapping(context.get("evaluation")).get("examples")
+    if examples != EVALUATION:
+        told.append(
+            f"the evaluation batch has {examples if examples is not None else 'unknown'} examples, not {EVALUATION}"
+        )
+    told += _mask(task, asked)
+    if task in ORIGINALS and ORIGINALS[task].tokens:
+        told.append("all tokens weigh the same; in the published code all examples do, whatever their length")
+    return told
+
+
+def _mask(task: str, asked: Mapping[str, Any]) -> list[str]:
+    padded = task in ORIGINALS and ORIGINALS[task].padded
+    # Experiments without this setting mask.
+    return (
+        ["padding is masked; the published code gives no mask"] if padded and asked.get("masked") is not False else []
+    )
+
+
+def _measured_at(context: Mapping[str, Any], settings: Any, asked: Mapping[str, Any]) -> list[str]:
+    steps = asked.get("steps")
+    if tuple(_epoch_numbers(context, settings, steps)) == EPOCHS:
+        return []
+    return [f"measured at {_epochs(context, settings, steps)}, not in epochs {', '.join(map(str, EPOCHS))}"]
+
+
+def _trained(context: Mapping[str, Any], settings: Any, asked: Mapping[str, Any]) -> list[str]:
+    steps = asked.get("steps")
+    reached = _epoch_numbers(context, settings, [steps])
+    if reached and reached[0] >= EPOCHS[-1]:
+        return []
+    return [f"trained to {_epochs(context, settings, [steps])}; the paper measures up to epoch {EPOCHS[-1]}"]
+
+
+def _epochs(context: Mapping[str, Any], settings: Any, steps: Any) -> str:
+    """Steps in words, with the epochs that they lie in."""
+    told = [str(step) for step in steps] if isinstance(steps, list | tuple) else ["unknown"]
+    numbers = _epoch_numbers(context, settings, steps)
+    lie = f" (epoch{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))})" if numbers else ""
+    return f"step{'s' * (len(told) > 1)} {', '.join(told)}{lie}"
+
+
+def _epoch_numbers(context: Mapping[str, Any], settings: Any, steps: Any) -> list[int]:
+    """The epoch of each step, both counted from 1; none where they can't be known."""
+    batch, examples = _mapping(settings).get("batch_size"), _mapping(context.get("source")).get("examples")
+    whole = (batch, examples, *steps) if isinstance(steps, list | tuple) else ()
+    if not whole or not all(type(each) is int and each > 0 for each in whole):
+        return []
+    # The last examples of an epoch that fill no batch are left out.
+    return [1 + (step - 1) // max(1, whole[1] // whole[0]) for step in whole[2:]]
+
+
+def _names(wanted: str, *texts: Any) -> bool:
+    """Whether a text names it, whatever its punctuation."""
+    return any(_letters(wanted) in _letters(str(text)) for text in texts)
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", text.lower())
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
