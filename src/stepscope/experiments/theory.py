@@ -27,6 +27,8 @@ from stepscope.tasks.translation import SCALES, TranslationConfig, translation
 
 TRANSLATION = "translation"
 
+_SCALES = ("smoke", "cpu")
+
 _Key = tuple[str | None, int, int | None, str]
 """What tells a record from others: trajectory, seed, step, group."""
 
@@ -121,7 +123,7 @@ def theory_experiment(scale: str = "cpu", *, source: str = "auto", seeds: tuple[
         >>> theory_experiment("smoke").draws
         40
     """
-    check_settings(scale, SCALES, seeds)
+    check_settings(scale, _SCALES, seeds)
     if scale == "smoke":
         correlated = {
             "classifier": replace(_CLASSIFIER, steps=(1, 10), coordinates=40),
@@ -325,7 +327,7 @@ def _context(experiment: TheoryExperiment, tasks: _Tasks) -> dict[str, Any]:
     count = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
     return {
         "source": asdict(task.source),
-        "model": {"title": f"T5 of {count:,} parameters", "initialisation": "random", "parameters": count},
+        "model": {"title": f"T5 of {count:,} parameters", "initialisation": task.initialisation, "parameters": count},
         "evaluation": {"examples": sum(len(batch["labels"]) for batch in task.eval_batches)},
         "small": small,
     }

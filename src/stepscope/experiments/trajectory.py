@@ -150,6 +150,6 @@ def _context(task: Task) -> dict[str, Any]:
     count = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
     return {
         "source": asdict(task.source),
-        "model": {"title": f"T5 of {count:,} parameters", "initialisation": "random", "parameters": count},
+        "model": {"title": f"T5 of {count:,} parameters", "initialisation": task.initialisation, "parameters": count},
         "evaluation": {"examples": sum(len(batch["labels"]) for batch in task.eval_batches)},
     }
