@@ -223,8 +223,12 @@ def _small(config: SentimentConfig, texts: Sequence[str]) -> tuple[Any, Encode, 
         # BERT classifies by its first token's output: the first token is the same for every text.
         return [END, *tokenizer.encode(text).ids[: config.max_tokens - 2], END]
 
-    model = require("transformers", "tasks").BertConfig(
-        vocab_size=tokenizer.get_vocab_size(),
+    return _bert(config, tokenizer.get_vocab_size()), encode, PAD
+
+
+def _bert(config: SentimentConfig, vocabulary: int) -> Any:
+    return require("transformers", "tasks").BertConfig(
+        vocab_size=vocabulary,
         hidden_size=config.hidden,
         num_hidden_layers=config.layers,
         num_attention_heads=config.heads,
@@ -233,7 +237,6 @@ def _small(config: SentimentConfig, texts: Sequence[str]) -> tuple[Any, Encode, 
         type_vocab_size=1,
         pad_token_id=PAD,
     )
-    return model, encode, PAD
 
 
 def _pretrained(config: SentimentConfig, found: Pretrained) -> tuple[Any, Encode, int]:
