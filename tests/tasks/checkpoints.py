@@ -95,7 +95,11 @@ def resnet(folder):
     return transformers.ResNetForImageClassification
 
 
-PAIRS = [(f"the {a} house has {n} dogs", f"la maison {FRENCH[a]} a {n} chiens") for a in WORDS for n in range(8)]
+PAIRS = [
+    (f"the {a} house has {n} dogs" + " and cats" * n, f"la maison {FRENCH[a]} a {n} chiens" + " et chats" * n)
+    for a in WORDS
+    for n in range(8)
+]
 PROGRAMS = [f"def add ( first ) :\n    return first + {n}\n" + f"x = {n}\n" * (n % 7) for n in range(40)]
 REVIEWS = [(f"a {a} film with {n} good scenes", n % 2) for a in WORDS for n in range(8)]
 
