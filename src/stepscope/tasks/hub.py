@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -15,6 +15,7 @@ from stepscope.tasks.downloads import UnavailableError, cache_directory, cached_
 
 PREFLIGHT_SECONDS = 5.0
 MODEL_FILES = ("config.json", "model.safetensors")
+TOKENIZER_FILE = "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,9 @@ def dataset_rows(files: Sequence[Path], *, column: str) -> Iterator[dict[str, An
         raise UnavailableError(f"{files[0].name} cannot be read ({type(error).__name__})") from error
 
 
-def cached_model(repository: str) -> tuple[Path, str]:
+def cached_model(
+    repository: str, *, files: Sequence[str] = MODEL_FILES, revision: str | None = None
+) -> tuple[Path, str]:
     """Gives a folder with a model's configuration and weights as safetensors, fetched from the Hub once.
 
     They are kept in the cache of the Hub's own client. Later uses need no network and see the same weights, until that
@@ -101,28 +104,47 @@ def cached_model(repository: str) -> tuple[Path, str]:
 
     Args:
         repository: owner and name.
+        files: what is needed of it.
+        revision: a branch, a pull request (``"refs/pr/1"``), a tag or a commit; None for the main branch.
 
     Returns:
         The folder, and the revision (commit hash).
 
     Raises:
-        UnavailableError: the Hub cannot be reached within 5 s, or has no such model as safetensors.
+        UnavailableError: the Hub cannot be reached within 5 s, or has no such model with all the files.
         MissingExtraError: ``huggingface_hub`` is not installed.
     """
     hub = require("huggingface_hub", "tasks")
+    wanted = {"revision": revision, "allow_patterns": tuple(files)}
     with suppress(Exception):  # not there yet
-        folder = Path(hub.snapshot_download(repository, allow_patterns=MODEL_FILES, local_files_only=True))
-        if all((folder / name).is_file() for name in MODEL_FILES):
+        folder = Path(hub.snapshot_download(repository, **wanted, local_files_only=True))
+        if all((folder / name).is_file() for name in files):
             return folder, folder.name
     try:
         # Asked first, since the download itself tries again for half a minute where there is no network.
-        revision = str(hub.HfApi().model_info(repository, timeout=PREFLIGHT_SECONDS).sha)
-        folder = Path(hub.snapshot_download(repository, allow_patterns=MODEL_FILES))
+        info = hub.HfApi().model_info(repository, revision=revision, timeout=PREFLIGHT_SECONDS)
+        lacking = missing_file(files, {file.rfilename for file in info.siblings or ()})
+        folder = Path() if lacking else Path(hub.snapshot_download(repository, **wanted))
     except Exception as error:
         raise _unreachable(error) from error
-    if missing := [name for name in MODEL_FILES if not (folder / name).is_file()]:
-        raise UnavailableError(f"the Hub has no {missing[0]} of it at {revision[:12]}")
+    if lacking:
+        raise UnavailableError(f"at {str(info.sha)[:12]} the Hub has {lacking}")
     return folder, folder.name
+
+
+def missing_file(wanted: Sequence[str], there: Collection[str]) -> str:
+    """Says which file of a model isn't there, as the end of a sentence; empty if all are.
+
+    Example:
+        >>> missing_file(MODEL_FILES, {"config.json", "pytorch_model.bin"})
+        'no model.safetensors, only pytorch_model.bin, a pickle, which is never read'
+    """
+    missing = [name for name in wanted if name not in there]
+    if not missing:
+        return ""
+    pickles = sorted(name for name in there if name.endswith((".bin", ".pt", ".pth", ".ckpt")))
+    only = f", only {pickles[0]}, a pickle, which is never read" if pickles and missing[0] in MODEL_FILES[1:] else ""
+    return f"no {missing[0]}{only}"
 
 
 def _recorded_pin(path: Path) -> _Pin | None:

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from stepscope.errors import UsageError, require
 from stepscope.tasks.downloads import UnavailableError, cached_file
-from stepscope.tasks.hub import cached_model
+from stepscope.tasks.pretrained import Weights, published
 from stepscope.tasks.task import Batch
 
-Weights = dict[str, Tensor]
 Progress = Callable[[float, str], None]
 """Called with the part of the work that has been done (0 to 1), and what is going on."""
 
@@ -74,11 +73,8 @@ def classifier(config: Any, *, classes: int, seed: int, backbone: Weights | None
 def published_backbone(name: str) -> tuple[Any, Weights, str]:
     """Takes a pretrained ResNet of the Hub, or of a directory in its format; its head is left.
 
-    Only safetensors are read, never a pickle.
-
     Args:
-        name: owner and name on the Hub, such as ``"microsoft/resnet-152"``, or the path of a directory with
-            ``config.json`` and ``model.safetensors``.
+        name: such as ``"microsoft/resnet-152"``, see `stepscope.tasks.pretrained.published`.
 
     Returns:
         The configuration, the weights in float32, and where they are from, with the revision.
@@ -87,34 +83,8 @@ def published_backbone(name: str) -> tuple[Any, Weights, str]:
         UsageError: it cannot be had, or is no ResNet.
         MissingExtraError: transformers is not installed.
     """
-    transformers = require("transformers", "tasks")
-    try:
-        folder, version = (Path(name), name) if Path(name).is_dir() else _of_the_hub(name)
-    except UnavailableError as error:
-        raise UsageError(
-            f"no pretrained model {name!r} ({error}): get online, or give a directory with config.json and "
-            "model.safetensors"
-        ) from error
-    try:
-        kind = json.loads((folder / "config.json").read_bytes()).get("model_type")
-        if kind != "resnet":  # the library would load what fits, and draw the rest at random
-            raise UsageError(f"pretrained model {name!r} is of type {kind!r}: give a ResNet")
-        model, found = transformers.ResNetModel.from_pretrained(
-            str(folder), use_safetensors=True, dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
-    except UsageError:
-        raise
-    except Exception as error:  # OSError, ValueError, RuntimeError, and the safetensors library's own class
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UsageError(f"pretrained model {name!r} cannot be read: {reason}") from error
-    if found["missing_keys"]:
-        raise UsageError(f"pretrained model {name!r} lacks weights, such as {min(found['missing_keys'])}")
-    return model.config, dict(model.state_dict()), version
-
-
-def _of_the_hub(name: str) -> tuple[Path, str]:
-    folder, revision = cached_model(name)
-    return folder, f"{name} at {revision[:12]}"
+    found = published(name, {"resnet": "ResNetModel"}, title="a ResNet", tokenizer=False)
+    return found.config, found.weights, found.origin
 
 
 def pretrained_backbone(

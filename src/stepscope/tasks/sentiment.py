@@ -1,4 +1,4 @@
-"""Is this film review positive? A small BERT that classifies texts: the paper's setting for robust smoothness."""
+"""Is this film review positive? A BERT that classifies texts: the paper's setting for robust smoothness."""
 
 from __future__ import annotations
 
@@ -11,14 +11,37 @@ import torch
 from torch import nn
 
 from stepscope.errors import UsageError, require
-from stepscope.tasks.batching import batches_by_length, check_sizes, chosen, initialised, padded, training_batches
-from stepscope.tasks.pretrained import Pretrained, pretrained_bert
-from stepscope.tasks.reviews import Review, load_reviews
+from stepscope.tasks.batching import (
+    batches_by_length,
+    check_model_sizes,
+    check_sizes,
+    chosen,
+    initialised,
+    padded,
+    training_batches,
+)
+from stepscope.tasks.pretrained import (
+    Pretrained,
+    Weights,
+    check_length,
+    pad_token,
+    pretrained_bert,
+    published,
+    undropped,
+    with_weights,
+)
+from stepscope.tasks.reviews import load_reviews
 from stepscope.tasks.task import Batch, Task
 from stepscope.tasks.tokenizer import END, PAD, learn_tokenizer
 
 Example = tuple[list[int], int]
 Encode = Callable[[str], list[int]]
+
+KINDS = {
+    "bert": ("BertModel", "BertForSequenceClassification"),
+    "distilbert": ("DistilBertModel", "DistilBertForSequenceClassification"),
+}
+"""For each type of model, transformers' classes of the encoder and of the classifier."""
 
 
 @dataclass(frozen=True)
@@ -27,30 +50,34 @@ class SentimentConfig:
 
     Attributes:
         reviews: texts to train on; a source with fewer gives all that it has.
-        vocabulary: most tokens of the byte-level BPE.
-        hidden: width of the residual stream.
-        intermediate: width inside a feed-forward block.
-        layers: blocks.
-        heads: attention heads of a block.
         batch_size: training texts of a batch.
         eval_size: texts of the evaluation batch, drawn from the training texts as in the paper.
         micro_batch_size: texts of one part of the evaluation batch.
         max_tokens: a longer text is cut to so many tokens, those at its ends among them.
+        vocabulary: most tokens of the byte-level BPE. None, as the sizes that follow, beside a checkpoint, which has
+            its own.
+        hidden: width of the residual stream.
+        intermediate: width inside a feed-forward block.
+        layers: blocks.
+        heads: attention heads of a block.
         pretrained: ``"minilm"`` takes the weights and the tokenizer of that package, and a random head; vocabulary and
-            the sizes of the model are then the package's. None: random weights.
+            the sizes of the model are then the package's. None: random weights, or those of the checkpoint.
+        checkpoint: a pretrained BERT or DistilBERT with its tokenizer, of the Hub or in a directory, as in
+            `stepscope.tasks.pretrained.published`; the head is random. Empty: random weights of the sizes above.
     """
 
     reviews: int
-    vocabulary: int
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
     batch_size: int
     eval_size: int
     micro_batch_size: int
     max_tokens: int
+    vocabulary: int | None = None
+    hidden: int | None = None
+    intermediate: int | None = None
+    layers: int | None = None
+    heads: int | None = None
     pretrained: str | None = None
+    checkpoint: str = ""
 
 
 SCALES = {
@@ -78,7 +105,30 @@ SCALES = {
         micro_batch_size=32,
         max_tokens=96,
     ),
+    "gpu": SentimentConfig(
+        reviews=20_480,
+        vocabulary=8_192,
+        hidden=384,
+        intermediate=1_536,
+        layers=6,
+        heads=6,
+        batch_size=128,
+        eval_size=512,
+        micro_batch_size=64,
+        max_tokens=256,
+    ),
+    "paper": SentimentConfig(
+        reviews=10_240,
+        batch_size=32,  # the number is lost in the paper's text
+        eval_size=128,
+        micro_batch_size=8,
+        max_tokens=512,
+        checkpoint="distilbert/distilbert-base-uncased",
+    ),
 }
+"""Sizes: for tests, for two cores (0.24 million parameters), for one GPU (14.0 million: DistilBERT's depth at half its
+width, 160 steps an epoch), and the model of the paper's code with its data (67 million; the text says BERT, which is
+``checkpoint="google-bert/bert-base-uncased"``), which need the Hub or copies of them."""
 
 
 def sentiment(config: SentimentConfig, *, seed: int = 0, source: str = "auto") -> Task:
@@ -86,7 +136,7 @@ def sentiment(config: SentimentConfig, *, seed: int = 0, source: str = "auto") -
 
     Args:
         config: the size, such as ``SCALES["cpu"]``.
-        seed: of the weights and of the order of training batches. Texts and evaluation batch don't depend on it.
+        seed: of random weights and of the order of training batches. Texts and evaluation batch don't depend on it.
         source: where the texts come from, as in ``load_reviews``.
 
     Returns:
@@ -97,20 +147,26 @@ def sentiment(config: SentimentConfig, *, seed: int = 0, source: str = "auto") -
         UsageError: no texts or no pretrained weights can be had, or a value of ``config`` is impossible.
         MissingExtraError: transformers, tokenizers or safetensors is not installed.
     """
+    if config.pretrained and config.checkpoint:
+        raise UsageError(f"pretrained is {config.pretrained!r} beside a checkpoint: give one of them")
+    if not config.pretrained:
+        check_model_sizes(config, "vocabulary", "hidden", "intermediate", "layers", "heads")
     check_sizes(config, "reviews", "batch_size", "eval_size", "micro_batch_size")
     if config.max_tokens < 3:
         raise UsageError(f"max_tokens is {config.max_tokens}: at least 3 are needed, a token and the two ends")
+    found = _found(config)  # before the data, which may be a long download
     reviews, classes, origin = load_reviews(source)
     # A word has one token at least, so what is cut off here would be cut off later.
     used = [(" ".join(text.split()[: config.max_tokens]), label) for text, label in chosen(reviews, config.reviews)]
-    make, encode, pad = _pretrained(config, len(classes)) if config.pretrained else _small(config, used, len(classes))
+    model, encode, pad = _pretrained(config, found) if found else _small(config, [text for text, _ in used])
+    model = undropped(model, num_labels=len(classes), problem_type="single_label_classification")
     examples: list[Example] = [(encode(text), label) for text, label in used]
     together = partial(collate, pad=pad)
 
     def seeded(seed: int) -> Task:
         return Task(
             name="sentiment",
-            model=initialised(make, seed),
+            model=initialised(partial(_model, model, found.weights if found else None), seed),
             training_batches=training_batches(examples, config.batch_size, seed, together),
             # The texts are in random order by now.
             eval_batches=batches_by_length(
@@ -118,6 +174,7 @@ def sentiment(config: SentimentConfig, *, seed: int = 0, source: str = "auto") -
             ),
             source=replace(origin, examples=len(used)),
             seeded=seeded,
+            initialisation=f"pretrained: {found.origin}" if found else "random",
         )
 
     return seeded(seed)
@@ -145,55 +202,50 @@ def collate(examples: Sequence[Example], pad: int = PAD) -> Batch:
     }
 
 
-def _small(config: SentimentConfig, reviews: Sequence[Review], classes: int) -> tuple[Callable[[], Any], Encode, int]:
-    """A model of the sizes of the configuration, with what encodes texts for it and what pads them."""
-    tokenizer = learn_tokenizer([text for text, _ in reviews], config.vocabulary)
+def _found(config: SentimentConfig) -> Pretrained | None:
+    if config.pretrained:
+        found, whose = pretrained_bert(config.pretrained), config.pretrained
+    elif config.checkpoint:
+        encoders = {kind: encoder for kind, (encoder, _) in KINDS.items()}
+        found, whose = published(config.checkpoint, encoders, title="a BERT or DistilBERT"), config.checkpoint
+    else:
+        return None
+    check_length(config.max_tokens, found.config, whose)
+    return found
+
+
+def _small(config: SentimentConfig, texts: Sequence[str]) -> tuple[Any, Encode, int]:
+    """A model's configuration of the task's sizes, with what encodes texts for it and what pads them."""
+    assert config.vocabulary is not None
+    tokenizer = learn_tokenizer(texts, config.vocabulary)
 
     def encode(text: str) -> list[int]:
         # BERT classifies by its first token's output: the first token is the same for every text.
         return [END, *tokenizer.encode(text).ids[: config.max_tokens - 2], END]
 
-    sizes = {
-        "vocab_size": tokenizer.get_vocab_size(),
-        "hidden_size": config.hidden,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "intermediate_size": config.intermediate,
-        "max_position_embeddings": config.max_tokens,
-        "type_vocab_size": 1,
-        "pad_token_id": PAD,
-    }
-    return partial(_classifier, sizes, classes), encode, PAD
+    return _bert(config, tokenizer.get_vocab_size()), encode, PAD
 
 
-def _pretrained(config: SentimentConfig, classes: int) -> tuple[Callable[[], Any], Encode, int]:
-    assert config.pretrained is not None
-    found = pretrained_bert(config.pretrained)
-    longest = found.config["max_position_embeddings"]
-    if config.max_tokens > longest:
-        raise UsageError(f"max_tokens is {config.max_tokens}: {config.pretrained} takes up to {longest}")
+def _bert(config: SentimentConfig, vocabulary: int) -> Any:
+    return require("transformers", "tasks").BertConfig(
+        vocab_size=vocabulary,
+        hidden_size=config.hidden,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        intermediate_size=config.intermediate,
+        max_position_embeddings=config.max_tokens,
+        type_vocab_size=1,
+        pad_token_id=PAD,
+    )
+
+
+def _pretrained(config: SentimentConfig, found: Pretrained) -> tuple[Any, Encode, int]:
     found.tokenizer.enable_truncation(config.max_tokens)
-
-    def make() -> nn.Module:
-        return _with_weights(_classifier(found.config, classes), found)
-
-    return make, lambda text: list(found.tokenizer.encode(text).ids), found.config["pad_token_id"]
+    return found.config, lambda text: list(found.tokenizer.encode(text).ids), pad_token(found)
 
 
-def _with_weights(model: Any, found: Pretrained) -> nn.Module:
-    model.bert.load_state_dict(found.weights)
+def _model(config: Any, weights: Weights | None) -> nn.Module:
+    model = getattr(require("transformers", "tasks"), KINDS[config.model_type][1])(config)
+    with_weights(model.base_model, weights)
     assert isinstance(model, nn.Module)
     return model
-
-
-def _classifier(sizes: dict[str, Any], classes: int) -> Any:
-    transformers = require("transformers", "tasks")
-    config = transformers.BertConfig(
-        **sizes,
-        # Without dropout the model that trains is the very function that is measured.
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        num_labels=classes,
-        problem_type="single_label_classification",
-    )
-    return transformers.BertForSequenceClassification(config)

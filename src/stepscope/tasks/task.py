@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
+
+from stepscope.errors import UsageError
 
 Batch = dict[str, Tensor]
 
@@ -52,3 +55,40 @@ class Task:
     source: Source
     seeded: Callable[[int], Task]
     initialisation: str = "random"
+
+
+def placed(task: Task, device: torch.device | str) -> Task:
+    """A task on a device: its model there, and its batches.
+
+    Weights are drawn on the CPU and moved, so they are the same on every device, as is the order of the batches.
+    Training batches are moved one by one as they are asked for, the evaluation batch at once.
+
+    Args:
+        task: the task. Its model is moved itself, as ``model.to(device)`` does: use the task that is given back.
+        device: such as ``"cuda"``.
+
+    Raises:
+        UsageError: there is no such device here.
+
+    Example:
+        >>> from stepscope.tasks.small import small_task
+        >>> next(placed(small_task("classifier"), "cpu").training_batches())["labels"].device
+        device(type='cpu')
+    """
+    try:
+        device = torch.device(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UsageError(f"device {str(device)!r} cannot be used ({reason}): choose another, such as cpu") from error
+
+    def moved(batch: Batch) -> Batch:
+        return {name: tensor.to(device) for name, tensor in batch.items()}
+
+    return replace(
+        task,
+        model=task.model.to(device),
+        training_batches=lambda: map(moved, task.training_batches()),
+        eval_batches=tuple(map(moved, task.eval_batches)),
+        seeded=lambda seed: placed(task.seeded(seed), device),
+    )
