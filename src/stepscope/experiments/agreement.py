@@ -23,7 +23,7 @@ from stepscope.batches import IGNORED_LABEL
 from stepscope.directions import PseudoUpdates
 from stepscope.errors import UsageError
 from stepscope.experiments.compared import DIRECTIONS, TRAINING
-from stepscope.experiments.running import Progress, backward, check_data, model_of, part_of, source_of
+from stepscope.experiments.running import Progress, backward, check_data, model_of, part_of, part_size, source_of
 from stepscope.experiments.trajectory import TrajectoryExperiment, make_task
 from stepscope.measurement import measure
 from stepscope.objective import Objective
@@ -123,10 +123,10 @@ def _compared(
     optimizer = TRAINING[trained_by](list(task.model.parameters()), point.training_lr[trained_by])
     objective = Objective(task.model, None, task.eval_batches)
     followers = PseudoUpdates(objective.parameters, {label: DIRECTIONS[label] for label in labels})
-    batches = task.training_batches()
+    batches, part = task.training_batches(), part_size(point.task, experiment.scale)
     directions: dict[str, dict[str, Tensor]] = {}
     for number in range(1, step + 1):
-        backward(task.model, next(batches), f"{name}, {trained_by} trajectory, step {number}")
+        backward(task.model, next(batches), f"{name}, {trained_by} trajectory, step {number}", part)
         gradients = {key: p.grad for key, p in objective.parameters.items() if p.grad is not None}
         directions = followers.step(gradients, capture=number == step)
         if number < step:

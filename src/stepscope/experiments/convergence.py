@@ -18,7 +18,17 @@ from typing import Any
 
 from stepscope.errors import UsageError
 from stepscope.experiments.compared import RULES, contenders
-from stepscope.experiments.running import Progress, check_data, check_settings, model_of, source_of, unmasked
+from stepscope.experiments.running import (
+    Progress,
+    accumulate,
+    at_home,
+    check_data,
+    check_settings,
+    model_of,
+    part_size,
+    source_of,
+    unmasked,
+)
 from stepscope.experiments.search import Search
 from stepscope.experiments.workers import Tell, check_processes, run_jobs
 from stepscope.objective import Objective
@@ -52,6 +62,10 @@ _SIZES = {
     "smoke": _Size(12, 3, _QUICK, {}),
     # More steps of smaller batches, and an evaluation batch that is large enough to tell losses apart.
     "cpu": _Size(150, 10, Search(), {"batch_size": 32, "eval_size": 128, "micro_batch_size": 64}),
+    # Half an hour of one GPU is not enough for the whole search.
+    "gpu": _Size(200, 10, _QUICK, {"batch_size": 64, "eval_size": 128, "micro_batch_size": 64}),
+    # As many updates as the paper's 20 epochs of ten batches.
+    "paper": _Size(200, 10, Search(), {}),
 }
 
 
@@ -101,7 +115,7 @@ def convergence_experiment(
     """The experiment at one of its sizes.
 
     Args:
-        scale: ``"smoke"`` (to see that it works) or ``"cpu"`` (within an hour on two cores).
+        scale: ``"smoke"`` (to see that it works), ``"cpu"`` (within an hour on two cores), ``"gpu"`` or ``"paper"``.
         settings: ``"text"``, ``"code"`` or ``"ours"``.
         tasks: names in `stepscope.tasks.catalogue.TASKS`.
         sources: ``{task: where its data come from}``; ``"auto"`` for those not named.
@@ -294,6 +308,7 @@ class _Training:
         self, job: _Job, task: Task, phase: str, lr: float, seed: int, *, bracketed: bool | None = None
     ) -> None:
         self.phase, self.lr = phase, lr
+        self._part = part_size(job.experiment.tasks[job.task], job.experiment.scale)
         self._job, self._seed, self._bracketed = job, seed, bracketed
         task = task.seeded(seed)
         self._model, self._batches = task.model, task.training_batches()
@@ -310,14 +325,12 @@ class _Training:
             self._start = self._objective.loss()
             records.append(self._record(0, self._start))
         while self._step < end and not self.diverged:
-            self._model.zero_grad(set_to_none=True)
-            loss = self._model(**next(self._batches)).loss
-            loss.backward()
+            loss = accumulate(self._model, next(self._batches), self._part)
             self._optimizer.step()
             self._step += 1
             stepped()
             if self._step % self._job.experiment.every == 0 or self._step == end:
-                found = self._objective.loss() if math.isfinite(loss.item()) else math.inf
+                found = self._objective.loss() if math.isfinite(loss) else math.inf
                 self.diverged = not found <= DIVERGED * self._start
                 if not self.diverged:
                     records.append(self._record(self._step, found))
@@ -357,7 +370,7 @@ def _task(experiment: ConvergenceExperiment, name: str) -> Task:
     key = (experiment.tasks[name], experiment.sources[name], experiment.masked)
     if key not in _tasks:
         task = TASKS[name].make(key[0], seed=SEARCH_SEED, source=key[1])
-        _tasks[key] = task if experiment.masked else unmasked(task)
+        _tasks[key] = at_home(task if experiment.masked else unmasked(task), experiment.scale)
     return _tasks[key]
 
 

@@ -16,7 +16,15 @@ from typing import Any
 
 from stepscope.errors import UsageError
 from stepscope.experiments.compared import TRAINING
-from stepscope.experiments.running import Progress, backward, check_settings, model_of, run_trajectories
+from stepscope.experiments.running import (
+    GPU_SCALES,
+    Progress,
+    at_home,
+    backward,
+    check_settings,
+    model_of,
+    run_trajectories,
+)
 from stepscope.gauss_newton import chosen_names, gauss_newton
 from stepscope.objective import Objective
 from stepscope.records import Record, RunDirectory
@@ -24,17 +32,22 @@ from stepscope.smoothness import check_removal, removals
 from stepscope.tasks import Task
 from stepscope.tasks.sentiment import SCALES, SentimentConfig, sentiment
 
+# As BERT has them, and DistilBERT.
+_ATTENTION = (
+    *("query.weight", "key.weight", "value.weight", "dense.weight"),
+    *("q_lin.weight", "k_lin.weight", "v_lin.weight", "out_lin.weight"),
+)
+_FEED_FORWARD = ("dense.weight", "lin1.weight", "lin2.weight")
+
 GROUPS: dict[str, Callable[[str], bool]] = {
     # The projections to queries, keys and values, and the one behind them: the published code's choice.
-    "attention": lambda name: (
-        ".attention." in name and name.endswith(("query.weight", "key.weight", "value.weight", "dense.weight"))
-    ),
-    "feed-forward": lambda name: ".layer." in name and ".attention." not in name and name.endswith("dense.weight"),
+    "attention": lambda name: ".attention." in name and name.endswith(_ATTENTION),
+    "feed-forward": lambda name: ".layer." in name and ".attention." not in name and name.endswith(_FEED_FORWARD),
     "all": lambda name: True,  # noqa: ARG005
 }
 """Which parameters of a BERT belong to a group of coordinates, by their names."""
-
-_SCALES = ("smoke", "cpu")
+_OF_LAYERS = ("attention", "feed-forward")
+_PRETRAINED_LR = {"sgd": 0.03, "adam": 5e-5}
 
 
 @dataclass(frozen=True)
@@ -78,7 +91,8 @@ def robustness_experiment(
     """The experiment at one of its sizes.
 
     Args:
-        scale: ``"smoke"`` (seconds; to see that it works) or ``"cpu"`` (minutes on two cores).
+        scale: ``"smoke"`` (seconds; to see that it works), ``"cpu"`` (minutes on two cores), ``"gpu"`` or ``"paper"``
+            (the paper's own model and data, of the Hub).
         source: where the reviews come from, see `stepscope.tasks.reviews.load_reviews`.
         seeds: see `RobustnessExperiment`.
         pretrained: whether to begin with the pretrained encoder (22.7 million parameters) in the place of a small one
@@ -92,7 +106,7 @@ def robustness_experiment(
         >>> robustness_experiment("smoke").steps
         (1, 4)
     """
-    check_settings(scale, _SCALES, seeds)
+    check_settings(scale, SCALES, seeds)
     # Micro-batches of one example: each row of the matrix is then a backward pass through that example alone.
     task = replace(SCALES[scale], eval_size=96, micro_batch_size=1)
     if scale == "smoke":
@@ -100,9 +114,18 @@ def robustness_experiment(
         found = RobustnessExperiment(scale, task, source, steps=(1, 4), seeds=seeds)
     else:
         found = RobustnessExperiment(scale, task, source, seeds=seeds)
+        if scale in GPU_SCALES:
+            # Rows of all parameters would take gigabytes; pretrained weights want smaller steps.
+            found = replace(
+                found, groups=_OF_LAYERS, training_lr=_PRETRAINED_LR if task.checkpoint else found.training_lr
+            )
     if not pretrained:
         return found
-    found = replace(found, groups=("attention", "feed-forward"), training_lr={"sgd": 0.03, "adam": 5e-5}, draws=1)
+    if scale in GPU_SCALES:
+        raise UsageError(
+            f"--pretrained is for the scales smoke and cpu: at the scale {scale} the task says how it starts"
+        )
+    found = replace(found, groups=_OF_LAYERS, training_lr=_PRETRAINED_LR, draws=1)
     if scale == "smoke":
         return replace(found, task=replace(found.task, pretrained="minilm", batch_size=2, eval_size=4), batches=2)
     task = replace(task, pretrained="minilm", batch_size=8, eval_size=32, max_tokens=64)
@@ -136,7 +159,7 @@ def run_robustness(
         experiment,
         out,
         progress,
-        make=lambda seed, source: sentiment(experiment.task, seed=seed, source=source),
+        make=lambda seed, source: at_home(sentiment(experiment.task, seed=seed, source=source), experiment.scale),
         describe=partial(_context, experiment),
         missing=partial(_missing, experiment),
         run_one=partial(_run_one, experiment),

@@ -8,11 +8,15 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
+from stepscope.batches import averaged_over, predicts_next_token
 from stepscope.errors import UsageError
 from stepscope.records import Record, RunDirectory, read_run
 from stepscope.tasks import Batch, Task
+from stepscope.tasks.images import ImagesConfig
+from stepscope.tasks.task import placed
 
 Progress = Callable[[float, str], None]
 """Called with the part of the whole that has been done (0 to 1), and what is going on."""
@@ -162,19 +166,66 @@ def unmasked(task: Task) -> Task:
     )
 
 
-def backward(model: nn.Module, batch: Batch, where: str) -> None:
+GPU_SCALES = ("gpu", "paper")
+"""Sizes for one GPU: what is made at these goes there, if there is one."""
+
+
+def at_home(task: Task, scale: str) -> Task:
+    """The task where it is to be run: on the GPU at the scales for one, if there is one."""
+    return placed(task, "cuda") if scale in GPU_SCALES and torch.cuda.is_available() else task
+
+
+def part_size(config: Any, scale: str) -> int | None:
+    """How many examples of a training batch are in memory at a time: None is the whole batch.
+
+    A training batch of the paper's doesn't fit with its activations. One that batch norm sees stays whole, since its
+    statistics are the batch's.
+
+    Args:
+        config: the settings of a task.
+        scale: the name of its size.
+    """
+    whole = scale not in GPU_SCALES or isinstance(config, ImagesConfig)
+    return None if whole else int(config.micro_batch_size)
+
+
+def backward(model: nn.Module, batch: Batch, where: str, part: int | None = None) -> None:
     """The backward pass of a training step; gradients are left on the parameters.
 
     Args:
         model: gives its loss as ``model(**batch).loss``.
         batch: the training batch.
         where: what to say if it fails, such as ``"sgd trajectory, step 3 (lr 1)"``.
+        part: as in `accumulate`.
 
     Raises:
         UsageError: the loss isn't finite.
     """
+    loss = accumulate(model, batch, part)
+    if not math.isfinite(loss):
+        raise UsageError(f"the training loss is {loss} on the {where}: it has diverged")
+
+
+def accumulate(model: nn.Module, batch: Batch, part: int | None = None) -> float:
+    """Puts the gradient of a batch's mean loss on the parameters, in place of what is there, and gives that loss.
+
+    Args:
+        model: gives its loss as ``model(**batch).loss``.
+        batch: the training batch.
+        part: how many of its examples go through the model at a time, each part counted by what its mean averages
+            over; None for all at once.
+    """
     model.zero_grad(set_to_none=True)
-    loss: Tensor = model(**batch).loss
-    if not math.isfinite(float(loss.detach())):
-        raise UsageError(f"the training loss is {float(loss.detach())} on the {where}: it has diverged")
-    loss.backward()  # type: ignore[no-untyped-call]
+    size = len(batch["labels"])
+    if part is None or part >= size:
+        loss: Tensor = model(**batch).loss
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach())
+    parts = [{name: value[i : i + part] for name, value in batch.items()} for i in range(0, size, part)]
+    terms = [averaged_over(each, shifted=predicts_next_token(model)) for each in parts]
+    total = 0.0
+    for each, count in zip(parts, terms, strict=True):
+        share: Tensor = model(**each).loss * (count / sum(terms))
+        share.backward()  # type: ignore[no-untyped-call]
+        total += float(share.detach())
+    return total

@@ -18,7 +18,16 @@ from stepscope.errors import UsageError
 from stepscope.experiments.bounds import FAMILIES, bound_record
 from stepscope.experiments.compared import TRAINING
 from stepscope.experiments.correlation import coordinate_values, correlation_record, scope_coordinates, scope_size
-from stepscope.experiments.running import Progress, backward, check_data, check_settings, model_of, part_of, source_of
+from stepscope.experiments.running import (
+    Progress,
+    at_home,
+    backward,
+    check_data,
+    check_settings,
+    model_of,
+    part_of,
+    source_of,
+)
 from stepscope.objective import Objective
 from stepscope.records import RunDirectory, read_run
 from stepscope.tasks import Task
@@ -26,8 +35,6 @@ from stepscope.tasks.small import SMALL, small_task
 from stepscope.tasks.translation import SCALES, TranslationConfig, translation
 
 TRANSLATION = "translation"
-
-_SCALES = ("smoke", "cpu")
 
 _Key = tuple[str | None, int, int | None, str]
 """What tells a record from others: trajectory, seed, step, group."""
@@ -112,7 +119,8 @@ def theory_experiment(scale: str = "cpu", *, source: str = "auto", seeds: tuple[
     """The experiment at one of its sizes.
 
     Args:
-        scale: ``"smoke"`` (seconds; to see that it works) or ``"cpu"`` (minutes on one core).
+        scale: ``"smoke"`` (seconds; to see that it works), ``"cpu"`` (minutes on one core), ``"gpu"`` or ``"paper"``
+            (the T5 of that size; the small models are the same).
         source: where the sentence pairs come from, see `stepscope.tasks.sources.load_pairs`.
         seeds: see `TheoryExperiment`.
 
@@ -123,7 +131,7 @@ def theory_experiment(scale: str = "cpu", *, source: str = "auto", seeds: tuple[
         >>> theory_experiment("smoke").draws
         40
     """
-    check_settings(scale, _SCALES, seeds)
+    check_settings(scale, SCALES, seeds)
     if scale == "smoke":
         correlated = {
             "classifier": replace(_CLASSIFIER, steps=(1, 10), coordinates=40),
@@ -133,7 +141,11 @@ def theory_experiment(scale: str = "cpu", *, source: str = "auto", seeds: tuple[
         return TheoryExperiment(scale, task, source, 40, correlated=correlated, resamples=200, seeds=seeds)
     # A row of the Hessian costs two backwards through the evaluation batch, and there are 160 at each step.
     task = replace(SCALES[scale], batch_size=32, eval_size=16, micro_batch_size=8)
-    return TheoryExperiment(scale, task, source, seeds=seeds)
+    found = TheoryExperiment(scale, task, source, seeds=seeds)
+    if not task.checkpoint:
+        return found
+    rates = replace(_TRANSLATION, training_lr={"sgd": 1e-3, "adam": 2e-4})
+    return replace(found, correlated={**found.correlated, TRANSLATION: rates})
 
 
 class _Tasks:
@@ -154,7 +166,7 @@ class _Tasks:
         task = self._untouched.pop((name, seed), None)
         if task is not None or name != TRANSLATION:
             return task or small_task(name, seed=seed)
-        return translation(self._experiment.task, seed=seed, source=self._source)
+        return at_home(translation(self._experiment.task, seed=seed, source=self._source), self._experiment.scale)
 
 
 def run_theory(

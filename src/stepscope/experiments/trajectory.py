@@ -15,7 +15,16 @@ from typing import Any
 from stepscope.directions import PseudoUpdates
 from stepscope.errors import UsageError
 from stepscope.experiments.compared import DEMONSTRATED, DIRECTIONS, TRAINING
-from stepscope.experiments.running import Progress, backward, check_settings, model_of, run_trajectories, unmasked
+from stepscope.experiments.running import (
+    Progress,
+    at_home,
+    backward,
+    check_settings,
+    model_of,
+    part_size,
+    run_trajectories,
+    unmasked,
+)
 from stepscope.measurement import measure
 from stepscope.objective import Objective
 from stepscope.records import Record, RunDirectory
@@ -23,7 +32,8 @@ from stepscope.tasks import Task
 from stepscope.tasks.catalogue import TASKS
 
 # As many updates as the paper's have seen in the middle of epochs 2, 5, 10 and 20, with ten batches an epoch.
-_STEPS = {"smoke": (2, 6), "cpu": (15, 45, 95, 195)}
+_PAPERS = (15, 45, 95, 195)
+_STEPS = {"smoke": (2, 6), "cpu": _PAPERS, "gpu": _PAPERS, "paper": _PAPERS}
 _DEMO_STEPS = {"smoke": (2, 6), "cpu": (10, 60)}
 
 _RATES: dict[str, dict[str, float]] = {
@@ -32,8 +42,16 @@ _RATES: dict[str, dict[str, float]] = {
     "sentiment": {"sgd": 0.3, "adam": 1e-3},
     "images": {"sgd": 0.1, "adam": 2e-4},
 }
-"""Learning rates of the training optimizers, by task. Adam's is the paper's but for the small BERT, which would stay at
-chance."""
+"""Learning rates of the training optimizers, by task, for random weights. Adam's is the paper's but for the small BERT,
+which would stay at chance."""
+
+_PAPERS_RATES = {
+    "translation": {"sgd": 1e-3, "adam": 2e-4},
+    "code": {"sgd": 3e-5, "adam": 2e-4},
+    "sentiment": {"sgd": 0.03, "adam": 5e-5},
+    "images": {"sgd": 0.1, "adam": 2e-4},
+}
+"""The same for pretrained weights: SGD's on the first two tasks are those of the paper's Table 3."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +98,8 @@ def trajectory_experiment(
     """The experiment on one task, at one of its sizes.
 
     Args:
-        scale: ``"smoke"`` (seconds; to see that it works) or ``"cpu"`` (minutes on two cores).
+        scale: ``"smoke"`` (seconds; to see that it works), ``"cpu"`` (minutes on two cores), ``"gpu"`` or ``"paper"``
+            (the paper's own models and data, of the Hub).
         kind: a name in `stepscope.tasks.catalogue.TASKS`.
         source: where its data come from.
         seeds: see `TrajectoryExperiment`.
@@ -98,13 +117,12 @@ def trajectory_experiment(
     if kind not in TASKS:
         raise UsageError(f"no task {kind!r}: choose {', '.join(TASKS)}")
     task = TASKS[kind].scales[scale]
-    if pretrained:
-        if kind != "images":
-            raise UsageError(f"pretrained weights are for images, not for {kind}")
-        task = replace(task, initialisation="pretrained")
-    return TrajectoryExperiment(
-        scale, kind, task, source, _RATES[kind], steps=_STEPS[scale], seeds=seeds, masked=masked
-    )
+    if pretrained and kind != "images":
+        raise UsageError(f"pretrained weights are for images, not for {kind}")
+    if kind == "images":
+        task = replace(task, initialisation="pretrained" if pretrained else "random")
+    rates = _PAPERS_RATES if scale == "paper" else _RATES
+    return TrajectoryExperiment(scale, kind, task, source, rates[kind], steps=_STEPS[scale], seeds=seeds, masked=masked)
 
 
 def demonstration(scale: str = "cpu", *, source: str = "auto", seeds: tuple[int, ...] = (0,)) -> TrajectoryExperiment:
@@ -172,7 +190,7 @@ def make_task(experiment: TrajectoryExperiment, seed: int, source: str) -> Task:
         UsageError: there are no data.
     """
     task = TASKS[experiment.kind].make(experiment.task, seed=seed, source=source)
-    return task if experiment.masked else unmasked(task)
+    return at_home(task if experiment.masked else unmasked(task), experiment.scale)
 
 
 def _run_one(
@@ -185,9 +203,9 @@ def _run_one(
     objective = Objective(model, None, task.eval_batches)
     followers = PseudoUpdates(objective.parameters, {label: DIRECTIONS[label] for label in experiment.directions})
     last = max(missing)
-    batches = task.training_batches()
+    batches, part = task.training_batches(), part_size(experiment.task, experiment.scale)
     for step in range(1, last + 1):
-        backward(model, next(batches), f"{name} trajectory, step {step} (lr {lr:g})")
+        backward(model, next(batches), f"{name} trajectory, step {step} (lr {lr:g})", part)
         gradients = {key: p.grad for key, p in objective.parameters.items() if p.grad is not None}
         directions = followers.step(gradients, capture=step in missing)
         if step in missing:
