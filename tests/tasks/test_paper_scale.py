@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -18,35 +19,16 @@ pytest.importorskip("datasets")
 pytest.importorskip("PIL")
 
 import checkpoints
-
 from stepscope import Objective
 from stepscope.errors import UsageError
-from stepscope.tasks import pictures, pretrained, programs, reviews, sources
+from stepscope.tasks import pretrained
 from stepscope.tasks.catalogue import TASKS
-
-REVISION = "0123456789abcdef0123456789abcdef01234567"
-SMALL_BATCHES = {"batch_size": 8, "eval_size": 12, "micro_batch_size": 5}
 
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """``hub(kind, write_model)`` puts a model and its data there: the paper's configuration for them."""
-    data = {
-        "translation": (sources, checkpoints.opus_books, {"max_tokens": 9}),
-        "code": (programs, checkpoints.the_stack, {"max_tokens": 14}),
-        "sentiment": (reviews, checkpoints.imdb, {"max_tokens": 8}),
-        "images": (pictures, checkpoints.cifar10, {"depths": (1, 2), "widths": (8, 12), "embedding": 4}),
-    }
-
-    def put(kind, write_model):
-        module, write_data, sizes = data[kind]
-        path = write_data(tmp_path)
-        monkeypatch.setattr(module, "cached_dataset", lambda dataset: ([path], REVISION))
-        folder = tmp_path / "checkpoint"
-        their_class = write_model(folder)
-        return replace(TASKS[kind].scales["paper"], checkpoint=str(folder), **SMALL_BATCHES, **sizes), their_class
-
-    return put
+    return partial(checkpoints.put_on_hub, tmp_path, monkeypatch)
 
 
 MODELS = {
@@ -126,14 +108,14 @@ def test_it_says_where_model_and_data_are_from(made):
     _, _, folder, make = made
     task = make()
     assert task.initialisation == f"pretrained: {folder}"
-    assert REVISION[:12] in task.source.title
+    assert checkpoints.REVISION[:12] in task.source.title
     assert task.source.examples == {"translation": 48, "code": 40, "sentiment": 48, "images": 40}[task.name]
 
 
 def texts_of(task, count):
     """The token numbers of so many examples of an epoch, without their padding."""
     rows = Counter()
-    for batch in islice(task.training_batches(), count // SMALL_BATCHES["batch_size"]):
+    for batch in islice(task.training_batches(), count // checkpoints.SMALL_BATCHES["batch_size"]):
         for row, mask in zip(batch["input_ids"].tolist(), batch["attention_mask"].tolist(), strict=True):
             assert mask == sorted(mask, reverse=True)
             rows[tuple(row[: sum(mask)])] += 1
@@ -264,7 +246,7 @@ def test_a_revision_of_the_hub(hub, monkeypatch):
 
     def cached_model(name, **what):
         asked.append((name, what))
-        return folder, REVISION
+        return folder, checkpoints.REVISION
 
     monkeypatch.setattr(pretrained, "cached_model", cached_model)
     paper = TASKS["code"].scales["paper"].checkpoint

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import PIL.Image
 import pyarrow.parquet
@@ -9,6 +10,8 @@ import tokenizers
 import torch
 import transformers
 
+from stepscope.tasks import pictures, programs, reviews, sources
+from stepscope.tasks.catalogue import TASKS
 from stepscope.tasks.resnet import classifier, resnet_config
 
 WORDS = ["red", "big", "old", "new", "deep", "calm"]
@@ -135,3 +138,27 @@ def _parquet(folder, rows):
     path = folder / "train-00000-of-00001.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     return path
+
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+SMALL_BATCHES = {"batch_size": 8, "eval_size": 12, "micro_batch_size": 5}
+
+
+def put_on_hub(folder, monkeypatch, kind, write_model):
+    """Puts a model and its data where the Hub's are looked for.
+
+    Returns:
+        The paper's configuration for them, and transformers' class of the model.
+    """
+    module, write_data, sizes = {
+        "translation": (sources, opus_books, {"max_tokens": 9}),
+        "code": (programs, the_stack, {"max_tokens": 14}),
+        "sentiment": (reviews, imdb, {"max_tokens": 8}),
+        "images": (pictures, cifar10, {"depths": (1, 2), "widths": (8, 12), "embedding": 4}),
+    }[kind]
+    folder.mkdir(exist_ok=True)
+    path = write_data(folder)
+    monkeypatch.setattr(module, "cached_dataset", lambda dataset: ([path], REVISION))
+    their_class = write_model(folder / "checkpoint")
+    config = replace(TASKS[kind].scales["paper"], checkpoint=str(folder / "checkpoint"), **SMALL_BATCHES, **sizes)
+    return config, their_class
