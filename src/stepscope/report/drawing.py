@@ -24,6 +24,9 @@ _FAMILY_COLOURS = {
     "adafactor": "#12966b",
     "lion": "#b25fb8",
     "muon": "#31a9d6",
+    "adagrad": "#a85a32",
+    "amsgrad": "#3d8f8f",
+    "acclip": "#e07b9c",
 }
 _OTHER_COLOURS = ("#9a6b3f", "#6f8f1f", "#c2527f", "#4f7d8c", "#a0782c", "#7d62c4", "#5b8c5a", "#b8604a")
 _DASHES = ((1, 0), (6, 3), (2, 2), (8, 3, 2, 3), (4, 2), (1, 3), (10, 4))
@@ -63,10 +66,18 @@ def styles(directions: Sequence[str]) -> dict[str, Style]:
     return looks
 
 
-def line_look(alt: Any, records: Sequence[Record]) -> dict[str, Any]:
-    """The channels that draw a line in its direction's look, with a legend of pieces of line."""
+def line_look(alt: Any, records: Sequence[Record], shown: Sequence[str] | None = None) -> dict[str, Any]:
+    """The channels that draw a line in its direction's look, with a legend of pieces of line.
+
+    Args:
+        alt: the module altair.
+        records: all records of a run, which decide how directions look.
+        shown: the directions in the legend; all if None.
+    """
     looks = styles(directions_of(records))
     legend = alt.Legend(title="direction", symbolType="stroke", symbolSize=420, symbolStrokeWidth=2, rowPadding=0)
+    if shown is not None:
+        legend.values = list(shown)
 
     def scale(values: list[Any]) -> Any:
         return alt.Scale(domain=list(looks), range=values)

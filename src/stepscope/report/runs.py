@@ -1,0 +1,59 @@
+"""The runs of a reproduction: a directory with one run directory for each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stepscope.errors import UsageError
+from stepscope.records import Record, read_run
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory.
+
+    Attributes:
+        name: its directory's name, such as ``"trajectory-code"``.
+        head: the content of ``run.json``.
+        records: its measurements.
+    """
+
+    name: str
+    head: Mapping[str, Any]
+    records: Sequence[Record]
+
+    @property
+    def experiment(self) -> str:
+        """``"trajectory"``, ``"convergence"``, ``"robustness"`` or ``"theory"``."""
+        return str(self.head["configuration"].get("experiment"))
+
+    @property
+    def scale(self) -> str:
+        """The name of its size."""
+        return str(self.head["configuration"].get("scale"))
+
+    @property
+    def task(self) -> str:
+        """Of a trajectory experiment, the name of its task, such as ``"code"``."""
+        return str(self.head["configuration"].get("kind"))
+
+    @property
+    def context(self) -> Mapping[str, Any]:
+        """What a reader has to know beside the configuration: source, model, versions."""
+        return self.head.get("context") or {}
+
+
+def read_runs(path: str | os.PathLike[str]) -> list[Run]:
+    """The runs of a reproduction, by name.
+
+    Raises:
+        UsageError: there are none in this directory, or one can't be read.
+    """
+    found = sorted(each.parent for each in Path(path).glob("*/run.json"))
+    if not found:
+        raise UsageError(f"{path} holds no run: give the directory of a reproduction (stepscope reproduce --out)")
+    return [Run(each.name, *read_run(each)) for each in found]
