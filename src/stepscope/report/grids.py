@@ -92,8 +92,8 @@ def concentration_grids(records: Sequence[Record]) -> dict[tuple[str, int | floa
                     row.append(f"{statistics.median(shares):.1%}".replace("-", "−") if shares else NOTHING)
             cells.append(tuple(row))
         if fractions:
-            titles = ("of the squared norm", "of the sharpness")
-            headers = ("direction", *(f"{fraction:g}% {title}" for title in titles for fraction in fractions))
+            parts = ("squared norm", "sharpness")
+            headers = ("direction", *(f"{part} in {fraction:g}%" for part in parts for fraction in fractions))
             note = (
                 "What the largest so many per cent of the coordinates carry, medians over seeds. Parts of a sharpness "
                 "have either sign, so that a share can be above 100%; where it is negative itself there are no shares."

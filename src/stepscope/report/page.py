@@ -79,7 +79,7 @@ def render(
         lstrip_blocks=True,
     )
     environment.filters["number"] = format_number
-    swatches = {name: markup(_swatch(look)) for name, look in styles(names).items()}
+    swatches = swatches_of(names)
     scripts = [vega_script(), _resource("report.js")] if charts else []
     return str(
         environment.get_template(template).render(
@@ -229,6 +229,12 @@ def _step(step: int | float, rows: Sequence[Row]) -> dict[str, Any]:
         "largest": max(sharpnesses, default=None) if len(sharpnesses) > 1 else None,
         "best": max(decreases, default=None) if len(decreases) > 1 and max(decreases) > 0 else None,
     }
+
+
+def swatches_of(names: Sequence[str]) -> dict[str, Any]:
+    """A sample of each direction's look, as markup."""
+    markup = require("markupsafe", "report").Markup
+    return {name: markup(_swatch(look)) for name, look in styles(names).items()}
 
 
 def _swatch(look: Style) -> str:

@@ -16,7 +16,7 @@ from stepscope.report.comparison import directions_of
 from stepscope.report.evidence import GRIDS, Grid
 from stepscope.report.figures import Figure, Table, figures_of, file_name, numbers_of, tables_of
 from stepscope.report.losses import conclusion, finals_of, pairs_of
-from stepscope.report.page import facts_of, render, title_of
+from stepscope.report.page import facts_of, render, swatches_of, title_of
 from stepscope.report.runs import Run, read_runs
 from stepscope.report.summary import summary_sentence
 from stepscope.report.tables import write_csv, write_tables
@@ -26,6 +26,10 @@ Progress = Callable[[float, str], None]
 TABLES = "tables"
 FIGURES = "figures"
 PAGE = "report.html"
+
+_EXPERIMENTS = ("trajectory", "convergence", "robustness", "theory")
+_TASKS = ("translation", "code", "sentiment", "images")
+"""The order on the page; others come after them."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def write_reproduction(
     """
     require("altair", "report")
     out = Path(path)
-    parts = [_part(run) for run in _with_names_that_differ(read_runs(out))]
+    parts = [_part(run) for run in sorted(_checked(read_runs(out)), key=_place)]
     progress(0.0, "tables")
     claimed = {file_name("claims", number if number > 1 else ""): grid for number, grid in enumerate(claims, start=1)}
     written = write_tables(claimed, out / TABLES)
@@ -101,7 +105,14 @@ def _part(run: Run) -> _Part:
     return _Part(run, tables_of(run.experiment, run.records), figures_of(run.experiment, run.records))
 
 
-def _with_names_that_differ(runs: Sequence[Run]) -> list[Run]:
+def _place(run: Run) -> tuple[int, int, str]:
+    def place(order: Sequence[str], name: str) -> int:
+        return order.index(name) if name in order else len(order)
+
+    return place(_EXPERIMENTS, run.experiment), place(_TASKS, run.task), run.name
+
+
+def _checked(runs: Sequence[Run]) -> list[Run]:
     """Refuses runs whose files would get the same names."""
     found: dict[str, Run] = {}
     for run in runs:
@@ -160,6 +171,7 @@ def _section(part: _Part, drawn: Mapping[str, Any], charts: dict[str, Any]) -> d
         "title": _title(part.run),
         "summary": _summary(part.run),
         "tables": [_shown(name, table.grid) for name, table in tables if table.on_page],
+        "swatches": swatches_of(_directions(part.run)),
         "charts": shown,
         "links": links,
         "facts": facts_of(part.run.head),

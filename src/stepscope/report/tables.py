@@ -42,7 +42,8 @@ def tex(text: str) -> str:
         >>> tex("50% of_all ± 1.2×10⁻⁵")
         '50\\\\% of\\\\_all $\\\\pm$ 1.2$\\\\times$10$^{-5}$'
     """
-    return re.sub(r"[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+|--+|.", _in_tex, text, flags=re.DOTALL)
+    signed = re.sub(r"(?<!\S)-(?=\d)", "−", text)
+    return re.sub(r"[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+|--+|.", _in_tex, signed, flags=re.DOTALL)
 
 
 def _in_tex(found: re.Match[str]) -> str:
@@ -75,7 +76,7 @@ def latex(grid: Grid) -> str:
         f"% {tex(grid.title)}",
         f"% {tex(grid.note)}",
         r"% Needs \usepackage{booktabs,textcomp} and, with pdfLaTeX, \usepackage[T1]{fontenc}.",
-        rf"\begin{{tabular}}{{l{'r' * (len(grid.headers) - 1)}}}",
+        rf"\begin{{tabular}}{{{''.join('l' if wordy else 'r' for wordy in grid.wordy)}}}",
         r"\toprule",
         _tex_row(grid.headers),
         r"\midrule",
