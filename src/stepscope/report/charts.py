@@ -30,6 +30,7 @@ from stepscope.report.drawing import (
     tooltips,
     vega_lite_version,
     vega_script,
+    xml_text,
 )
 
 __all__ = [
@@ -321,12 +322,13 @@ def save(chart: Any, path: str | os.PathLike[str]) -> Path:
     version = vega_lite_version()
     suffix = target.suffix.lower()
     spec = chart.to_dict()
+    printed = xml_text(spec)
     if suffix == ".pdf":
-        content = converter.vegalite_to_pdf(spec, vl_version=version)
+        content = converter.vegalite_to_pdf(printed, vl_version=version)
     elif suffix == ".svg":
-        content = converter.vegalite_to_svg(spec, vl_version=version).encode()
+        content = converter.vegalite_to_svg(printed, vl_version=version).encode()
     elif suffix == ".png":
-        content = converter.vegalite_to_png(spec, vl_version=version, scale=2)
+        content = converter.vegalite_to_png(printed, vl_version=version, scale=2)
     elif suffix == ".html":
         content = _standalone_page(spec).encode(errors="replace")
     else:
