@@ -49,7 +49,7 @@ def sharpness_grids(records: Sequence[Record]) -> dict[str, Grid]:
     for trajectory in trajectories_of(records):
         rows = [row for row in sharpness_table(records, trajectory) if row.sharpness is not None]
         relative = any(row.relative for row in rows)
-        headers, cells = _by_step(rows, lambda row: _spread(row.sharpness, row.sharpness_spread), marked=True)
+        headers, cells = _by_step(records, rows, lambda row: _spread(row.sharpness, row.sharpness_spread), True)
         note = "Means over seeds ± standard deviation. Signs are kept: where it is negative, the loss curves downwards."
         used = {row.baseline for row in rows}
         if "robust" in used:
@@ -67,7 +67,7 @@ def decrease_grids(records: Sequence[Record]) -> dict[str, Grid]:
     grids = {}
     for trajectory in trajectories_of(records):
         rows = [row for row in sharpness_table(records, trajectory) if row.best_decrease is not None]
-        headers, cells = _by_step(rows, lambda row: _spread(row.best_decrease, row.best_decrease_spread))
+        headers, cells = _by_step(records, rows, lambda row: _spread(row.best_decrease, row.best_decrease_spread))
         note = "Loss at the start minus loss at the first minimum along the direction, means over seeds ± deviation."
         if cells:
             grids[trajectory] = Grid(f"Best local decrease: weights moved by {trajectory}", headers, cells, note)
@@ -186,14 +186,15 @@ def _verdict(pair: Pair) -> tuple[str, ...]:
 
 
 def _by_step(
-    rows: Sequence[Row], cell: Callable[[Row], str], marked: bool = False
+    records: Sequence[Record], rows: Sequence[Row], cell: Callable[[Row], str], marked: bool = False
 ) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
     """Headers and cells of a table with a row a direction and a column a step."""
     marks: Mapping[Any, str] = {row.step: _MARKS.get(row.baseline, "") for row in rows} if marked else {}
     steps = sorted({row.step for row in rows})
     found = {(row.direction, row.step): cell(row) for row in rows}
     headers = ("direction", *(f"step {step:g}{marks.get(step, '')}" for step in steps))
-    names = dict.fromkeys(row.direction for row in rows)
+    measured = {row.direction for row in rows}
+    names = [name for name in directions_of(records) if name in measured]
     return headers, tuple((name, *(found.get((name, step), NOTHING) for step in steps)) for name in names)
 
 

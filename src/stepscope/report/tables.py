@@ -98,7 +98,7 @@ def write_csv(path: str | os.PathLike[str], headers: Sequence[str], rows: Iterab
         UsageError: the file cannot be written.
     """
     text = io.StringIO(newline="")
-    writer = csv.writer(text)  # with its ends of line, "\\r\\n", any end of line in a cell is quoted
+    writer = csv.writer(text)  # with its default, \r\n, any end of line in a cell is quoted
     writer.writerow(headers)
     writer.writerows(rows)
     write_atomically(path, text.getvalue().encode(errors="replace"))
