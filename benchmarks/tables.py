@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stepscope.records import Record, read_run
-from stepscope.report import GRIDS, Grid, conclusion, finals_of, pairs_of
+from stepscope.report import GRIDS, Grid, conclusion, finals_of, loss_grid, pairs_of, verdict_grid
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
@@ -60,30 +60,13 @@ def clipping(stored: dict[str, Any]) -> str:
 
 
 def losses(records: list[Record]) -> str:
-    """A row for each optimizer, a column for each task."""
-    finals = finals_of(records)
-    tasks = list(dict.fromkeys(final.task for final in finals))
-    rows = ["| optimizer | " + " | ".join(f"{task}: rate | loss" for task in tasks) + " |"]
-    rows.append("| --- |" + " --- | --- |" * len(tasks))
-    for name in dict.fromkeys(final.optimizer for final in finals):
-        cells = []
-        for final in (next(f for f in finals if (f.task, f.optimizer) == (task, name)) for task in tasks):
-            loss = "diverged" if final.mean is None else f"{final.mean:.3f}"
-            spread = "" if final.spread is None else f" ± {final.spread:.3f}"
-            cells += [f"{final.lr:.3g}{'' if final.bracketed else '*'}{'↓' * final.retreats}", loss + spread]
-        rows.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(rows)
+    """A row for each optimizer, columns for each task."""
+    return grid(loss_grid(records))
 
 
 def verdicts(records: list[Record]) -> str:
     """A row for each variant, with what its losses minus its original's say."""
-    rows = ["| task | variant | difference [95%] | p | steps needed | verdict |", "| --- |" + " --- |" * 5]
-    pairs = pairs_of(finals_of(records))
-    for pair in pairs:
-        found, needed = pair.difference, "–" if pair.steps_needed is None else f"{pair.steps_needed:.0%}"
-        shown = "– | –" if found is None else f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}] | {found.p:.3f}"
-        rows.append(f"| {pair.variant.task} | {pair.title} | {shown} | {needed} | {pair.verdict} |")
-    return "\n".join([*rows, "", conclusion(pairs)])
+    return "\n".join([grid(verdict_grid(records)), "", conclusion(pairs_of(finals_of(records)))])
 
 
 def grid(table: Grid) -> str:

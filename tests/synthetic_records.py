@@ -78,6 +78,18 @@ def synthetic_records(
     return records
 
 
+def with_coordinates(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same with what the runner of a reproduction adds: shares of the largest coordinates, and magnitudes."""
+    found = []
+    for given in records:
+        norm = {"0.001": 0.2, "0.01": 0.4, "0.1": 0.8}
+        top = {name: {"norm": part, "sharpness": 0.9 * part * given["sharpness"]} for name, part in norm.items()}
+        counts = [1, 0, 30 + given["seed"], 300, 12]
+        histogram = {"zeros": 7, "lowest": -3, "per_decade": 4, "counts": counts}
+        found.append({**given, "top": top, "magnitudes": histogram})
+    return found
+
+
 CONTEXT = {
     "source": {
         "name": "books",

@@ -89,6 +89,30 @@ def test_directions_can_be_left_out_of_a_landscape(records):
     assert drawn == set(DIRECTIONS) - {"adafactor", "adafactor clip 50% (numerator)"}
 
 
+def test_a_landscape_can_be_looked_at_around_one_minimum():
+    """Linear axes from 0, three times as long as the way to SGD's minimum; the model leads to the first point."""
+    near = {"steps": [0.0, 0.5, 1.0, 2.0], "losses": [3.0, 2.8, 2.9, 4.0], "status": "bracketed"}
+    far = {"steps": [0.0, 40.0, 80.0], "losses": [3.0, 1.0, 2.0], "status": "bracketed"}
+    records = [
+        record("sgd", 1, "sgd", landscape=near, best_step=0.5, best_decrease=0.2),
+        record("sgd", 1, "adam", landscape=far, best_step=40.0, best_decrease=2.0, slope=-0.1, sharpness=0.0),
+    ]
+    _, (lines, encoding), _, (model, _) = layers(charts.landscapes(records, "sgd", 1, around="sgd"))
+    assert encoding["x"]["scale"] == {"domain": [0, 1.5], "nice": False}
+    assert encoding["y"]["scale"]["domain"] == pytest.approx([-0.32, 0.128])
+    assert [row["direction"] for row in lines] == ["sgd", "adam"]
+    (adam,) = [row for row in model if row["direction"] == "adam"]
+    assert (adam["t"][0], adam["t"][-1], adam["change"][-1]) == (0, 40.0, -4.0)
+    with pytest.raises(UsageError, match="no minimum along 'muon'"):
+        charts.landscapes(records, "sgd", 1, around="muon")
+
+
+def test_a_landscape_can_be_of_one_seed():
+    records = synthetic_records(seeds=(0, 1))
+    drawn = [rows for rows, _ in layers(charts.landscapes(records, "sgd", 60, seed=1))[1:]]
+    assert {row["seed"] for rows in drawn for row in rows} == {1}
+
+
 def test_negative_sharpness_keeps_its_sign_and_is_hollow(records):
     chart = charts.sharpness_over_steps(records, "sgd")
     _, _, (points, encoding) = layers(chart)
@@ -170,6 +194,13 @@ def test_powers_of_ten_stay_few():
 def test_a_chart_can_be_printed(records, tmp_path, suffix, start):
     path = charts.save(charts.sharpness_over_steps(records, "sgd"), tmp_path / f"figure{suffix}")
     assert path.read_bytes().startswith(start)
+
+
+@pytest.mark.parametrize("suffix", [".pdf", ".svg", ".png"])
+def test_a_name_that_xml_cannot_hold_can_be_printed(tmp_path, suffix):
+    """The converter would end the process."""
+    records = [record("sgd", 1, name, sharpness=1.0) for name in ("a\x1bb", "a\x00", "\ud800", "\ufffe", "a\nb\tc")]
+    assert charts.save(charts.sharpness_over_steps(records, "sgd"), tmp_path / f"f{suffix}").exists()
 
 
 def test_a_vector_figure_has_every_direction(records, tmp_path):

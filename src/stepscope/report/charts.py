@@ -16,7 +16,7 @@ from typing import Any
 from stepscope.errors import UsageError, require
 from stepscope.records import Record, number, write_atomically
 from stepscope.report.comparison import baseline_scale, directions_of, family, is_own
-from stepscope.report.curves import curve_of, fields_of, folded, landscape_axes, minimum_of, model_before
+from stepscope.report.curves import axes_around, curve_of, fields_of, folded, landscape_axes, minimum_of, model_before
 from stepscope.report.drawing import (
     Style,
     dressed,
@@ -30,6 +30,7 @@ from stepscope.report.drawing import (
     tooltips,
     vega_lite_version,
     vega_script,
+    xml_text,
 )
 
 __all__ = [
@@ -45,7 +46,14 @@ __all__ = [
 ]
 
 
-def landscapes(records: Sequence[Record], trajectory: str, step: int | float, without: Iterable[str] = ()) -> Any:
+def landscapes(
+    records: Sequence[Record],
+    trajectory: str,
+    step: int | float,
+    without: Iterable[str] = (),
+    around: str | None = None,
+    seed: int | None = None,
+) -> Any:
     """The loss along every direction: `f(x + t·u) − f(x)` against `t`, a line each, minima marked.
 
     Steps are on a logarithmic axis, since the natural scales of directions differ by orders of magnitude. The
@@ -56,23 +64,29 @@ def landscapes(records: Sequence[Record], trajectory: str, step: int | float, wi
         trajectory: the optimizer that moved the weights.
         step: the training step.
         without: names of directions to leave out.
+        around: a direction whose own minimum is looked at closely instead, on linear axes that begin at the start.
+        seed: one seed; None draws all.
 
     Returns:
         An `altair.LayerChart`.
 
     Raises:
-        UsageError: no loss along a direction was measured there.
+        UsageError: no loss along a direction was measured there, or that of `around` has no minimum.
         MissingExtraError: altair is not installed.
     """
     alt = require("altair", "report")
     left_out = set(without)
-    chosen = [r for r in _at(records, trajectory) if r.get("step") == step and r.get("direction") not in left_out]
+    there = [r for r in _at(records, trajectory) if r.get("step") == step and seed in (None, r.get("seed"))]
+    chosen = [r for r in there if r.get("direction") not in left_out]
     curves = [point for record in chosen for point in curve_of(record)]
     if not curves:
         raise UsageError(f"no landscape was measured on trajectory {trajectory!r} at step {step}")
     minima = [minimum for record in chosen for minimum in minimum_of(record)]
     pick = pick_directions(alt)
-    x, y = landscape_axes(alt, curves, minima)
+    axes = landscape_axes(alt, curves, minima) if around is None else axes_around(alt, minima, around)
+    if axes is None:
+        raise UsageError(f"no minimum along {around!r} was measured on trajectory {trajectory!r} at step {step}")
+    x, y = axes
     opacity = alt.when(pick).then(alt.value(0.95)).otherwise(alt.value(0.08))
     look = line_look(alt, records)
     facts = [
@@ -104,7 +118,7 @@ def landscapes(records: Sequence[Record], trajectory: str, step: int | float, wi
     layers = [start, lines, points] if minima else [start, lines]
     left = x.to_dict()["scale"]["domain"][0]
     model = [row for record in chosen for row in model_before(record, left)]
-    notes = ["Points mark each direction's first minimum."]
+    notes = ["Points mark each direction's first minimum." + ("" if seed is None else f" Seed {seed}.")]
     if model:
         notes.append("Thin lines: the second-order model, up to the first measured step.")
         layers.append(
@@ -113,7 +127,8 @@ def landscapes(records: Sequence[Record], trajectory: str, step: int | float, wi
             .mark_line(clip=True, strokeWidth=0.8)
             .encode(x, y, color=alt.Color("colour:N", scale=None), detail=["direction:N", "seed:N"], opacity=opacity)
         )
-    name = f"Loss along each direction: {trajectory} trajectory, step {step}"
+    near = "" if around is None else f", around the minimum of {around}"
+    name = f"Loss along each direction{near}: {trajectory} trajectory, step {step}"
     return finish(alt.layer(*layers), name, *notes)
 
 
@@ -307,12 +322,13 @@ def save(chart: Any, path: str | os.PathLike[str]) -> Path:
     version = vega_lite_version()
     suffix = target.suffix.lower()
     spec = chart.to_dict()
+    printed = xml_text(spec)
     if suffix == ".pdf":
-        content = converter.vegalite_to_pdf(spec, vl_version=version)
+        content = converter.vegalite_to_pdf(printed, vl_version=version)
     elif suffix == ".svg":
-        content = converter.vegalite_to_svg(spec, vl_version=version).encode()
+        content = converter.vegalite_to_svg(printed, vl_version=version).encode()
     elif suffix == ".png":
-        content = converter.vegalite_to_png(spec, vl_version=version, scale=2)
+        content = converter.vegalite_to_png(printed, vl_version=version, scale=2)
     elif suffix == ".html":
         content = _standalone_page(spec).encode(errors="replace")
     else:

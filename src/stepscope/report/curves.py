@@ -59,7 +59,7 @@ def minimum_of(record: Record) -> list[dict[str, Any]]:
 
 
 def model_before(record: Record, first: float) -> list[dict[str, Any]]:
-    """Rows of the second-order model from an axis' left end to the first measured step.
+    """Rows of the second-order model from an axis' left end (0 where it isn't logarithmic) to the first measured step.
 
     A search for the minimum has few points near the start, where `f(x) + t·gᵀu + ½t²·uᵀHu` is good.
     """
@@ -69,7 +69,10 @@ def model_before(record: Record, first: float) -> list[dict[str, Any]]:
     last = min(point["t"] for point in curve)
     if first >= last:
         return []
-    steps = [first * (last / first) ** (index / 12) for index in range(13)]
+    if first:
+        steps = [first * (last / first) ** (index / 12) for index in range(13)]
+    else:
+        steps = [last * index / 12 for index in range(13)]
     model = [slope * t + 0.5 * sharpness * t**2 for t in steps]
     return [{**fields_of(record, (), "seed"), "t": t, "change": y} for t, y in zip(steps, model, strict=True)]
 
@@ -93,4 +96,20 @@ def landscape_axes(alt: Any, curves: list[dict[str, Any]], minima: list[dict[str
         title="loss − start loss",
         scale=alt.Scale(domain=[low * 1.06, high], nice=False, zero=False),
     )
+    return x, y
+
+
+def axes_around(alt: Any, minima: list[dict[str, Any]], direction: str) -> tuple[Any, Any] | None:
+    """Linear axes from the start to some way past one direction's own minimum; None if it has none."""
+    own = [point for point in minima if point["direction"] == direction]
+    if not own:
+        return None
+    last, low = 3 * max(point["t"] for point in own), 1.6 * min(point["change"] for point in own)
+    x = alt.X(
+        "t:Q",
+        title="step length t along the direction",
+        scale=alt.Scale(domain=[0, last], nice=False),
+        axis=alt.Axis(format="~g", grid=False),
+    )
+    y = alt.Y("change:Q", title="loss − start loss", scale=alt.Scale(domain=[low, -0.4 * low], nice=False, zero=False))
     return x, y

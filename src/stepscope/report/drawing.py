@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,9 @@ _FAMILY_COLOURS = {
     "adafactor": "#12966b",
     "lion": "#b25fb8",
     "muon": "#31a9d6",
+    "adagrad": "#a85a32",
+    "amsgrad": "#3d8f8f",
+    "acclip": "#e07b9c",
 }
 _OTHER_COLOURS = ("#9a6b3f", "#6f8f1f", "#c2527f", "#4f7d8c", "#a0782c", "#7d62c4", "#5b8c5a", "#b8604a")
 _DASHES = ((1, 0), (6, 3), (2, 2), (8, 3, 2, 3), (4, 2), (1, 3), (10, 4))
@@ -63,10 +67,18 @@ def styles(directions: Sequence[str]) -> dict[str, Style]:
     return looks
 
 
-def line_look(alt: Any, records: Sequence[Record]) -> dict[str, Any]:
-    """The channels that draw a line in its direction's look, with a legend of pieces of line."""
+def line_look(alt: Any, records: Sequence[Record], shown: Sequence[str] | None = None) -> dict[str, Any]:
+    """The channels that draw a line in its direction's look, with a legend of pieces of line.
+
+    Args:
+        alt: the module altair.
+        records: all records of a run, which decide how directions look.
+        shown: the directions in the legend; all if None.
+    """
     looks = styles(directions_of(records))
     legend = alt.Legend(title="direction", symbolType="stroke", symbolSize=420, symbolStrokeWidth=2, rowPadding=0)
+    if shown is not None:
+        legend.values = list(shown)
 
     def scale(values: list[Any]) -> Any:
         return alt.Scale(domain=list(looks), range=values)
@@ -198,3 +210,17 @@ def script_json(value: Any) -> str:
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
+
+
+def xml_text(value: Any) -> Any:
+    """A specification whose strings hold only what XML can: on anything else the converter ends the whole process.
+
+    Example:
+        >>> xml_text({"title": ["a\\x1bb", 1]}) == {"title": ["a\\ufffdb", 1]}
+        True
+    """
+    if isinstance(value, str):
+        return re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]", "\ufffd", value)
+    if isinstance(value, dict):
+        return {key: xml_text(item) for key, item in value.items()}
+    return [xml_text(item) for item in value] if isinstance(value, list) else value

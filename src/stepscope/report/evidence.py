@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,18 @@ class Grid:
     headers: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str
+
+    @property
+    def wordy(self) -> tuple[bool, ...]:
+        """Of each column, whether most of its cells are words: those stand on the left, numbers on the right.
+
+        Example:
+            >>> Grid("", ("name", "loss", "verdict"), (("a b", "diverged", "faster"), ("c", "1", "slower")), "").wordy
+            (True, False, True)
+        """
+        columns = [[row[place] for row in self.rows] for place in range(len(self.headers))]
+        words = [sum(re.search(r"[^\W\d_]{3}", cell) is not None for cell in cells) for cells in columns]
+        return tuple(not place or 2 * count > len(self.rows) for place, count in enumerate(words))
 
 
 def robustness_grids(records: Sequence[Record]) -> list[Grid]:

@@ -23,11 +23,12 @@ from stepscope.report.charts import (
 from stepscope.report.comparison import Row, directions_of, sharpness_table, trajectories_of
 from stepscope.report.drawing import Style, script_json, styles, vega_script
 from stepscope.report.evidence import GRIDS
+from stepscope.report.figures import figures_of
+from stepscope.report.grids import format_number
 from stepscope.report.loss_charts import differences, losses_over_rates, losses_over_steps
 from stepscope.report.losses import CONFIDENCE, Final, conclusion, finals_of, pairs_of
 from stepscope.report.summary import summary_sentence
 
-_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _SYMBOLS = {  # SVG fragments around (0, 0), like Vega's symbols of the same names
     "circle": '<circle r="4"/>',
     "square": '<rect x="-3.5" y="-3.5" width="7" height="7"/>',
@@ -39,31 +40,36 @@ _SYMBOLS = {  # SVG fragments around (0, 0), like Vega's symbols of the same nam
 }
 
 
-def format_number(value: float | None) -> str:
-    """A number for reading: three significant digits, a true minus sign, powers of ten written out.
-
-    Example:
-        >>> format_number(-0.0000123), format_number(41.26), format_number(None)
-        ('−1.23×10⁻⁵', '41.3', '–')
-    """
-    if value is None:
-        return "–"
-    mantissa, _, exponent = f"{value:#.3g}".partition("e")
-    mantissa = mantissa.removesuffix(".")
-    power = f"×10{str(int(exponent)).translate(_SUPERSCRIPTS)}" if exponent else ""
-    return mantissa.replace("-", "−") + power
+Facts = list[tuple[str, list[tuple[str, str]]]]
+"""Titled lists of names and values."""
 
 
-def _render(
+def render(
     template: str,
-    run: Mapping[str, Any],
+    title: str,
     summary: str,
     sections: Sequence[Any],
+    *,
+    facts: Facts,
     names: Sequence[str],
     charts: Mapping[str, Any],
     **values: Any,
 ) -> str:
-    """A page as HTML: what all pages have, around what one of the templates shows of the sections."""
+    """A page as HTML: what all pages have, around what one of the templates shows of the sections.
+
+    Args:
+        template: its file in `templates/`.
+        title: of the page.
+        summary: a sentence below it.
+        sections: what the template goes through; without any the page says that nothing was measured.
+        facts: what was run.
+        names: of the directions that can be highlighted.
+        charts: ``{place: specification}``.
+        values: what else the template uses.
+
+    Raises:
+        MissingExtraError: altair, vl-convert or jinja2 is not installed.
+    """
     jinja2, markup = require("jinja2", "report"), require("markupsafe", "report").Markup
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_resource),
@@ -73,13 +79,13 @@ def _render(
         lstrip_blocks=True,
     )
     environment.filters["number"] = format_number
-    swatches = {name: markup(_swatch(look)) for name, look in styles(names).items()}
+    swatches = swatches_of(names)
     scripts = [vega_script(), _resource("report.js")] if charts else []
     return str(
         environment.get_template(template).render(
-            title=_title(run),
+            title=title,
             summary=summary,
-            facts=_facts(run),
+            facts=facts,
             directions=[{"name": name, "swatch": swatch} for name, swatch in swatches.items()],
             swatches=swatches,
             sections=sections,
@@ -103,7 +109,8 @@ def _hash(script: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def _title(run: Mapping[str, Any]) -> str:
+def title_of(run: Mapping[str, Any]) -> str:
+    """What was measured on which data, from the content of `run.json`."""
     context = run.get("context") or {}
     if tasks := context.get("tasks"):
         return "Convergence: " + " and ".join(_name_of(task.get("model")) or name for name, task in tasks.items())
@@ -117,8 +124,8 @@ def _name_of(value: Any) -> str:
     return str(value) if value else ""
 
 
-def _facts(run: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """What was run, as titled lists of names and values."""
+def facts_of(run: Mapping[str, Any]) -> Facts:
+    """What was run, from the content of `run.json`."""
     context = dict(run.get("context") or {})
     tasks = context.pop("tasks", None) or {}
     groups = {"Data": context.pop("source", None), "Model": context.pop("model", None)}
@@ -147,7 +154,7 @@ def _shown(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def _drawn(charts: dict[str, Any], name: str, draw: Callable[[], Any]) -> list[str]:
+def drawn(charts: dict[str, Any], name: str, draw: Callable[[], Any]) -> list[str]:
     """Adds a chart under the name of its place, and gives the places that are filled: none if there are no data."""
     try:
         spec = draw().to_dict()
@@ -165,7 +172,7 @@ def _losses_section(records: Sequence[Record], finals: Sequence[Final], charts: 
     figures = [
         name
         for draw in (differences, losses_over_steps, losses_over_rates)
-        for name in _drawn(charts, f"chart-{len(charts)}", functools.partial(draw, records, task))
+        for name in drawn(charts, f"chart-{len(charts)}", functools.partial(draw, records, task))
     ]
     means = [final.mean for final in finals if final.mean is not None]
     return {
@@ -187,16 +194,16 @@ def _section(
     """One trajectory's part of the page; its charts are added to `charts` under the names of their places."""
     steps = list(dict.fromkeys(row.step for row in rows))
     by_place = {(row.direction, row.step): row for row in rows}
-    drawn = functools.partial(_drawn, charts)
+    draw = functools.partial(drawn, charts)
     place = f"chart-{len(charts)}"
     curves = [
         name
         for step in steps
-        for name in drawn(f"{place}-step-{step}", functools.partial(landscapes, records, trajectory, step))
+        for name in draw(f"{place}-step-{step}", functools.partial(landscapes, records, trajectory, step))
     ]
-    whole = drawn(f"{place}-overshoot", lambda: overshoot_over_steps(records, trajectory))
-    whole += drawn(f"{place}-sharpness", lambda: sharpness_over_steps(records, trajectory))
-    whole += drawn(f"{place}-decrease", lambda: decrease_against_sharpness(records, trajectory))
+    whole = draw(f"{place}-overshoot", lambda: overshoot_over_steps(records, trajectory))
+    whole += draw(f"{place}-sharpness", lambda: sharpness_over_steps(records, trajectory))
+    whole += draw(f"{place}-decrease", lambda: decrease_against_sharpness(records, trajectory))
     return {
         "name": trajectory,
         "steps": [_step(step, [row for row in rows if row.step == step]) for step in steps],
@@ -224,6 +231,12 @@ def _step(step: int | float, rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
+def swatches_of(names: Sequence[str]) -> dict[str, Any]:
+    """A sample of each direction's look, as markup."""
+    markup = require("markupsafe", "report").Markup
+    return {name: markup(_swatch(look)) for name, look in styles(names).items()}
+
+
 def _swatch(look: Style) -> str:
     """A sample of a direction's look, as SVG; its values are ours, never the user's."""
     dash = " ".join(map(str, look.dash)) if len(look.dash) > 1 and look.dash[1] else "none"
@@ -247,21 +260,24 @@ def render_report(run: dict[str, Any], records: Sequence[Record]) -> str:
     require("altair", "report")
     charts: dict[str, Any] = {}
     experiment = (run.get("configuration") or {}).get("experiment")
+    page = functools.partial(render, title=title_of(run), facts=facts_of(run), charts=charts)
     if isinstance(experiment, str) and experiment in GRIDS:
         grids = GRIDS[experiment](records)
         summary = ". ".join(grid.title for grid in grids)
-        return _render("grids.html", run, summary, grids, [], charts)
+        shown = [figure for figure in figures_of(experiment, records) if figure.on_page]
+        places = [place for figure in shown for place in drawn(charts, f"chart-{len(charts)}", figure.draw)]
+        return page("grids.html", summary=summary, sections=grids, names=[], figures=places)
     if experiment == "convergence":
         finals = finals_of(records)
         names = list(dict.fromkeys(final.optimizer for final in finals))
         tasks = list(dict.fromkeys(final.task for final in finals))
         parts = [_losses_section(records, [final for final in finals if final.task == task], charts) for task in tasks]
         summary = conclusion(pairs_of(finals))
-        return _render("losses.html", run, summary, parts, names, charts, confidence=f"{CONFIDENCE:.0%}")
+        return page("losses.html", summary=summary, sections=parts, names=names, confidence=f"{CONFIDENCE:.0%}")
     names = directions_of(records)
     tables = {trajectory: sharpness_table(records, trajectory) for trajectory in trajectories_of(records)}
     parts = [_section(records, name, rows, styles(names), charts) for name, rows in tables.items() if rows]
-    return _render("directions.html", run, summary_sentence(records), parts, names, charts)
+    return page("directions.html", summary=summary_sentence(records), sections=parts, names=names)
 
 
 def write_report(run_path: str | os.PathLike[str], out_path: str | os.PathLike[str]) -> Path:

@@ -5,7 +5,7 @@
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const narrow = matchMedia("(max-width: 700px)");
   const bar = document.querySelector(".directions");
-  const buttons = [...bar.querySelectorAll("[data-direction]")];
+  const buttons = bar ? [...bar.querySelectorAll("[data-direction]")] : [];  // no bar without directions
   const rows = [...document.querySelectorAll("[data-row]")];
   const picked = new Set();
   let charts = [];
@@ -34,6 +34,7 @@
   }
 
   function showPicked() {
+    if (!bar) return;
     bar.classList.toggle("picking", picked.size > 0);
     bar.querySelector("[data-all]").hidden = picked.size === 0;
     for (const button of buttons) {
@@ -41,10 +42,15 @@
     }
     for (const row of rows) row.classList.toggle("faded", picked.size > 0 && !picked.has(row.dataset.row));
     const fields = [{ type: "E", field: "direction" }];
-    for (const { view } of charts) {
+    for (const { view } of charts.filter(picks)) {
       const tuples = [...picked].map((name) => ({ unit: "", fields, values: [name] }));
       view.data("pick_store", tuples).runAsync();
     }
+  }
+
+  // Not every chart shows directions.
+  function picks({ view }) {
+    return "pick_store" in view.getState({ data: (name) => name === "pick_store" }).data;
   }
 
   // A click on a chart's own legend changes that chart's store; the other charts and the bar follow it.
@@ -90,7 +96,7 @@
     });
     if (result) {
       charts.push(result);
-      follow(result.view);
+      if (picks(result)) follow(result.view);
     }
   }
 
@@ -109,7 +115,7 @@
     });
   }
 
-  bar.addEventListener("click", (event) => {
+  bar?.addEventListener("click", (event) => {
     const button = event.target.closest("button");
     if (!button) return;
     if ("all" in button.dataset) picked.clear();

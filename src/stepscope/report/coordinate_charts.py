@@ -1,0 +1,249 @@
+"""Figures of the coordinates of directions: how their magnitudes spread (Figure 1), and what the largest carry."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from stepscope.errors import UsageError, require
+from stepscope.records import Record, number
+from stepscope.report.drawing import dressed, finish, line_look, pick_directions, powers_of_ten, tooltips
+from stepscope.report.grids import top_shares
+
+_WHOLES = {"norm": "squared norm", "sharpness": "sharpness"}
+
+
+class _Histogram(NamedTuple):
+    """Of one direction: ``counts[k]`` coordinates have ``⌊per_decade · log₁₀(|dᵢ| / rms(d))⌋ = lowest + k``."""
+
+    zeros: float
+    lowest: int
+    per_decade: int
+    counts: list[float]
+
+
+def magnitudes(
+    records: Sequence[Record],
+    trajectory: str,
+    step: int | float,
+    directions: Sequence[str] = ("sgd", "adam"),
+) -> Any:
+    """How many coordinates of a direction have which magnitude, both on logarithmic axes (Figure 1).
+
+    Magnitudes are in units of the direction's own root mean square, so that directions of any length can be compared.
+    Several seeds: counts are means over them.
+
+    Args:
+        records: all records of a run (the others decide how directions look).
+        trajectory: the optimizer that moved the weights.
+        step: the training step.
+        directions: what is drawn, as far as it was measured.
+
+    Returns:
+        An `altair.Chart`.
+
+    Raises:
+        UsageError: no magnitudes were measured there.
+        MissingExtraError: altair is not installed.
+    """
+    alt = require("altair", "report")
+    rows: list[dict[str, Any]] = []
+    zeros, seeds = [], 0
+    for name in directions:
+        own = [r for r in records if _place(r) == (trajectory, step) and r.get("direction") == name]
+        found = [histogram for record in own if (histogram := _histogram(record)) is not None]
+        rows += _mean_counts(name, found)
+        seeds = max(seeds, len(found))
+        if any(histogram.zeros for histogram in found):
+            parts = [histogram.zeros / (histogram.zeros + sum(histogram.counts)) for histogram in found]
+            zeros.append(f"{name} {statistics.fmean(parts):.2g}")
+    counts = [row["count"] for row in rows if row["count"]]
+    if not counts:
+        raise UsageError(f"no magnitudes of coordinates were measured on trajectory {trajectory!r} at step {step}")
+    pick = pick_directions(alt)
+    low, high = min(row["magnitude"] for row in rows) / 2, max(row["magnitude"] for row in rows) * 2
+    x = alt.X(
+        "magnitude:Q",
+        title="|coordinate| / root mean square of the direction (log)",
+        scale=alt.Scale(type="log", domain=[low, high], nice=False),
+        axis=alt.Axis(values=powers_of_ten(low, high, 9), format="~g", grid=False),
+    )
+    fewest, most = min(counts) / 1.5, max(counts) * 2
+    y = alt.Y(
+        "count:Q",
+        title="coordinates (log)",
+        scale=alt.Scale(type="log", domain=[fewest, most], nice=False),
+        axis=alt.Axis(values=powers_of_ten(fewest, most), format="~s"),
+    )
+    look = line_look(alt, records, list(dict.fromkeys(row["direction"] for row in rows)))
+    chart = (
+        alt.Chart(alt.InlineData(values=rows))
+        .mark_line(strokeWidth=1.8, point=alt.OverlayMarkDef(size=22))
+        .encode(
+            x,
+            y,
+            look["color"],
+            look["strokeDash"],
+            opacity=alt.when(pick).then(alt.value(0.95)).otherwise(alt.value(0.08)),
+            tooltip=[
+                alt.Tooltip("direction:N"),
+                *tooltips(alt, magnitude="|coordinate| / root mean square", count="coordinates"),
+            ],
+        )
+        .add_params(pick)
+    )
+    notes = ["Counts are means over seeds." if seeds > 1 else "One seed."]
+    if zeros:
+        notes.append(f"Left out, the part of the coordinates that is exactly 0: {', '.join(zeros)}.")
+    return finish(chart, f"Magnitudes of coordinates: {trajectory} trajectory, step {step}", " ".join(notes))
+
+
+def concentration(records: Sequence[Record], trajectory: str, step: int | float, part: str = "sharpness") -> Any:
+    """What the largest coordinates of each direction carry of its sharpness, or of its squared norm.
+
+    Several seeds: the line is their median, each has its points.
+
+    Args:
+        records: all records of a run (the others decide how directions look).
+        trajectory: the optimizer that moved the weights.
+        step: the training step.
+        part: ``"sharpness"`` or ``"norm"``. Where a sharpness isn't positive there are no shares of it.
+
+    Returns:
+        An `altair.LayerChart`.
+
+    Raises:
+        UsageError: nothing was broken down there.
+        MissingExtraError: altair is not installed.
+    """
+    points: list[dict[str, Any]] = [
+        {"direction": str(r.get("direction")), "seed": r.get("seed"), "largest": largest, "share": share}
+        for r in records
+        if _place(r) == (trajectory, step)
+        for largest, share in top_shares(r, part).items()
+    ]
+    if not points:
+        raise UsageError(
+            f"no share of the largest coordinates was measured on trajectory {trajectory!r} at step {step}"
+        )
+    alt = require("altair", "report")
+    fractions = sorted({point["largest"] for point in points})
+    x = alt.X(
+        "largest:Q",
+        title="the largest … % of the coordinates (log)",
+        scale=alt.Scale(type="log", domain=[fractions[0] / 1.3, fractions[-1] * 1.3], nice=False),
+        axis=alt.Axis(values=fractions, format="~g", grid=False),
+    )
+    title = f"Carried by the largest coordinates, of the {_WHOLES[part]}: {trajectory} trajectory, step {step}"
+    return _shares(alt, records, points, "largest", x, part, title)
+
+
+def concentration_over_steps(
+    records: Sequence[Record], trajectory: str, part: str = "sharpness", largest: float = 1.0
+) -> Any:
+    """The same against the training step, for one share of the coordinates.
+
+    Args:
+        records: all records of a run.
+        trajectory: the optimizer that moved the weights.
+        part: ``"sharpness"`` or ``"norm"``.
+        largest: how many per cent of the coordinates.
+
+    Returns:
+        An `altair.LayerChart`.
+
+    Raises:
+        UsageError: nothing was broken down there.
+        MissingExtraError: altair is not installed.
+    """
+    points = [
+        {"direction": str(r.get("direction")), "seed": r.get("seed"), "step": r["step"], "share": share}
+        for r in records
+        if r.get("trajectory") == trajectory
+        and number(r, "step") is not None
+        and (share := top_shares(r, part).get(largest)) is not None
+    ]
+    if not points:
+        raise UsageError(f"no share of the largest {largest:g}% was measured on trajectory {trajectory!r}")
+    alt = require("altair", "report")
+    axis = alt.Axis(values=sorted({point["step"] for point in points}), format="~s", grid=False, labelOverlap=True)
+    x = alt.X("step:Q", title="training step", axis=axis, scale=alt.Scale(zero=False, nice=False, padding=14))
+    title = f"Carried by the largest {largest:g}% of the coordinates, of the {_WHOLES[part]}: {trajectory} trajectory"
+    return _shares(alt, records, points, "step", x, part, title)
+
+
+def _shares(
+    alt: Any, records: Sequence[Record], points: Sequence[dict[str, Any]], over: str, x: Any, part: str, title: str
+) -> Any:
+    """Lines through the medians over seeds, and a point for each seed.
+
+    Medians, since a sharpness near 0 can make one seed's share anything.
+    """
+    pick = pick_directions(alt)
+    opacity = alt.when(pick).then(alt.value(0.95)).otherwise(alt.value(0.06))
+    # Parts of a sharpness have either sign, so shares have no bounds; what is far outside says only that they cancel.
+    shares = [point["share"] for point in points]
+    scale = alt.Scale(domain=[max(-0.25, min(0.0, *shares)), min(1.25, max(1.0, *shares))], nice=False)
+    y = alt.Y("share:Q", title=f"share of the {_WHOLES[part]}", axis=alt.Axis(format="%"), scale=scale)
+    groups: dict[tuple[str, Any], list[float]] = {}
+    for point in points:
+        groups.setdefault((point["direction"], point[over]), []).append(point["share"])
+    middles = [{"direction": d, over: at, "share": statistics.median(own)} for (d, at), own in groups.items()]
+    look = line_look(alt, records)
+    lines = alt.Chart(alt.InlineData(values=middles)).mark_line(strokeWidth=1.8, clip=True)
+    marks = alt.Chart(alt.InlineData(values=dressed(points, records))).mark_point(filled=True, size=34, clip=True)
+    tips = [alt.Tooltip("direction:N"), *tooltips(alt, **{over: over}), alt.Tooltip("share:Q", format=".1%")]
+    drawn = alt.layer(
+        lines.encode(x, y, look["color"], look["strokeDash"], opacity=opacity).add_params(pick),
+        marks.encode(
+            x,
+            y,
+            color=alt.Color("colour:N", scale=None),
+            shape=alt.Shape("shape:N", scale=None),
+            opacity=opacity,
+            tooltip=[*tips, alt.Tooltip("seed:N")],
+        ),
+    )
+    notes = ["Lines are medians over seeds." if len({p["seed"] for p in points}) > 1 else "One seed."]
+    if part == "sharpness":
+        notes.append("Where a direction's sharpness is negative it has no shares, and no mark.")
+    outside = sum(not -0.25 <= point["share"] <= 1.25 for point in points)
+    if outside:
+        notes.append(f"{outside} of {len(points)} points lie outside: large parts of either sign cancel there.")
+    return finish(drawn, title, *notes)
+
+
+def _place(record: Record) -> tuple[Any, Any]:
+    return record.get("trajectory"), record.get("step")
+
+
+def _histogram(record: Record) -> _Histogram | None:
+    found = record.get("magnitudes")
+    if not isinstance(found, dict) or not isinstance(found.get("counts"), list):
+        return None
+    counts = [number({"": count}, "") for count in found["counts"]]
+    lowest, per_decade = found.get("lowest"), found.get("per_decade")
+    if type(lowest) is not int or type(per_decade) is not int or per_decade < 1 or not counts or None in counts:
+        return None
+    return _Histogram(number(found, "zeros") or 0.0, lowest, per_decade, [count or 0.0 for count in counts])
+
+
+def _mean_counts(name: str, found: Sequence[_Histogram]) -> list[dict[str, Any]]:
+    """Rows with the middle of each bin; a bin that is empty has no count, since a logarithmic axis has no 0."""
+    if not found:
+        return []
+    per_decade = found[0].per_decade
+    alike = [histogram for histogram in found if histogram.per_decade == per_decade]
+    totals: dict[int, float] = {}
+    for histogram in alike:
+        for place, count in enumerate(histogram.counts, start=histogram.lowest):
+            totals[place] = totals.get(place, 0.0) + count
+    return [
+        {
+            "direction": name,
+            "magnitude": 10 ** ((place + 0.5) / per_decade),
+            "count": totals.get(place, 0.0) / len(alike) or None,
+        }
+        for place in range(min(totals), max(totals) + 1)
+    ]

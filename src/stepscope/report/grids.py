@@ -1,0 +1,202 @@
+"""The paper's tables of directions and of trainings as `Grid`s: for the page, for LaTeX and for the documentation."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from stepscope.records import Record, number
+from stepscope.report.comparison import Row, directions_of, points_of, sharpness_table, trajectories_of
+from stepscope.report.evidence import Grid
+from stepscope.report.losses import CONFIDENCE, Final, Pair, finals_of, pairs_of
+
+NOTHING = "–"
+"""What stands where nothing was measured."""
+
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_MARKS = {"robust": "†", "negative": "‡"}
+
+
+def format_number(value: float | None) -> str:
+    """A number for reading: three significant digits, a true minus sign, powers of ten written out.
+
+    Example:
+        >>> format_number(-0.0000123), format_number(41.26), format_number(None)
+        ('−1.23×10⁻⁵', '41.3', '–')
+    """
+    if value is None:
+        return NOTHING
+    mantissa, _, exponent = f"{value:#.3g}".partition("e")
+    mantissa = mantissa.removesuffix(".")
+    power = f"×10{str(int(exponent)).translate(_SUPERSCRIPTS)}" if exponent else ""
+    return mantissa.replace("-", "−") + power
+
+
+def sharpness_grids(records: Sequence[Record]) -> dict[str, Grid]:
+    """Directional sharpness as a ratio to |SGD's|, by trajectory, a column a step (Tables 1, 4–7, 9).
+
+    Example:
+        >>> at = {"trajectory": "sgd", "seed": 0, "step": 20}
+        >>> grids = sharpness_grids(
+        ...     [{**at, "direction": "sgd", "sharpness": 8.0}, {**at, "direction": "adam", "sharpness": -2.0}]
+        ... )
+        >>> grids["sgd"].headers, grids["sgd"].rows
+        (('direction', 'step 20'), (('sgd', '1.00'), ('adam', '−0.250')))
+    """
+    grids = {}
+    for trajectory in trajectories_of(records):
+        rows = [row for row in sharpness_table(records, trajectory) if row.sharpness is not None]
+        relative = any(row.relative for row in rows)
+        headers, cells = _by_step(records, rows, lambda row: _spread(row.sharpness, row.sharpness_spread), True)
+        note = "Means over seeds ± standard deviation. Signs are kept: where it is negative, the loss curves downwards."
+        used = {row.baseline for row in rows}
+        if "robust" in used:
+            note += " † SGD's sharpness is negative there: the ratios are to its robust sharpness (eq. 4)."
+        if "negative" in used:
+            note += " ‡ SGD's sharpness is negative there: the ratios are to its absolute value."
+        what = "Directional sharpness / |SGD's|" if relative else "Directional sharpness"
+        if cells:
+            grids[trajectory] = Grid(f"{what}: weights moved by {trajectory}", headers, cells, note)
+    return grids
+
+
+def decrease_grids(records: Sequence[Record]) -> dict[str, Grid]:
+    """How far the loss falls at the best step along each direction, by trajectory, a column a step."""
+    grids = {}
+    for trajectory in trajectories_of(records):
+        rows = [row for row in sharpness_table(records, trajectory) if row.best_decrease is not None]
+        headers, cells = _by_step(records, rows, lambda row: _spread(row.best_decrease, row.best_decrease_spread))
+        note = "Loss at the start minus loss at the first minimum along the direction, means over seeds ± deviation."
+        if cells:
+            grids[trajectory] = Grid(f"Best local decrease: weights moved by {trajectory}", headers, cells, note)
+    return grids
+
+
+def concentration_grids(records: Sequence[Record]) -> dict[tuple[str, int | float], Grid]:
+    """What the largest coordinates carry of a direction's squared norm and sharpness, by trajectory and step."""
+    measured: dict[tuple[str, int | float], list[Record]] = {}
+    for (trajectory, step, _), by_direction in points_of(records).items():
+        measured.setdefault((trajectory, step), []).extend(by_direction.values())
+    grids = {}
+    for (trajectory, step), found in measured.items():
+        fractions = sorted({fraction for record in found for fraction in top_shares(record, "norm")})
+        cells = []
+        for direction in directions_of(found):
+            own = [record for record in found if str(record.get("direction")) == direction]
+            row = [direction]
+            for part in ("norm", "sharpness"):
+                for fraction in fractions:
+                    shares = [share for each in own if (share := top_shares(each, part).get(fraction)) is not None]
+                    row.append(f"{statistics.median(shares):.1%}".replace("-", "−") if shares else NOTHING)
+            cells.append(tuple(row))
+        if fractions:
+            parts = ("squared norm", "sharpness")
+            headers = ("direction", *(f"{part} in {fraction:g}%" for part in parts for fraction in fractions))
+            note = (
+                "What the largest so many per cent of the coordinates carry, medians over seeds. Parts of a sharpness "
+                "have either sign, so that a share can be above 100%; where it is negative itself there are no shares."
+            )
+            title = f"Carried by the largest coordinates: weights moved by {trajectory}, step {step:g}"
+            grids[trajectory, step] = Grid(title, headers, tuple(cells), note)
+    return grids
+
+
+def top_shares(record: Record, part: str) -> dict[float, float]:
+    """Shares that the largest coordinates of a direction carry, by how many per cent of all they are.
+
+    Args:
+        record: a measurement with a breakdown; without one there are none.
+        part: ``"norm"`` (of the squared norm) or ``"sharpness"``; a sharpness that isn't positive has no shares.
+
+    Example:
+        >>> top_shares({"sharpness": 8.0, "top": {"0.01": {"norm": 0.5, "sharpness": 6.0}}}, "sharpness")
+        {1.0: 0.75}
+    """
+    whole = 1.0 if part == "norm" else number(record, "sharpness")
+    top = record.get("top")
+    if not isinstance(top, dict) or whole is None or whole <= 0:
+        return {}
+    found = {}
+    for name, parts in top.items():
+        fraction, value = _fraction(name), number(parts, part) if isinstance(parts, dict) else None
+        if fraction is not None and value is not None:
+            found[fraction] = value / whole
+    return found
+
+
+def _fraction(name: str) -> float | None:
+    """A positive part of 1 as per cent."""
+    try:
+        fraction = float(name)
+    except ValueError:
+        return None
+    return float(f"{100 * fraction:.6g}") if 0 < fraction <= 1 else None
+
+
+def loss_grid(records: Sequence[Record]) -> Grid:
+    """Each optimizer's learning rate and loss on each task (Table 3)."""
+    finals = {(final.task, final.optimizer): final for final in finals_of(records)}
+    tasks = list(dict.fromkeys(task for task, _ in finals))
+    rows = []
+    for optimizer in dict.fromkeys(optimizer for _, optimizer in finals):
+        row = [optimizer]
+        for task in tasks:
+            row += _rate_and_loss(finals.get((task, optimizer)))
+        rows.append(tuple(row))
+    headers = ("optimizer", *(title for task in tasks for title in (f"{task}: rate", f"{task}: loss")))
+    note = (
+        "Loss after the last step, means over seeds ± standard deviation, each optimizer at the best learning rate of "
+        "its own search. * A better rate may lie beyond those tried. ↓ It diverged on a seed and was lowered."
+    )
+    return Grid("Learning rates and losses", headers, tuple(rows), note)
+
+
+def _rate_and_loss(final: Final | None) -> tuple[str, str]:
+    if final is None:
+        return NOTHING, NOTHING
+    rate = f"{final.lr:.3g}{'' if final.bracketed else '*'}{'↓' * final.retreats}"
+    if final.mean is None:
+        return rate, "diverged"
+    return rate, f"{final.mean:.3f}" + ("" if final.spread is None else f" ± {final.spread:.3f}")
+
+
+def verdict_grid(records: Sequence[Record]) -> Grid:
+    """What the losses of each variant minus its original's say."""
+    headers = ("variant", "task", f"difference [{CONFIDENCE:.0%}]", "p", "steps needed", "verdict")
+    note = (
+        "Loss of the variant minus that of its original after the last step, paired by seed, with the interval of "
+        "Student's paired test. Steps needed: the part of the steps after which the variant's loss was down to the "
+        "original's last one."
+    )
+    rows = tuple(_verdict(pair) for pair in pairs_of(finals_of(records)))
+    return Grid("Variants against their originals", headers, rows, note)
+
+
+def _verdict(pair: Pair) -> tuple[str, ...]:
+    difference, needed = pair.difference, pair.steps_needed
+    cells = [pair.title, pair.variant.task, NOTHING, NOTHING]
+    if difference is not None:
+        told = f"{difference.mean:+.3f}"
+        if math.isfinite(difference.low):  # of a single seed there is no interval
+            told, cells[3] = f"{told} [{difference.low:+.3f}, {difference.high:+.3f}]", f"{difference.p:.3f}"
+        cells[2] = told.replace("-", "−")
+    return (*cells, NOTHING if needed is None else f"{needed:.0%}", pair.verdict)
+
+
+def _by_step(
+    records: Sequence[Record], rows: Sequence[Row], cell: Callable[[Row], str], marked: bool = False
+) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """Headers and cells of a table with a row a direction and a column a step."""
+    marks: Mapping[Any, str] = {row.step: _MARKS.get(row.baseline, "") for row in rows} if marked else {}
+    steps = sorted({row.step for row in rows})
+    found = {(row.direction, row.step): cell(row) for row in rows}
+    headers = ("direction", *(f"step {step:g}{marks.get(step, '')}" for step in steps))
+    measured = {row.direction for row in rows}
+    names = [name for name in directions_of(records) if name in measured]
+    return headers, tuple((name, *(found.get((name, step), NOTHING) for step in steps)) for name in names)
+
+
+def _spread(value: float | None, spread: float | None) -> str:
+    return format_number(value) + ("" if spread is None else f" ± {format_number(spread)}")

@@ -1,0 +1,127 @@
+"""Tables as files: CSV for spreadsheets and programs, LaTeX for a paper."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from stepscope.records import write_atomically
+from stepscope.report.evidence import Grid
+
+Cell = str | int | float | None
+
+_TEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    # In LaTeX's oldest font encoding, its default, these are other characters.
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}",
+    # At the beginning of a row they would be arguments of the `\\` before it.
+    "`": r"\textasciigrave{}", "[": "{[}", "]": "{]}", "*": "{*}",
+    "−": "$-$", "±": r"$\pm$", "×": r"$\times$", "·": r"$\cdot$", "≥": r"$\geq$", "≤": r"$\leq$", "∞": r"$\infty$",
+    "†": r"$\dagger$", "‡": r"$\ddagger$", "↓": r"$\downarrow$", "→": r"$\rightarrow$", "≈": r"$\approx$",
+    "α": r"$\alpha$", "β": r"$\beta$", "ε": r"$\varepsilon$", "η": r"$\eta$", "τ": r"$\tau$", "ρ": r"$\rho$",
+    "ℓ": r"$\ell$", "∇": r"$\nabla$", "√": r"$\surd$", "‖": r"$\Vert$", "ᵀ": r"$^{\top}$",
+    "…": r"\ldots{}", "–": r"\textendash{}", "—": r"\textemdash{}", "“": r"\textquotedblleft{}",
+    "”": r"\textquotedblright{}", "‘": r"\textquoteleft{}", "’": r"\textquoteright{}", "§": r"\S{}", "\u202f": r"\,",
+    "\xa0": "~",
+}  # fmt: skip
+_RAISED = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
+
+
+def tex(text: str) -> str:
+    """Text as LaTeX that prints it, whatever is in it.
+
+    Letters of other alphabets are left as they are: those beyond Latin need LuaLaTeX or XeLaTeX and a font that has
+    them. What can't be printed becomes a question mark.
+
+    Example:
+        >>> tex("50% of_all ± 1.2×10⁻⁵")
+        '50\\\\% of\\\\_all $\\\\pm$ 1.2$\\\\times$10$^{-5}$'
+    """
+    signed = re.sub(r"(?<!\S)-(?=\d)", "−", text)
+    return re.sub(r"[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+|--+|.", _in_tex, signed, flags=re.DOTALL)
+
+
+def _in_tex(found: re.Match[str]) -> str:
+    part = found[0]
+    if part[0] in "⁻⁰¹²³⁴⁵⁶⁷⁸⁹":
+        return f"$^{{{part.translate(_RAISED)}}}$"
+    if part.startswith("--"):
+        return "-{}" * (len(part) - 1) + "-"  # several would join to a dash
+    return _TEX.get(part, part if part.isprintable() else "?")
+
+
+def latex(grid: Grid) -> str:
+    r"""A table as a `tabular` with the rules of the package booktabs, to be put into a `table` of a paper.
+
+    Example:
+        >>> print(latex(Grid("Losses", ("optimizer", "loss"), (("sgd clip 10%", "−0.5"),), "Means.")))
+        % Losses
+        % Means.
+        % Needs \usepackage{booktabs,textcomp} and, with pdfLaTeX, \usepackage[T1]{fontenc}.
+        \begin{tabular}{lr}
+        \toprule
+        optimizer & loss \\
+        \midrule
+        sgd clip 10\% & $-$0.5 \\
+        \bottomrule
+        \end{tabular}
+        <BLANKLINE>
+    """
+    lines = [
+        f"% {tex(grid.title)}",
+        f"% {tex(grid.note)}",
+        r"% Needs \usepackage{booktabs,textcomp} and, with pdfLaTeX, \usepackage[T1]{fontenc}.",
+        rf"\begin{{tabular}}{{{''.join('l' if wordy else 'r' for wordy in grid.wordy)}}}",
+        r"\toprule",
+        _tex_row(grid.headers),
+        r"\midrule",
+        *map(_tex_row, grid.rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _tex_row(cells: Iterable[str]) -> str:
+    return " & ".join(map(tex, cells)) + r" \\"
+
+
+def write_csv(path: str | os.PathLike[str], headers: Sequence[str], rows: Iterable[Sequence[Cell]]) -> Path:
+    """Writes rows as CSV in UTF-8; None is an empty cell.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)  # with its default, \r\n, any end of line in a cell is quoted
+    writer.writerow(headers)
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode(errors="replace"))
+    return Path(path)
+
+
+def write_tables(grids: Mapping[str, Grid], directory: str | os.PathLike[str]) -> list[Path]:
+    """Writes each table twice: ``NAME.csv`` with its cells as they are shown, and ``NAME.tex``.
+
+    Args:
+        grids: ``{NAME: table}``; names are file names.
+        directory: created if missing.
+
+    Returns:
+        The files.
+
+    Raises:
+        UsageError: a file cannot be written.
+    """
+    written = []
+    for name, grid in grids.items():
+        written.append(write_csv(Path(directory) / f"{name}.csv", grid.headers, grid.rows))
+        target = Path(directory) / f"{name}.tex"
+        write_atomically(target, latex(grid).encode(errors="replace"))
+        written.append(target)
+    return written
