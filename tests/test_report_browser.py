@@ -7,8 +7,10 @@ import shutil
 
 import pytest
 
-from stepscope.report import write_report
+from stepscope.report import write_report, write_reproduction
 from synthetic_records import DIRECTIONS, HOSTILE, hostile_run, run_directory, synthetic_records
+from test_evidence import removal
+from test_reproduction import make
 
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
@@ -105,4 +107,29 @@ def test_a_phone_gets_a_page_of_its_width(browser, tmp_path):
     assert tab.evaluate("document.documentElement.scrollWidth") == 390
     assert tab.locator(".chart svg.marks").count() == 5
     assert tab.locator(".chart .role-legend").count() == 0, "the bar is the legend"
+    assert events == []
+
+
+@pytest.mark.browser
+def test_a_reproduction_draws_every_chart_and_shares_one_highlight(browser, tmp_path):
+    """Charts of directions follow the bar; those that show none are left alone."""
+    path, *_ = make(tmp_path)
+    tab, events = opened(browser, write_reproduction(path)[-1])
+    assert tab.locator(".chart svg.marks").count() == 8
+    assert tab.locator(".failed").count() == 0
+    tab.click(f"[data-direction='{list(DIRECTIONS).index('adam')}']")
+    # Sharpness, decrease and concentration have a row for adam that stays, and 13 others; of two trainings none is it.
+    tab.wait_for_function("document.querySelectorAll('tr.faded').length === 3 * 13 + 3")
+    tab.click("[data-all]")
+    tab.wait_for_function("document.querySelectorAll('tr.faded').length === 0")
+    assert events == []
+
+
+@pytest.mark.browser
+def test_a_page_without_directions_draws_its_charts(browser, tmp_path):
+    removals = [removal("attention", 4.0, 3.0) | {"trajectory": "sgd", "step": 1}]
+    run_directory(tmp_path / "run", removals, {}, {"experiment": "robustness"})
+    tab, events = opened(browser, write_report(tmp_path / "run", tmp_path / "page.html"))
+    assert tab.locator(".chart svg.marks").count() == 1
+    assert tab.locator(".failed").count() == 0
     assert events == []

@@ -62,6 +62,7 @@ def test_every_special_character_is_escaped_and_can_be_read_back(text):
     text = "".join(character for character in text if character in NASTY or character.isalnum())
     text = text.translate(dict.fromkeys(map(ord, "αβεητρℓ²³⁰⁴⁶⁷⁸⁹")))
     assert read(tex(text)) == seen(text)
+    assert "--" not in tex(text), "LaTeX would print a dash"
 
 
 @given(st.lists(st.text(st.sampled_from(NASTY), max_size=12), min_size=3, max_size=3))

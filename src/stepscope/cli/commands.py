@@ -196,30 +196,45 @@ def _plan_grid(plan: Sequence[Planned], wall: float, jobs: int) -> Grid:
 
     costs = [cost_of(planned) for planned in plan]
     rows = [
-        (f"{planned.part} {planned.name}", planned.what, f"{cost.minutes:.1f}", f"{cost.memory:.1f}", cost.basis)
+        (f"{planned.part} {planned.name}", f"{cost.minutes:.1f}", f"{cost.memory:.1f}", cost.basis, planned.what)
         for planned, cost in zip(plan, costs, strict=True)
     ]
     most = sum(sorted((cost.memory for cost in costs), reverse=True)[:jobs])
-    note = (
-        f"Minutes of one core (of one GPU at the scales gpu and paper), memory in GiB. Together about {wall:.0f} "
-        f"minutes and at most {most:.1f} GiB with {jobs} at a time. What is computed is from the models' sizes alone."
+    time = f"{wall:.0f} minutes" if wall < 180 else f"{wall / 60:.0f} hours"
+    measured = all(cost.basis == "measured" for cost in costs)
+    basis = (
+        "Measured on two cores of a server: yours may differ."
+        if measured
+        else "Computed from the models' sizes for a GPU that does 2e13 operations a second, and never measured."
     )
-    return Grid("Plan", ("run", "what", "minutes", "memory", "basis"), tuple(rows), note)
+    note = (
+        f"Minutes are those of one {'core' if measured else 'GPU'}, memory is in GiB. Together about {time} and at "
+        f"most {most:.1f} GiB with {jobs} at a time. {basis}"
+    )
+    return Grid("Plan", ("run", "minutes", "memory", "basis", "what"), tuple(rows), note)
 
 
 def _reproduced(out: Path) -> None:
     """Writes all that is made of a reproduction's records, and shows the claims."""
     from stepscope.records import write_atomically
-    from stepscope.report import claims_grids, claims_json, judge, print_grids, read_runs, write_reproduction
+    from stepscope.report import (
+        claims_grid,
+        claims_json,
+        departures_grid,
+        judge,
+        parts_grid,
+        print_grids,
+        read_runs,
+        write_reproduction,
+    )
 
     claims = judge(read_runs(out))
-    write_atomically(
-        out / "claims.json", (json.dumps(claims_json(claims), indent=1, ensure_ascii=False) + "\n").encode()
-    )
-    grids = claims_grids(claims)
+    text = json.dumps(claims_json(claims), indent=1, ensure_ascii=False) + "\n"
+    write_atomically(out / "claims.json", text.encode(errors="replace"))
+    grid = claims_grid(claims)
     with shown_progress() as progress:
-        write_reproduction(out, grids, progress)
-    print_grids(grids[:1])
+        write_reproduction(out, [grid, parts_grid(claims), departures_grid(claims)], progress)
+    print_grids([grid])
     for title, name in (
         ("Claims", "claims.json"),
         ("Page", "report.html"),

@@ -75,24 +75,29 @@ class _Model:
     activations: float
 
 
-def _transformer(parameters: float, tokens: int, width: int, heads: int, layers: int, vocabulary: int) -> _Model:
-    """About 34 numbers a token and width in a layer, 3 for each pair of tokens and head, 4 for each logit."""
-    attention = 4 * layers * width * tokens**2
-    kept = layers * (34 * width * tokens + 3 * heads * tokens**2) + 4 * vocabulary * tokens
-    return _Model(parameters, 2 * parameters * tokens + attention, kept)
+def _transformer(
+    parameters: float, usual: int, most: int, *, width: int, heads: int, layers: int, vocabulary: int = 0
+) -> _Model:
+    """Of a text of the usual length the operations, of the longest what is kept.
+
+    That is about 34 numbers a token and width in a layer, 3 for each pair of tokens and head, 4 for each logit.
+    """
+    attention = 4 * layers * width * usual**2
+    kept = layers * (34 * width * most + 3 * heads * most**2) + 4 * vocabulary * most
+    return _Model(parameters, 2 * parameters * usual + attention, kept)
 
 
 _MODELS = {
-    ("gpu", "translation"): _transformer(28e6, 256, 384, 6, 12, 8_192),
-    ("gpu", "code"): _transformer(23e6, 256, 512, 8, 6, 8_192),
-    ("gpu", "sentiment"): _transformer(14e6, 256, 384, 6, 6, 2),
+    ("gpu", "translation"): _transformer(28e6, 64, 256, width=384, heads=6, layers=12, vocabulary=8_192),
+    ("gpu", "code"): _transformer(23e6, 256, 256, width=512, heads=8, layers=6, vocabulary=8_192),
+    ("gpu", "sentiment"): _transformer(14e6, 240, 256, width=384, heads=6, layers=6),
     ("gpu", "images"): _Model(11e6, 6e7, 5e5),
-    ("paper", "translation"): _transformer(60e6, 1_024, 512, 8, 12, 32_128),
-    ("paper", "code"): _transformer(125e6, 2_048, 768, 12, 12, 50_257),
-    ("paper", "sentiment"): _transformer(67e6, 512, 768, 12, 6, 2),
+    ("paper", "translation"): _transformer(60e6, 96, 1_024, width=512, heads=8, layers=12, vocabulary=32_128),
+    ("paper", "code"): _transformer(125e6, 1_500, 2_048, width=768, heads=12, layers=12, vocabulary=50_257),
+    ("paper", "sentiment"): _transformer(67e6, 300, 512, width=768, heads=12, layers=6),
     ("paper", "images"): _Model(58e6, 5e8, 6e6),
 }
-"""The models of the sizes for a GPU, with texts as long as they may be."""
+"""The models of the sizes for a GPU, with both sides of a pair as one text."""
 
 
 def cost_of(planned: Planned) -> Cost:

@@ -1,5 +1,6 @@
 """What a run measured, as tables, a sentence, figures and a page: pure functions of its records."""
 
+from stepscope.report.claims import claims_grid, claims_json, departures_grid, judge, parts_grid
 from stepscope.report.comparison import Row, sharpness_table
 from stepscope.report.evidence import GRIDS, Grid
 from stepscope.report.grids import concentration_grids, decrease_grids, loss_grid, sharpness_grids, verdict_grid
@@ -16,12 +17,17 @@ __all__ = [
     "Grid",
     "Row",
     "Run",
+    "claims_grid",
+    "claims_json",
     "concentration_grids",
     "conclusion",
     "decrease_grids",
+    "departures_grid",
     "finals_of",
+    "judge",
     "loss_grid",
     "pairs_of",
+    "parts_grid",
     "print_grids",
     "print_losses",
     "print_tables",

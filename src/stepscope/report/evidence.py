@@ -117,7 +117,43 @@ def _correlations(records: Sequence[Record]) -> Grid:
     return Grid(f"Curvature against gradient, {_seeds(records)}", headers, tuple(rows), note)
 
 
+def agreement_grids(records: Sequence[Record]) -> list[Grid]:
+    """Sharpness by two independent paths, at one point of each task.
+
+    Example:
+        >>> one = {"task": "code", "direction": "sgd", "step": 15, "sharpness": 2.0, "independent": 2.0}
+        >>> agreement_grids([one])[0].rows
+        (('code', '15', '1', '0e+00', 'sgd', '2'),)
+    """
+    rows = []
+    for (task, step), found in _by(records, "task", "step").items():
+        pairs = [
+            (abs(measured - independent), record)
+            for record in found
+            if (measured := number(record, "sharpness")) is not None
+            and (independent := number(record, "independent")) is not None
+        ]
+        largest = max((abs(record["independent"]) for _, record in pairs), default=0.0)
+        if pairs and largest:
+            worst, record = max(pairs, key=lambda pair: pair[0])
+            rows.append((
+                str(task),
+                str(step),
+                str(len(pairs)),
+                f"{worst / largest:.0e}",
+                str(record.get("direction")),
+                f"{largest:.3g}",
+            ))  # fmt: skip
+    headers = ("task", "step", "directions", "largest difference", "of direction", "largest sharpness")
+    note = (
+        "Sharpness as recorded (float32, double backward) against differences of float64 gradients that share no code "
+        "with it. The difference is relative to the largest sharpness among the directions."
+    )
+    return [Grid("The measured sharpness, by another path", headers, tuple(rows), note)] if rows else []
+
+
 GRIDS: Mapping[str, Callable[[Sequence[Record]], list[Grid]]] = {
+    "agreement": agreement_grids,
     "robustness": robustness_grids,
     "theory": theory_grids,
 }

@@ -27,7 +27,7 @@ TABLES = "tables"
 FIGURES = "figures"
 PAGE = "report.html"
 
-_EXPERIMENTS = ("trajectory", "convergence", "robustness", "theory")
+_EXPERIMENTS = ("trajectory", "agreement", "convergence", "robustness", "theory")
 _TASKS = ("translation", "code", "sentiment", "images")
 """The order on the page; others come after them."""
 

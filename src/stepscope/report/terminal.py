@@ -68,8 +68,10 @@ def print_grids(grids: Sequence[Grid], console: Any = None) -> None:
     for grid in grids:
         first, *others = grid.headers
         table = _plain_table(text(grid.title), first, [printable(row[0]) for row in grid.rows])
-        for header in others:
-            table.add_column(text(header.replace(" ", "\n")), justify="right")
+        for header, words in zip(others, grid.wordy[1:], strict=True):
+            # What is narrow in numbers is to stay whole where words leave too little room.
+            shown = text(header.replace(" ", "\n"))
+            table.add_column(shown, justify="left" if words else "right", overflow="fold", no_wrap=not words)
         for row in grid.rows:
             table.add_row(*(text(printable(cell)) for cell in row))
         target.print(table)
@@ -105,7 +107,9 @@ def _comparisons(pairs: Sequence[Pair], task: str, text: Callable[[str], Any]) -
 def _plain_table(title: Any, first: str, names: Sequence[str]) -> Any:
     module, box = require("rich.table", "cli"), require("rich.box", "cli").SIMPLE_HEAD
     table = module.Table(title=title, title_justify="left", caption_justify="left", box=box, padding=(0, 1, 0, 0))
-    table.add_column(first, overflow="fold", min_width=min(31, max(map(len, names))))
+    longest = max(map(len, names))
+    # One that may not be narrower must not be asked to: the table would be wider than the terminal.
+    table.add_column(first, overflow="fold", min_width=min(31, longest), no_wrap=longest <= 31)
     return table
 
 

@@ -111,7 +111,7 @@ SCALES = {
         heads=8,
         window=128,
         batch_size=128,
-        eval_size=256,
+        eval_size=128,
         micro_batch_size=32,
         max_tokens=256,
     ),
@@ -119,7 +119,7 @@ SCALES = {
         pieces=10_000,
         batch_size=1_024,  # the paper gives none but that of translation
         eval_size=1_024,
-        micro_batch_size=4,
+        micro_batch_size=1,
         max_tokens=2_048,
         first_only=True,
         # On the main branch there are only pickles; the Hub's own robot offers the same weights as safetensors.

@@ -116,7 +116,7 @@ SCALES = {
         layers=6,
         heads=6,
         batch_size=256,
-        eval_size=512,
+        eval_size=128,
         micro_batch_size=64,
         max_tokens=128,
     ),
