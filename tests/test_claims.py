@@ -17,7 +17,7 @@ from claim_records import (
 from stepscope.report.claims import claims_grid, claims_json, departures_grid, judge, parts_grid
 from stepscope.report.losses import finals_of, pairs_of
 from stepscope.report.runs import Run, read_runs
-from stepscope.report.verdicts import Threshold
+from stepscope.report.verdicts import Claim, Part, Threshold
 from stepscope.statistics import MeanInterval, mean_interval
 
 ALL = [f"C{number}" for number in range(1, 13)]
@@ -190,3 +190,21 @@ def test_stored_runs_end_to_end():
     assert {one.name: one.verdict for one in claims["C7"].parts} == pairs
     assert len(pairs) == 12
     json.dumps(claims_json(list(claims.values())), allow_nan=False)
+
+
+def test_of_many_parts_a_line_names_the_least_and_the_greatest():
+    def part(name, value):
+        return Part(name, "ratio", Threshold("<", 0.5), (), {0: value, 1: value})
+
+    parts = tuple(part(name, value) for name, value in (("a", 0.3), ("b", 0.9), ("c", 0.1), ("d", 0.2)))
+    assert Claim("C1", "", parts, ()).statistic == "c 0.1 [0.1, 0.1] to b 0.9 [0.9, 0.9]; 3 of 4 hold, 1 does not"
+    few = Claim("C1", "", parts[:2], ()).statistic
+    assert few == "a 0.3 [0.3, 0.3]; b 0.9 [0.9, 0.9]; 1 of 2 holds, 1 does not"
+
+
+def test_what_is_claimed_always_is_refuted_by_one_seed_and_never_from_one_alone():
+    always = Threshold("≤", 0.0, always=True)
+    verdicts = [
+        Part("a", "", always, (), values).verdict for values in ({0: 0, 1: 0}, {0: 0, 1: 5}, {0: 5}, {0: 0}, {})
+    ]
+    assert verdicts == ["holds", "does not hold", "cannot tell", "cannot tell", "cannot tell"]

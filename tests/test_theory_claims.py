@@ -70,8 +70,8 @@ def violated(*counts):
 def test_one_violation_in_any_bound_is_counted():
     found = part("C12", "all losses", theory(violated(0, 0, 2)))
     assert found.values == {0: 0, 1: 0, 2: 2}
-    # 2/3 ± 4.30 · 2/3: by the rule of all claims it can't be told, and the remark says what was seen.
-    assert found.verdict == "cannot tell"
+    # 2/3 ± 4.30 · 2/3: by the mean it couldn't be told, but a bound has no exceptions.
+    assert found.verdict == "does not hold"
     assert found.remark == "1,200 draws, least margin -0.5 of the guaranteed decrease; violated in 1 of 3 seeds"
     assert claim("C12", theory(violated(2, 2, 2))).verdict == "does not hold"
     assert part("C12", "all losses", theory()).remark == "1,200 draws, least margin 0.1 of the guaranteed decrease"

@@ -112,7 +112,7 @@ def _bound(run: Run) -> Part:
         if broken:
             remarks = (*remarks, f"violated in {broken} of {len(values)} seeds")
     what = "draws in which the decrease is less than guaranteed"
-    return Part("all losses", what, Threshold("≤", 0.0), (run,), values, (*remarks, *lost))
+    return Part("all losses", what, Threshold("≤", 0.0, always=True), (run,), values, (*remarks, *lost))
 
 
 def _bounds(records: Sequence[Record]) -> list[Record]:

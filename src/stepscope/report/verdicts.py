@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean as mean
 from typing import Any, TypeVar
 
 from stepscope.records import Record, number
@@ -19,6 +20,9 @@ from stepscope.statistics import MeanInterval, mean_interval
 HOLDS, FAILS, UNCLEAR = "holds", "does not hold", "cannot tell"
 
 CONFIDENCE = 0.95
+
+FEW = 3
+"""Parts that a claim's line names one by one."""
 
 Key = tuple[Any, ...]
 """What tells the measurements of one seed apart."""
@@ -37,10 +41,13 @@ class Threshold:
     Attributes:
         relation: ``"<"``, ``"≤"``, ``">"`` or ``"≥"``.
         value: the number on its right.
+        always: whether it is claimed of every single case, so that one seed on the other side refutes it, whatever the
+            mean of several.
     """
 
     relation: str
     value: float
+    always: bool = False
 
     def verdict(self, interval: MeanInterval) -> str:
         """The rule.
@@ -91,6 +98,9 @@ class Part:
     @property
     def verdict(self) -> str:
         """``"holds"``, ``"does not hold"`` or ``"cannot tell"``."""
+        if self.threshold.always and len(self.values) > 1:
+            alone = [MeanInterval(value, value, value) for value in self.values.values()]
+            return FAILS if FAILS in map(self.threshold.verdict, alone) else HOLDS
         return self.threshold.verdict(self.interval) if self.interval else UNCLEAR
 
     @property
@@ -149,7 +159,7 @@ class Claim:
 
     @property
     def statistic(self) -> str:
-        """The numbers in words, and how many parts hold.
+        """The numbers in words, of many parts the least and the greatest; and how many parts hold.
 
         Example:
             >>> Claim("C1", "", (Part("code", "ratio", Threshold("<", 0.5), (), {0: 0.25, 1: 0.25}),), ()).statistic
@@ -157,7 +167,11 @@ class Claim:
         """
         if not self.deciding:
             return "not measured"
-        numbers = "; ".join(f"{part.name} {part.number}" for part in self.deciding)
+        told_of = self.deciding
+        measured = sorted((part for part in told_of if part.interval), key=lambda part: mean(part.values.values()))
+        if len(told_of) > FEW and measured:
+            told_of = (measured[0], measured[-1])
+        numbers = (" to " if len(told_of) < len(self.deciding) else "; ").join(f"{p.name} {p.number}" for p in told_of)
         verdicts = [part.verdict for part in self.deciding]
         held, failed = verdicts.count(HOLDS), verdicts.count(FAILS)
         told = f"{held} of {len(verdicts)} {'holds' if held == 1 else 'hold'}"
