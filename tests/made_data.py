@@ -1,4 +1,10 @@
-"""Made-up data for each task, in files as a user would give them."""
+"""Made-up data for each task, in files as a user would give them.
+
+python tests/made_data.py FOLDER     writes all, and prints the arguments that ``stepscope reproduce`` takes
+"""
+
+import sys
+from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
@@ -25,3 +31,8 @@ def data_of(kind, folder):
 def write(path, text):
     path.write_text(text)
     return str(path)
+
+
+if __name__ == "__main__":
+    for kind in ("translation", "code", "sentiment", "images"):
+        print(f"--source {kind}={data_of(kind, Path(sys.argv[1]))}")

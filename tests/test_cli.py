@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import re
 import socket
 import subprocess
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from made_data import data_of
 from stepscope import cli
+from stepscope.cli.progress import shown_progress
 from stepscope.experiments import trajectory
 
 
@@ -65,7 +68,21 @@ def test_the_report_is_a_function_of_the_records(demo, tmp_path, capsys):
 
 
 CONVERGENCE = ["run", "convergence", "--scale", "smoke", "--out", "{new}"]
+REPRODUCE = ["reproduce", "--scale", "smoke", "--out", "{new}"]
 MISTAKES = {
+    "unknown letter": ([*REPRODUCE, "--only", "A", "X"], "experiments are A, X: choose of A, B, C, D"),
+    "no seeds": ([*REPRODUCE, "--seeds", "0"], "seeds are (): give different whole numbers"),
+    "no runs at a time": ([*REPRODUCE, "--jobs", "0"], "0 jobs at a time: at least 1 is needed"),
+    "unknown scale of a reproduction": (
+        ["reproduce", "--scale", "huge"],
+        "unknown scale 'huge': choose smoke or cpu or",
+    ),
+    "a source of no task of a reproduction": ([*REPRODUCE, "--source", "poetry=x"], "a source is given for poetry"),
+    "unknown task of a trajectory": (["run", "trajectory", "--task", "poetry", "--out", "{new}"], "no task 'poetry'"),
+    "no pretrained weights": (
+        ["run", "trajectory", "--task", "code", "--pretrained", "--out", "{new}"],
+        "pretrained weights are for images, not for code",
+    ),
     "no experiment": (["run"], "EXPERIMENT"),
     "unknown experiment": (["run", "alchemy"], "alchemy"),
     "unknown settings": ([*CONVERGENCE, "--as", "mine"], "unknown settings 'mine': choose text, code or ours"),
@@ -187,7 +204,7 @@ def test_it_runs_as_a_module():
 def test_a_terminal_gets_a_bar(monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
-    with cli._progress() as progress:
+    with shown_progress() as progress:
         progress(0.5, "half")
     assert "━" in capsys.readouterr().err
 
@@ -231,3 +248,80 @@ def test_output_that_nobody_reads_loses_nothing(pairs, tmp_path):
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
     assert (tmp_path / "run" / "report.html").exists()
+
+
+@pytest.mark.parametrize("scale", ["smoke", "cpu", "gpu", "paper"])
+def test_a_dry_run_prints_the_plan_and_does_nothing(scale, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = call("reproduce", "--scale", scale, "--dry-run", capsys=capsys)
+    assert (status, err) == (0, "")
+    for name in ("trajectory-translation", "images-pretrained", "agreement", "convergence", "robustness", "theory"):
+        assert name in out
+    assert ("measured" if scale in ("smoke", "cpu") else "computed") in out
+    assert "GiB" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory):
+    """A part of a reproduction by the command line, in one process: its arguments, status, and what it printed."""
+    folder = tmp_path_factory.mktemp("reproduction")
+    arguments = [
+        "reproduce",
+        "--scale",
+        "smoke",
+        "--only",
+        "C",
+        "--source",
+        f"sentiment={data_of('sentiment', folder)}",
+    ]
+    arguments += ["--seeds", "2", "--jobs", "1", "--out", str(folder / "out")]
+    text, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    return folder / "out", arguments, stop.value.code, text.getvalue()
+
+
+def test_a_reproduction(reproduced):
+    out, _, status, text = reproduced
+    assert status == 0
+    assert text.index("Plan") < text.index("The paper's claims")
+    claims = json.loads((out / "claims.json").read_text())
+    assert [claim["id"] for claim in claims] == [f"C{number}" for number in range(1, 13)]
+    assert claims[0]["statistic"] == "not measured"
+    assert claims[9]["seeds"] == [0, 1]
+    assert all(claim["scale"] in ("", "smoke") for claim in claims)
+    assert "C10" in (out / "report.html").read_text()
+    assert {path.suffix for path in (out / "tables").iterdir()} == {".csv", ".tex"}
+    assert list((out / "figures").glob("robustness-*.pdf"))
+
+
+def test_the_reports_of_a_reproduction_are_a_function_of_its_records(reproduced, capsys):
+    out = reproduced[0]
+    before = {name: (out / name).read_text() for name in ("claims.json", "report.html")}
+    (out / "claims.json").unlink()
+    status, text, _ = call("report", out, capsys=capsys)
+    assert (status, "The paper's claims" in text) == (0, True)
+    assert {name: (out / name).read_text() for name in before} == before
+    status, _, err = call("report", out, "--out", "page.html", capsys=capsys)
+    assert (status, "leave out --out" in err) == (2, True)
+
+
+def test_a_failed_run_is_said_and_the_rest_reported(reproduced, tmp_path, capsys):
+    """Another configuration in one directory: one line, status 2, and the reports of what is there."""
+    other = [argument if argument != "2" else "3" for argument in reproduced[1]]
+    status, out, err = call(*other, capsys=capsys)
+    assert status == 2
+    assert "robustness failed: " in err
+    assert "another configuration" in err
+    assert "1 of 1 runs failed" in err
+    assert "The paper's claims" in out
+
+
+def test_the_trajectory_of_another_task(tmp_path, capsys):
+    source = data_of("code", tmp_path)
+    arguments = ["run", "trajectory", "--task", "code", "--scale", "smoke", "--source", source]
+    status, out, _ = call(*arguments, "--out", tmp_path / "run", capsys=capsys)
+    assert status == 0
+    assert "68 new measurements" in out
+    assert "Model: GPT-Neo of" in out

@@ -183,7 +183,9 @@ def _add_reproduce(chosen: Any) -> None:
     reproduce = _command(chosen, "reproduce", summary, REPRODUCE, commands.reproduce)
     reproduce.add_argument("--only", nargs="+", default=["A", "B", "C", "D"], metavar="LETTER", help="default: A B C D")
     _add_scale(reproduce, "reproduce", "smoke, cpu (the default), gpu or paper")
-    reproduce.add_argument("--seeds", type=int, default=3, metavar="N", help="how many seeds, 0 to N-1 (default: 3)")
+    reproduce.add_argument(
+        "--seeds", type=int, metavar="N", help="how many seeds, 0 to N-1 (default: 3; 1 at the smoke scale)"
+    )
     _add_settings(reproduce)
     _add_sources(reproduce)
     _add_jobs(reproduce, "runs")
@@ -219,8 +221,8 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
 
 
 def _add_jobs(command: argparse.ArgumentParser, what: str) -> None:
-    default = "one a core; one at the smoke scale and on a GPU"
-    command.add_argument("--jobs", type=int, metavar="J", help=f"{what} at a time (default: {default})")
+    rest = "one at the smoke scale" if what == "trainings" else "one on a GPU"
+    command.add_argument("--jobs", type=int, metavar="J", help=f"{what} at a time (default: one a core, {rest})")
 
 
 def _command(

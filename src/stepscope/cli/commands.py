@@ -165,16 +165,17 @@ def reproduce(asked: argparse.Namespace) -> None:
     plan = reproduction(
         asked.scale,
         only=asked.only,
-        seeds=tuple(range(asked.seeds)),
+        seeds=tuple(range(asked.seeds if asked.seeds is not None else 1 if asked.scale == "smoke" else 3)),
         settings=asked.settings,
         sources=_sources(asked.source),
     )
-    jobs = asked.jobs if asked.jobs is not None else (os.cpu_count() or 1) if asked.scale == "cpu" else 1
+    on_cores = asked.scale in ("smoke", "cpu")
+    jobs = asked.jobs if asked.jobs is not None else (os.cpu_count() or 1) if on_cores else 1
     check_processes(jobs)
     print_grids([_plan_grid(plan, wall_minutes(plan, jobs), jobs)])
     if asked.dry_run:
         return
-    if asked.scale in ("smoke", "cpu"):
+    if on_cores:
         require("torch", "all").set_num_threads(1)
     out = Path(asked.out or f"runs/reproduce-{asked.scale}")
     started = time.perf_counter()
@@ -184,7 +185,8 @@ def reproduce(asked: argparse.Namespace) -> None:
     seconds = time.perf_counter() - started
     for failure in failures:
         print(f"{failure.name} failed: {failure.reason}", file=sys.stderr)
-    _reproduced(out)
+    if any(out.glob("*/run.json")):
+        _reproduced(out)
     print(f"\nThe runs took {seconds:.0f} s this time.")
     if failures:
         raise UsageError(f"{len(failures)} of {len(plan)} runs failed (above); the same command tries them again")

@@ -169,7 +169,7 @@ class Claim:
             return "not measured"
         told_of = self.deciding
         measured = sorted((part for part in told_of if part.interval), key=lambda part: mean(part.values.values()))
-        if len(told_of) > FEW and measured:
+        if len(told_of) > FEW and len(measured) > 1:
             told_of = (measured[0], measured[-1])
         numbers = (" to " if len(told_of) < len(self.deciding) else "; ").join(f"{p.name} {p.number}" for p in told_of)
         verdicts = [part.verdict for part in self.deciding]
