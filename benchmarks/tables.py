@@ -13,11 +13,25 @@ from pathlib import Path
 from typing import Any
 
 from stepscope.records import Record, read_run
-from stepscope.report import GRIDS, Grid, conclusion, finals_of, loss_grid, pairs_of, verdict_grid
+from stepscope.report import (
+    GRIDS,
+    Grid,
+    Run,
+    claims_grid,
+    conclusion,
+    departures_grid,
+    finals_of,
+    judge,
+    loss_grid,
+    pairs_of,
+    read_runs,
+    sharpness_table,
+    verdict_grid,
+)
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
-PAGES = (DOCS / "cost.md", DOCS / "convergence.md", DOCS / "smoothness.md", DOCS / "theory.md")
+PAGES = tuple(DOCS / f"{name}.md" for name in ("cost", "convergence", "smoothness", "theory", "reproduction"))
 RESULTS = DOCS / "reproduction"
 WAYS = {
     "this threshold": "`fraction_threshold`",
@@ -69,6 +83,23 @@ def verdicts(records: list[Record]) -> str:
     return "\n".join([grid(verdict_grid(records)), "", conclusion(pairs_of(finals_of(records)))])
 
 
+def sharpness(runs: list[Run]) -> str:
+    """A row for each direction, a column for each task: from the least to the greatest mean ratio to |SGD's|."""
+    along = [run for run in runs if run.experiment == "trajectory"]
+    found: dict[str, dict[str, list[float]]] = {}
+    for run in along:
+        for trajectory in run.head["configuration"]["training_lr"]:
+            for row in sharpness_table(run.records, trajectory):
+                if row.sharpness is not None:
+                    found.setdefault(row.direction, {}).setdefault(run.name, []).append(row.sharpness)
+    names = [run.name.removeprefix("trajectory-") for run in along]
+    rows = tuple(
+        (direction, *(f"{min(by[run.name]):.2g} to {max(by[run.name]):.2g}" for run in along))
+        for direction, by in found.items()
+    )
+    return grid(Grid("", ("direction", *names), rows, ""))
+
+
 def grid(table: Grid) -> str:
     """A table of text."""
     rows = [table.headers, ("---",) * len(table.headers), *table.rows]
@@ -79,6 +110,10 @@ def filled(text: str) -> str:
     """The page with the tables of the stored results."""
     made = {f"{table.__name__}.json": table(_stored(table.__name__)) for table in (overhead, clipping)}
     made |= {table.__name__: table(read_run(RESULTS / "convergence")[1]) for table in (losses, verdicts)}
+    runs = read_runs(RESULTS)
+    claims = judge(runs)
+    made |= {"claims": grid(claims_grid(claims)), "departures": grid(departures_grid(claims))}
+    made["sharpness"] = sharpness(runs)
     for name, grids in GRIDS.items():
         made[name] = "\n\n".join(map(grid, grids(read_run(RESULTS / name)[1])))
     end = "<!-- end -->"
