@@ -3,15 +3,18 @@
 import contextlib
 import io
 import json
+import os
 import re
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from made_data import data_of
+from processes import children_of
 from stepscope import cli
 from stepscope.cli.progress import shown_progress
 from stepscope.experiments import trajectory
@@ -325,3 +328,34 @@ def test_the_trajectory_of_another_task(tmp_path, capsys):
     assert status == 0
     assert "68 new measurements" in out
     assert "Model: GPT-Neo of" in out
+
+
+def test_a_killed_reproduction_goes_on(tmp_path):
+    """SIGKILL amid two runs side by side: their workers end, and each goes on from what it had recorded."""
+    source = [f"{kind}={data_of(kind, tmp_path)}" for kind in ("sentiment", "translation")]
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "stepscope", "reproduce", "--scale", "smoke", "--only", "C", "D", "--jobs", "2"]
+    command += ["--source", source[0], "--source", source[1], "--out", str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    measured = [out / name / "measurements.jsonl" for name in ("robustness", "theory")]
+    limit = time.monotonic() + 120
+    while not all(file.is_file() and file.stat().st_size > 1000 for file in measured):
+        assert time.monotonic() < limit, "nothing was recorded"
+        assert first.poll() is None
+        time.sleep(0.02)
+    workers = children_of(first.pid)
+    assert len(workers) >= 2
+    first.kill()
+    first.wait()
+    limit = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < limit, "workers outlive their parent"
+        time.sleep(0.1)
+    before = [file.read_bytes().rpartition(b"\n")[0] for file in measured]
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert all(file.read_bytes().startswith(kept) for file, kept in zip(measured, before, strict=True))
+    lines = measured[0].read_bytes().splitlines()
+    assert len(lines) == len(set(lines)) == 2 * 2 * 3 * 3 * 3
+    assert len(json.loads((out / "claims.json").read_text())) == 12

@@ -12,6 +12,7 @@ from fractions import Fraction
 import pytest
 import torch
 
+from processes import children_of
 from stepscope import Objective, UsageError
 from stepscope.experiments import convergence as module
 from stepscope.experiments.compared import RULES, SETTINGS
@@ -168,14 +169,6 @@ def test_killed_with_its_workers_it_goes_on(sources, tmp_path):
     assert (out / "code-losses-over-steps.pdf").read_bytes().startswith(b"%PDF")
     keys = [tuple(json.loads(line)[k] for k in ("run", "step")) for line in measured.read_bytes().splitlines()]
     assert len(keys) == len(set(keys))
-
-
-def children_of(pid):
-    try:
-        with open(f"/proc/{pid}/task/{pid}/children") as file:  # noqa: PTH123
-            return [int(child) for child in file.read().split()]
-    except FileNotFoundError:
-        pytest.skip("needs /proc")
 
 
 def test_a_training_that_diverges_is_recorded_and_not_chosen(experiment, tmp_path, monkeypatch):
