@@ -35,7 +35,7 @@ PAPERS = {
 def test_the_papers_own_settings_are_no_departure(kind):
     name, title, start = PAPERS[kind]
     configuration = {"experiment": "trajectory", "kind": kind, "steps": [15, 45, 95, 195], "masked": False,
-                     "task": {"batch_size": 1024}}  # fmt: skip
+                     "task": {"batch_size": 1000 if kind == "images" else 1024}}  # fmt: skip
     context = {"source": {"name": name, "title": title, "examples": 10_240}, "evaluation": {"examples": 1024},
                "model": {"title": "A model", "initialisation": start}}  # fmt: skip
     found = departures([Run("run", head(configuration, **context), [])])
@@ -74,3 +74,13 @@ def test_heads_that_say_nothing():
     assert departures([Run("r", {"configuration": {"experiment": "trajectory", "kind": "code"}}, [])])[0] == (
         "r: data are unknown, not the-stack-smol"
     )
+
+
+def test_smaller_training_batches_are_told_where_the_paper_says_how_large_its_are():
+    def told(kind):
+        configuration = {"experiment": "trajectory", "kind": kind, "task": {"batch_size": 64}}
+        return [each for each in departures([Run("run", head(configuration), [])]) if "training batches" in each]
+
+    assert told("translation") == ["run: training batches have 64 examples, not 1024"]
+    assert told("images") == ["run: training batches have 64 examples, not 1000"]
+    assert told("code") == []

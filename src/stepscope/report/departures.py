@@ -25,18 +25,20 @@ class Original:
         model: its model.
         tokens: whether its loss is a mean over the tokens of each example.
         padded: whether examples are padded.
+        batch: examples of a training batch; None where the paper doesn't say.
     """
 
     data: str
     model: str
     tokens: bool
     padded: bool = True
+    batch: int | None = None
 
 
 ORIGINALS: Mapping[str, Original] = {
-    "translation": Original("opus_books", "t5-small", tokens=True),
+    "translation": Original("opus_books", "t5-small", tokens=True, batch=1024),
     "code": Original("the-stack-smol", "gpt-neo-125M-code-clippy", tokens=True),
-    "images": Original("CIFAR-10", "ResNet-152", tokens=False, padded=False),
+    "images": Original("CIFAR-10", "ResNet-152", tokens=False, padded=False, batch=1000),
     "sentiment": Original("IMDb", "BERT-base", tokens=False),
 }
 """By task."""
@@ -70,7 +72,7 @@ def _of_run(run: Run, tasks: Sequence[str] | None) -> list[tuple[str, str]]:
         task, settings = run.task, asked.get("task")
         told = [
             *_start(run.context, task),
-            *_batches(run.context, task, asked),
+            *_batches(run.context, task, asked, settings),
             *_measured_at(run.context, settings, asked),
         ]
         if task == "sentiment":
@@ -83,7 +85,11 @@ def _of_run(run: Run, tasks: Sequence[str] | None) -> list[tuple[str, str]]:
             for task, settings in _mapping(asked.get("tasks")).items()
             if tasks is None or task in tasks
             for context in (_mapping(contexts.get(task)),)
-            for each in [*_start(context, task), *_batches(context, task, asked), *_trained(context, settings, asked)]
+            for each in [
+                *_start(context, task),
+                *_batches(context, task, asked, settings),
+                *_trained(context, settings, asked),
+            ]
         ]
     if run.experiment == "robustness":
         steps = _epochs(run.context, asked.get("task"), asked.get("steps"))
@@ -109,9 +115,12 @@ def _start(context: Mapping[str, Any], task: str) -> list[str]:
     return told
 
 
-def _batches(context: Mapping[str, Any], task: str, asked: Mapping[str, Any]) -> list[str]:
-    """How the loss is taken: evaluation batch, mask, weights of tokens."""
+def _batches(context: Mapping[str, Any], task: str, asked: Mapping[str, Any], settings: Any) -> list[str]:
+    """How the loss is taken: training and evaluation batch, mask, weights of tokens."""
     told = []
+    size, wanted = _mapping(settings).get("batch_size"), ORIGINALS[task].batch if task in ORIGINALS else None
+    if wanted is not None and size != wanted:
+        told.append(f"training batches have {size if size is not None else 'unknown'} examples, not {wanted}")
     examples = _mapping(context.get("evaluation")).get("examples")
     if examples != EVALUATION:
         told.append(
