@@ -151,7 +151,18 @@ def test_tables_have_a_row_a_claim_and_a_row_a_part():
     beside = [row[1] for row in parts.rows if row[0] == "C3" and "gradient" in row[1]]
     assert beside[0] == "(translation, adam clip 50% (gradient))"
     mixed = claims_grid(judge([trajectory("code"), trajectory("translation", seeds=(0,))]))
-    assert mixed.rows[0][4] == "1 to 3"
+    assert mixed.rows[0][4] == "0 to 3"  # sentiment wasn't measured
+    assert grid.title == "The paper's claims, scale cpu"
+
+
+@pytest.mark.parametrize("name", ["C1", "C2", "C3", "C4", "C5", "C6"])
+def test_a_transformer_without_a_run_keeps_the_claim_open(name):
+    """Otherwise the run of a task that speaks against a claim could turn it round by failing."""
+    whole = next(each for each in judge(everything()) if each.id == name)
+    alone = next(each for each in judge([trajectory("sentiment")]) if each.id == name)
+    assert (whole.verdict, alone.verdict) == ("holds", "cannot tell")
+    absent = [part for part in alone.parts if not part.runs]
+    assert [(part.name, part.remark) for part in absent] == [("translation", "not measured"), ("code", "not measured")]
 
 
 def test_names_pass_through_as_they_are():

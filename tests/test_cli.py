@@ -73,8 +73,8 @@ def test_the_report_is_a_function_of_the_records(demo, tmp_path, capsys):
 CONVERGENCE = ["run", "convergence", "--scale", "smoke", "--out", "{new}"]
 REPRODUCE = ["reproduce", "--scale", "smoke", "--out", "{new}"]
 MISTAKES = {
-    "unknown letter": ([*REPRODUCE, "--only", "A", "X"], "experiments are A, X: choose of A, B, C, D"),
-    "no seeds": ([*REPRODUCE, "--seeds", "0"], "seeds are (): give different whole numbers"),
+    "unknown letter": ([*REPRODUCE, "--only", "A", "X"], "no experiment 'X': choose of A, B, C, D"),
+    "no seeds": ([*REPRODUCE, "--seeds", "0"], "--seeds 0: it is how many, at least 1"),
     "no runs at a time": ([*REPRODUCE, "--jobs", "0"], "0 jobs at a time: at least 1 is needed"),
     "unknown scale of a reproduction": (
         ["reproduce", "--scale", "huge"],
@@ -282,13 +282,14 @@ def reproduced(tmp_path_factory):
     text, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stop:
         cli.main(arguments)
-    return folder / "out", arguments, stop.value.code, text.getvalue()
+    return folder / "out", arguments, stop.value.code, text.getvalue(), err.getvalue()
 
 
 def test_a_reproduction(reproduced):
-    out, _, status, text = reproduced
+    out, _, status, text, err = reproduced
     assert status == 0
-    assert text.index("Plan") < text.index("The paper's claims")
+    assert "Plan" in err
+    assert "The paper's claims, scale smoke" in text
     claims = json.loads((out / "claims.json").read_text())
     assert [claim["id"] for claim in claims] == [f"C{number}" for number in range(1, 13)]
     assert claims[0]["statistic"] == "not measured"

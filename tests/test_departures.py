@@ -13,9 +13,11 @@ def test_departures_are_read_off_the_head():
         "trajectory-code: data are Made code, not the-stack-smol",
         "trajectory-code: the model is A model for code, not gpt-neo-125M-code-clippy",
         "trajectory-code: initialisation is random, not pretrained",
+        "trajectory-code: dropout is off; the paper trains with its models' own",
         "trajectory-code: the evaluation batch has 64 examples, not 1024",
         "trajectory-code: padding is masked; the published code gives no mask",
         "trajectory-code: all tokens weigh the same; in the published code all examples do, whatever their length",
+        "trajectory-code: sgd trains at a learning rate of 1, not 3e-05",
         "trajectory-code: measured at steps 10, 60 (epochs 1, 6), not in epochs 2, 5, 10, 20",
     )
 
@@ -39,8 +41,9 @@ def test_the_papers_own_settings_are_no_departure(kind):
     context = {"source": {"name": name, "title": title, "examples": 10_240}, "evaluation": {"examples": 1024},
                "model": {"title": "A model", "initialisation": start}}  # fmt: skip
     found = departures([Run("run", head(configuration, **context), [])])
-    # Whatever the mask, tokens weigh the same here.
-    assert [each for each in found if "tokens weigh" not in each] == []
+    # Whatever the mask, tokens weigh the same here, and nothing is dropped out.
+    assert [each for each in found if "tokens weigh" not in each and "dropout" not in each] == []
+    assert any("dropout" in each for each in found) == (kind != "images")
     assert any("tokens weigh" in each for each in found) == (kind != "images")
 
 
@@ -84,3 +87,24 @@ def test_smaller_training_batches_are_told_where_the_paper_says_how_large_its_ar
     assert told("translation") == ["run: training batches have 64 examples, not 1024"]
     assert told("images") == ["run: training batches have 64 examples, not 1000"]
     assert told("code") == []
+
+
+def test_other_pretraining_and_other_models_are_told():
+    def told(kind, start):
+        context = {"model": {"title": "A model", "initialisation": start}}
+        configuration = {"experiment": "trajectory", "kind": kind}
+        return " ".join(departures([Run("run", head(configuration, **context), [])]))
+
+    assert "initialisation is pretrained: 9 other images, not ResNet-152's" in told(
+        "images", "pretrained: 9 other images"
+    )
+    assert "not ResNet-152" not in told("images", "pretrained: microsoft/resnet-152")
+    assert "not BERT-base" in told("sentiment", "pretrained: distilbert/distilbert-base-uncased")
+    assert "not BERT-base" not in told("sentiment", "pretrained: google-bert/bert-base-uncased")
+
+
+def test_theory_has_the_departures_of_its_models():
+    context = {"model": {"title": "T5 of 9 parameters", "initialisation": "random"}, "small": {"classifier": {}}}
+    found = departures([Run("theory", head({"experiment": "theory"}, **context), [])])
+    assert "theory: the model is T5 of 9 parameters, not t5-small" in found
+    assert "theory: classifier: small models and made-up data of our own" in found

@@ -23,7 +23,7 @@ def test_sharpness_is_a_ratio_with_spread_sign_and_mark():
     grids = sharpness_grids([*records, record("adam", 20, "sgd", sharpness=1e9)])
     assert list(grids) == ["sgd", "adam"]
     grid = grids["sgd"]
-    assert grid.headers == ("direction", "step 5†", "step 20", "step 30‡")
+    assert grid.headers == ("direction", "step 5† (1 of 2 seeds)", "step 20", "step 30‡ (1 of 2 seeds)")
     assert grid.rows == (
         ("sgd", "−0.250", "1.00 ± 0.00", "−1.00"),
         ("adam", "–", "−0.500 ± 0.354", "–"),

@@ -1,5 +1,7 @@
 """The claims on trainings, from losses that were made up so that the answer is known."""
 
+import copy
+
 import pytest
 
 from claim_records import SEEDS, claim, convergence, images, nothing, part, trajectory
@@ -116,3 +118,20 @@ def test_a_task_needs_both_and_the_same_start():
     found = claim("C8", images(), convergence(tasks=("images",)))
     assert [(one.deciding, one.verdict) for one in found.parts] == [(False, "holds")]
     assert "measured from pretrained: made, trained from random" in found.parts[0].remark
+
+
+def test_a_ranking_of_unlike_runs_decides_nothing():
+    """Measured at one scale and trained at another, or with other masks, models or data: the numbers stand beside."""
+    local, trained = trajectory(), convergence()
+    assert part("C8", "code", local, trained).deciding
+    for told, change in (
+        ("scale", lambda asked, context: asked.update(scale="smoke")),
+        ("attention mask", lambda asked, context: asked.update(masked=False)),
+        ("model", lambda asked, context: context["tasks"]["code"]["model"].update(parameters=8)),
+        ("data set", lambda asked, context: context["tasks"]["code"].update(source={"sha256": "f" * 64})),
+    ):
+        other = copy.deepcopy(trained)
+        change(other.head["configuration"], other.head["context"])
+        found = part("C8", "code", local, other)
+        assert not found.deciding
+        assert f"measured and trained with another {told}" in found.remark

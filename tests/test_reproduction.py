@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -199,9 +200,32 @@ def test_mistakes_are_one_line(tmp_path):
     with pytest.raises(UsageError, match="holds no run"):
         write_reproduction(tmp_path)
     run_directory(tmp_path / "code!", [])
-    run_directory(tmp_path / "Code?", [])
+    run_directory(tmp_path / "Code?", [], configuration={**CONFIGURATION, "scale": "smoke"})
     with pytest.raises(UsageError, match="would write the same files: rename one"):
         write_reproduction(tmp_path)
+
+
+def test_what_is_no_run_or_a_copy_of_one_is_left_out_with_a_warning(tmp_path, caplog):
+    make(tmp_path)
+    names = [run.name for run in read_runs(tmp_path)]
+    shutil.copytree(tmp_path / "convergence", tmp_path / "copy of convergence")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "run.json").write_text("{}")
+    assert [run.name for run in read_runs(tmp_path)] == names
+    assert "copy of convergence is left out: it is the same run as convergence" in caplog.text
+    assert "foreign is left out: " in caplog.text
+
+
+def test_what_a_run_left_goes_when_the_run_does_and_nothing_else(tmp_path):
+    make(tmp_path)
+    before = {path for path in write_reproduction(tmp_path) if path.parent != tmp_path}
+    (tmp_path / "tables" / "mine.csv").write_text("a")
+    shutil.rmtree(tmp_path / "robustness")
+    after = set(write_reproduction(tmp_path))
+    gone = before - after
+    assert gone
+    assert all(path.name.startswith("robustness") and not path.exists() for path in gone)
+    assert all(path.exists() for path in (*after, tmp_path / "tables" / "mine.csv"))
 
 
 def test_a_figure_that_cannot_be_written_is_said(tmp_path, monkeypatch):

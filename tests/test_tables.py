@@ -49,7 +49,7 @@ def read(text):
 
 def seen(text):
     """What of a text can be seen: unprintable characters are question marks, a minus is a minus."""
-    text = re.sub(r"(?<!\S)-(?=\d)", "−", text)
+    text = re.sub(r"(?<![\w.)\]])-(?=\d)|(?<=\de)-(?=\d)", "−", text)
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
@@ -63,6 +63,14 @@ def test_every_special_character_is_escaped_and_can_be_read_back(text):
     text = text.translate(dict.fromkeys(map(ord, "αβεητρℓ²³⁰⁴⁶⁷⁸⁹")))
     assert read(tex(text)) == seen(text)
     assert "--" not in tex(text), "LaTeX would print a dash"
+
+
+def test_every_minus_of_a_cell_is_one():
+    """Also behind a bracket, an ellipsis or an e; a hyphen within a word, or between numbers, is none."""
+    assert tex("-0.161 [-0.276, -0.0471]").count("$-$") == 3
+    assert tex("-0.02…-0.3").count("$-$") == 2
+    assert tex("-7.4e-15").count("$-$") == 2
+    assert tex("trajectory-2 gpt-4 1-2").count("$-$") == 0
 
 
 @given(st.lists(st.text(st.sampled_from(NASTY), max_size=12), min_size=3, max_size=3))

@@ -52,7 +52,7 @@ def test_the_contrast_on_images(adaptive, verdict):
 
 
 def test_ratios_are_by_sgds_size_or_its_robust_value():
-    """At one point of four SGD has −2 with a robust 8, at one −4 without: ratios 3/8, 3/8, 3/8 and 3/4 for Lion."""
+    """At one point of four SGD has −2 and a robust 8: Lion's ratio is 3/8. At one −4 and none: Lion is above."""
 
     def change(r):
         if r["direction"] == "sgd" and r["trajectory"] == "sgd":
@@ -60,13 +60,45 @@ def test_ratios_are_by_sgds_size_or_its_robust_value():
         return {}
 
     found = part("C1", "code", trajectory(change=change))
-    assert set(found.values.values()) == {0.75}
+    assert set(found.values.values()) == {1.0}
     assert found.verdict == "does not hold"
-    assert found.remark == (
-        "largest of lion, 0.75 (sgd trajectory, step 60, seed 2); SGD the sharpest of the unclipped at 6 of 12 points; "
-        "SGD's sharpness is negative at 3 of 12 points: its robust value is the divisor, SGD's sharpness is negative "
-        "at 3 of 12 points: its magnitude is the divisor"
+    assert "SGD the sharpest of the unclipped at 6 of 12 points" in found.remark
+    assert found.remark.endswith(
+        "SGD's sharpness is negative at 3 of 12 points: the magnitude of its robust value is the divisor, SGD's "
+        "sharpness is negative at 3 of 12 points: its magnitude is the divisor, nor is the robust value positive at 3 "
+        "of 12 points: what is sharper than SGD counts as 1"
     )
+
+
+def test_where_sgd_curves_down_it_is_not_far_above():
+    """SGD −10, robust −50: by the size of that a sharpness of 1 would be a fiftieth of SGD's."""
+    found = part("C1", "code", trajectory(change=at("sgd", sharpness=-10.0, sharpness_robust=-50.0)))
+    assert set(found.values.values()) == {1.0}
+    assert found.verdict == "does not hold"
+    below = {name: at(name, sharpness=-20.0) for name in ("adam", "adafactor", "lion", "signsgd")}
+
+    def change(r):
+        sgd = at("sgd", sharpness=-10.0, sharpness_robust=-50.0)(r)
+        return {**sgd, **(below[r["direction"]](r) if r["direction"] in below else {})}
+
+    assert set(part("C1", "code", trajectory(change=change)).values.values()) == {-0.4}
+
+
+def test_points_where_nothing_descends_say_nothing_of_who_is_best():
+    """At half of the points no direction lowers the loss: the shares are of the other half."""
+
+    def change(r):
+        return {"best_decrease": 0.0} if r["trajectory"] == "sgd" else {}
+
+    whole, half = trajectory(), trajectory(change=change)
+    for name, of in (("C4", "code, not the best"), ("C5", "code")):
+        one, other = part(name, of, whole), part(name, of, half)
+        assert one.values == other.values
+        assert "no direction lowers the loss at 6 of 12 points, left out" in other.remark
+        assert "no direction" not in one.remark
+    nowhere = part("C5", "code", trajectory(change=lambda r: {"best_decrease": 0.0}))
+    assert nowhere.values == {}
+    assert "no direction lowers the loss" in nowhere.remark
 
 
 def test_every_step_and_both_trajectories_count():

@@ -181,6 +181,13 @@ def test_divergence_is_said(experiment, tmp_path):
         run_trajectory(wild, tmp_path / "run")
 
 
+def test_one_that_diverges_does_not_keep_the_others_from_being_measured(experiment, tmp_path):
+    wild = dataclasses.replace(experiment, training_lr={"sgd": 1e30, "adam": 2e-4}, steps=(5,))
+    with pytest.raises(UsageError, match=r"on the sgd trajectory, step .* diverged"):
+        run_trajectory(wild, tmp_path / "run")
+    assert {r["trajectory"] for r in read_run(tmp_path / "run")[1]} == {"adam"}
+
+
 def test_several_seeds(experiment, tmp_path):
     two = dataclasses.replace(experiment, seeds=(0, 1), steps=(1,), directions=("sgd", "adam"))
     assert run_trajectory(two, tmp_path / "run") == 8

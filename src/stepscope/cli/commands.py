@@ -162,6 +162,8 @@ def reproduce(asked: argparse.Namespace) -> None:
     from stepscope.experiments.workers import check_processes
     from stepscope.report import print_grids
 
+    if asked.seeds is not None and asked.seeds < 1:
+        raise UsageError(f"--seeds {asked.seeds}: it is how many, at least 1")
     plan = reproduction(
         asked.scale,
         only=asked.only,
@@ -172,9 +174,12 @@ def reproduce(asked: argparse.Namespace) -> None:
     on_cores = asked.scale in ("smoke", "cpu")
     jobs = asked.jobs if asked.jobs is not None else (os.cpu_count() or 1) if on_cores else 1
     check_processes(jobs)
-    print_grids([_plan_grid(plan, wall_minutes(plan, jobs), jobs)])
+    grid = _plan_grid(plan, wall_minutes(plan, jobs), jobs)
     if asked.dry_run:
+        print_grids([grid])
         return
+    # Like the progress: whoever reads the results may stop reading, and the runs are to go on.
+    print_grids([grid], require("rich.console", "cli").Console(stderr=True))
     if on_cores:
         require("torch", "all").set_num_threads(1)
     out = Path(asked.out or f"runs/reproduce-{asked.scale}")
@@ -231,11 +236,11 @@ def _reproduced(out: Path) -> None:
     )
 
     claims = judge(read_runs(out))
-    text = json.dumps(claims_json(claims), indent=1, ensure_ascii=False) + "\n"
-    write_atomically(out / "claims.json", text.encode(errors="replace"))
     grid = claims_grid(claims)
     with shown_progress() as progress:
         write_reproduction(out, [grid, parts_grid(claims), departures_grid(claims)], progress)
+    text = json.dumps(claims_json(claims), indent=1, ensure_ascii=False) + "\n"
+    write_atomically(out / "claims.json", text.encode(errors="replace"))
     print_grids([grid])
     for title, name in (
         ("Claims", "claims.json"),

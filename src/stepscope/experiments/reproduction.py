@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from stepscope.experiments.running import Progress
 from stepscope.experiments.theory import TheoryExperiment, run_theory, theory_experiment
 from stepscope.experiments.trajectory import TrajectoryExperiment, run_trajectory, trajectory_experiment
 from stepscope.experiments.workers import Tell, check_processes, run_jobs
+from stepscope.records import read_run
 from stepscope.tasks.catalogue import TASKS
 
 PARTS = {
@@ -76,8 +78,8 @@ def reproduction(
         scale: the size of all of them.
         only: which experiments, by keys of `PARTS`.
         seeds: of each run.
-        settings: ``"text"``, ``"code"`` or ``"ours"``, see `stepscope.experiments.compared.SETTINGS`. As the published
-            code has it, models get no attention mask.
+        settings: of A and B: ``"text"``, ``"code"`` or ``"ours"``, see `stepscope.experiments.compared.SETTINGS`. As
+            the published code has it, models get no attention mask there.
         sources: ``{task: where its data come from}``; ``"auto"`` for those not named.
 
     Raises:
@@ -87,11 +89,13 @@ def reproduction(
         >>> [planned.name for planned in reproduction("smoke", only="CD")]
         ['robustness', 'theory']
     """
-    letters = list(only)
-    if not letters or not set(letters) <= set(PARTS):
-        raise UsageError(f"experiments are {', '.join(letters) or 'none'}: choose of {', '.join(PARTS)}")
-    if unknown := set(sources or {}) - set(TASKS):
-        raise UsageError(f"a source is given for {', '.join(sorted(unknown))}: choose of {', '.join(TASKS)}")
+    letters = [letter.upper() for each in only for letter in each.split(",") if letter]
+    if unknown := [letter for letter in letters if letter not in PARTS]:
+        raise UsageError(f"no experiment {unknown[0]!r}: choose of {', '.join(PARTS)}")
+    if not letters:
+        raise UsageError(f"no experiment is asked for: choose of {', '.join(PARTS)}")
+    if others := set(sources or {}) - set(TASKS):
+        raise UsageError(f"a source is given for {', '.join(sorted(others))}: choose of {', '.join(TASKS)}")
     given = dict.fromkeys(TASKS, "auto") | dict(sources or {})
     masked = settings != "code"
     planned = []
@@ -151,9 +155,10 @@ def run_reproduction(
         The runs that could not be made; none if all could.
 
     Raises:
-        UsageError: fewer processes than 1, or one of them died.
+        UsageError: fewer processes than 1, one of them died, or the directory holds runs of another scale or mask.
     """
     check_processes(processes)
+    _check_directory(plan, out)
     expected = {planned.name: (weights or {}).get(planned.name, 1.0) for planned in plan}
     whole = sum(expected.values()) or 1.0
     parts = dict.fromkeys(expected, 0.0)
@@ -186,6 +191,23 @@ def run_reproduction(
     return failures
 
 
+def _check_directory(plan: Sequence[Planned], out: str | os.PathLike[str]) -> None:
+    """Claims are judged by all runs of a directory: those of another scale would be mixed in."""
+    wanted = {planned.experiment.scale for planned in plan}
+    masked = {mask for planned in plan if (mask := getattr(planned.experiment, "masked", None)) is not None}
+    for file in sorted(Path(out).glob("*/run.json")):
+        try:
+            configuration = read_run(file.parent)[0]["configuration"]
+        except UsageError:
+            continue  # the reports say so
+        scale, mask = configuration.get("scale"), configuration.get("masked")
+        other = f"at the scale {scale}" if scale not in wanted else ""
+        if masked and mask is not None and mask not in masked:
+            other = "with another attention mask (--as)"
+        if other:
+            raise UsageError(f"{out} holds a run {other}: {file.parent.name}; give another directory (--out)")
+
+
 def _carry_out(job: tuple[Planned, str], tell: Tell) -> None:
     planned, out = job
     runs: dict[type, Callable[..., int]] = {
@@ -203,6 +225,11 @@ def _made(planned: Planned, out: str | os.PathLike[str], progress: Progress, run
         run(planned.experiment, out, progress)
     except UsageError as error:
         return Failure(planned.name, " ".join(str(error).split()))
+    except Exception as error:
+        # A defect, or a machine that gave way: hours of other runs are not to be lost to it.
+        traceback.print_exc()
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return Failure(planned.name, f"{type(error).__name__}: {said}")
     return None
 
 

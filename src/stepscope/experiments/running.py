@@ -67,7 +67,8 @@ def run_trajectories(
         How many records were made; 0 if the run was complete already.
 
     Raises:
-        UsageError: the directory can't be used (see `RunDirectory`), or there are no data or they have changed since.
+        UsageError: the directory can't be used (see `RunDirectory`), there are no data or they have changed since, or
+            some of the trainings failed; the others have been measured then.
     """
     configuration = experiment.configuration()
     begun = RunDirectory.check(out, configuration)
@@ -82,9 +83,15 @@ def run_trajectories(
     check_data(begun, context, out)
     with RunDirectory.open(out, configuration, context=context) as run:
         before = len(run.records())
+        failed = []
         for number, (seed, name) in enumerate(runs):
             if missing(run.records(), seed, name):
-                run_one(run, task.seeded(seed), seed, name, part_of(progress, number, len(runs)))
+                try:
+                    run_one(run, task.seeded(seed), seed, name, part_of(progress, number, len(runs)))
+                except UsageError as error:
+                    failed.append(str(error))  # one that diverges is no reason to lose the others
+        if failed:
+            raise UsageError("; ".join(dict.fromkeys(failed)))
         return len(run.records()) - before
 
 

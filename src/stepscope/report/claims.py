@@ -110,7 +110,9 @@ def claims_grid(claims: Sequence[Claim]) -> Grid:
         "it lies wholly beyond; one seed never tells. A claim holds if all its deciding parts do, and does not hold if "
         "one does not."
     )
-    return Grid("The paper's claims", ("claim", "statement", "verdict", "statistic", "seeds"), rows, note)
+    return Grid(
+        f"The paper's claims{_at_scale(claims)}", ("claim", "statement", "verdict", "statistic", "seeds"), rows, note
+    )
 
 
 def parts_grid(claims: Sequence[Claim]) -> Grid:
@@ -122,13 +124,14 @@ def parts_grid(claims: Sequence[Claim]) -> Grid:
             f"{part.statistic} {part.threshold}",
             part.number,
             str(len(part.values)),
+            ", ".join(_unique(run.scale for run in part.runs)),
             part.verdict,
             part.remark,
         )
         for claim in claims
         for part in claim.parts
     )
-    headers = ("claim", "part", "claimed", "mean over seeds", "seeds", "verdict", "remark")
+    headers = ("claim", "part", "claimed", "mean over seeds", "seeds", "scale", "verdict", "remark")
     note = "In square brackets Student's interval. A part in parentheses stands beside: no verdict depends on it."
     return Grid("The parts of the claims", headers, rows, note)
 
@@ -185,6 +188,12 @@ def _part_json(part: Part) -> dict[str, Any]:
         "scale": ", ".join(_unique(run.scale for run in part.runs)),
         "remark": part.remark,
     }
+
+
+def _at_scale(claims: Sequence[Claim]) -> str:
+    """The scales of all runs that were used, for a title."""
+    scales = _unique(run.scale for claim in claims for part in claim.parts for run in part.runs)
+    return f", scale{'s' * (len(scales) > 1)} {' and '.join(scales)}" if scales else ""
 
 
 def _counts(claim: Claim) -> str:

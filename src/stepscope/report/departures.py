@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from stepscope.report.runs import Run
@@ -26,6 +26,7 @@ class Original:
         tokens: whether its loss is a mean over the tokens of each example.
         padded: whether examples are padded.
         batch: examples of a training batch; None where the paper doesn't say.
+        rates: learning rates of the training optimizers along the trajectories, as far as it says.
     """
 
     data: str
@@ -33,11 +34,12 @@ class Original:
     tokens: bool
     padded: bool = True
     batch: int | None = None
+    rates: Mapping[str, float] = field(default_factory=lambda: {"adam": 2e-4})
 
 
 ORIGINALS: Mapping[str, Original] = {
-    "translation": Original("opus_books", "t5-small", tokens=True, batch=1024),
-    "code": Original("the-stack-smol", "gpt-neo-125M-code-clippy", tokens=True),
+    "translation": Original("opus_books", "t5-small", tokens=True, batch=1024, rates={"sgd": 1e-3, "adam": 2e-4}),
+    "code": Original("the-stack-smol", "gpt-neo-125M-code-clippy", tokens=True, rates={"sgd": 3e-5, "adam": 2e-4}),
     "images": Original("CIFAR-10", "ResNet-152", tokens=False, padded=False, batch=1000),
     "sentiment": Original("IMDb", "BERT-base", tokens=False),
 }
@@ -73,6 +75,7 @@ def _of_run(run: Run, tasks: Sequence[str] | None) -> list[tuple[str, str]]:
         told = [
             *_start(run.context, task),
             *_batches(run.context, task, asked, settings),
+            *_rates(task, asked),
             *_measured_at(run.context, settings, asked),
         ]
         if task == "sentiment":
@@ -95,7 +98,22 @@ def _of_run(run: Run, tasks: Sequence[str] | None) -> list[tuple[str, str]]:
         steps = _epochs(run.context, asked.get("task"), asked.get("steps"))
         told = [*_start(run.context, "sentiment"), *_mask("sentiment", asked), f"measured at {steps}"]
         return [(run.name, each) for each in told]
+    if run.experiment == "theory":
+        told = _start(run.context, "translation") if run.context.get("model") else []
+        small = ", ".join(_mapping(run.context.get("small")))
+        told += [f"{small}: small models and made-up data of our own"] if small else []
+        return [(run.name, each) for each in told]
     return []
+
+
+def _rates(task: str, asked: Mapping[str, Any]) -> list[str]:
+    wanted = ORIGINALS[task].rates if task in ORIGINALS else {}
+    given = _mapping(asked.get("training_lr"))
+    return [
+        f"{name} trains at a learning rate of {given[name]:g}, not {rate:g}"
+        for name, rate in wanted.items()
+        if isinstance(given.get(name), int | float) and given[name] != rate
+    ]
 
 
 def _start(context: Mapping[str, Any], task: str) -> list[str]:
@@ -112,6 +130,10 @@ def _start(context: Mapping[str, Any], task: str) -> list[str]:
         told.append(f"the model is {model.get('title', 'unknown')}, not {original.model}")
     if not began.startswith("pretrained"):
         told.append(f"initialisation is {began}, not pretrained")
+    elif not _names(original.model, began):
+        told.append(f"initialisation is {began}, not {original.model}'s")
+    if task != "images":
+        told.append("dropout is off; the paper trains with its models' own")
     return told
 
 
@@ -174,12 +196,12 @@ def _epoch_numbers(context: Mapping[str, Any], settings: Any, steps: Any) -> lis
 
 
 def _names(wanted: str, *texts: Any) -> bool:
-    """Whether a text names it, whatever its punctuation."""
-    return any(_letters(wanted) in _letters(str(text)) for text in texts)
+    """Whether a text names it by whole words, whatever its punctuation."""
+    return any(f" {_words(wanted)} " in f" {_words(str(text))} " for text in texts)
 
 
-def _letters(text: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", text.lower())
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"[a-z0-9]+", text.lower()))
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

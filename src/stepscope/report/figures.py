@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -71,7 +72,10 @@ def file_name(*parts: object) -> str:
         ('trajectory-code-sgd-step-60', 'up', 'unnamed')
     """
     words = (re.sub(r"[^A-Za-z0-9.]+", "-", str(part)).strip("-.") for part in parts)
-    return "-".join(word for word in words if word)[:150] or "unnamed"
+    name = "-".join(word for word in words if word) or "unnamed"
+    if len(name) > 150:  # what is cut off may be all that tells it from others
+        name = f"{name[:140]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return name
 
 
 def figures_of(experiment: str, records: Sequence[Record]) -> list[Figure]:

@@ -192,10 +192,17 @@ def _by_step(
     marks: Mapping[Any, str] = {row.step: _MARKS.get(row.baseline, "") for row in rows} if marked else {}
     steps = sorted({row.step for row in rows})
     found = {(row.direction, row.step): cell(row) for row in rows}
-    headers = ("direction", *(f"step {step:g}{marks.get(step, '')}" for step in steps))
+    headers = ("direction", *(f"step {step:g}{marks.get(step, '')}{_of_seeds(rows, step)}" for step in steps))
     measured = {row.direction for row in rows}
     names = [name for name in directions_of(records) if name in measured]
     return headers, tuple((name, *(found.get((name, step), NOTHING) for step in steps)) for name in names)
+
+
+def _of_seeds(rows: Sequence[Row], step: int | float) -> str:
+    """How many seeds a column has, where it isn't as many as the others."""
+    counts = {row.step: max(other.seeds for other in rows if other.step == row.step) for row in rows}
+    most = max(counts.values(), default=0)
+    return f" ({counts[step]} of {most} seeds)" if counts[step] < most else ""
 
 
 def _spread(value: float | None, spread: float | None) -> str:

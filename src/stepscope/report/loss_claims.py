@@ -91,8 +91,26 @@ def _ranking(local: Run, trained: Run) -> Part:
     same = begun.partition(":")[0] == begins.partition(":")[0]
     if not same:
         remarks = (*remarks, f"not of the same start: measured from {begun}, trained from {begins}")
+    if other := _unlike(local, trained):
+        same, remarks = False, (*remarks, f"measured and trained with another {' and '.join(other)}")
     what = "Spearman's ρ between the mean rank of the best decrease and the rank of the final loss, lowest first"
     return Part(label(local), what, Threshold(">", 0.0), (local, trained), values, remarks, same)
+
+
+def _unlike(local: Run, trained: Run) -> list[str]:
+    """In what two runs on a task differ that must not, in words."""
+    theirs = (trained.context.get("tasks") or {}).get(local.task) or {}
+
+    def of(context: Any, part: str, name: str) -> Any:
+        return (context.get(part) or {}).get(name)
+
+    compared = {
+        "scale": (local.scale, trained.scale),
+        "attention mask": tuple(run.head["configuration"].get("masked") is not False for run in (local, trained)),
+        "model": (of(local.context, "model", "parameters"), of(theirs, "model", "parameters")),
+        "data set": (of(local.context, "source", "sha256"), of(theirs, "source", "sha256")),
+    }
+    return [name for name, (one, other) in compared.items() if one != other]
 
 
 def _mean_ranks(points: Sequence[Point], names: Sequence[str]) -> list[float]:

@@ -113,7 +113,8 @@ def title_of(run: Mapping[str, Any]) -> str:
     """What was measured on which data, from the content of `run.json`."""
     context = run.get("context") or {}
     if tasks := context.get("tasks"):
-        return "Convergence: " + " and ".join(_name_of(task.get("model")) or name for name, task in tasks.items())
+        kind = str((run.get("configuration") or {}).get("experiment") or "convergence").capitalize()
+        return f"{kind}: " + " and ".join(_name_of(task.get("model")) or name for name, task in tasks.items())
     named = [_name_of(context.get("model")), _name_of(context.get("source"))]
     return " on ".join(name for name in named if name) or "Directions of optimizers"
 

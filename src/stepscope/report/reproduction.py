@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ Progress = Callable[[float, str], None]
 TABLES = "tables"
 FIGURES = "figures"
 PAGE = "report.html"
+WRITTEN = "written.json"
+"""The names of the files that were written, so that the next call knows which it may remove."""
 
 _EXPERIMENTS = ("trajectory", "agreement", "convergence", "robustness", "theory")
 _TASKS = ("translation", "code", "sentiment", "images")
@@ -98,7 +101,23 @@ def write_reproduction(
         "reproduction.html", "Reproduction", summary, sections, facts=[], names=names, charts=charts, claims=tops
     )
     write_atomically(out / PAGE, page.encode(errors="replace"))
-    return [*written, out / PAGE]
+    written.append(out / PAGE)
+    _remove_stale(out, written)
+    return written
+
+
+def _remove_stale(out: Path, written: Sequence[Path]) -> None:
+    """Removes what an earlier call wrote and this one didn't, as the tables of a run that is gone, and nothing else."""
+    manifest, names = out / WRITTEN, sorted(str(path.relative_to(out).as_posix()) for path in written)
+    try:
+        before = json.loads(manifest.read_text())
+    except (OSError, ValueError):
+        before = []
+    for name in before if isinstance(before, list) else []:
+        path = out / str(name)
+        if name not in names and path.parent in (out / TABLES, out / FIGURES):
+            path.unlink(missing_ok=True)
+    write_atomically(manifest, (json.dumps(names, indent=0) + "\n").encode())
 
 
 def _part(run: Run) -> _Part:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Any
 
 from stepscope.errors import UsageError
 from stepscope.records import Record, read_run
+
+_logger = logging.getLogger("stepscope")
 
 
 @dataclass(frozen=True)
@@ -50,10 +53,23 @@ class Run:
 def read_runs(path: str | os.PathLike[str]) -> list[Run]:
     """The runs of a reproduction, by name.
 
+    What can't be read is left out with a warning, and so is a copy of another run, which would count twice.
+
     Raises:
-        UsageError: there are none in this directory, or one can't be read.
+        UsageError: there are none in this directory.
     """
-    found = sorted(each.parent for each in Path(path).glob("*/run.json"))
+    found: list[Run] = []
+    for each in sorted(file.parent for file in Path(path).glob("*/run.json")):
+        try:
+            run = Run(each.name, *read_run(each))
+        except UsageError as error:
+            _logger.warning("%s is left out: %s", each, error)
+            continue
+        same = next((other for other in found if other.head["configuration"] == run.head["configuration"]), None)
+        if same is None:
+            found.append(run)
+        else:
+            _logger.warning("%s is left out: it is the same run as %s", each, same.name)
     if not found:
         raise UsageError(f"{path} holds no run: give the directory of a reproduction (stepscope reproduce --out)")
-    return [Run(each.name, *read_run(each)) for each in found]
+    return found

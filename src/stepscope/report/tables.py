@@ -42,8 +42,8 @@ def tex(text: str) -> str:
         >>> tex("50% of_all ± 1.2×10⁻⁵")
         '50\\\\% of\\\\_all $\\\\pm$ 1.2$\\\\times$10$^{-5}$'
     """
-    signed = re.sub(r"(?<!\S)-(?=\d)", "−", text)
-    return re.sub(r"[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+|--+|.", _in_tex, signed, flags=re.DOTALL)
+    signed = re.sub(r"(?<![\w.)\]])-(?=\d)|(?<=\de)-(?=\d)", "−", text)
+    return re.sub(r"⁻?[⁰¹²³⁴⁵⁶⁷⁸⁹]+|⁻|--+|.", _in_tex, signed, flags=re.DOTALL)
 
 
 def _in_tex(found: re.Match[str]) -> str:

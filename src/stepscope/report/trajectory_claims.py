@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from stepscope.records import Record
+from stepscope.records import Record, number
 from stepscope.report.comparison import BASELINE, baseline_scale, family
 from stepscope.report.runs import Run
 from stepscope.report.verdicts import Part, Threshold, Unmeasured, by_seed, needed, whole_seeds
@@ -24,6 +24,8 @@ ADAM_CLIPPED = "adam clip 50% (first moment)"
 """What the published code does; so is Adafactor's."""
 ADAFACTOR_CLIPPED = "adafactor clip 50% (numerator)"
 COMPARED_WITH_SGD = (*ADAPTIVE, "sgd clip 10%", ADAM_CLIPPED, ADAFACTOR_CLIPPED)
+
+LOWERED = "median over points of the sharpness divided by the original's"
 
 TAIL = 0.001
 """The part of the coordinates that is left out at either end of the span of magnitudes."""
@@ -82,27 +84,32 @@ def far_above(runs: Sequence[Run]) -> list[Part]:
         return f"SGD the sharpest of the unclipped at {_of(count, points)}"
 
     what = "largest ratio to SGD of an adaptive method at any point"
-    notes = (offender, sharpest, _robust)
-    return [_part(run, "", what, Threshold("<", 0.5), largest, notes) for run in trajectories(runs, TRANSFORMERS)]
+    notes, below = (offender, sharpest, _robust), Threshold("<", 0.5)
+    parts = [_part(run, "", what, below, largest, notes) for run in trajectories(runs, TRANSFORMERS)]
+    return parts + _missing(runs, what, below)
 
 
 def clipping_lowers_sgd(runs: Sequence[Run]) -> list[Part]:
     """C2: clipping 10% halves the sharpness of SGD and of normalized SGD, in the median."""
-    return [
-        _lowered(run, original, f"{original} clip 10%", Threshold("<", 0.5))
+    below = Threshold("<", 0.5)
+    parts = [
+        _lowered(run, original, f"{original} clip 10%", below)
         for run in trajectories(runs, TRANSFORMERS)
         for original in ("sgd", "normalized sgd")
     ]
+    return parts + _missing(runs, LOWERED, below)
 
 
 def clipping_lowers_adaptive(runs: Sequence[Run]) -> list[Part]:
     """C3: clipping 50% lowers the sharpness of Adam and of Adafactor, in the median."""
     variants = ((ADAM_CLIPPED, True), (ADAFACTOR_CLIPPED, True), ("adam clip 50% (gradient)", False))
-    return [
-        _lowered(run, family(variant), variant, Threshold("<", 1.0), deciding)
+    below = Threshold("<", 1.0)
+    parts = [
+        _lowered(run, family(variant), variant, below, deciding)
         for run in trajectories(runs, TRANSFORMERS)
         for variant, deciding in variants
     ]
+    return parts + _missing(runs, LOWERED, below)
 
 
 def lowest_is_not_best(runs: Sequence[Run]) -> list[Part]:
@@ -113,25 +120,27 @@ def lowest_is_not_best(runs: Sequence[Run]) -> list[Part]:
         return _share(_values(p, ["adafactor"])["adafactor"] < min(_values(p, others).values()) for p in points)
 
     def not_best(points: Sequence[Point]) -> float:
-        name = "best_decrease"
-        return _share(
-            _values(p, ["adafactor"], name)["adafactor"] < max(_values(p, others, name).values()) for p in points
-        )
+        found = _descending(points, UNCLIPPED)
+        return _share(each["adafactor"] < max(each[name] for name in others) for each in found)
 
-    said = (("lowest", "share of points where Adafactor's sharpness is the lowest of the unclipped", lowest),
-            ("not the best", "share of points where its best decrease isn't the largest", not_best))  # fmt: skip
-    return [
-        _part(run, name, what, Threshold(">", 0.5), statistic)
+    said = (
+        ("lowest", "share of points where Adafactor's sharpness is the lowest of the unclipped", lowest, ()),
+        ("not the best", "share of points where its best decrease isn't the largest", not_best, (_flat(UNCLIPPED),)),
+    )
+    above = Threshold(">", 0.5)
+    parts = [
+        _part(run, name, what, above, statistic, notes)
         for run in trajectories(runs, TRANSFORMERS)
-        for name, what, statistic in said
+        for name, what, statistic, notes in said
     ]
+    return parts + _missing(runs, said[0][1], above)
 
 
 def decreases_more(runs: Sequence[Run]) -> list[Part]:
     """C5: each adaptive and clipped method's best decrease is larger than SGD's at most points."""
 
     def shares(points: Sequence[Point]) -> dict[str, float]:
-        found = [_values(point, (BASELINE, *COMPARED_WITH_SGD), "best_decrease") for point in points]
+        found = _descending(points, (BASELINE, *COMPARED_WITH_SGD))
         return {name: _share(each[name] > each[BASELINE] for each in found) for name in COMPARED_WITH_SGD}
 
     def least(points: Sequence[Point]) -> float:
@@ -140,11 +149,13 @@ def decreases_more(runs: Sequence[Run]) -> list[Part]:
     def weakest(points: Sequence[Point]) -> str:
         found = shares(points)
         name = min(found, key=lambda each: found[each])
-        return f"least often {name}: at {_of(round(found[name] * len(points)), points)}"
+        count = len(_descending(points, (BASELINE, *COMPARED_WITH_SGD)))
+        return f"least often {name}: at {round(found[name] * count)} of {count} points"
 
     what = "share of points where the best decrease is larger than SGD's, for the method with the fewest"
-    runs = trajectories(runs, TRANSFORMERS)
-    return [_part(run, "", what, Threshold(">", 0.5), least, (weakest,)) for run in runs]
+    notes, above = (weakest, _flat((BASELINE, *COMPARED_WITH_SGD))), Threshold(">", 0.5)
+    parts = [_part(run, "", what, above, least, notes) for run in trajectories(runs, TRANSFORMERS)]
+    return parts + _missing(runs, what, above)
 
 
 def concentrated(runs: Sequence[Run]) -> list[Part]:
@@ -166,7 +177,7 @@ def concentrated(runs: Sequence[Run]) -> list[Part]:
         left_out = _left_out(BASELINE)
         found.append(_part(run, "10% largest", share, Threshold(">", 0.5), carried, (left_out,)))
         found.append(_part(run, "decades", span, Threshold(">", 3.0), spans))
-    return found
+    return found + _missing(runs, share, Threshold(">", 0.5))
 
 
 def absent_on_images(runs: Sequence[Run]) -> list[Part]:
@@ -187,6 +198,16 @@ def absent_on_images(runs: Sequence[Run]) -> list[Part]:
         )
         for run in trajectories(runs, ("images",))
     ]
+
+
+def _missing(runs: Sequence[Run], what: str, threshold: Threshold) -> list[Part]:
+    """Of the tasks that a claim on transformers is about, those without a run: their silence is no agreement.
+
+    None where no directions were measured at all.
+    """
+    there = {run.task for run in trajectories(runs, TRANSFORMERS)}
+    absent = [task for task in TRANSFORMERS if task not in there] if there else []
+    return [Part(task, what, threshold, (), {}) for task in absent]
 
 
 def pretrained(run: Run) -> bool:
@@ -264,8 +285,7 @@ def _lowered(run: Run, original: str, variant: str, threshold: Threshold, decidi
             raise Unmeasured(f"the sharpness of {original} is positive nowhere")
         return statistics.median(ratios)
 
-    what = "median over points of the sharpness divided by the original's"
-    return _part(run, variant, what, threshold, median, (_left_out(original),), deciding)
+    return _part(run, variant, LOWERED, threshold, median, (_left_out(original),), deciding)
 
 
 def _left_out(original: str) -> Note:
@@ -281,19 +301,50 @@ def _robust(points: Sequence[Point]) -> str:
     told = [
         f"SGD's sharpness is negative at {_of(origins.count(origin), points)}: {instead}"
         for origin, instead in (
-            ("robust", "its robust value is the divisor"),
+            ("robust", "the magnitude of its robust value is the divisor"),
             ("negative", "its magnitude is the divisor"),
         )
         if origin in origins
     ]
+    if none := sum(_sgd_curves_down(point) for point in points):
+        told.append(f"nor is the robust value positive at {_of(none, points)}: what is sharper than SGD counts as 1")
     return ", ".join(told)
+
+
+def _sgd_curves_down(point: Point) -> bool:
+    """Whether neither SGD's sharpness nor its robust value is positive: there is nothing to be a multiple of."""
+    record = point.get(BASELINE, {})
+    robust = number(record, "sharpness_robust")
+    return needed(record, "sharpness", BASELINE) <= 0 and (robust is None or robust <= 0)
 
 
 def _ratios(point: Point, names: Sequence[str]) -> dict[str, float]:
     scale, _ = baseline_scale(point.values())
     if scale is None:
         raise Unmeasured("SGD has no sharpness at a point")
-    return {name: value / scale for name, value in _values(point, names).items()}
+    found = {name: value / scale for name, value in _values(point, names).items()}
+    if _sgd_curves_down(point):
+        # By the ratio alone a method that is sharper than SGD could look much flatter.
+        sgd = needed(point[BASELINE], "sharpness", BASELINE)
+        found = {name: max(ratio, 1.0) if ratio * scale > sgd else ratio for name, ratio in found.items()}
+    return found
+
+
+def _descending(points: Sequence[Point], names: Sequence[str]) -> list[dict[str, float]]:
+    """The best decreases at the points where any of these descends: where none does, none is better."""
+    found = [_values(point, names, "best_decrease") for point in points]
+    some = [each for each in found if max(each.values()) > 0]
+    if not some:
+        raise Unmeasured("no direction lowers the loss")
+    return some
+
+
+def _flat(names: Sequence[str]) -> Note:
+    def note(points: Sequence[Point]) -> str:
+        count = len(points) - len(_descending(points, names))
+        return f"no direction lowers the loss at {_of(count, points)}, left out" if count else ""
+
+    return note
 
 
 def _values(point: Point, names: Sequence[str], field: str = "sharpness") -> dict[str, float]:

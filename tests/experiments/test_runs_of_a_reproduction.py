@@ -26,6 +26,10 @@ def test_the_plan_has_every_experiment():
     assert all(planned.experiment.seeds == (0, 1) for planned in plan if planned.name != "agreement")
 
 
+def test_letters_may_be_joined_by_commas():
+    assert reproduction("smoke", only=["c,D"]) == reproduction("smoke", only=["C", "D"])
+
+
 def test_as_the_published_code_has_it():
     """Without attention masks, and with its optimizers."""
     ours, code = reproduction("smoke"), reproduction("smoke", settings="code")
@@ -36,8 +40,8 @@ def test_as_the_published_code_has_it():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"only": "AX"}, "experiments are A, X: choose of A, B, C, D"),
-        ({"only": ""}, "experiments are none"),
+        ({"only": "AX"}, "no experiment 'X': choose of A, B, C, D"),
+        ({"only": ""}, "no experiment is asked for"),
         ({"sources": {"poetry": "x"}}, "a source is given for poetry: choose of translation"),
         ({"settings": "mine"}, "unknown settings 'mine'"),
         ({"scale": "huge"}, "unknown scale 'huge'"),
@@ -123,3 +127,30 @@ def test_two_at_a_time_take_at_least_half():
     total = sum(cost_of(planned).minutes for planned in plan)
     assert wall_minutes(plan, 1) == pytest.approx(total)
     assert total / 2 <= wall_minutes(plan, 2) < 0.6 * total
+
+
+def test_whatever_fails_in_a_run_the_others_are_made(sources, tmp_path, monkeypatch, capsys):
+    """A graphics card that is full, a disk that is gone: one line at the end, and the traceback for who wants it."""
+
+    def full(experiment, *rest):
+        if experiment.kind == "code":
+            raise RuntimeError("CUDA out of memory\nmore of it")
+        return original(experiment, *rest)
+
+    original = module.run_trajectory
+    monkeypatch.setattr(module, "run_trajectory", full)
+    plan = small(reproduction("smoke", seeds=(0,), sources=sources), *NAMES[:3])
+    failures = run_reproduction(plan, tmp_path)
+    assert [(f.name, f.reason) for f in failures] == [("trajectory-code", "RuntimeError: CUDA out of memory")]
+    assert "Traceback" in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["trajectory-sentiment", "trajectory-translation"]
+
+
+def test_runs_of_another_scale_or_mask_are_not_mixed_in(sources, tmp_path):
+    """The claims are judged by all runs of a directory."""
+    plan = small(reproduction("smoke", seeds=(0,), sources=sources), NAMES[0])
+    run_reproduction(plan, tmp_path)
+    with pytest.raises(UsageError, match="holds a run at the scale smoke: trajectory-translation; give another"):
+        run_reproduction(reproduction("cpu", only="C"), tmp_path)
+    with pytest.raises(UsageError, match="holds a run with another attention mask"):
+        run_reproduction(reproduction("smoke", only="B", settings="code"), tmp_path)
