@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from stepscope.experiments.reproduction import reproduction, run_reproduction
 from stepscope.records import read_run
 from stepscope.tasks.catalogue import TASKS
 
+ROOT = Path(__file__).parents[2]
 NAMES = [f"trajectory-{name}" for name in ("translation", "code", "sentiment", "images", "images-pretrained")]
 
 
@@ -154,3 +156,12 @@ def test_runs_of_another_scale_or_mask_are_not_mixed_in(sources, tmp_path):
         run_reproduction(reproduction("cpu", only="C"), tmp_path)
     with pytest.raises(UsageError, match="holds a run with another attention mask"):
         run_reproduction(reproduction("smoke", only="B", settings="code"), tmp_path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_costs_are_those_of_the_stored_run(name):
+    """Its records hold the seconds of each measurement, on cores that had other work to do for a part of the time."""
+    records = read_run(ROOT / "docs" / "reproduction" / name)[1]
+    measured = sum(record["seconds"] for record in records) / 60
+    (planned,) = (each for each in reproduction("cpu", seeds=(0, 1, 2)) if each.name == name)
+    assert measured / 3 < cost_of(planned).minutes < 3 * measured
