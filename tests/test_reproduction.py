@@ -241,3 +241,27 @@ def test_runs_are_read_by_name(tmp_path):
     runs = read_runs(tmp_path)
     assert [run.name for run in runs] == ["convergence", "robustness", "trajectory-code", "trajectory-images"]
     assert (runs[2].experiment, runs[2].task, runs[2].scale) == ("trajectory", "code", "cpu")
+
+
+def test_the_second_path_has_a_table_and_no_figure(tmp_path):
+    """Of several tasks, as the trainings are; its title says which of the two it is."""
+    at = {"run": "code", "task": "code", "trajectory": "adam", "seed": 0, "step": 15}
+    records = [
+        {**at, "direction": "sgd", "sharpness": 2.0, "independent": 2.000001},
+        {**at, "direction": "adam", "sharpness": -0.5, "independent": -0.51},
+    ]
+    configuration = {"experiment": "agreement", "scale": "cpu"}
+    context = {"tasks": {"code": {"model": {"title": "A model"}}}}
+    run_directory(tmp_path / "agreement", records, context, configuration)
+    files = write_reproduction(tmp_path)
+    page = (tmp_path / module.PAGE).read_text()
+    assert "Agreement: A model" in page
+    assert "<td>5e-03</td>" in page
+    assert not [path for path in files if path.suffix == ".pdf"]
+    (table,) = read_csv(tmp_path / "tables", "agreement")
+    assert table[1][:5] == ["code", "15", "2", "5e-03", "adam"]
+
+
+def read_csv(folder, beginning):
+    """The rows of each table whose name begins so."""
+    return [list(csv.reader(path.read_text().splitlines())) for path in folder.glob(f"{beginning}*.csv")]
