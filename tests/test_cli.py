@@ -74,6 +74,11 @@ CONVERGENCE = ["run", "convergence", "--scale", "smoke", "--out", "{new}"]
 REPRODUCE = ["reproduce", "--scale", "smoke", "--out", "{new}"]
 MISTAKES = {
     "unknown letter": ([*REPRODUCE, "--only", "A", "X"], "no experiment 'X': choose of A, B, C, D"),
+    "a reproduction in a file": (["reproduce", "--scale", "smoke", "--out", "{file}"], "cannot create"),
+    "a reproduction where none can be": (
+        ["reproduce", "--scale", "smoke", "--out", "/proc/x"],
+        "cannot create /proc/x",
+    ),
     "no seeds": ([*REPRODUCE, "--seeds", "0"], "--seeds 0: it is how many, at least 1"),
     "no runs at a time": ([*REPRODUCE, "--jobs", "0"], "0 jobs at a time: at least 1 is needed"),
     "unknown scale of a reproduction": (

@@ -158,7 +158,7 @@ def reproduce(asked: argparse.Namespace) -> None:
     """``stepscope reproduce``."""
     _require_all()
     from stepscope.experiments.costs import cost_of, wall_minutes
-    from stepscope.experiments.reproduction import reproduction, run_reproduction
+    from stepscope.experiments.reproduction import prepare_directory, reproduction, run_reproduction
     from stepscope.experiments.workers import check_processes
     from stepscope.report import print_grids
 
@@ -178,11 +178,12 @@ def reproduce(asked: argparse.Namespace) -> None:
     if asked.dry_run:
         print_grids([grid])
         return
+    out = Path(asked.out or f"runs/reproduce-{asked.scale}")
+    prepare_directory(plan, out)
     # Like the progress: whoever reads the results may stop reading, and the runs are to go on.
     print_grids([grid], require("rich.console", "cli").Console(stderr=True))
     if on_cores:
         require("torch", "all").set_num_threads(1)
-    out = Path(asked.out or f"runs/reproduce-{asked.scale}")
     started = time.perf_counter()
     with shown_progress() as progress:
         weights = {planned.name: cost_of(planned).minutes for planned in plan}

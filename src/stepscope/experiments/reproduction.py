@@ -155,10 +155,11 @@ def run_reproduction(
         The runs that could not be made; none if all could.
 
     Raises:
-        UsageError: fewer processes than 1, one of them died, or the directory holds runs of another scale or mask.
+        UsageError: fewer processes than 1, one of them died, or the directory can't be made or holds runs of another
+            scale or mask.
     """
     check_processes(processes)
-    _check_directory(plan, out)
+    prepare_directory(plan, out)
     expected = {planned.name: (weights or {}).get(planned.name, 1.0) for planned in plan}
     whole = sum(expected.values()) or 1.0
     parts = dict.fromkeys(expected, 0.0)
@@ -191,8 +192,20 @@ def run_reproduction(
     return failures
 
 
-def _check_directory(plan: Sequence[Planned], out: str | os.PathLike[str]) -> None:
-    """Claims are judged by all runs of a directory: those of another scale would be mixed in."""
+def prepare_directory(plan: Sequence[Planned], out: str | os.PathLike[str]) -> None:
+    """Makes the directory of a reproduction, and refuses one whose runs would be mixed up with these.
+
+    Args:
+        plan: what is to be run.
+        out: the directory. Claims are judged by all runs in it.
+
+    Raises:
+        UsageError: it can't be made, or it holds runs of another scale or with another attention mask.
+    """
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot create {out} ({error.strerror or error}): give another directory (--out)") from error
     wanted = {planned.experiment.scale for planned in plan}
     masked = {mask for planned in plan if (mask := getattr(planned.experiment, "masked", None)) is not None}
     for file in sorted(Path(out).glob("*/run.json")):
