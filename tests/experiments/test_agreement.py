@@ -64,6 +64,26 @@ def test_small_tasks_against_the_product_with_the_hessian(kind):
     assert bar < 1e-3 * abs(exact)
 
 
+class ForCausalLM(nn.Module):
+    """Whose first label of each row is no target: the mean of its second batch is over two tokens, not three."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(1, dtype=torch.float64))
+
+    def forward(self, scale, labels):
+        return type("Output", (), {"loss": 0.5 * (scale * self.w**2).sum()})
+
+
+def test_a_causal_model_predicts_all_tokens_but_the_first():
+    batches = [
+        {"scale": torch.tensor([1.0]), "labels": torch.tensor([[5, 6, 7, 8, 9]])},
+        {"scale": torch.tensor([10.0]), "labels": torch.tensor([[5, 6, 7, -100, -100]])},
+    ]
+    found = difference_sharpness(ForCausalLM(), batches, {"w": torch.ones(1)})
+    assert found == pytest.approx((4 * 1.0 + 2 * 10.0) / 6, rel=10 * 2**-52 / DISPLACEMENT)
+
+
 def test_the_model_is_left_alone():
     task = small_task("classifier")
     before = {name: value.clone() for name, value in task.model.state_dict().items()}
