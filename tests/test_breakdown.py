@@ -7,7 +7,7 @@ import torch
 
 import stepscope
 from cases import CASES, SMOOTH, case, dense, flat
-from stepscope import UsageError
+from stepscope import UsageError, breakdown
 from stepscope.breakdown import grouping, layer_of, magnitudes, within_layers
 
 
@@ -113,6 +113,15 @@ def test_magnitudes_count_every_coordinate_once():
     bins = [math.floor(4 * math.log10(x / rms)) for x in (1.0, 10.0, 1e-30, 1e3, 1e-3)]
     expected = [bins.count(k) for k in range(min(bins), max(bins) + 1)]
     assert (found.zeros, found.lowest, found.counts) == (1, min(bins), expected)
+
+
+def test_magnitudes_are_the_same_in_pieces(monkeypatch):
+    d = {"a": torch.randn(7, 9), "b": torch.randn(100) * (torch.rand(100) > 0.4), "c": torch.tensor(2.0)}
+    whole = magnitudes(d)
+    for size in (1, 5, 63):
+        monkeypatch.setattr(breakdown, "_PIECE", size)
+        assert magnitudes(d) == whole
+    assert whole.zeros + sum(whole.counts) == 164
 
 
 @pytest.mark.parametrize("length", [1.0, 0.1, 1 / 3, 7e-9])

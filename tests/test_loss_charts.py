@@ -87,9 +87,8 @@ def test_figures_beside_the_records(records, tmp_path):
         record["run"] = f"{record['optimizer']} {record['lr']} {record['phase']} {record['seed']}"
     (tmp_path / "measurements.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     written = write_figures(tmp_path)
-    assert [path.name for path in written] == [
-        "task-1-differences.pdf", "task-1-losses-over-steps.pdf", "task-1-losses-over-rates.pdf",
-    ]  # fmt: skip
+    names = ("variants-against-their-originals", "losses-while-training", "losses-against-learning-rates")
+    assert [path.name for path in written] == [f"up-{name}.pdf" for name in names]
     assert all(path.parent == tmp_path for path in written)
 
 
@@ -104,6 +103,6 @@ def test_a_figure_that_cannot_be_written_is_said(records, tmp_path):
     for record in records:
         record["run"] = f"{record['optimizer']} {record['lr']} {record['phase']} {record['seed']}"
     (tmp_path / "measurements.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    (tmp_path / "code-differences.pdf").mkdir()
+    (tmp_path / "code-losses-while-training.pdf").mkdir()
     with pytest.raises(UsageError, match="cannot write"):
         write_figures(tmp_path)

@@ -6,6 +6,7 @@ Everything but the split within layers is read off ``u`` and the product ``Hu``,
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ Grouping = Callable[[str], str]
 
 TOP_FRACTIONS = (0.001, 0.01, 0.1)
 BINS_PER_DECADE = 4
+_PIECE = 2**18
+"""Coordinates that are counted at a time."""
 
 
 @dataclass(frozen=True)
@@ -84,16 +87,20 @@ def magnitudes(direction: Mapping[str, Tensor]) -> Magnitudes:
     """
     count = sum(part.numel() for part in direction.values())
     scale = vectors.norm(direction) / math.sqrt(count)
-    zeros, found = 0, []
+    zeros, found = 0, Counter[int]()
     for part in direction.values():
-        relative = part.detach().to(vectors.accumulator(part)).abs().flatten()
-        zeros += int((relative == 0).sum())
-        # A millionth of a bin, so that what is 1 but for rounding, as under a sign, falls into one bin.
-        place = BINS_PER_DECADE * (relative[relative > 0] / scale).log10() + 1e-6
-        found.append(place.floor().long().cpu())
-    bins = torch.cat(found)
-    lowest = int(bins.min())
-    return Magnitudes(zeros, lowest, BINS_PER_DECADE, torch.bincount(bins - lowest).tolist())
+        # In pieces: the temporary copies are several times as large as what they are of.
+        for piece in torch.split(part.detach().flatten(), _PIECE):
+            relative = piece.to(vectors.accumulator(piece)).abs()
+            relative = relative[relative > 0] / scale
+            zeros += piece.numel() - relative.numel()
+            if relative.numel():
+                # A millionth of a bin, so that what is 1 but for rounding, as under a sign, falls into one bin.
+                bins = (BINS_PER_DECADE * relative.log10() + 1e-6).floor().long()
+                least = int(bins.min())
+                found.update({least + k: count for k, count in enumerate(torch.bincount(bins - least).tolist())})
+    lowest = min(found)
+    return Magnitudes(zeros, lowest, BINS_PER_DECADE, [found[k] for k in range(lowest, max(found) + 1)])
 
 
 class BreakdownObserver:

@@ -166,7 +166,7 @@ def test_killed_with_its_workers_it_goes_on(sources, tmp_path):
     assert measured.read_bytes().startswith(before)
     assert "cannot be told from 1 seed" in again.stdout
     assert (out / "report.html").is_file()
-    assert (out / "code-losses-over-steps.pdf").read_bytes().startswith(b"%PDF")
+    assert (out / "code-losses-while-training.pdf").read_bytes().startswith(b"%PDF")
     keys = [tuple(json.loads(line)[k] for k in ("run", "step")) for line in measured.read_bytes().splitlines()]
     assert len(keys) == len(set(keys))
 

@@ -88,34 +88,9 @@ def landscapes(
         raise UsageError(f"no minimum along {around!r} was measured on trajectory {trajectory!r} at step {step}")
     x, y = axes
     opacity = alt.when(pick).then(alt.value(0.95)).otherwise(alt.value(0.08))
-    look = line_look(alt, records)
-    facts = [
-        alt.Tooltip("direction:N"),
-        *tooltips(alt, best_step="best step", best_decrease="best decrease", sharpness="sharpness"),
-        alt.Tooltip("status:N"),
-        alt.Tooltip("seed:N"),
-    ]
-    lines = (
-        alt.Chart(alt.InlineData(values=folded(curves)))
-        .transform_flatten(["t", "change"])
-        .mark_line(clip=True, strokeWidth=2, interpolate="monotone")
-        .encode(x, y, look["color"], look["strokeDash"], detail="seed:N", opacity=opacity, tooltip=facts)
-        .add_params(pick)
-    )
     start = alt.Chart(alt.InlineData(values=[{"change": 0}])).mark_rule(color="#888", opacity=0.6).encode(y)
-    points = (
-        alt.Chart(alt.InlineData(values=dressed(minima, records)))
-        .mark_point(filled=True, size=70, clip=True)
-        .encode(
-            x,
-            y,
-            color=alt.Color("colour:N", scale=None),
-            shape=alt.Shape("shape:N", scale=None),
-            opacity=opacity,
-            tooltip=facts,
-        )
-    )
-    layers = [start, lines, points] if minima else [start, lines]
+    layers = [start, *_curves_and_minima(alt, records, curves, minima, (x, y, opacity))]
+    layers[1] = layers[1].add_params(pick)
     left = x.to_dict()["scale"]["domain"][0]
     model = [row for record in chosen for row in model_before(record, left)]
     notes = ["Points mark each direction's first minimum." + ("" if seed is None else f" Seed {seed}.")]
@@ -130,6 +105,39 @@ def landscapes(
     near = "" if around is None else f", around the minimum of {around}"
     name = f"Loss along each direction{near}: {trajectory} trajectory, step {step}"
     return finish(alt.layer(*layers), name, *notes)
+
+
+def _curves_and_minima(
+    alt: Any, records: Sequence[Record], curves: list[Any], minima: list[Any], encoded: tuple[Any, Any, Any]
+) -> list[Any]:
+    """The layers of a landscape that say what was measured: the lines, and their first minima if there are any."""
+    x, y, opacity = encoded
+    look = line_look(alt, records)
+    facts = [
+        alt.Tooltip("direction:N"),
+        *tooltips(alt, best_step="best step", best_decrease="best decrease", sharpness="sharpness"),
+        alt.Tooltip("status:N"),
+        alt.Tooltip("seed:N"),
+    ]
+    lines = (
+        alt.Chart(alt.InlineData(values=folded(curves)))
+        .transform_flatten(["t", "change"])
+        .mark_line(clip=True, strokeWidth=2, interpolate="monotone")
+        .encode(x, y, look["color"], look["strokeDash"], detail="seed:N", opacity=opacity, tooltip=facts)
+    )
+    points = (
+        alt.Chart(alt.InlineData(values=dressed(minima, records)))
+        .mark_point(filled=True, size=70, clip=True)
+        .encode(
+            x,
+            y,
+            color=alt.Color("colour:N", scale=None),
+            shape=alt.Shape("shape:N", scale=None),
+            opacity=opacity,
+            tooltip=facts,
+        )
+    )
+    return [lines, points] if minima else [lines]
 
 
 def sharpness_over_steps(records: Sequence[Record], trajectory: str) -> Any:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
+from stepscope.errors import MissingExtraError, UsageError
 from stepscope.records import Record, number
 from stepscope.report.charts import decrease_against_sharpness, landscapes, sharpness_over_steps
 from stepscope.report.comparison import BASELINE, directions_of, family, points_of, sharpness_table, trajectories_of
@@ -47,6 +48,19 @@ class Figure:
     title: str
     draw: Callable[[], Any]
     on_page: bool = True
+
+    def chart(self) -> Any:
+        """The chart; None where it shows something that wasn't measured.
+
+        Raises:
+            MissingExtraError: altair is not installed.
+        """
+        try:
+            return self.draw()
+        except MissingExtraError:
+            raise
+        except UsageError:
+            return None
 
 
 @dataclass(frozen=True)

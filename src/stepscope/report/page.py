@@ -301,7 +301,7 @@ def write_report(run_path: str | os.PathLike[str], out_path: str | os.PathLike[s
 
 
 def write_figures(run_path: str | os.PathLike[str]) -> list[Path]:
-    """Writes the figures of a convergence experiment beside its records, each as a PDF of vectors.
+    """Writes the figures of a run beside its records, each as a PDF of vectors.
 
     Args:
         run_path: the run directory.
@@ -313,17 +313,7 @@ def write_figures(run_path: str | os.PathLike[str]) -> list[Path]:
         UsageError: it is no run directory, or a file cannot be written.
         MissingExtraError: altair or vl-convert is not installed.
     """
-    _, records = read_run(run_path)
-    written = []
-    for number, task in enumerate(dict.fromkeys(final.task for final in finals_of(records)), start=1):
-        for draw in (differences, losses_over_steps, losses_over_rates):
-            # Not every task name is a file name.
-            name = f"{task if task.isidentifier() else f'task-{number}'}-{draw.__name__.replace('_', '-')}.pdf"
-            try:
-                chart = draw(records, task)
-            except MissingExtraError:
-                raise
-            except UsageError:
-                continue  # not measured
-            written.append(save(chart, Path(run_path) / name))
-    return written
+    run, records = read_run(run_path)
+    experiment = str((run.get("configuration") or {}).get("experiment"))
+    charts = {figure.name: figure.chart() for figure in figures_of(experiment, records)}
+    return [save(chart, Path(run_path) / f"{name}.pdf") for name, chart in charts.items() if chart is not None]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from stepscope.errors import MissingExtraError, UsageError, require
+from stepscope.errors import UsageError, require
 from stepscope.records import write_atomically
 from stepscope.report.charts import save
 from stepscope.report.comparison import directions_of
@@ -87,7 +87,7 @@ def write_reproduction(
         for figure in part.figures:
             progress(done / total, f"{part.run.name}: {figure.title}")
             done += 1
-            chart = _chart(figure)
+            chart = figure.chart()
             if chart is not None:
                 drawn[figure.name] = chart
                 written.append(save(chart, out / part.file(FIGURES, figure.name, ".pdf")))
@@ -150,16 +150,6 @@ def _write_tables(part: _Part, out: Path) -> list[Path]:
     if rows:
         written.append(write_csv(out / part.file(TABLES, "numbers", ".csv"), headers, rows))
     return written
-
-
-def _chart(figure: Figure) -> Any:
-    """None where it shows something that wasn't measured."""
-    try:
-        return figure.draw()
-    except MissingExtraError:
-        raise
-    except UsageError:
-        return None
 
 
 def _section(part: _Part, drawn: Mapping[str, Any], charts: dict[str, Any]) -> dict[str, Any]:
