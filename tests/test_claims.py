@@ -219,3 +219,20 @@ def test_what_is_claimed_always_is_refuted_by_one_seed_and_never_from_one_alone(
         Part("a", "", always, (), values).verdict for values in ({0: 0, 1: 0}, {0: 0, 1: 5}, {0: 5}, {0: 0}, {})
     ]
     assert verdicts == ["holds", "does not hold", "cannot tell", "cannot tell", "cannot tell"]
+
+
+def test_the_stored_verdicts_are_those_of_the_stored_records():
+    stored = json.loads((STORED / "claims.json").read_text())
+    assert json.loads(json.dumps(claims_json(judge(read_runs(STORED))))) == stored
+
+
+def test_the_stored_sharpness_agrees_with_the_second_path():
+    """To the three digits that tables show, of the largest at each point; every task has a point."""
+    (run,) = (run for run in read_runs(STORED) if run.experiment == "agreement")
+    tasks = {record["task"] for record in run.records}
+    assert tasks == {"translation", "code", "sentiment", "images", "images-pretrained"}
+    for task in tasks:
+        found = [record for record in run.records if record["task"] == task]
+        assert len(found) == 17
+        largest = max(abs(record["independent"]) for record in found)
+        assert all(abs(r["sharpness"] - r["independent"]) < 1e-3 * largest for r in found), task
