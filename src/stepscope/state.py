@@ -15,13 +15,16 @@ import sys
 import sysconfig
 import types
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils import weak
+
+T = TypeVar("T")
 
 _ATOMS = {
     type(None), bool, int, float, complex, str, bytes, type, range, slice, type(Ellipsis), torch.dtype, torch.device,
@@ -46,7 +49,7 @@ _FOREIGN_MODULES = (
 # Containers of the standard library and of torch that are plain objects inside.
 _CONTAINERS = (
     types.SimpleNamespace, collections.UserDict, collections.UserList, collections.ChainMap,
-    weakref.WeakKeyDictionary, weakref.WeakValueDictionary,
+    weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weak.WeakIdKeyDictionary, weak.WeakTensorKeyDictionary,
 )  # fmt: skip
 
 _MANY = 10_000
@@ -85,16 +88,17 @@ class State:
         self.modules: dict[str, nn.Module] = {}
         self.tensors: dict[str, Tensor] = {}
         self._through = through
-        self._nodes: list[_Node] = []
-        self._data: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        self._nodes: list[Node] = []
+        self._data: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
+        self._versions: list[tuple[Tensor, int]] = []
         self._seen: dict[int, Any] = {}
         self._classes: set[type] = set()
         self._names: set[str] = set()
         self._foreign: dict[str, Any] = {}
         self.add(roots)
 
-    def add(self, roots: Mapping[str, Any]) -> list[nn.Module]:
-        """Follows further objects, as they are now. Gives the modules that were not known before."""
+    def add(self, roots: Mapping[str, Any]) -> dict[str, nn.Module]:
+        """Follows further objects, as they are now. Gives the modules that were not known before, by path."""
         known, before = len(self._nodes), set(self.modules)
         self._todo: list[tuple[str, Any]] = list(roots.items())[::-1]
         followed: set[tuple[str, str]] = set()
@@ -102,14 +106,14 @@ class State:
             self._visit(*self._todo.pop())
         for node in self._nodes[known:]:
             node.enter()
-        return [module for path, module in self.modules.items() if path not in before]
+        return {path: module for path, module in self.modules.items() if path not in before}
 
     def enter(self) -> None:
         """What is there now is what `reset` goes back to; `restore` goes back to what was there first."""
         for node in self._nodes:
             node.enter()
 
-    def changed(self) -> list[_Node]:
+    def changed(self) -> list[Node]:
         """What differs from what was there at the last `enter`."""
         return [node for node in self._nodes if node.differs()]
 
@@ -125,10 +129,39 @@ class State:
         for tensor, data, grad in self._data:
             if tensor.grad is not grad:
                 tensor.grad = None
-            if tensor.data_ptr() != data.data_ptr() or tensor.dtype != data.dtype or tensor.shape != data.shape:
+            if data is not None and not _is_same_memory(tensor, data):
                 tensor.data = data
+        # Last, for a gradient must be of its parameter's dtype.
+        for tensor, _, grad in self._data:
             if tensor.grad is not grad:
                 tensor.grad = grad
+        if changed := [(tensor, version) for tensor, version in self._versions if tensor._version != version]:
+            torch._C._autograd._unsafe_set_version_counter(*zip(*changed, strict=True))
+
+    def found(self, kind: type[T]) -> list[T]:
+        """What was met of a type."""
+        return [value for value in self._seen.values() if isinstance(value, kind)]
+
+    def stand_in(self, but: Container[int] = ()) -> list[Tensor]:
+        """Until `restore`, tensors have copies of their data; those that share memory share its copy.
+
+        Args:
+            but: identities of tensors that keep theirs.
+
+        Returns:
+            The tensors that have one.
+        """
+        sharing: dict[tuple[torch.device, int], list[tuple[Tensor, Tensor]]] = {}
+        for tensor, data, _ in self._data:
+            if data is not None and not data.is_meta and id(tensor) not in but:
+                memory = data.device, data.untyped_storage().data_ptr()
+                sharing.setdefault(memory, []).append((tensor, data))
+        for group in sharing.values():
+            copied = group[0][1].untyped_storage().clone()  # type: ignore[no-untyped-call]
+            for tensor, data in group:
+                place = data.storage_offset(), data.size(), data.stride()
+                tensor.data = torch.empty(0, dtype=data.dtype, device=data.device).set_(copied, *place)
+        return [tensor for group in sharing.values() for tensor, _ in group]
 
     # ------------------------------------------------------------------------------------------------------- walking
 
@@ -142,6 +175,9 @@ class State:
         elif isinstance(value, nn.Module):
             self.modules[path] = value
             self._attributes(path, value)
+            if isinstance(value, torch.jit.ScriptModule):  # which keeps its parts elsewhere
+                for name, part in (*value.named_parameters(recurse=False), *value.named_children()):
+                    self._later(f"{path}.{name}", part)
             self._class(path, kind)
         elif isinstance(value, types.FunctionType):
             self._function(path, value)
@@ -185,12 +221,13 @@ class State:
 
     def _tensor(self, path: str, tensor: Tensor) -> None:
         self.tensors[path] = tensor
-        if tensor.is_leaf or not tensor.requires_grad:
-            grad = tensor.grad if tensor.is_leaf else None
-            if type(tensor.data) in (Tensor, nn.Parameter) and tensor.layout == torch.strided:
-                self._data.append((tensor, tensor.data, grad))
-            if grad is not None:
-                self._later(f"{path}.grad", grad)
+        if not tensor.is_inference():
+            self._versions.append((tensor, tensor._version))
+        if tensor.is_leaf:
+            plain = type(tensor.data) is Tensor and tensor.layout == torch.strided
+            self._data.append((tensor, tensor.data if plain else None, tensor.grad))
+            if tensor.grad is not None:
+                self._later(f"{path}.grad", tensor.grad)
         if vars(tensor):
             self._attributes(path, tensor)
 
@@ -302,7 +339,7 @@ class State:
 # --------------------------------------------------------------------------------------------------------- what is kept
 
 
-class _Node:
+class Node:
     """One thing that can change.
 
     Attributes:
@@ -317,6 +354,10 @@ class _Node:
     def differs(self) -> bool:
         """Whether it is another than at `enter`."""
         raise NotImplementedError
+
+    def only_counts(self) -> bool:
+        """Whether it differs by what counts or logs does: whole numbers that have grown, lists that have."""
+        return False
 
     def reset(self) -> None:
         """As it was at `enter`."""
@@ -333,7 +374,7 @@ class _Node:
         return repr(self.path)
 
 
-class _Mapping(_Node):
+class _Mapping(Node):
     """A dictionary, an object's attributes among them."""
 
     def __init__(self, path: str, mapping: dict[Any, Any]) -> None:
@@ -346,6 +387,13 @@ class _Mapping(_Node):
 
     def differs(self) -> bool:
         return not _identical(self._mapping, self._entered)
+
+    def only_counts(self) -> bool:
+        return (
+            all(map(operator.is_, self._mapping, self._entered))
+            and all(map(_is_or_counts, self._mapping.values(), self._entered.values()))
+            and len(self._mapping) == len(self._entered)
+        )
 
     def reset(self) -> None:
         self._become(self._entered)
@@ -368,7 +416,7 @@ class _Mapping(_Node):
             kind.__setitem__(self._mapping, key, value)
 
 
-class _Sequence(_Node):
+class _Sequence(Node):
     """A list or a deque."""
 
     def __init__(self, path: str, sequence: Any) -> None:
@@ -381,6 +429,9 @@ class _Sequence(_Node):
 
     def differs(self) -> bool:
         return not self._holds(self._entered)
+
+    def only_counts(self) -> bool:
+        return len(self._sequence) >= len(self._entered) and all(map(_is_or_counts, self._sequence, self._entered))
 
     def reset(self) -> None:
         self._become(self._entered)
@@ -406,7 +457,7 @@ class _Sequence(_Node):
             self._sequence.extend(wanted)
 
 
-class _Set(_Node):
+class _Set(Node):
     """A set."""
 
     def __init__(self, path: str, members: set[Any]) -> None:
@@ -424,7 +475,7 @@ class _Set(_Node):
     restore = reset
 
 
-class _Value(_Node):
+class _Value(Node):
     """A single place: a closure's variable, a slot, a global, an attribute of a class."""
 
     def __init__(
@@ -439,6 +490,9 @@ class _Value(_Node):
 
     def differs(self) -> bool:
         return self._read() is not self._entered
+
+    def only_counts(self) -> bool:
+        return _is_or_counts(self._read(), self._entered)
 
     def reset(self) -> None:
         self._become(self._entered)
@@ -459,7 +513,7 @@ class _Value(_Node):
             self._write(wanted)
 
 
-class _Generator(_Node):
+class _Generator(Node):
     """A generator of random numbers."""
 
     def __init__(self, path: str, read: Callable[[], Any], write: Callable[[Any], object]) -> None:
@@ -476,7 +530,7 @@ class _Generator(_Node):
     restore = reset
 
 
-class _Array(_Node):
+class _Array(Node):
     """A numpy array."""
 
     def __init__(self, path: str, array: Any) -> None:
@@ -491,6 +545,10 @@ class _Array(_Node):
             self._array[...] = self._first
 
     restore = reset
+
+
+def _is_or_counts(now: Any, before: Any) -> bool:
+    return now is before or (type(now) is type(before) is int and now > before)
 
 
 def _identical(a: dict[Any, Any], b: dict[Any, Any]) -> bool:
@@ -539,11 +597,15 @@ def _attribute_of_class(path: str, owner: type, name: str) -> _Value:
     )
 
 
+def _is_same_memory(a: Tensor, b: Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() and (a.dtype, a.shape, a.stride()) == (b.dtype, b.shape, b.stride())
+
+
 def _generator_state(value: Any) -> tuple[Callable[[], Any], Callable[[Any], object]] | None:
     """How the state of a generator of random numbers is read and written; ``None`` if it is none."""
     if isinstance(value, torch.Generator):
         return value.get_state, value.set_state
-    if isinstance(value, random.Random):
+    if isinstance(value, random.Random) and not isinstance(value, random.SystemRandom):
         return value.getstate, value.setstate
     kind = type(value)
     if kind.__module__.startswith("numpy.random"):
