@@ -70,6 +70,11 @@ class Candidates:
         self._warned: set[str] = set()
 
     @property
+    def of_the_optimizer(self) -> set[str]:
+        """The labels of the optimizer's own update and of those of its clipped gradients."""
+        return {self.own, *self._clips}
+
+    @property
     def count(self) -> int:
         """How many updates are compared."""
         return 1 + len(self._clips) + len(self.others)

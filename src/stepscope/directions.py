@@ -275,15 +275,16 @@ def _tried(
                 "its update can't be known in advance"
             ) from error
         raise
-    size, length = vectors.norm({name: parameters[name] for name in direction}), vectors.norm(direction)
-    coarsest = max((torch.finfo(parameters[name].dtype).eps for name in direction), default=0.0)
-    if rounded and 0.5 * coarsest * size > _NOTICEABLE * length:
-        warnings.warn(
-            f"optimizer {label!r} does not write to its weights by operations that can be followed in float64: "
-            "its direction is a difference of rounded weights",
-            RuntimeWarning,
-            stacklevel=4,
-        )
+    if rounded:
+        coarsest = max(torch.finfo(parameters[name].dtype).eps for name in direction)
+        size = vectors.norm({name: parameters[name] for name in direction})
+        if 0.5 * coarsest * size > _NOTICEABLE * vectors.norm(direction):
+            warnings.warn(
+                f"optimizer {label!r} writes to its weights in ways that can't be followed in float64: "
+                "its direction is a difference of rounded weights",
+                RuntimeWarning,
+                stacklevel=4,
+            )
     return direction
 
 

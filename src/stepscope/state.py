@@ -157,6 +157,9 @@ class State:
                 memory = data.device, data.untyped_storage().data_ptr()
                 sharing.setdefault(memory, []).append((tensor, data))
         for group in sharing.values():
+            if len(group) == 1 and group[0][1].is_contiguous() and not group[0][1].storage_offset():
+                group[0][0].data = group[0][1].clone()
+                continue
             copied = group[0][1].untyped_storage().clone()  # type: ignore[no-untyped-call]
             for tensor, data in group:
                 place = data.storage_offset(), data.size(), data.stride()

@@ -19,7 +19,7 @@ from stepscope.measurable import random_state
 from stepscope.state import State
 from stepscope.steps import StepHook
 from stepscope.vectors import Direction, accumulator
-from stepscope.writes import WatchedWrites, memory_of, written_by
+from stepscope.writes import WatchedWrites, memory_of
 
 _HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 
@@ -155,16 +155,14 @@ class _MirroredWrites(WatchedWrites):  # type: ignore[no-untyped-call]
             if memory_of(parameter) not in self._mirrors:
                 self._mirrors[memory_of(parameter)] = _Mirror(parameter)
 
-    def perform(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def perform(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], written: Sequence[Tensor]) -> Any:
         """Carries an operation out, first in float64 where it writes to a parameter."""
-        written = [
-            (mirror, tensor)
-            for tensor in written_by(function, args, kwargs)
-            if (mirror := self._mirrors.get(memory_of(tensor))) is not None
+        mirrored = [
+            (mirror, tensor) for tensor in written if (mirror := self._mirrors.get(memory_of(tensor))) is not None
         ]
-        followed = bool(written) and self._follow(function, args, kwargs)
+        followed = bool(mirrored) and self._follow(function, args, kwargs, set(map(id, written)))
         result = function(*args, **kwargs)
-        for mirror, tensor in written:
+        for mirror, tensor in mirrored:
             mirror.writes += 1
             if not followed:
                 mirror.take(tensor)
@@ -176,22 +174,19 @@ class _MirroredWrites(WatchedWrites):  # type: ignore[no-untyped-call]
         for name, parameter in parameters.items():
             now, mirror = parameter.detach(), self._mirrors.get(memory_of(parameter))
             exact = mirror.place_of(now) if mirror is not None else None
-            wider = torch.promote_types(now.dtype, accumulator(now))
             if mirror is None or exact is None or not mirror.explains(now, exact, before[name]):
-                rounded, exact = True, now.to(wider)
+                rounded, exact = True, now.to(torch.promote_types(now.dtype, accumulator(now)), copy=True)
             else:
                 rounded |= mirror.rounded
-            change = exact - before[name]
-            wide[name] = change.to(torch.promote_types(now.dtype, torch.float32))
+            wide[name] = exact.sub_(before[name]).to(torch.promote_types(now.dtype, torch.float32))
         return wide, rounded
 
-    def _follow(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    def _follow(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], written: set[int]) -> bool:
         """Carries an operation out on mirrors; whether that was possible."""
         # What draws would draw again, and custom kernels may take a float64 tensor for another.
         if function.namespace != "aten" or torch.Tag.nondeterministic_seeded in function.tags:
             return False
-        written = {id(tensor) for tensor in written_by(function, args, kwargs)}
-        names = [argument.name for argument in function._schema.arguments]
+        names = (argument.name for argument in function._schema.arguments)
         try:
             function(
                 *(self._wide(name, value, written) for name, value in zip(names, args, strict=False)),
@@ -252,11 +247,11 @@ class _Mirror:
 
     def explains(self, now: Tensor, exact: Tensor, before: Tensor) -> bool:
         """Whether rounding, once at each write, is all that keeps the memory from its mirror."""
-        limits = torch.finfo(now.dtype)
+        limits, dtype = torch.finfo(now.dtype), torch.promote_types(now.dtype, torch.float32)
         missed = torch.linalg.vector_norm(exact - now)
-        size = torch.linalg.vector_norm(before, dtype=exact.dtype) + torch.linalg.vector_norm(now, dtype=exact.dtype)
-        least = limits.tiny * now.numel() ** 0.5
-        return not missed > self.writes * limits.eps * (size + least)
+        # What lies between is at most the sum of both; below `tiny` steps are of one size.
+        size = torch.linalg.vector_norm(before, dtype=dtype) + torch.linalg.vector_norm(now, dtype=dtype)
+        return not missed > self.writes * limits.eps * (size + limits.tiny * now.numel() ** 0.5)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -56,15 +56,21 @@ class WatchedWrites(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if any(kind not in (Tensor, nn.Parameter) for kind in types):
             return NotImplemented  # what a tensor subclass does with the tensors inside it comes here next
         kwargs = kwargs or {}
-        for tensor in written_by(function, args, kwargs):
+        written = list(written_by(function, args, kwargs))
+        for tensor in written:
             self._keep(tensor)
-        result = self.perform(function, args, kwargs)
+        result = self.perform(function, args, kwargs, written)
         self._note_made(function, result, args, kwargs)
         return result
 
-    def perform(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Carries an operation out."""
+    def perform(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], written: Sequence[Tensor]) -> Any:
+        """Carries an operation out that writes to some tensors."""
+        del written
         return function(*args, **kwargs)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # that nothing is traced here costs time at each operation
 
     def _keep(self, tensor: Tensor) -> None:
         memory = memory_of(tensor)
