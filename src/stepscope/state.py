@@ -85,16 +85,16 @@ class State:
         self.modules: dict[str, nn.Module] = {}
         self.tensors: dict[str, Tensor] = {}
         self._through = through
-        self._nodes: list[_Node] = []
-        self._data: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        self._nodes: list[Node] = []
+        self._data: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
         self._seen: dict[int, Any] = {}
         self._classes: set[type] = set()
         self._names: set[str] = set()
         self._foreign: dict[str, Any] = {}
         self.add(roots)
 
-    def add(self, roots: Mapping[str, Any]) -> list[nn.Module]:
-        """Follows further objects, as they are now. Gives the modules that were not known before."""
+    def add(self, roots: Mapping[str, Any]) -> dict[str, nn.Module]:
+        """Follows further objects, as they are now. Gives the modules that were not known before, by path."""
         known, before = len(self._nodes), set(self.modules)
         self._todo: list[tuple[str, Any]] = list(roots.items())[::-1]
         followed: set[tuple[str, str]] = set()
@@ -102,14 +102,14 @@ class State:
             self._visit(*self._todo.pop())
         for node in self._nodes[known:]:
             node.enter()
-        return [module for path, module in self.modules.items() if path not in before]
+        return {path: module for path, module in self.modules.items() if path not in before}
 
     def enter(self) -> None:
         """What is there now is what `reset` goes back to; `restore` goes back to what was there first."""
         for node in self._nodes:
             node.enter()
 
-    def changed(self) -> list[_Node]:
+    def changed(self) -> list[Node]:
         """What differs from what was there at the last `enter`."""
         return [node for node in self._nodes if node.differs()]
 
@@ -125,8 +125,10 @@ class State:
         for tensor, data, grad in self._data:
             if tensor.grad is not grad:
                 tensor.grad = None
-            if tensor.data_ptr() != data.data_ptr() or tensor.dtype != data.dtype or tensor.shape != data.shape:
+            if data is not None and not _is_same_memory(tensor, data):
                 tensor.data = data
+        # Last, for a gradient must be of its parameter's dtype.
+        for tensor, _, grad in self._data:
             if tensor.grad is not grad:
                 tensor.grad = grad
 
@@ -142,6 +144,9 @@ class State:
         elif isinstance(value, nn.Module):
             self.modules[path] = value
             self._attributes(path, value)
+            if isinstance(value, torch.jit.ScriptModule):  # which keeps its parts elsewhere
+                for name, part in (*value.named_parameters(recurse=False), *value.named_children()):
+                    self._later(f"{path}.{name}", part)
             self._class(path, kind)
         elif isinstance(value, types.FunctionType):
             self._function(path, value)
@@ -185,12 +190,11 @@ class State:
 
     def _tensor(self, path: str, tensor: Tensor) -> None:
         self.tensors[path] = tensor
-        if tensor.is_leaf or not tensor.requires_grad:
-            grad = tensor.grad if tensor.is_leaf else None
-            if type(tensor.data) in (Tensor, nn.Parameter) and tensor.layout == torch.strided:
-                self._data.append((tensor, tensor.data, grad))
-            if grad is not None:
-                self._later(f"{path}.grad", grad)
+        if tensor.is_leaf:
+            plain = type(tensor.data) is Tensor and tensor.layout == torch.strided
+            self._data.append((tensor, tensor.data if plain else None, tensor.grad))
+            if tensor.grad is not None:
+                self._later(f"{path}.grad", tensor.grad)
         if vars(tensor):
             self._attributes(path, tensor)
 
@@ -302,7 +306,7 @@ class State:
 # --------------------------------------------------------------------------------------------------------- what is kept
 
 
-class _Node:
+class Node:
     """One thing that can change.
 
     Attributes:
@@ -317,6 +321,10 @@ class _Node:
     def differs(self) -> bool:
         """Whether it is another than at `enter`."""
         raise NotImplementedError
+
+    def only_counts(self) -> bool:
+        """Whether it differs as a counter or a log does: by whole numbers, or a list that has grown."""
+        return False
 
     def reset(self) -> None:
         """As it was at `enter`."""
@@ -333,7 +341,7 @@ class _Node:
         return repr(self.path)
 
 
-class _Mapping(_Node):
+class _Mapping(Node):
     """A dictionary, an object's attributes among them."""
 
     def __init__(self, path: str, mapping: dict[Any, Any]) -> None:
@@ -346,6 +354,13 @@ class _Mapping(_Node):
 
     def differs(self) -> bool:
         return not _identical(self._mapping, self._entered)
+
+    def only_counts(self) -> bool:
+        return (
+            all(map(operator.is_, self._mapping, self._entered))
+            and all(map(_is_or_counts, self._mapping.values(), self._entered.values()))
+            and len(self._mapping) == len(self._entered)
+        )
 
     def reset(self) -> None:
         self._become(self._entered)
@@ -368,7 +383,7 @@ class _Mapping(_Node):
             kind.__setitem__(self._mapping, key, value)
 
 
-class _Sequence(_Node):
+class _Sequence(Node):
     """A list or a deque."""
 
     def __init__(self, path: str, sequence: Any) -> None:
@@ -381,6 +396,9 @@ class _Sequence(_Node):
 
     def differs(self) -> bool:
         return not self._holds(self._entered)
+
+    def only_counts(self) -> bool:
+        return len(self._sequence) >= len(self._entered) and all(map(_is_or_counts, self._sequence, self._entered))
 
     def reset(self) -> None:
         self._become(self._entered)
@@ -406,7 +424,7 @@ class _Sequence(_Node):
             self._sequence.extend(wanted)
 
 
-class _Set(_Node):
+class _Set(Node):
     """A set."""
 
     def __init__(self, path: str, members: set[Any]) -> None:
@@ -424,7 +442,7 @@ class _Set(_Node):
     restore = reset
 
 
-class _Value(_Node):
+class _Value(Node):
     """A single place: a closure's variable, a slot, a global, an attribute of a class."""
 
     def __init__(
@@ -439,6 +457,9 @@ class _Value(_Node):
 
     def differs(self) -> bool:
         return self._read() is not self._entered
+
+    def only_counts(self) -> bool:
+        return _is_or_counts(self._read(), self._entered)
 
     def reset(self) -> None:
         self._become(self._entered)
@@ -459,7 +480,7 @@ class _Value(_Node):
             self._write(wanted)
 
 
-class _Generator(_Node):
+class _Generator(Node):
     """A generator of random numbers."""
 
     def __init__(self, path: str, read: Callable[[], Any], write: Callable[[Any], object]) -> None:
@@ -476,7 +497,7 @@ class _Generator(_Node):
     restore = reset
 
 
-class _Array(_Node):
+class _Array(Node):
     """A numpy array."""
 
     def __init__(self, path: str, array: Any) -> None:
@@ -491,6 +512,10 @@ class _Array(_Node):
             self._array[...] = self._first
 
     restore = reset
+
+
+def _is_or_counts(now: Any, before: Any) -> bool:
+    return now is before or type(now) is type(before) is int
 
 
 def _identical(a: dict[Any, Any], b: dict[Any, Any]) -> bool:
@@ -539,11 +564,15 @@ def _attribute_of_class(path: str, owner: type, name: str) -> _Value:
     )
 
 
+def _is_same_memory(a: Tensor, b: Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() and (a.dtype, a.shape, a.stride()) == (b.dtype, b.shape, b.stride())
+
+
 def _generator_state(value: Any) -> tuple[Callable[[], Any], Callable[[Any], object]] | None:
     """How the state of a generator of random numbers is read and written; ``None`` if it is none."""
     if isinstance(value, torch.Generator):
         return value.get_state, value.set_state
-    if isinstance(value, random.Random):
+    if isinstance(value, random.Random) and not isinstance(value, random.SystemRandom):
         return value.getstate, value.setstate
     kind = type(value)
     if kind.__module__.startswith("numpy.random"):
