@@ -9,27 +9,29 @@
 PYTHON ?= python3
 TORCH ?= -r requirements/torch.txt
 VENV := .venv
-BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Modules, not the scripts beside python: their first line names its path, which may be too long or hold a space.
+RUN := $(VENV)/bin/python -m
+PIP := $(RUN) pip install --quiet --disable-pip-version-check
+LINT_IMPORTS := $(VENV)/bin/python -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
 INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test check format clean
 
 demo: $(INSTALLED)
-	$(BIN)/stepscope demo
+	$(RUN) stepscope demo
 
 test: $(INSTALLED)
-	$(BIN)/pytest
+	$(RUN) pytest
 
 check: $(INSTALLED)
-	$(BIN)/ruff check src tests examples benchmarks
-	$(BIN)/ruff format --check src tests examples benchmarks
-	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(RUN) ruff check src tests examples benchmarks
+	$(RUN) ruff format --check src tests examples benchmarks
+	$(RUN) mypy
+	$(LINT_IMPORTS)
 
 format: $(INSTALLED)
-	$(BIN)/ruff check --fix src tests examples benchmarks
-	$(BIN)/ruff format src tests examples benchmarks
+	$(RUN) ruff check --fix src tests examples benchmarks
+	$(RUN) ruff format src tests examples benchmarks
 
 $(INSTALLED): pyproject.toml requirements/torch.txt requirements/dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "stepscope needs Python 3.11 or newer: make PYTHON=python3.11")'

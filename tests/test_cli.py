@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -252,7 +253,8 @@ def test_damaged_records_give_a_page_or_a_line(name, demo, tmp_path, capsys):
 
 
 def test_output_that_nobody_reads_loses_nothing(pairs, tmp_path):
-    command = f"{sys.executable} -m stepscope demo --scale smoke --source {pairs} --out {tmp_path / 'run'} | head -c 1"
+    demo = [sys.executable, "-m", "stepscope", "demo", "--scale", "smoke", "--source", pairs]
+    command = f"{shlex.join([*map(str, demo), '--out', str(tmp_path / 'run')])} | head -c 1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
     assert (tmp_path / "run" / "report.html").exists()

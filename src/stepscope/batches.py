@@ -2,56 +2,202 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import re
+import types
+import weakref
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset
 
 from stepscope.errors import UsageError
 
 IGNORED_LABEL = -100
 
+_SHARED: tuple[Any, ...] = (
+    str,
+    bytes,
+    int,
+    float,
+    complex,
+    type(None),
+    type,
+    types.ModuleType,
+    types.FunctionType,
+    types.MethodType,
+)
+_SHARED += (partial, nn.Module, Optimizer, Dataset, DataLoader)
+"""What a batch may refer to and what is no part of it: it is neither walked nor copied."""
 
-def tensors(batch: Any) -> Iterator[Tensor]:
-    """The tensors of a batch in order: mappings (also ``BatchEncoding``), sequences and dataclasses are walked."""
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, Mapping):
-        for value in batch.values():
-            yield from tensors(value)
-    elif isinstance(batch, list | tuple):
-        for value in batch:
-            yield from tensors(value)
-    elif dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        for field in dataclasses.fields(batch):
-            yield from tensors(getattr(batch, field.name))
+_IN_C = (types.BuiltinFunctionType, types.WrapperDescriptorType, types.MethodDescriptorType)
+
+
+def tensors(batch: Any, *, of_objects: bool = True) -> Iterator[Tensor]:
+    """The tensors of a batch in order, each once: whatever `moved` copies.
+
+    Args:
+        batch: a micro-batch.
+        of_objects: whether to look into objects that are neither mappings, sequences nor dataclasses.
+    """
+    seen: set[int] = set()
+
+    def walk(value: Any) -> Iterator[Tensor]:
+        if isinstance(value, _SHARED) or id(value) in seen:
+            return
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            yield value
+        elif of_objects or isinstance(value, Mapping | list | tuple) or dataclasses.is_dataclass(value):
+            for part in _parts(value):
+                yield from walk(part)
+
+    return walk(batch)
 
 
 def moved(batch: Any, device: torch.device, dtype_of: Callable[[torch.dtype], torch.dtype]) -> Any:
-    """The batch with its tensors on `device`, floating-point ones in ``dtype_of(their dtype)``.
+    """A copy of the batch with its tensors on `device`, floating-point ones in ``dtype_of(their dtype)``.
 
-    The containers keep their type; tensors are copies.
+    Mappings, sequences and objects that hold tensors are copied, with all their attributes and without a call of their
+    constructors; all else is shared.
+
+    Raises:
+        UsageError: an object that holds tensors can't be copied.
     """
-    if isinstance(batch, Tensor):
+
+    def copied(tensor: Tensor) -> Tensor:
         # Copied also where it fits: a loss may write to its batch.
-        return batch.to(device, dtype_of(batch.dtype) if batch.is_floating_point() else batch.dtype, copy=True)
-    if isinstance(batch, Mapping) and hasattr(batch, "__setitem__"):
-        items: Any = copy.copy(batch)
-        for key, value in batch.items():
-            items[key] = moved(value, device, dtype_of)
-        return items
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        fields = (field.name for field in dataclasses.fields(batch) if field.init)
-        return dataclasses.replace(batch, **{name: moved(getattr(batch, name), device, dtype_of) for name in fields})
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(moved(value, device, dtype_of) for value in batch))
-    if isinstance(batch, list | tuple):
-        return type(batch)(moved(value, device, dtype_of) for value in batch)
-    return batch
+        new = tensor.to(device, dtype_of(tensor.dtype) if tensor.is_floating_point() else tensor.dtype, copy=True)
+        for name, value in vars(tensor).items():
+            vars(new).setdefault(name, value)
+        return new
+
+    return _Copier(batch, copied).copy(batch)
+
+
+class _Copier:
+    """Copies what holds tensors; what is the same object in the original is the same object in the copy."""
+
+    def __init__(self, batch: Any, copied: Callable[[Tensor], Tensor]) -> None:
+        self._holders = _holders_of_tensors(batch)
+        self._copied = copied
+        self._copies: dict[int, Any] = {}
+
+    def copy(self, value: Any) -> Any:
+        if isinstance(value, weakref.ref):  # of a part to the whole
+            target = self._copies.get(id(value()))
+            return value if target is None else weakref.ref(target)
+        if id(value) not in self._holders:
+            return value
+        if id(value) not in self._copies:
+            if isinstance(value, Tensor):
+                self._copies[id(value)] = self._copied(value)
+            else:
+                self._copy_holder(value)
+        return self._copies[id(value)]
+
+    def _copy_holder(self, value: Any) -> None:
+        kind: Any = type(value)
+        if isinstance(value, tuple):
+            content: tuple[list[Any], ...] = ([self.copy(item) for item in tuple.__iter__(value)],)
+            if isinstance(value, PackedSequence):
+                content[0][1] = value.batch_sizes.clone()  # which torch wants on the CPU
+        else:
+            content = ()
+        try:
+            new = _in_c(kind, "__new__")(kind, *content)
+        except Exception as error:
+            raise UsageError(
+                f"a batch holds a {kind.__name__} that can't be copied ({error}): give its tensors in a dict or a tuple"
+            ) from error
+        self._copies[id(value)] = new  # before its content, which may refer to it
+        if isinstance(value, dict):
+            for key, item in _in_c(kind, "items")(value):
+                _in_c(kind, "__setitem__")(new, key, self.copy(item))
+        elif isinstance(value, list):
+            list.extend(new, [self.copy(item) for item in list.__iter__(value)])
+        if (attributes := _attributes(value)) is not None:
+            object.__getattribute__(new, "__dict__").update({n: self.copy(v) for n, v in attributes.items()})
+        for slot in _slots(kind):
+            if (held := _value(slot, value)) is not _EMPTY:
+                slot.__set__(new, self.copy(held))
+
+
+def _holders_of_tensors(batch: Any) -> set[int]:
+    """The identities of the tensors of a batch and of all that holds one, near or far."""
+    holders_of: dict[int, list[int]] = {id(batch): []}
+    waiting, reached = [batch], []
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Tensor):
+            reached.append(id(value))
+            continue
+        for part in _parts(value):
+            if isinstance(part, _SHARED):
+                continue
+            if id(part) not in holders_of:
+                holders_of[id(part)] = []
+                waiting.append(part)
+            holders_of[id(part)].append(id(value))
+    found: set[int] = set()
+    while reached:
+        if (key := reached.pop()) not in found:
+            found.add(key)
+            reached += holders_of[key]
+    return found
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """What an object holds: its elements or values, then its attributes."""
+    if isinstance(value, _SHARED):
+        return
+    kind: Any = type(value)
+    if isinstance(value, dict):
+        yield from _in_c(kind, "values")(value)
+    elif isinstance(value, types.MappingProxyType):
+        yield from value.values()
+    elif isinstance(value, list):
+        yield from list.__iter__(value)
+    elif isinstance(value, tuple):
+        yield from tuple.__iter__(value)
+    yield from (_attributes(value) or {}).values()
+    yield from (held for slot in _slots(kind) if (held := _value(slot, value)) is not _EMPTY)
+
+
+def _attributes(value: Any) -> dict[str, Any] | None:
+    try:
+        found = object.__getattribute__(value, "__dict__")
+    except AttributeError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+_EMPTY = object()
+
+
+def _value(slot: types.MemberDescriptorType, holder: Any) -> Any:
+    try:
+        return slot.__get__(holder)
+    except AttributeError:
+        return _EMPTY
+
+
+@lru_cache(maxsize=1024)
+def _slots(kind: type) -> tuple[types.MemberDescriptorType, ...]:
+    """The slots of a class, those of its bases first; what a class in C keeps of its own isn't to be written."""
+    written = [base for base in reversed(kind.__mro__) if "__slots__" in vars(base) or base is defaultdict]
+    return tuple(slot for b in written for slot in vars(b).values() if isinstance(slot, types.MemberDescriptorType))
+
+
+def _in_c(kind: type, name: str) -> Callable[..., Any]:
+    """A method as the base in C has it, whatever the classes above make of it."""
+    return next(vars(base)[name] for base in kind.__mro__ if isinstance(vars(base).get(name), _IN_C))  # type: ignore[no-any-return]
 
 
 def averaged_over(batch: Any, *, shifted: bool) -> int:
@@ -77,7 +223,7 @@ def averaged_over(batch: Any, *, shifted: bool) -> int:
         return int((labels != IGNORED_LABEL).sum())
     if any(t.dtype == torch.int64 and bool((t == IGNORED_LABEL).any()) for t in tensors(batch)):
         raise UsageError(f"a batch holds {IGNORED_LABEL} outside of 'labels': pass weight_fn, a function of the batch")
-    for tensor in tensors(batch):
+    for tensor in tensors(batch, of_objects=False):
         if tensor.dim() > 0:
             return tensor.shape[0]
     raise UsageError(

@@ -20,7 +20,7 @@ from stepscope import interrupts, vectors
 from stepscope.batches import IGNORED_LABEL, averaged_over, moved, predicts_next_token
 from stepscope.errors import UsageError
 from stepscope.interrupts import held
-from stepscope.measurable import HALF, measurable, measured_dtype, random_state, seed_everything
+from stepscope.measurable import HALF, Measurable, measurable, measured_dtype, random_state, seed_everything
 from stepscope.vectors import Direction
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
@@ -39,6 +39,9 @@ class Objective:
         weight_fn: what the mean of ``loss_fn`` averages over, so that micro-batches are pooled rightly:
             ``f = Σ wᵢfᵢ / Σ wᵢ``. ``None``: valid label tokens (labels other than −100; shifted by one for Hugging Face
             causal models) where a batch has ``labels``, else the first dimension of the batch's first tensor.
+        modules: modules that the loss calls and that can't be found from `loss_fn`. (Found are those in its closure,
+            defaults, attributes, containers and globals; one that is called all the same is noticed at once.) All are
+            evaluated as the model is, and left as they were.
         dtype: the floating-point type to measure in. ``None``: the parameters' own, with half precision raised to
             float32. `torch.float64` gives a reference for a float32 model.
 
@@ -64,6 +67,7 @@ class Objective:
         batches: Iterable[Any] = (),
         weight_fn: Callable[[Any], float] | None = None,
         *,
+        modules: Iterable[nn.Module] = (),
         dtype: torch.dtype | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -82,6 +86,8 @@ class Objective:
         with random_state():
             self.batches: list[Any] = list(batches)
         self.dtype = dtype
+        self._reached = {f"modules[{index}]": module for index, module in enumerate(modules)}
+        self._measured: Measurable | None = None
         self._measuring = 0
         self._displaced = 0
         self._differentiates = False
@@ -97,8 +103,8 @@ class Objective:
 
         Ctrl-C inside takes effect at the next evaluation of a micro-batch, so that nothing is left half put back.
 
-        The model works on stand-ins for its parameters and buffers, so the originals are not written at any
-        moment; the rest of the state (modes, gradients, hooks, RNG) is put back. Entering again inside costs nothing.
+        So is everything that the loss reaches, and each evaluation inside starts from the state that was found: a queue
+        or a running mean that the loss moves is the same for all of them. Entering again inside costs nothing.
         """
         if self._measuring:
             self._measuring += 1
@@ -115,12 +121,15 @@ class Objective:
                 "the model's trainable parameters are others than when the Objective was made: make it anew"
             )
         with held():
+            parameters = self.parameters
             try:
-                with measurable(self.model, self.dtype):
-                    self._measuring = 1
+                with measurable(self.model, {"loss_fn": self.loss_fn, **self._reached}, self.dtype) as measured:
+                    self._measured, self._measuring = measured, 1
+                    self.parameters = {name: measured.stand_ins.get(id(p), p) for name, p in parameters.items()}
                     yield
             finally:
-                self._measuring, self._displaced, self._scratch = 0, 0, []
+                self.parameters = parameters
+                self._measuring, self._displaced, self._scratch, self._measured = 0, 0, [], None
 
     def losses(self) -> Iterator[tuple[float, Tensor]]:
         """Each micro-batch's share and its loss, a scalar tensor with its graph, at the present parameters.
@@ -147,7 +156,7 @@ class Objective:
             seed_everything(index)
             copied = moved(batch, first.device, lambda dtype: measured_dtype(dtype, self.dtype))
             # Not by way of a variable: what it gives has a graph, which needn't live while the next one grows.
-            yield share, self._evaluated(evaluate, copied)
+            yield share, self._evaluated(evaluate, index, copied)
 
     def mean(self, values: Sequence[float]) -> float:
         """The mean of one value per micro-batch, weighted as the loss is: ``Σ shareᵢ · valueᵢ``."""
@@ -293,11 +302,14 @@ class Objective:
         device = next(iter(self.parameters.values())).device
         with self.measuring():
             seed_everything(0)
-            return float(self._call(moved(batch, device, lambda dtype: measured_dtype(dtype, self.dtype))).detach())
+            copied = moved(batch, device, lambda dtype: measured_dtype(dtype, self.dtype))
+            assert self._measured is not None
+            return float(self._measured.evaluate(id(batch), lambda: self._call(copied)).detach())
 
-    def _evaluated(self, evaluate: Callable[[nn.Module, Any], Output], batch: Any) -> Output:
+    def _evaluated(self, evaluate: Callable[[nn.Module, Any], Output], index: int, batch: Any) -> Output:
+        assert self._measured is not None
         try:
-            return evaluate(self._called, batch)
+            return self._measured.evaluate(index, lambda: evaluate(self._called, batch))
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:

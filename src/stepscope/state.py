@@ -359,7 +359,7 @@ class Node:
         raise NotImplementedError
 
     def only_counts(self) -> bool:
-        """Whether it differs by what counts or logs does: whole numbers that have grown, lists that have."""
+        """Whether it differs as a counter or a log does: by whole numbers, or a list that has grown."""
         return False
 
     def reset(self) -> None:
@@ -551,7 +551,7 @@ class _Array(Node):
 
 
 def _is_or_counts(now: Any, before: Any) -> bool:
-    return now is before or (type(now) is type(before) is int and now > before)
+    return now is before or type(now) is type(before) is int
 
 
 def _identical(a: dict[Any, Any], b: dict[Any, Any]) -> bool:
