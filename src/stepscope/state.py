@@ -231,7 +231,7 @@ class State:
             self._data.append((tensor, tensor.data if plain else None, tensor.grad))
             if tensor.grad is not None:
                 self._later(f"{path}.grad", tensor.grad)
-        if vars(tensor):
+        if tensor.requires_grad or vars(tensor):  # a rule may give its parameters attributes
             self._attributes(path, tensor)
 
     def _items(self, path: str, items: Iterable[Any]) -> None:
