@@ -76,7 +76,9 @@ def test_equals_what_the_optimizer_does_next(name, lr):
             p.data.mul_(0.99)
     exact = really_steps(name, lr, trajectory, 5)
     error = vectors.norm({n: directions[name][n].double() - exact[n] for n in x})
-    assert error < 1e-6 * vectors.norm(exact)
+    # What clips the update takes it as the difference of the weights that is made.
+    rounding = 2e-7 * vectors.norm(trajectory[4]) if name == "adam update clipped" else 0.0
+    assert error < 1e-6 * vectors.norm(exact) + rounding
 
 
 @pytest.mark.parametrize("name", [n for n in OPTIMIZERS if "clipped" not in n and n != "muon"])
@@ -101,7 +103,7 @@ def test_next_update_of_a_live_optimizer(name):
 
 
 def test_a_difference_of_float32_weights_would_be_wrong():
-    """The reason for float64: at lr 1e-5 the rounding of the weights is a large part of SGD's change."""
+    """The reason for mirrors: at lr 1e-5 the rounding of the weights is a large part of SGD's change."""
     x = weights()
     sgd = torch.optim.SGD(list(x.values()), lr=1e-7)
     g = gradients(0)
@@ -217,11 +219,10 @@ class OnlyFloat32(torch.optim.SGD):
         return super().step(closure)
 
 
-def test_optimizers_that_refuse_float64_are_flagged():
+def test_optimizers_that_refuse_float64_are_not_asked_to():
     x = weights()
-    with pytest.warns(RuntimeWarning, match="difference of rounded weights"):
-        found = PseudoUpdates(x, {"odd": lambda p: OnlyFloat32(p, lr=0.1)}).step(gradients(1), capture=True)
-    torch.testing.assert_close(found["odd"]["vector"], -0.1 * gradients(1)["vector"], rtol=1e-4, atol=1e-6)
+    found = PseudoUpdates(x, {"odd": lambda p: OnlyFloat32(p, lr=0.1)}).step(gradients(1), capture=True)
+    torch.testing.assert_close(found["odd"]["vector"], -0.1 * gradients(1)["vector"], rtol=1e-6, atol=0)
 
 
 def test_mistakes_get_one_clear_line():
@@ -238,8 +239,7 @@ def test_mistakes_get_one_clear_line():
         PseudoUpdates(x, {"lbfgs": torch.optim.LBFGS}).step(gradients(0), capture=True)
 
 
-def test_deepcopy_of_the_optimizer_is_not_what_is_done():
-    """A fork shares no tensor with the original: stepping one never moves the other."""
+def test_a_second_life_shares_no_tensor_with_the_first():
     x = weights()
     optimizer = torch.optim.Adam(list(x.values()), lr=1e-2)
     for n, p in x.items():
@@ -347,31 +347,23 @@ def test_a_frozen_parameter_with_a_gradient_left_on_it_is_not_moved():
     assert set(predicted) == {"w"}
 
 
-def test_a_rule_that_holds_its_parameters_in_a_function_is_refused_and_changes_nothing():
+def test_a_rule_may_hold_its_parameters_in_a_function_and_what_cannot_be_copied():
     class Held(torch.optim.Optimizer):
         def __init__(self, parameters, lr):
             parameters = list(parameters)
             super().__init__(parameters, {"lr": lr})
+            self.lock = threading.Lock()
             self.apply = lambda: [p.data.add_(p.grad, alpha=-lr) for p in parameters]
 
         def step(self, closure=None):
-            self.apply()
+            with self.lock:
+                self.apply()
 
     w = nn.Parameter(torch.ones(2))
     w.grad = torch.ones(2)
     before = w.data_ptr()
-    with pytest.raises(UsageError, match="writes to w past its param_groups"):
-        next_update(Held([w], 0.1), {"w": w})
+    assert next_update(Held([w], 0.5), {"w": w})["w"].tolist() == [-0.5, -0.5]
     assert (w.tolist(), w.data_ptr()) == ([1.0, 1.0], before)
-
-
-def test_an_optimizer_that_cannot_be_copied_is_refused():
-    w = nn.Parameter(torch.ones(2))
-    w.grad = torch.ones(2)
-    sgd = torch.optim.SGD([w], lr=0.1)
-    sgd.lock = threading.Lock()
-    with pytest.raises(UsageError, match="SGD can't be copied"):
-        next_update(sgd, {"w": w})
 
 
 def test_hooks_on_every_optimizer_are_for_steps_that_are_made():

@@ -12,7 +12,7 @@ from torch import nn
 from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from stepscope import PseudoUpdates, UsageError, next_update, vectors
+from stepscope import PseudoUpdates, UsageError, next_update
 from stepscope.clip_hook import clip_optimizer
 from stepscope.made import ExpectedStep
 from stepscope.optimizers import Lion
@@ -313,7 +313,9 @@ def net():
 
 def batches(count):
     generator = torch.Generator().manual_seed(1)
-    return [(torch.randn(9, 6, generator=generator), torch.randint(0, 3, (9,), generator=generator)) for _ in range(count)]
+    return [
+        (torch.randn(9, 6, generator=generator), torch.randint(0, 3, (9,), generator=generator)) for _ in range(count)
+    ]
 
 
 def prepared(make):
@@ -360,8 +362,7 @@ def test_the_next_step_is_known_and_asking_leaves_no_trace(name):
             assert made.rounding < 1e-3
 
     def asks_once(model, optimizer):
-        for handles in (optimizer._optimizer_step_post_hooks,):
-            handles.clear()
+        optimizer._optimizer_step_post_hooks.clear()
         ask(model, optimizer)
 
     found, plain = training(make, asks_once), training(make, lambda *_: None)
@@ -376,7 +377,9 @@ def test_a_second_life_goes_as_the_first(name):
     lives = []
 
     def ask(model, optimizer):
-        parameters = {n: p for n, p in model.named_parameters() if any(p is q for q in optimizer.param_groups[0]["params"])}
+        parameters = {
+            n: p for n, p in model.named_parameters() if any(p is q for q in optimizer.param_groups[0]["params"])
+        }
         g = {n: p.grad for n, p in parameters.items()}
         before = fingerprint(model, optimizer)
         if not lives:
@@ -389,3 +392,311 @@ def test_a_second_life_goes_as_the_first(name):
 
     found, plain = training(RULES[name], ask), training(RULES[name], lambda *_: None)
     assert all(torch.equal(a, b) for a, b in zip(found[0], plain[0], strict=True))
+
+
+def loaded(dtype=torch.float32, size=1000):
+    generator = torch.Generator().manual_seed(3)
+    w = nn.Parameter(torch.randn(size, generator=generator).to(dtype))
+    w.grad = torch.randn(size, generator=generator).to(dtype)
+    return w
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("settings", [{"foreach": False}, {"foreach": True}, {"fused": True}])
+def test_the_rounding_of_weights_is_no_part_of_it(dtype, settings):
+    w = loaded(dtype)
+    found = next_update(torch.optim.SGD([w], lr=1e-7, **settings), {"w": w})["w"]
+    assert found.dtype == torch.promote_types(dtype, torch.float32)
+    torch.testing.assert_close(found.double(), -1e-7 * w.grad.double(), rtol=1e-6, atol=0)
+
+
+def newton_schulz(gradient):
+    """As Muon does: in bfloat16, whatever the weights are."""
+    x = gradient.bfloat16() / gradient.norm()
+    for _ in range(5):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return x
+
+
+class Rotating(Rule):
+    """Decomposes its gradient in float32, as SOAP does: where values are close, float64 finds other vectors."""
+
+    def one(self, index, p, lr):
+        left, _, right = torch.linalg.svd(torch.eye(*p.shape) + 1e-7 * p.grad, full_matrices=False)
+        p.add_(left @ p.grad @ right, alpha=-lr)
+
+
+class Orthogonal(Rule):
+    def one(self, index, p, lr):
+        p.mul_(1 - 0.1 * lr)
+        p.add_(newton_schulz(p.grad), alpha=-lr)
+
+
+@pytest.mark.parametrize("rule", [Orthogonal, Rotating])
+@pytest.mark.parametrize("lr", [1e-1, 1e-6])
+def test_what_a_rule_rounds_inside_is_rounded_as_it_does(rule, lr):
+    torch.manual_seed(0)
+    w = nn.Parameter(torch.zeros(24, 24))
+    w.grad = torch.randn(24, 24)
+    optimizer = rule([w], lr=lr)
+    found = next_update(optimizer, {"w": w})["w"]
+    optimizer.step()  # from zero, so its weights round nothing
+    assert float((found - w.detach()).norm()) < 1e-6 * float(found.norm())
+
+
+def test_a_wrapped_step_is_the_step_that_is_asked_about():
+    w = loaded()
+    optimizer = torch.optim.SGD([w], lr=0.5)
+    inner, calls = optimizer.step, []
+
+    def step(closure=None):
+        calls.append(1)
+        w.grad.mul_(2)
+        inner()
+
+    optimizer.step = step
+    gradient, version = w.grad.clone(), w.grad._version
+    found = next_update(optimizer, {"w": w})["w"]
+    torch.testing.assert_close(found, -gradient, rtol=1e-6, atol=0)
+    assert calls == []  # as it was
+    assert (w.grad._version, optimizer.step) == (version, step)
+    assert torch.equal(w.grad, gradient)
+
+
+def test_a_schedulers_counters_stay():
+    w = loaded()
+    optimizer = torch.optim.SGD([w], lr=0.5)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    before = dict(vars(optimizer)), dict(vars(scheduler))
+    next_update(optimizer, {"w": w})
+    assert (dict(vars(optimizer)), dict(vars(scheduler))) == before
+    assert not getattr(optimizer, "_opt_called", False)
+
+
+class Raising(Rule):
+    def prepare(self):
+        self.steps = 0
+
+    def one(self, index, p, lr):
+        self.steps += 1
+        p.add_(1)
+        p.grad.zero_()
+        self.state[p]["seen"] = True
+        self.generous = p.data = torch.zeros_like(p)
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt()])
+def test_a_step_that_raises_leaves_nothing(error):
+    model = net()
+    parameters = dict(model.named_parameters())
+    for x, y in batches(1):
+        nn.functional.cross_entropy(model(x), y).backward()
+    optimizer = Raising(model.parameters())
+    optimizer.error = error
+    before, attributes = fingerprint(model, optimizer), dict(vars(optimizer))
+    with pytest.raises(type(error)):
+        next_update(optimizer, parameters)
+    assert (fingerprint(model, optimizer), dict(vars(optimizer))) == (before, attributes)
+    assert len(optimizer.state) == 0
+
+
+def test_ctrl_c_waits_until_all_is_as_it_was():
+    class Pressed(Rule):
+        def one(self, index, p, lr):
+            p.add_(1)
+            signal.raise_signal(signal.SIGINT)
+
+    w = loaded()
+    optimizer, before = Pressed([w]), w.detach().clone()
+    with pytest.raises(KeyboardInterrupt):
+        next_update(optimizer, {"w": w})
+    assert torch.equal(w, before)
+
+
+def test_what_waits_for_gradients_still_does():
+    """`DistributedDataParallel` hangs its hooks on the nodes that accumulate gradients."""
+    model = net()
+    parameters, calls = dict(model.named_parameters()), []
+    nodes = [p.expand_as(p).grad_fn.next_functions[0][0] for p in parameters.values()]
+    for node in nodes:
+        node.register_hook(lambda *_: calls.append("node"))
+    for p in parameters.values():
+        p.register_post_accumulate_grad_hook(lambda _: calls.append("after"))
+    optimizer = torch.optim.AdamW(model.parameters())
+    for x, y in batches(2):
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward(retain_graph=True)
+        next_update(optimizer, parameters)
+        PseudoUpdates(parameters, {"live": optimizer}).step({n: p.grad for n, p in parameters.items()}, capture=True)
+        calls.clear()
+        loss.backward()  # through a graph from before: nothing that it holds has changed
+        assert collections.Counter(calls) == {"node": 4, "after": 4}
+
+
+class Curvature(Rule):
+    @torch.enable_grad()
+    def one(self, index, p, lr):
+        (h,) = torch.autograd.grad(p.grad.sum(), p)
+        p.data.add_(h, alpha=-lr)
+
+
+@pytest.mark.filterwarnings("ignore:Using backward\\(\\) with create_graph")
+def test_a_rule_that_differentiates_its_gradients_is_refused_and_the_graph_stays():
+    w = loaded()
+    w.grad = None
+    w.pow(3).sum().backward(create_graph=True)
+    gradient, optimizer = w.grad, Curvature([w])
+    for ask in (
+        lambda: next_update(optimizer, {"w": w}),
+        lambda: PseudoUpdates({"w": w}, {"live": optimizer}).peek({"w": w.grad}),
+    ):
+        with pytest.raises(UsageError, match=r"needs the graph of its gradients \(create_graph\)"):
+            ask()
+    assert w.grad is gradient
+    assert w.grad.grad_fn is not None
+    optimizer.step()  # the graph has not been freed
+    plain = next_update(torch.optim.SGD([w], lr=1.0), {"w": w})["w"]
+    assert torch.equal(plain, -gradient.detach())
+    w.grad = None
+
+
+def test_sparse_gradients_are_as_they_were():
+    model = nn.Embedding(10, 3, sparse=True)
+    model(torch.tensor([1, 4, 4])).square().sum().backward()
+    gradient, values = model.weight.grad, model.weight.grad._values().clone()
+
+    class Scales(Rule):
+        def one(self, index, p, lr):
+            p.grad._values().mul_(2)
+            p.add_(p.grad, alpha=-lr)
+
+    for optimizer in (Scales(model.parameters()), torch.optim.SparseAdam(model.parameters())):
+        found = next_update(optimizer, {"weight": model.weight})["weight"]
+        assert int((found != 0).any(1).sum()) == 2
+        assert model.weight.grad is gradient
+        assert torch.equal(gradient._values(), values)
+
+
+def test_a_frozen_parameter_is_moved_by_no_step():
+    w, frozen = loaded(), loaded(size=7)
+    frozen.requires_grad_(False)
+    frozen.grad, before = None, frozen.data_ptr()
+
+    class Decays(Rule):
+        def one(self, index, p, lr):
+            p.mul_(1 - lr)
+
+    start = frozen.clone()
+    found = next_update(Decays([w, frozen]), {"w": w})
+    torch.testing.assert_close(found["w"], -0.1 * w.detach(), rtol=1e-6, atol=0)
+    assert torch.equal(frozen, start)
+    assert (frozen.data_ptr(), frozen._version) == (before, 0)
+
+
+def test_weights_that_are_replaced_in_coarse_precision_are_flagged():
+    w = loaded(torch.bfloat16)
+    with pytest.warns(RuntimeWarning, match="'Rebinding' writes to its weights in ways that can't be followed"):
+        found = next_update(Rebinding([w], lr=1e-2), {"w": w})["w"]
+    w.data, before = w.data - 1e-2 * w.grad, w.detach().float()
+    assert torch.equal(found, w.detach().float() - before)
+
+
+def test_an_operation_of_the_users_own_is_followed_by_its_result():
+    """Its kernel may take a float64 tensor for a float32 one."""
+    with torch.library._scoped_library("stepscope_test", "FRAGMENT") as library:
+        library.define("descend_(Tensor(a!) w, Tensor g, float lr) -> ()")
+        seen = []
+
+        def descend_(w, g, lr):
+            seen.append(w.dtype)
+            w.detach().numpy()[...] -= lr * g.numpy()
+
+        library.impl("descend_", descend_, "CPU")
+
+        class Custom(Rule):
+            def one(self, index, p, lr):
+                torch.ops.stepscope_test.descend_(p, p.grad, lr)
+
+        w = loaded()
+        before = w.detach().clone()
+        found = next_update(Custom([w]), {"w": w})["w"]
+        torch.testing.assert_close(found, -0.1 * w.grad, rtol=1e-4, atol=1e-6)
+        assert torch.equal(w, before)
+        assert seen == [torch.float32]
+
+
+def test_nothing_of_the_size_of_the_parameters_stays():
+    model = net()
+    parameters = dict(model.named_parameters())
+    for x, y in batches(1):
+        nn.functional.cross_entropy(model(x), y).backward()
+    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer.step()
+
+    def living():
+        return sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        next_update(optimizer, parameters)
+        before = living()
+        for _ in range(3):
+            next_update(optimizer, parameters)
+        assert living() == before
+    finally:
+        gc.enable()
+
+
+def test_a_clip_counts_no_step_that_was_only_looked_at():
+    handles = []
+
+    def make(parameters):
+        optimizer = torch.optim.Adam(parameters, lr=1e-2)
+        handles.append(clip_optimizer(optimizer, 0.5, target="first_moment"))
+        handles.append(clip_optimizer(optimizer, 0.5, target="update"))
+        return optimizer
+
+    w = loaded()
+    updates = PseudoUpdates({"w": w}, {"clipped": make})
+    for step in range(3):
+        assert [h.stats().steps for h in handles] == [step, step]
+        last = [h.last_threshold for h in handles]
+        peeked = updates.peek({"w": w.grad})["clipped"]["w"]
+        assert all(h.last_threshold is threshold for h, threshold in zip(handles, last, strict=True))
+        assert int((peeked.abs() > 0.999 * peeked.abs().max()).sum()) >= 500
+        updates.step({"w": w.grad})
+
+
+def test_a_second_life_does_not_hear_of_the_first():
+    w = loaded()
+    optimizer = torch.optim.SGD([w], lr=0.5, momentum=0.9)
+    updates = PseudoUpdates({"w": w}, {"live": optimizer})
+    optimizer.param_groups[0]["lr"] = 7.0
+    optimizer.step()
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+    found = updates.step({"w": w.grad}, capture=True)["live"]["w"]
+    torch.testing.assert_close(found, -0.5 * w.grad, rtol=1e-6, atol=0)
+    assert optimizer.param_groups[0]["lr"] == 7.0
+    assert len(optimizer.param_groups) == 2
+    later = updates.step({"w": w.grad}, capture=True)["live"]["w"]
+    torch.testing.assert_close(later, -0.95 * w.grad, rtol=1e-6, atol=0)
+
+
+def test_a_step_that_was_compiled_runs_as_it_is_written():
+    pytest.importorskip("torch._dynamo")
+    w = loaded()
+    optimizer = torch.optim.SGD([w], lr=0.5)
+    traced = []
+
+    def backend(graph, inputs):
+        traced.append(graph)
+        return graph
+
+    optimizer.step = torch.compile(optimizer.step, backend=backend)
+    found = next_update(optimizer, {"w": w})["w"]
+    torch.testing.assert_close(found, -0.5 * w.grad, rtol=1e-6, atol=0)
+    assert traced == []
+    torch._dynamo.reset()
