@@ -535,6 +535,27 @@ def test_the_step_is_compared_with_the_one_that_is_made(caplog):
         assert caplog.text.count("differs by") == clip
 
 
+def test_a_step_that_is_replaced_on_the_object_is_not_made_within_itself():
+    """It has changed the gradients when the probe asks."""
+
+    def attach(model, optimizer):
+        probe = attached(every=1)(model, optimizer)
+        inner = optimizer.step
+
+        def step(closure=None):
+            for p in model.parameters():
+                p.grad.mul_(2)
+            return inner(closure)
+
+        optimizer.step = step
+        return probe
+
+    _, probe = train(OPTIMIZERS["sgd"], attach, steps=4)
+    own = [r for r in probe.records if r["direction"] == "own SGD"]
+    assert len(own) == 4
+    assert all(r["step_error"] < 1e-5 for r in own)
+
+
 def test_rounding_of_half_precision_weights_is_said(caplog):
     model = nn.Linear(64, 64).bfloat16()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)

@@ -502,16 +502,18 @@ def test_a_step_that_raises_leaves_nothing(error):
     assert len(optimizer.state) == 0
 
 
-def test_ctrl_c_waits_until_all_is_as_it_was():
+def test_ctrl_c_waits_until_all_is_as_it_was(capsys):
     class Pressed(Rule):
         def one(self, index, p, lr):
             p.add_(1)
             signal.raise_signal(signal.SIGINT)
+            print("went on")
 
     w = loaded()
     optimizer, before = Pressed([w]), w.detach().clone()
     with pytest.raises(KeyboardInterrupt):
         next_update(optimizer, {"w": w})
+    assert capsys.readouterr().out == "went on\n"
     assert torch.equal(w, before)
 
 
@@ -579,18 +581,20 @@ def test_sparse_gradients_are_as_they_were():
         assert torch.equal(gradient._values(), values)
 
 
-def test_a_frozen_parameter_is_moved_by_no_step():
+def test_a_frozen_parameter_is_neither_copied_nor_moved(capsys):
     w, frozen = loaded(), loaded(size=7)
     frozen.requires_grad_(False)
     frozen.grad, before = None, frozen.data_ptr()
 
     class Decays(Rule):
         def one(self, index, p, lr):
+            print(p.data_ptr() == before)
             p.mul_(1 - lr)
 
     start = frozen.clone()
     found = next_update(Decays([w, frozen]), {"w": w})
     torch.testing.assert_close(found["w"], -0.1 * w.detach(), rtol=1e-6, atol=0)
+    assert capsys.readouterr().out == "False\nTrue\n"
     assert torch.equal(frozen, start)
     assert (frozen.data_ptr(), frozen._version) == (before, 0)
 
@@ -700,3 +704,25 @@ def test_a_step_that_was_compiled_runs_as_it_is_written():
     torch.testing.assert_close(found, -0.5 * w.grad, rtol=1e-6, atol=0)
     assert traced == []
     torch._dynamo.reset()
+
+
+def test_a_rule_may_draw_its_weights():
+    class Draws(Rule):
+        def one(self, index, p, lr):
+            p.mul_(0.5).normal_().mul_(lr)
+
+    w = loaded()
+    optimizer = Draws([w])
+    found, before = next_update(optimizer, {"w": w})["w"], w.detach().clone()
+    optimizer.step()
+    torch.testing.assert_close(found, w.detach() - before, rtol=1e-5, atol=1e-6)
+
+
+def test_a_fused_kernel_moves_its_state_once():
+    w = loaded(torch.float64)
+    optimizer = torch.optim.AdamW([w], lr=1e-2, fused=True, amsgrad=True)
+    for _ in range(3):
+        found, before = next_update(optimizer, {"w": w})["w"], w.detach().clone()
+        optimizer.step()
+        torch.testing.assert_close(found, w.detach() - before, rtol=1e-9, atol=1e-12)
+        w.grad = w.grad.roll(1)

@@ -99,7 +99,7 @@ class Candidates:
         """
         held = self.held(trainable)
         if not isinstance(self._optimizer, torch.optim.SparseAdam):  # takes no dense zeros
-            own_update(self._optimizer, held, {name: torch.zeros_like(p) for name, p in held.items()})
+            self._own_update(held, {name: torch.zeros_like(p) for name, p in held.items()})
         for label, factory in self.others.items():
             try:
                 PseudoUpdates(held, {label: factory}).step({name: torch.zeros_like(p) for name, p in held.items()})
@@ -150,16 +150,20 @@ class Candidates:
         given = _gradients(held) if gradients is None else {name: g for name, g in gradients.items() if name in held}
         if not given:
             raise NoUpdateError("no parameter has a gradient")
-        found = {self.own: own_update(self._optimizer, held, given)}
+        found = {self.own: self._own_update(held, given)}
         dense = self._unscaled(given) if gradients is None else given
         if not any(gradient.is_sparse for gradient in given.values()):
             for label, fraction in self._clips.items():
                 clipped = {name: gradient.detach().clone() for name, gradient in given.items()}
                 clamp_(clipped.values(), fraction_threshold(list(clipped.values()), fraction))
-                found[label] = own_update(self._optimizer, held, clipped)
+                found[label] = self._own_update(held, clipped)
         if self.others:
             found |= (self._followers or PseudoUpdates(held, self.others)).peek(dense)
         return self._moving(found)
+
+    def _own_update(self, held: Mapping[str, nn.Parameter], gradients: Mapping[str, Tensor]) -> Direction:
+        # A `step` that somebody has put on the object may be what is being executed.
+        return own_update(self._optimizer, held, gradients, as_found=False)
 
     def _unscaled(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Dense gradients of the loss: a fused optimizer gets them times the scale of its gradient scaler."""
