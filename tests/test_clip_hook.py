@@ -504,8 +504,8 @@ def test_the_papers_adam_over_100_steps(kind, implementation):
     assert float((expected - unclipped).norm()) > 0.05 * moved
 
 
-def test_steps_of_forks_do_not_mix_with_those_of_the_original():
-    """A probe on a clipped optimizer: its forks run between the hooks of the real step."""
+def test_steps_on_trial_do_not_mix_with_those_that_are_made():
+    """A probe on a clipped optimizer: others step between the hooks of the real step."""
     found = []
     for probed, clips in ((False, True), (True, True), (False, False)):
         torch.manual_seed(0)

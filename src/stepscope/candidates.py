@@ -92,7 +92,7 @@ class Candidates:
         return found
 
     def rehearse(self, trainable: Mapping[str, nn.Parameter]) -> PseudoUpdates:
-        """A step of zero gradients, of forks: shows what can't be compared. Gives the others, fresh.
+        """A step of zero gradients, on trial: shows what can't be compared. Gives the others, fresh.
 
         Raises:
             UsageError: the optimizer's own update can't be known in advance, or one of the others can't follow.

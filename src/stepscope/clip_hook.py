@@ -62,7 +62,7 @@ class ClipHandle:
         self._scope, self._target, self._zeros, self._error = scope, target, zeros, error
         # Steps clipped, steps without gradient, steps with a NaN: on an accelerator as tensors, so as not to wait.
         self._counts: list[int | Tensor] = [0, 0, 0]
-        # By optimizer: hooks are shared with forks of it, whose steps fall into those of others.
+        # By optimizer: hooks may be shared, and steps fall into those of others.
         self._starts: WeakKeyDictionary[Optimizer, list[list[tuple[Tensor, Tensor]]]] = WeakKeyDictionary()
         self._splits: WeakKeyDictionary[Optimizer, list[_SplitGradient]] = WeakKeyDictionary()
         self._hook = StepHook(optimizer, self._before, self._after, every_call=target == "grad")

@@ -400,9 +400,9 @@ class Probe:
         others = len(self._candidates.others)
         following = bool(others) + 2 * others
         updates = self._candidates.count
-        # Not at the same time: a fork of an optimizer in double precision, and what measuring an update needs.
-        forked, measuring = 9 + 1, 5
-        return raised + held * (following + updates + max(forked, measuring))
+        # Not at the same time: a step on trial, mirrored in double precision, and what measuring an update needs.
+        trial, measuring = 11, 5
+        return raised + held * (following + updates + max(trial, measuring))
 
     def _opened(self, run_dir: str | os.PathLike[str]) -> RunDirectory:
         run = RunDirectory.open(run_dir, self._configuration(), context=self._context())
