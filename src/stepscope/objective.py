@@ -6,7 +6,6 @@ it exactly as it was found.
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from stepscope import interrupts, vectors
-from stepscope.batches import IGNORED_LABEL, averaged_over, moved, predicts_next_token
+from stepscope.batches import moved
 from stepscope.errors import UsageError
 from stepscope.interrupts import held
 from stepscope.measurable import HALF, Measurable, measurable, measured_dtype, random_state, seed_everything
 from stepscope.vectors import Direction
+from stepscope.weights import weighting
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
 Output = TypeVar("Output")
@@ -38,7 +38,8 @@ class Objective:
         batches: the micro-batches; anything iterable, read once. Tensors in them are moved to the model's device.
         weight_fn: what the mean of ``loss_fn`` averages over, so that micro-batches are pooled rightly:
             ``f = Σ wᵢfᵢ / Σ wᵢ``. ``None``: valid label tokens (labels other than −100; shifted by one for Hugging Face
-            causal models) where a batch has ``labels``, else the first dimension of the batch's first tensor.
+            causal models) where a batch has ``labels``, else the first dimension of the batch's first tensor, or ones
+            of a mask. Which of them is right is tried: two micro-batches together must have the mean of their losses.
         modules: modules that the loss calls and that can't be found from `loss_fn`. (Found are those in its closure,
             defaults, attributes, containers and globals; one that is called all the same is noticed at once.) All are
             evaluated as the model is, and left as they were.
@@ -48,9 +49,11 @@ class Objective:
     Attributes:
         parameters: ``{name: parameter}`` of the trainable parameters, by the names of ``model.named_parameters()``.
         shares: ``wᵢ / Σ w`` of each micro-batch.
+        weighting: what they are weighted by, and whether that was tried.
 
     Raises:
-        UsageError: no batches, no trainable parameters, weights that can't be used, or parameters that share memory
+        UsageError: no batches, no trainable parameters, weights that can't be used, a loss that is no mean by any of
+            the usual weights (give `weight_fn`), or parameters that share memory
             without being one parameter.
 
     Example:
@@ -92,7 +95,8 @@ class Objective:
         self._displaced = 0
         self._differentiates = False
         self._scratch: list[dict[str, Tensor]] = []
-        self.shares = _shares(self.batches, weight_fn or self._default_weight())
+        self.weighting = weighting(model, self.batches, weight_fn, self._tried)
+        self.shares = self.weighting.shares
         # Nothing of a micro-batch without weight enters the loss; its own mean may be NaN.
         self.batches = [batch for batch, share in zip(self.batches, self.shares, strict=True) if share > 0]
         self.shares = [share for share in self.shares if share > 0]
@@ -271,40 +275,14 @@ class Objective:
         if length == 0:
             raise UsageError(f"direction {label!r} is zero, so it has no sharpness (a learning rate of 0?)")
 
-    def _default_weight(self) -> Callable[[Any], float]:
-        labelled = [b["labels"] for b in self.batches if isinstance(b, Mapping) and isinstance(b.get("labels"), Tensor)]
-        if len(self.batches) == 1 and not labelled:
-            return lambda _: 1.0
-        tokens = any(labels.dim() >= 2 and not labels.is_floating_point() for labels in labelled)
-        # With one micro-batch there is nothing to pool, and nothing that it would be needed for.
-        shifted = tokens and (self._shifts() if len(self.batches) > 1 else predicts_next_token(self.model))
-        return lambda batch: averaged_over(batch, shifted=shifted)
-
-    def _shifts(self) -> bool:
-        """Whether the first label of a row is no target: tried, by taking it away, and else by the model's class."""
-        for batch in self.batches:
-            labels = batch.get("labels") if isinstance(batch, Mapping) else None
-            if not isinstance(labels, Tensor) or labels.dim() < 2 or not bool((labels[:, 0] != IGNORED_LABEL).any()):
-                continue
-            without = labels.clone()
-            without[:, 0] = IGNORED_LABEL
-            changed = copy.copy(batch)
-            changed["labels"] = without
-            try:
-                full, less = self._loss_of(batch), self._loss_of(changed)
-            except Exception:
-                break
-            if math.isfinite(full) and math.isfinite(less):
-                return abs(full - less) <= 1e-6 * abs(full)
-        return predicts_next_token(self.model)
-
-    def _loss_of(self, batch: Any) -> float:
+    def _tried(self, batch: Any, differentiate: bool, seed: int) -> tuple[float, Direction]:
+        """The loss of one batch, and its gradient."""
         device = next(iter(self.parameters.values())).device
-        with self.measuring():
-            seed_everything(0)
+        with self.measuring(), torch.set_grad_enabled(True):
+            seed_everything(seed)
             copied = moved(batch, device, lambda dtype: measured_dtype(dtype, self.dtype))
-            assert self._measured is not None
-            return float(self._measured.evaluate(id(batch), lambda: self._call(copied)).detach())
+            loss = _scalar(self._evaluated(lambda _, b: self._call(b), id(batch), copied), 0)
+            return float(loss.detach()), self.derivative(loss) if differentiate else {}
 
     def _evaluated(self, evaluate: Callable[[nn.Module, Any], Output], index: int, batch: Any) -> Output:
         assert self._measured is not None
@@ -339,7 +317,8 @@ def model_output(model: nn.Module, batch: Any) -> Any:
     """
     if not isinstance(batch, Mapping):
         raise UsageError(f"without loss_fn a batch must be a mapping for model(**batch), not a {type(batch).__name__}")
-    return model(**batch)
+    # With the number of labels of a whole accumulated step, the loss of a micro-batch would be no mean.
+    return model(**{name: value for name, value in batch.items() if name != "num_items_in_batch"})
 
 
 def _without_communication(model: nn.Module) -> nn.Module:
@@ -378,16 +357,3 @@ def _check_parameters(parameters: Mapping[str, nn.Parameter]) -> None:
         first = owner.setdefault((parameter.device, parameter.data_ptr()), name)
         if first != name:
             raise UsageError(f"parameters {first} and {name} share memory: tie them as one Parameter object")
-
-
-def _shares(batches: Sequence[Any], weight_fn: Callable[[Any], float]) -> list[float]:
-    if not batches:
-        raise UsageError("no batches: the objective needs at least one micro-batch")
-    weights = [float(weight_fn(batch)) for batch in batches]
-    for index, weight in enumerate(weights):
-        if not (math.isfinite(weight) and weight >= 0):
-            raise UsageError(f"weight_fn gave {weight} for micro-batch {index}: a weight is a finite number ≥ 0")
-    total = math.fsum(weights)
-    if total == 0:
-        raise UsageError("all micro-batches have weight 0: they hold no valid label")
-    return [weight / total for weight in weights]
