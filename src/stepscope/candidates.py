@@ -51,6 +51,10 @@ class Candidates:
         others: Mapping[str, Factory] | None = None,
         clip_fractions: Sequence[float] | None = None,
     ) -> None:
+        if others is not None and not isinstance(others, Mapping):
+            raise UsageError(
+                f"directions is a {type(others).__name__}: give {{label: factory}}, as in {{'adam': torch.optim.Adam}}"
+            )
         self._optimizer = optimizer
         self.own = f"own {type(optimizer).__name__}"
         self.others = dict(DEFAULT_OTHERS if others is None else others)

@@ -25,7 +25,7 @@ from stepscope.interrupts import held
 from stepscope.made import ExpectedStep
 from stepscope.measurable import HALF, random_state
 from stepscope.measurement import Measurement, measure
-from stepscope.objective import LossFunction, Objective
+from stepscope.objective import LossFunction, Objective, is_out_of_memory
 from stepscope.records import Record, RunDirectory, latest, versions, write_atomically
 from stepscope.schedule import Plan, Schedule, paused
 from stepscope.selfcheck import SelfCheck, self_check
@@ -133,7 +133,7 @@ class Probe:
             followers = self._candidates.rehearse(self._objective.parameters)
             self.check: SelfCheck = self_check(self._objective)
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             raise UsageError("not enough memory to measure: give smaller micro-batches of evaluation") from error
         if not self.check.repeatable:
@@ -431,10 +431,6 @@ class Probe:
             "self_check": {**vars(self.check), "suspicions": list(self.check.suspicions)},
             "versions": versions(),
         }
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def _seconds(work: Callable[[], Any]) -> float:
