@@ -158,7 +158,7 @@ class Candidates:
                 found[label] = next_update(self._optimizer, held, clipped)
         if self.others:
             found |= (self._followers or PseudoUpdates(held, self.others)).peek(dense)
-        return self._moving(found)
+        return self._moving(found, dense)
 
     def _unscaled(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Dense gradients of the loss: a fused optimizer gets them times the scale of its gradient scaler."""
@@ -168,17 +168,31 @@ class Candidates:
             return dense
         return {name: gradient / scale.to(gradient.device) for name, gradient in dense.items()}
 
-    def _moving(self, found: Mapping[str, Direction]) -> dict[str, Direction]:
+    def _warn(self, label: str, what: str) -> None:
+        if (said := f"the update of {label} is {what}: it is left out") not in self._warned:
+            self._warned.add(said)
+            _logger.warning("%s", said)
+
+    def _why_it_rests(self, given: Mapping[str, Tensor]) -> str:
+        rates = [group.get("lr") for group in self._optimizer.param_groups]
+        if all(rate is not None and float(rate) == 0 for rate in rates):
+            return "its learning rate is 0"
+        if vectors.norm(given) == 0:
+            return "all gradients are zero"
+        return "though neither the gradients nor its learning rate are"
+
+    def _moving(self, found: Mapping[str, Direction], given: Mapping[str, Tensor]) -> dict[str, Direction]:
         lengths = {label: vectors.norm(direction) for label, direction in found.items()}
         if not math.isfinite(lengths[self.own]):
             raise UsageError("the optimizer's own update is infinite or NaN")
         for label, length in lengths.items():
-            if not math.isfinite(length) and label not in self._warned:
-                self._warned.add(label)
-                _logger.warning("the update of %s is infinite or NaN: it is left out", label)
+            if not math.isfinite(length):
+                self._warn(label, "infinite or NaN")
         moving = {label: found[label] for label, length in lengths.items() if math.isfinite(length) and length > 0}
         if not moving:
             raise NoUpdateError("no optimizer would move (a learning rate of 0?)")
+        if lengths[self.own] == 0:
+            self._warn(self.own, f"zero ({self._why_it_rests(given)})")
         return moving
 
 
