@@ -729,3 +729,19 @@ def test_a_run_directory_is_used_again(tmp_path):
     # A training that goes on keeps what it has.
     trained(3, overwrite=True, step=3, directions={}).close()
     assert {r["step"] for r in read_run(tmp_path / "run")[1]} == {3, 6}
+
+
+def test_a_model_that_changes_its_dtype_midway_is_measured_on(caplog):
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    with caplog.at_level(logging.WARNING, "stepscope"), attached(every=1)(model, optimizer) as probe:
+        steps_of(optimizer, model, 2)
+        model.double()
+        optimizer.state.clear()
+        for x, y in data(2):
+            optimizer.zero_grad()
+            loss_fn(model, (x.double(), y)).backward()
+            optimizer.step()
+    assert not caplog.messages
+    found = [(r["step"], r["dtype"]) for r in probe.records if r["direction"] == "sgd"]  # which then follows anew
+    assert found == [(1, "float32"), (2, "float32"), (3, "float64")]

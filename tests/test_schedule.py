@@ -153,6 +153,6 @@ def test_wrong_settings(every, limit):
 
 
 def test_five_is_no_five_percent():
-    with pytest.raises(UsageError, match=r"max_overhead is 5: .* at most 1 \(0.05 is 5%\), or None for no limit$"):
+    with pytest.raises(UsageError, match=r"max_overhead is 5: .* up to 1 \(0.05 is 5%\), or None for no limit$"):
         Schedule(10, 5, 1.0, 5)
     Schedule(10, 1, 1.0, 5)

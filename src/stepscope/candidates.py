@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from stepscope import vectors
 from stepscope.clipping import check_fraction, clamp_, fraction_threshold
 from stepscope.directions import Factory, PseudoUpdates, next_update
-from stepscope.errors import UsageError
+from stepscope.errors import UsageError, said
 from stepscope.vectors import Direction
 
 _logger = logging.getLogger("stepscope")
@@ -70,7 +70,7 @@ class Candidates:
             raise UsageError(f"direction {min(taken)!r} is the optimizer's own, clipped: give another label")
         self.followed = 0
         self._followers: PseudoUpdates | None = None
-        self._followed_on: set[int] = set()
+        self._followed_on: set[tuple[int, torch.dtype]] = set()
         self._warned: set[str] = set()
 
     @property
@@ -105,7 +105,7 @@ class Candidates:
             except UsageError:
                 raise
             except Exception as error:
-                raise UsageError(f"direction {label!r} can't follow: {_said(error)}") from error
+                raise UsageError(f"direction {label!r} can't follow: {said(error)}") from error
         return PseudoUpdates(held, self.others)
 
     def skipped(self) -> bool:
@@ -120,13 +120,13 @@ class Candidates:
         if self.others and math.isfinite(vectors.norm(gradients)):
             if self._followers is None:
                 self._followers = PseudoUpdates(held, self.others)
-                self._followed_on = set(map(id, held.values()))
+                self._followed_on = _marks(held)
             self._followers.step(gradients)
         self.followed += 1
 
     def lost_track(self, trainable: Mapping[str, nn.Parameter]) -> bool:
-        """Whether the optimizer holds other parameters than those that the others follow on."""
-        return self._followers is not None and self._followed_on != set(map(id, self.held(trainable).values()))
+        """Whether the optimizer holds other parameters than those that the others follow on, or of another dtype."""
+        return self._followers is not None and self._followed_on != _marks(self.held(trainable))
 
     def lose(self) -> None:
         """The others forget the run."""
@@ -169,9 +169,9 @@ class Candidates:
         return {name: gradient / scale.to(gradient.device) for name, gradient in dense.items()}
 
     def _warn(self, label: str, what: str) -> None:
-        if (said := f"the update of {label} is {what}: it is left out") not in self._warned:
-            self._warned.add(said)
-            _logger.warning("%s", said)
+        if (text := f"the update of {label} is {what}: it is left out") not in self._warned:
+            self._warned.add(text)
+            _logger.warning("%s", text)
 
     def _why_it_rests(self, given: Mapping[str, Tensor]) -> str:
         rates = [group.get("lr") for group in self._optimizer.param_groups]
@@ -200,5 +200,5 @@ def _gradients(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     return {name: p.grad for name, p in parameters.items() if p.grad is not None}
 
 
-def _said(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _marks(parameters: Mapping[str, nn.Parameter]) -> set[tuple[int, torch.dtype]]:
+    return {(id(p), p.dtype) for p in parameters.values()}

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from stepscope.errors import UsageError
+from stepscope.errors import UsageError, said
 from stepscope.interrupts import held
 from stepscope.measurable import random_state
 from stepscope.vectors import Direction
@@ -305,7 +305,7 @@ def _fork(optimizer: Optimizer, replacement: Mapping[int, nn.Parameter], *, keep
         fork.__dict__.update(copy.deepcopy(settings, memo))
     except (TypeError, RuntimeError) as error:
         name = type(optimizer).__name__
-        raise UsageError(f"{name} can't be copied ({error}): its update can't be known in advance") from error
+        raise UsageError(f"{name} can't be copied ({said(error)}): its update can't be known in advance") from error
     for name, registered in hooks.items():
         kept = keep_hooks and name in _HOOKS
         fork.__dict__[name] = OrderedDict(registered) if kept else OrderedDict()

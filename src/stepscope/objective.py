@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from stepscope import interrupts, vectors
 from stepscope.batches import IGNORED_LABEL, averaged_over, moved, predicts_next_token, tensors
-from stepscope.errors import UsageError
+from stepscope.errors import UsageError, said
 from stepscope.interrupts import held
 from stepscope.measurable import HALF, measurable, measured_dtype, random_state, seed_everything
 from stepscope.memory import shared_memory
@@ -320,7 +320,7 @@ class Objective:
                 raise
             if isinstance(error, RuntimeError) and self._raised:
                 raise UsageError(
-                    f"the model doesn't run in float32, in which half precision is measured ({_said(error)}): "
+                    f"the model doesn't run in float32, in which half precision is measured ({said(error)}): "
                     "if its attention needs half precision, choose another (attn_implementation='sdpa')"
                 ) from error
             # A loss that differentiates inside is tried again, with gradients.
@@ -332,7 +332,7 @@ class Objective:
         return result
 
     def _why_it_fails(self, error: Exception, batch: Any, index: int) -> str:
-        text = f"the loss of micro-batch {index} can't be computed ({type(error).__name__}: {_said(error)})"
+        text = f"the loss of micro-batch {index} can't be computed ({type(error).__name__}: {said(error)})"
         dtypes = {t.dtype for t in tensors(batch) if t.is_floating_point()}
         if other := dtypes - {p.dtype for p in self.parameters.values()}:
             found, wanted = str(other.pop()), str(next(iter(self.parameters.values())).dtype)
@@ -400,10 +400,6 @@ def _without_communication(model: nn.Module) -> nn.Module:
         if inside is None:
             return model
     return inside.module  # type: ignore[no-any-return]
-
-
-def _said(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _scalar(loss: Any, index: int) -> Tensor:
