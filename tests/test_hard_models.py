@@ -71,8 +71,11 @@ def test_half_precision_only_is_refused_with_the_remedy():
         measured(model, batch)
     single = Attention(in_half_precision_only)
     # In float32 it is the model's own error.
-    with pytest.raises(RuntimeError, match=r"^FlashAttention only"):
+    with pytest.raises(
+        UsageError, match=r"micro-batch 0 can't be computed \(RuntimeError: FlashAttention only"
+    ) as refused:
         measured(single, (batch[0].float(), batch[1]))
+    assert isinstance(refused.value.__cause__, RuntimeError)
 
 
 class Checkpointed(nn.Module):

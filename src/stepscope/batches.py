@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
-from stepscope.errors import UsageError
+from stepscope.errors import UsageError, said
 
 _SHARED: tuple[Any, ...] = (
     str,
@@ -116,7 +116,8 @@ class _Copier:
             new = _in_c(kind, "__new__")(kind, *content)
         except Exception as error:
             raise UsageError(
-                f"a batch holds a {kind.__name__} that can't be copied ({error}): give its tensors in a dict or a tuple"
+                f"a batch holds a {kind.__name__} that can't be copied ({said(error)}): "
+                "give its tensors in a dict or a tuple"
             ) from error
         self._copies[id(value)] = new  # before its content, which may refer to it
         if isinstance(value, dict):

@@ -14,7 +14,7 @@ import torch
 
 from stepscope import vectors
 from stepscope.errors import UsageError
-from stepscope.objective import Objective
+from stepscope.objective import Objective, check_objective, reached
 from stepscope.vectors import Direction
 
 Method = Literal["auto", "autograd", "difference"]
@@ -78,6 +78,7 @@ def curvature(
     Raises:
         UsageError: the method is unknown, or the model rules it out.
     """
+    check_objective(objective)
     if method == "difference":
         return difference(objective, directions, observe)
     if method not in ("auto", "autograd"):
@@ -142,6 +143,7 @@ def autograd(
                 if observe is not None:
                     observe(label, share, u, product)
             del loss, gradient  # one graph at a time
+    reached(result.gradient)
     return result
 
 

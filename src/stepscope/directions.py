@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from stepscope.errors import UsageError
+from stepscope.errors import UsageError, said
 from stepscope.interrupts import held
 from stepscope.measurable import random_state
 from stepscope.vectors import Direction
@@ -50,6 +50,9 @@ class PseudoUpdates:
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], optimizers: Mapping[str, Factory | Optimizer]) -> None:
+        _check_named(parameters)
+        if not isinstance(optimizers, Mapping):
+            raise UsageError(f"optimizers is a {type(optimizers).__name__}: give {{label: optimizer or factory}}")
         self._parameters = dict(parameters)
         self._shadows = {name: nn.Parameter(p.detach().clone()) for name, p in self._parameters.items()}
         with random_state():
@@ -140,6 +143,7 @@ def next_update(
         >>> round(next_update(adam, {"w": w}, {"w": torch.tensor([9.0])})["w"].item(), 6)
         -0.001
     """
+    _check_named(parameters)
     if gradients is None:
         gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
     ids = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -151,6 +155,13 @@ def next_update(
     if not checked:
         raise UsageError("no parameter has a gradient: call this after backward() and before step()")
     return _captured(type(optimizer).__name__, [optimizer], parameters, parameters, checked, keep_hooks=False)
+
+
+def _check_named(parameters: Any) -> None:
+    if not isinstance(parameters, Mapping):
+        raise UsageError(
+            f"parameters is a {type(parameters).__name__}: give {{name: parameter}}, dict(model.named_parameters())"
+        )
 
 
 def _checked(gradients: Mapping[str, Tensor | None], parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
@@ -182,6 +193,11 @@ def _captured(
     except Exception as error:
         if "closure" in str(error):
             raise UsageError(f"optimizer {label!r} needs a closure: its update can't be known in advance") from error
+        if any(sign in str(error) for sign in ("does not require grad", "grad_fn", "create_graph")):
+            raise UsageError(
+                f"optimizer {label!r} needs gradients with their graph (create_graph=True), which copies of them don't "
+                "have: its update can't be known in advance"
+            ) from error
         warnings.warn(
             f"optimizer {label!r} does not run in float64 ({error}): its direction is a difference of rounded weights",
             RuntimeWarning,
@@ -287,9 +303,9 @@ def _fork(optimizer: Optimizer, replacement: Mapping[int, nn.Parameter], *, keep
     hooks = {name: settings.pop(name) for name in list(settings) if name.endswith("_hooks")}
     try:
         fork.__dict__.update(copy.deepcopy(settings, memo))
-    except TypeError as error:
+    except (TypeError, RuntimeError) as error:
         name = type(optimizer).__name__
-        raise UsageError(f"{name} can't be copied ({error}): its update can't be known in advance") from error
+        raise UsageError(f"{name} can't be copied ({said(error)}): its update can't be known in advance") from error
     for name, registered in hooks.items():
         kept = keep_hooks and name in _HOOKS
         fork.__dict__[name] = OrderedDict(registered) if kept else OrderedDict()

@@ -18,7 +18,7 @@ from stepscope.breakdown import Breakdown, BreakdownObserver, Grouping, grouping
 from stepscope.curvature import Curvature, Method
 from stepscope.errors import UsageError
 from stepscope.landscape import Landscape, trace
-from stepscope.objective import Objective
+from stepscope.objective import Objective, check_objective
 
 FINITE_STEP = 1e-3
 """Half-length of the segment of `sharpness_finite`, and the displacement of `sharpness_robust`, relative to ``‖x‖``."""
@@ -143,6 +143,9 @@ def measure(
         >>> round(measure(f, {"second axis": {"w": torch.tensor([0.0, -2.0])}})["second axis"].sharpness, 4)
         100.0
     """
+    check_objective(objective)
+    if not isinstance(directions, Mapping):
+        raise UsageError(f"directions is a {type(directions).__name__}: give {{label: {{parameter name: tensor}}}}")
     if not directions:
         raise UsageError("no directions to measure")
     for label, direction in directions.items():
