@@ -114,7 +114,7 @@ class _Copier:
             new = _in_c(kind, "__new__")(kind, *content)
         except Exception as error:
             raise UsageError(
-                f"a batch holds a {kind.__name__} that can't be copied ({said(error)}): give its tensors in a dict or a tuple"
+                f"a batch holds a {kind.__name__} that can't be copied ({said(error)}): give its tensors in a dict"
             ) from error
         self._copies[id(value)] = new  # before its content, which may refer to it
         if isinstance(value, dict):
