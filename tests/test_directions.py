@@ -374,6 +374,19 @@ def test_an_optimizer_that_cannot_be_copied_is_refused():
         next_update(sgd, {"w": w})
 
 
+def test_a_view_that_torch_does_not_let_be_copied_is_said_in_one_line():
+    """As heavyball's SOAP keeps them: made without gradients, of a weight that is then written to with them."""
+    w = nn.Parameter(torch.ones(2))
+    w.grad = torch.ones(2)
+    sgd = torch.optim.SGD([w], lr=0.1)
+    base = torch.ones(4, requires_grad=True).clone()
+    with torch.no_grad():
+        sgd.view = base[:2]
+    base.mul_(2)
+    with pytest.raises(UsageError, match=r"^SGD can't be copied \(A view was created in no_grad mode"):
+        next_update(sgd, {"w": w})
+
+
 def test_hooks_on_every_optimizer_are_for_steps_that_are_made():
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 

@@ -10,6 +10,7 @@ from torch import nn
 import stepscope
 from stepscope import Objective, Probe, PseudoUpdates, UsageError, measure, next_update
 from stepscope.curvature import curvature
+from traces import Log
 
 BATCH = (torch.linspace(-1, 1, 30).reshape(5, 6), torch.arange(5) % 3)
 
@@ -118,12 +119,42 @@ def test_a_model_that_gives_losses_in_training_mode_only():
     assert model.training
 
 
+class RefusesItsBackward(torch.autograd.Function):
+    """As Reformer's layers do in evaluation mode."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise AssertionError("put the model\ninto training mode")
+
+
+def test_a_model_whose_backward_fails_in_evaluation_mode():
+    said = refusal(
+        lambda: probe(net(), loss=lambda m, b: RefusesItsBackward.apply(loss_fn(m, b))), cause=AssertionError
+    )
+    assert said.startswith("this model can't be measured (AssertionError: put the model): its loss needs a gradient")
+
+
+class OfItsOwn(torch.optim.SGD):
+    def step(self, closure=None):
+        raise LookupError("no such table")
+
+
+@pytest.mark.filterwarnings("ignore:optimizer 'OfItsOwn' does not run in float64")
+def test_an_optimizer_that_fails_on_copies():
+    model = net()
+    said = refusal(lambda: probe(model, optimizer=OfItsOwn(model.parameters(), lr=0.1)), cause=LookupError)
+    assert said == "OfItsOwn can't step on copies (LookupError: no such table): its update can't be known in advance"
+
+
 def test_a_later_failure_is_the_models_own():
-    calls = []
+    calls = Log()
 
     def fails_later(model, batch):
-        calls.append(1)
-        if len(calls) > 1:
+        if calls() > 1:
             raise KeyError("mine")
         return loss_fn(model, batch)
 

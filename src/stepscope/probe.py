@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from stepscope.breakdown import Grouping, grouping
 from stepscope.candidates import Candidates, NoUpdateError
 from stepscope.directions import Factory
-from stepscope.errors import UsageError
+from stepscope.errors import UsageError, said
 from stepscope.interrupts import held
 from stepscope.made import ExpectedStep
 from stepscope.measurable import HALF, random_state
@@ -133,13 +133,12 @@ class Probe:
         self._remarked = self._idle = False  # what is said once has been said
         # A little of each weight, until a step is seen or something is measured.
         self._untrained = [(p, _beginning(p).clone()) for p in self._held().values()]
-        try:
+        with _refusing(
+            f"{type(self._optimizer).__name__} can't step on copies", "its update can't be known in advance"
+        ):
             followers = self._candidates.rehearse(self._objective.parameters)
+        with _refusing("this model can't be measured", "its loss needs a gradient in evaluation mode"):
             self.check: SelfCheck = self_check(self._objective)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            raise UsageError("not enough memory to measure: give smaller micro-batches of evaluation") from error
         if not self.check.repeatable:
             raise UsageError(f"this model can't be measured: {self.check.suspicions[0]}")
         for suspicion in self.check.suspicions:
@@ -370,8 +369,8 @@ class Probe:
     def _failed(self, error: Exception) -> None:
         """Training goes on; a probe that fails again and again is switched off."""
         self._failures += 1
-        said = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
-        _logger.warning("nothing measured at step %d (%s)", self.step, said)
+        why = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
+        _logger.warning("nothing measured at step %d (%s)", self.step, why)
         _logger.debug("the failure at step %d", self.step, exc_info=error)
         if self._failures >= _MAX_FAILURES:
             # The hook stays until `close`: this is called while the optimizer goes through its hooks.
@@ -450,6 +449,19 @@ class Probe:
             "self_check": {**vars(self.check), "suspicions": list(self.check.suspicions)},
             "versions": versions(),
         }
+
+
+@contextmanager
+def _refusing(what: str, remedy: str) -> Iterator[None]:
+    """Makes one line of whatever goes wrong inside, at the start of a training."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise UsageError("not enough memory to measure: give smaller micro-batches of evaluation") from error
+        raise UsageError(f"{what} ({type(error).__name__}: {said(error)}): {remedy}") from error
 
 
 def _beginning(parameter: Tensor) -> Tensor:
