@@ -242,7 +242,8 @@ def test_a_gradient_that_is_empty_everywhere_is_an_error():
     assert "uses none" in refusal(lambda: curvature(objective, {}, "autograd"))
     assert "uses none" in refusal(lambda: probe(model, loss=lambda _, b: loss_fn(other, b)))
     # Some micro-batches may use none.
-    some = Objective(model, lambda m, b: loss_fn(m if len(b[0]) == 5 else other, b), [BATCH, [t[:2] for t in BATCH]])
+    loss = lambda m, b: loss_fn(m if len(b[0]) == 5 else other, b)  # noqa: E731
+    some = Objective(model, loss, [BATCH, [t[:2] for t in BATCH]], lambda b: len(b[0]))
     assert measure(some, {"d": direction})["d"].sharpness != 0
 
 

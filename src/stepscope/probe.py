@@ -28,7 +28,7 @@ from stepscope.measurement import Measurement, measure
 from stepscope.objective import LossFunction, Objective, is_out_of_memory
 from stepscope.records import Record, RunDirectory, latest, versions, write_atomically
 from stepscope.schedule import Plan, Schedule, paused
-from stepscope.selfcheck import SelfCheck, self_check
+from stepscope.selfcheck import ANOTHER_GRADIENT, SelfCheck, self_check
 from stepscope.steps import StepHook, unwrapped
 from stepscope.trackers import as_log, values_of
 from stepscope.vectors import Direction
@@ -130,7 +130,7 @@ class Probe:
         self._failures = 0
         self._off = False
         self._closed = False
-        self._remarked = self._idle = False  # what is said once has been said
+        self._remarked = self._idle = self._surrogate = False  # what is said once has been said
         # A little of each weight, until a step is seen or something is measured.
         self._untrained = [(p, _beginning(p).clone()) for p in self._held().values()]
         with _refusing(
@@ -315,6 +315,15 @@ class Probe:
             within_layers=within_layers,
             layer=self._layer,
         )
+        if self.check.gradient_agrees and not self._surrogate:
+            another = [label for label, m in found.items() if m.gradient_agrees is False]
+            if another:
+                self._surrogate = True
+                m = found[another[0]]
+                _logger.warning(
+                    "along %s the loss has the slope %.4g, and its gradient says %.4g: %s",
+                    another[0], m.loss_slope, m.slope, ANOTHER_GRADIENT,
+                )  # fmt: skip
         rates = [group.get("lr") for group in self._optimizer.param_groups]
         where = {"trajectory": type(self._optimizer).__name__, "seed": 0, "step": step}
         extra = {
