@@ -101,23 +101,26 @@ def _pytorch_optimizer() -> dict[str, Spec]:
         "pytorch_optimizer adahessian": Spec(maker("adahessian", lr=1e-2), curved=True),
         "pytorch_optimizer sophiah": Spec(maker("sophiah", lr=1e-2, update_period=2), curved=True),
         "pytorch_optimizer Lookahead": Spec(lambda p: package.Lookahead(adamw(p, lr=1e-2), k=2)),
-        "pytorch_optimizer ScheduleFreeWrapper": Spec(lambda p: package.ScheduleFreeWrapper(adamw(p, lr=1e-2))),
+        "pytorch_optimizer ScheduleFreeWrapper": Spec(
+            lambda p: _training(package.ScheduleFreeWrapper(adamw(p, lr=1e-2)))
+        ),
         "pytorch_optimizer TRAC": Spec(lambda p: package.TRAC(adamw(p, lr=1e-2))),
         "pytorch_optimizer OrthoGrad": Spec(lambda p: package.OrthoGrad(adamw(p, lr=1e-2))),
     }
 
 
+def _training(optimizer: Any) -> Any:
+    optimizer.train()
+    return optimizer
+
+
 def _schedulefree() -> dict[str, Spec]:
     import schedulefree
 
-    def training(optimizer: Any) -> Any:
-        optimizer.train()
-        return optimizer
-
     return {
-        "schedulefree AdamW": Spec(lambda p: training(schedulefree.AdamWScheduleFree(p, lr=1e-2))),
-        "schedulefree SGD": Spec(lambda p: training(schedulefree.SGDScheduleFree(p, lr=0.1))),
-        "schedulefree RAdam": Spec(lambda p: training(schedulefree.RAdamScheduleFree(p, lr=1e-1))),
+        "schedulefree AdamW": Spec(lambda p: _training(schedulefree.AdamWScheduleFree(p, lr=1e-2))),
+        "schedulefree SGD": Spec(lambda p: _training(schedulefree.SGDScheduleFree(p, lr=0.1))),
+        "schedulefree RAdam": Spec(lambda p: _training(schedulefree.RAdamScheduleFree(p, lr=1e-1))),
     }
 
 

@@ -1,5 +1,6 @@
 """Optimizers as people write them by hand: state in every place but where `torch.optim.Optimizer` keeps it."""
 
+import types
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -258,11 +259,11 @@ def _clipping_step(optimizer: Optimizer) -> Optimizer:
     """`step` of the object clips the gradients, then calls the original."""
     original = optimizer.step
 
-    def step(*args: Any, **kwargs: Any) -> Any:
+    def step(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
         torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 0.1)
         return original(*args, **kwargs)
 
-    optimizer.step = step
+    optimizer.step = types.MethodType(step, optimizer)
     return optimizer
 
 
@@ -270,7 +271,7 @@ def _decaying_step(optimizer: Optimizer) -> Optimizer:
     """`step` of the object calls the original, then shrinks the weights."""
     original = optimizer.step
 
-    def step(*args: Any, **kwargs: Any) -> Any:
+    def step(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
         with torch.no_grad():
             for group in optimizer.param_groups:
@@ -278,7 +279,7 @@ def _decaying_step(optimizer: Optimizer) -> Optimizer:
                     parameter.mul_(0.99)
         return result
 
-    optimizer.step = step
+    optimizer.step = types.MethodType(step, optimizer)
     return optimizer
 
 
