@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from stepscope import vectors
 from stepscope.clipping import check_fraction, clamp_, fraction_threshold
-from stepscope.directions import Factory, PseudoUpdates, next_update
+from stepscope.directions import Factory, PseudoUpdates, own_update
 from stepscope.errors import UsageError, said
 from stepscope.vectors import Direction
 
@@ -74,6 +74,11 @@ class Candidates:
         self._warned: set[str] = set()
 
     @property
+    def of_the_optimizer(self) -> set[str]:
+        """The labels of the optimizer's own update and of those of its clipped gradients."""
+        return {self.own, *self._clips}
+
+    @property
     def count(self) -> int:
         """How many updates are compared."""
         return 1 + len(self._clips) + len(self.others)
@@ -98,7 +103,7 @@ class Candidates:
         """
         held = self.held(trainable)
         if not isinstance(self._optimizer, torch.optim.SparseAdam):  # takes no dense zeros
-            next_update(self._optimizer, held, {name: torch.zeros_like(p) for name, p in held.items()})
+            own_update(self._optimizer, held, {name: torch.zeros_like(p) for name, p in held.items()})
         for label, factory in self.others.items():
             try:
                 PseudoUpdates(held, {label: factory}).step({name: torch.zeros_like(p) for name, p in held.items()})
@@ -149,13 +154,13 @@ class Candidates:
         given = _gradients(held) if gradients is None else {name: g for name, g in gradients.items() if name in held}
         if not given:
             raise NoUpdateError("no parameter has a gradient")
-        found = {self.own: next_update(self._optimizer, held, given)}
+        found = {self.own: own_update(self._optimizer, held, given)}
         dense = self._unscaled(given) if gradients is None else given
         if not any(gradient.is_sparse for gradient in given.values()):
             for label, fraction in self._clips.items():
                 clipped = {name: gradient.detach().clone() for name, gradient in given.items()}
                 clamp_(clipped.values(), fraction_threshold(list(clipped.values()), fraction))
-                found[label] = next_update(self._optimizer, held, clipped)
+                found[label] = own_update(self._optimizer, held, clipped)
         if self.others:
             found |= (self._followers or PseudoUpdates(held, self.others)).peek(dense)
         return self._moving(found, dense)

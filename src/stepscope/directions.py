@@ -6,27 +6,23 @@ state; none but the training optimizer moves the weights.
 
 from __future__ import annotations
 
-import copy
-import sys
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from stepscope.errors import UsageError, said
-from stepscope.interrupts import held
+from stepscope import vectors
+from stepscope.errors import UsageError
 from stepscope.measurable import random_state
+from stepscope.state import State
+from stepscope.trial import as_gradient, give, make_step, stand_in, state_of, trial_step, unnoticed, without_hooks
 from stepscope.vectors import Direction
 
 Factory = Callable[[list[nn.Parameter]], Optimizer | Sequence[Optimizer]]
 """``parameters -> optimizer``, or several optimizers that share the parameters out between them."""
-
-_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 
 
 class PseudoUpdates:
@@ -36,8 +32,8 @@ class PseudoUpdates:
         parameters: ``{name: parameter}`` of the model that is trained, such as `Objective.parameters`. They are read
             at each step, never written.
         optimizers: ``{label: factory}`` or ``{label: optimizer}``. A factory makes an optimizer from a list of
-            parameters (or several optimizers, each for a part). A live optimizer of those parameters is
-            forked with its state.
+            parameters (or several optimizers, each for a part). A live optimizer of those parameters goes on from its
+            present state, in a life beside its own.
 
     Raises:
         UsageError: an optimizer has parameters of another model, or isn't an optimizer.
@@ -50,13 +46,10 @@ class PseudoUpdates:
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], optimizers: Mapping[str, Factory | Optimizer]) -> None:
-        _check_named(parameters)
-        if not isinstance(optimizers, Mapping):
-            raise UsageError(f"optimizers is a {type(optimizers).__name__}: give {{label: optimizer or factory}}")
         self._parameters = dict(parameters)
         self._shadows = {name: nn.Parameter(p.detach().clone()) for name, p in self._parameters.items()}
         with random_state():
-            self._optimizers = {label: self._adopt(label, made) for label, made in optimizers.items()}
+            self._followers = {label: self._adopt(label, made) for label, made in optimizers.items()}
 
     def peek(self, gradients: Mapping[str, Tensor | None]) -> dict[str, Direction]:
         """What the optimizers would do of these gradients (see `next_update`); none of them takes the step.
@@ -67,11 +60,8 @@ class PseudoUpdates:
         Returns:
             ``{label: direction}``.
         """
-        gradients = _checked(gradients, self._parameters)
-        return {
-            label: _captured(label, parts, self._shadows, self._parameters, gradients)
-            for label, parts in self._optimizers.items()
-        }
+        checked = _checked(gradients, self._parameters)
+        return {label: follower.peek(label, checked) for label, follower in self._followers.items()}
 
     def step(self, gradients: Mapping[str, Tensor | None], *, capture: bool = False) -> dict[str, Direction]:
         """Feeds each optimizer the gradients at the present parameters.
@@ -84,33 +74,108 @@ class PseudoUpdates:
             ``{label: direction}`` if `capture`, else empty. The parameters stay as they are.
         """
         directions = self.peek(gradients) if capture else {}
-        gradients = _checked(gradients, self._parameters)
-        with held(), random_state(), _without_global_hooks():
-            for parts in self._optimizers.values():
-                # Copied anew for each: a rule may write to its weights and, weight decay say, to its gradients.
-                for name, shadow in self._shadows.items():
-                    shadow.data.copy_(self._parameters[name].detach())
-                    # A new tensor: a rule may keep it.
-                    shadow.grad = gradients[name].detach().clone() if name in gradients else None
-                for optimizer in parts:
-                    optimizer.step()
+        checked = _checked(gradients, self._parameters)
+        with unnoticed():
+            for follower in self._followers.values():
+                follower.step(checked)
         return directions
 
-    def _adopt(self, label: str, made: Factory | Optimizer) -> list[Optimizer]:
+    def _adopt(self, label: str, made: Factory | Optimizer) -> _Follower:
         if isinstance(made, Optimizer):
-            shadow_of = {id(p): self._shadows[name] for name, p in self._parameters.items()}
-            _check_parameters(label, made, shadow_of)
-            return [_fork(made, shadow_of, keep_hooks=False)]
+            _check_parameters(label, made, self._parameters)
+            return _SecondLife(made, self._parameters)
         if not callable(made):
             raise UsageError(f"optimizer {label!r} is a {type(made).__name__}, neither a factory nor an optimizer")
         built = made(list(self._shadows.values()))
         parts = [built] if isinstance(built, Optimizer) else list(built)
-        known = {id(shadow): shadow for shadow in self._shadows.values()}
         for part in parts:
             if not isinstance(part, Optimizer):
                 raise UsageError(f"the factory of {label!r} gave a {type(part).__name__}, not a torch.optim.Optimizer")
-            _check_parameters(label, part, known)
-        return parts
+            _check_parameters(label, part, self._shadows)
+        return _Follower(parts, self._shadows, self._parameters)
+
+
+class _Follower:
+    """Optimizers on shadows of the parameters.
+
+    Args:
+        parts: optimizers that share the parameters out between them.
+        shadows: what they hold; other followers may use them in between.
+        parameters: where the training is.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Optimizer],
+        shadows: Mapping[str, nn.Parameter],
+        parameters: Mapping[str, nn.Parameter],
+    ) -> None:
+        self._parts, self._shadows, self._parameters = parts, shadows, parameters
+
+    def peek(self, label: str, gradients: Mapping[str, Tensor]) -> Direction:
+        """What they would do."""
+        self._arrive(self._here())
+        return _tried(label, self._parts, self._shadows, gradients, hooks=True)
+
+    def step(self, gradients: Mapping[str, Tensor]) -> None:
+        """They do it."""
+        self._arrive(self._here())
+        give(self._shadows, self._copied(gradients))
+        make_step(self._parts)
+
+    def _here(self) -> dict[str, Tensor]:
+        return {name: p.data for name, p in self._parameters.items()}
+
+    def _arrive(self, here: Mapping[str, Tensor]) -> None:
+        for name, shadow in self._shadows.items():
+            shadow.data.copy_(here[name])
+
+    def _copied(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Anew for each: a rule may write to its gradients (weight decay, say), or keep them."""
+        return {name: as_gradient(gradient, self._shadows[name]) for name, gradient in gradients.items()}
+
+
+class _SecondLife(_Follower):
+    """A live optimizer that goes on beside its own training.
+
+    It is the same object, on the same parameters; all that it leads to is exchanged for as long as it takes a step.
+    """
+
+    def __init__(self, optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> None:
+        super().__init__([optimizer], parameters, parameters)
+        with unnoticed():
+            real = self._now()
+            try:
+                stand_in(real, list(parameters.values()))
+                without_hooks(real)
+                self._life = self._now()
+            finally:
+                real.restore()
+
+    def peek(self, label: str, gradients: Mapping[str, Tensor]) -> Direction:
+        """What it would do."""
+        with unnoticed(), self._living(gradients) as given:
+            return _tried(label, self._parts, self._shadows, given, as_found=False)
+
+    def step(self, gradients: Mapping[str, Tensor]) -> None:
+        """It does it."""
+        with self._living(gradients) as given:
+            give(self._shadows, given)
+            make_step(self._parts, as_found=False)
+            self._life = self._now()
+
+    @contextmanager
+    def _living(self, gradients: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+        real, here, given = self._now(), self._here(), self._copied(gradients)
+        try:
+            self._life.restore()
+            self._arrive(here)
+            yield given
+        finally:
+            real.restore()
+
+    def _now(self) -> State:
+        return state_of(self._parts, self._parameters)
 
 
 def next_update(
@@ -118,10 +183,10 @@ def next_update(
 ) -> Direction:
     """What a live optimizer would add to the parameters at its next step, which it does not take.
 
-    The step is taken in float64 by a fork of the optimizer on copies of the parameters, and the copies are compared: a
-    difference of two float32 weights would keep no more digits of the update than the weight's own rounding leaves (at
-    a learning rate of 1e-5 half of the direction can be rounding). The relative error is about
-    ``10⁻¹⁶ ‖x‖/‖d‖``. Neither the optimizer nor the parameters change.
+    The optimizer itself takes it, in its own precision, on copies of everything that it leads to; then all is as it
+    was, to the bit. What it writes to the parameters is written to float64 mirrors of them too: a difference of two
+    float32 weights would keep no more digits of the update than the weight's own rounding leaves (at a learning rate of
+    1e-5 half of the direction can be rounding).
 
     Args:
         optimizer: any `torch.optim.Optimizer`, at any point of its life. Its own step hooks are not run.
@@ -131,19 +196,42 @@ def next_update(
             what ``backward`` left on the parameters.
 
     Returns:
-        ``d`` with the parameters' dtype, for the parameters that the optimizer holds and that have a gradient; where
-        several optimizers share the parameters out, their updates together are that of a step.
+        ``d``, for the parameters that the optimizer holds and that have a gradient, in their dtype, or in float32
+        where that is coarser; where several optimizers share the parameters out, their updates together are that of a
+        step.
 
     Raises:
-        UsageError: the optimizer holds none of the parameters, needs a closure, can't be copied or writes to its
-            parameters past ``param_groups``, or there is no gradient.
+        UsageError: the optimizer holds none of the parameters, needs a closure or the graph of its gradients, or there
+            is no gradient.
 
     Example:
         >>> w = nn.Parameter(torch.tensor([1.0])); adam = torch.optim.Adam([w], lr=1e-3)
         >>> round(next_update(adam, {"w": w}, {"w": torch.tensor([9.0])})["w"].item(), 6)
         -0.001
     """
-    _check_named(parameters)
+    if not isinstance(parameters, Mapping):
+        raise UsageError(
+            f"parameters is a {type(parameters).__name__}: give {{name: parameter}}, dict(model.named_parameters())"
+        )
+    return own_update(optimizer, parameters, gradients)
+
+
+def own_update(
+    optimizer: Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    gradients: Mapping[str, Tensor | None] | None = None,
+    *,
+    as_found: bool = True,
+) -> Direction:
+    """`next_update`, also while a step is being made.
+
+    Args:
+        optimizer: see there.
+        parameters: see there.
+        gradients: see there.
+        as_found: whether a ``step`` that somebody has put on the object is called (a learning rate scheduler, say),
+            or that of its class: the former may be what is being executed.
+    """
     if gradients is None:
         gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
     ids = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -154,14 +242,7 @@ def next_update(
     checked = {name: gradient for name, gradient in checked.items() if name in parameters}
     if not checked:
         raise UsageError("no parameter has a gradient: call this after backward() and before step()")
-    return _captured(type(optimizer).__name__, [optimizer], parameters, parameters, checked, keep_hooks=False)
-
-
-def _check_named(parameters: Any) -> None:
-    if not isinstance(parameters, Mapping):
-        raise UsageError(
-            f"parameters is a {type(parameters).__name__}: give {{name: parameter}}, dict(model.named_parameters())"
-        )
+    return _tried(type(optimizer).__name__, [optimizer], parameters, checked, as_found=as_found)
 
 
 def _checked(gradients: Mapping[str, Tensor | None], parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
@@ -177,157 +258,45 @@ def _checked(gradients: Mapping[str, Tensor | None], parameters: Mapping[str, nn
     return {name: gradient for name, gradient in gradients.items() if gradient is not None}
 
 
-def _captured(
+def _tried(
     label: str,
     parts: Sequence[Optimizer],
-    owned: Mapping[str, nn.Parameter],
     parameters: Mapping[str, nn.Parameter],
     gradients: Mapping[str, Tensor],
     *,
-    keep_hooks: bool = True,
+    hooks: bool = False,
+    as_found: bool = True,
 ) -> Direction:
     try:
-        return _stepped(parts, owned, parameters, gradients, torch.float64, keep_hooks)
-    except UsageError:
-        raise
-    except Exception as error:
-        if "closure" in str(error):
+        direction, rounded = trial_step(parts, parameters, gradients, hooks=hooks, as_found=as_found)
+    except (TypeError, RuntimeError, ValueError, AssertionError) as error:
+        said = str(error)
+        if "closure" in said:
             raise UsageError(f"optimizer {label!r} needs a closure: its update can't be known in advance") from error
-        if any(sign in str(error) for sign in ("does not require grad", "grad_fn", "create_graph")):
+        if any(word in said for word in ("grad_fn", "create_graph", "does not require grad")):
             raise UsageError(
-                f"optimizer {label!r} needs gradients with their graph (create_graph=True), which copies of them don't "
-                "have: its update can't be known in advance"
+                f"optimizer {label!r} needs the graph of its gradients (create_graph): "
+                "its update can't be known in advance"
             ) from error
-        warnings.warn(
-            f"optimizer {label!r} does not run in float64 ({error}): its direction is a difference of rounded weights",
-            RuntimeWarning,
-            stacklevel=4,
-        )
-        return _stepped(parts, owned, parameters, gradients, None, keep_hooks)
+        raise
+    if rounded:
+        coarsest = max(torch.finfo(parameters[name].dtype).eps for name in direction)
+        size = vectors.norm({name: parameters[name] for name in direction})
+        if 0.5 * coarsest * size > _NOTICEABLE * vectors.norm(direction):
+            warnings.warn(
+                f"optimizer {label!r} writes to its weights in ways that can't be followed in float64: "
+                "its direction is a difference of rounded weights",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+    return direction
 
 
-def _stepped(
-    parts: Sequence[Optimizer],
-    owned: Mapping[str, nn.Parameter],
-    parameters: Mapping[str, nn.Parameter],
-    gradients: Mapping[str, Tensor],
-    dtype: torch.dtype | None,
-    keep_hooks: bool,
-) -> Direction:
-    """Steps forks of `parts`, whose parameters are `owned`, from the values of `parameters`: the change in each."""
-    twins = {name: _twin(parameter, gradients.get(name), dtype) for name, parameter in parameters.items()}
-    twin_of = {id(owned[name]): twin for name, twin in twins.items()}
-    for part in parts:
-        # A rule moves also what isn't asked for: a frozen parameter on which a gradient is left, or another model's.
-        rest = (p for group in part.param_groups for p in group["params"] if id(p) not in twin_of)
-        twin_of |= {id(p): _twin(p, p.grad, dtype) for p in rest if p.grad is not None or p.requires_grad}
-        with held(), random_state(), _without_global_hooks(), _untouched(parameters):
-            fork = _fork(part, twin_of, keep_hooks=keep_hooks)
-            if dtype is not None:
-                state = {key: _cast(state, dtype, scalar=_is_scalar(key)) for key, state in fork.state.items()}
-                fork.state.update(state)
-            fork.step()
-    return {
-        name: (twin.detach() - parameters[name].detach()).to(parameters[name].dtype)
-        for name, twin in twins.items()
-        if name in gradients
-    }
+_NOTICEABLE = 0.01
 
 
-def _twin(parameter: Tensor, gradient: Tensor | None, dtype: torch.dtype | None) -> nn.Parameter:
-    twin = nn.Parameter(parameter.detach().to(dtype or parameter.dtype, copy=True), parameter.requires_grad)
-    if gradient is not None:
-        twin.grad = gradient.detach().to(dtype or parameter.dtype, copy=True)
-    return twin
-
-
-@contextmanager
-def _untouched(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """A rule may reach its parameters by ways that a fork shares (a function that holds them): it gets copies there.
-
-    Raises:
-        UsageError: it wrote to one.
-    """
-    here = {name: parameter.data for name, parameter in parameters.items()}
-    try:
-        for name, data in here.items():
-            parameters[name].data = data.clone()
-        yield
-        written = [name for name, data in here.items() if not _identical(parameters[name].data, data)]
-    finally:
-        for name, data in here.items():
-            parameters[name].data = data
-    if written:
-        raise UsageError(
-            f"the optimizer writes to {written[0]} past its param_groups (a function that holds it?): "
-            "its update can't be known in advance"
-        )
-
-
-def _identical(a: Tensor, b: Tensor) -> bool:
-    return torch.equal(a, b) or bool(((a == b) | (a.isnan() & b.isnan())).all())
-
-
-@contextmanager
-def _without_global_hooks() -> Iterator[None]:
-    """Hooks on every optimizer (`register_optimizer_step_pre_hook`) are for steps that are really made."""
-    registries = [
-        found
-        for name in ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
-        if isinstance(found := getattr(sys.modules[Optimizer.__module__], name, None), dict)
-    ]
-    kept = [dict(registry) for registry in registries]
-    try:
-        for registry in registries:
-            registry.clear()
-        yield
-    finally:
-        for registry, hooks in zip(registries, kept, strict=True):
-            registry.update(hooks)
-
-
-def _fork(optimizer: Optimizer, replacement: Mapping[int, nn.Parameter], *, keep_hooks: bool) -> Optimizer:
-    """An optimizer of the same class, settings and state on other parameters.
-
-    `copy.deepcopy` of an optimizer would copy its parameters, and whatever its hooks are bound to.
-    """
-    memo: dict[int, Any] = dict(replacement)
-    # No step moves a parameter without a gradient, so a frozen one needn't be copied.
-    frozen = (p for group in optimizer.param_groups for p in group["params"] if not p.requires_grad)
-    memo.update({id(p): p for p in frozen if id(p) not in memo})
-    fork: Optimizer = type(optimizer).__new__(type(optimizer))
-    memo[id(optimizer)] = fork
-    settings = dict(optimizer.__dict__)
-    # Learning rate schedulers put a `step` of their own on the object, which steps the original.
-    settings.pop("step", None)
-    hooks = {name: settings.pop(name) for name in list(settings) if name.endswith("_hooks")}
-    try:
-        fork.__dict__.update(copy.deepcopy(settings, memo))
-    except (TypeError, RuntimeError) as error:
-        name = type(optimizer).__name__
-        raise UsageError(f"{name} can't be copied ({said(error)}): its update can't be known in advance") from error
-    for name, registered in hooks.items():
-        kept = keep_hooks and name in _HOOKS
-        fork.__dict__[name] = OrderedDict(registered) if kept else OrderedDict()
-    return fork
-
-
-def _is_scalar(parameter: Any) -> bool:
-    return isinstance(parameter, Tensor) and parameter.dim() == 0
-
-
-def _cast(state: Any, dtype: torch.dtype, *, scalar: bool) -> Any:
-    """State tensors in `dtype`; the step counter, and other scalars of parameters that are none, as they are."""
-    if isinstance(state, Tensor):
-        return state.to(dtype) if state.is_floating_point() and (scalar or state.dim() > 0) else state
-    if isinstance(state, dict):
-        return {key: value if key == "step" else _cast(value, dtype, scalar=scalar) for key, value in state.items()}
-    if type(state) in (list, tuple):
-        return type(state)(_cast(value, dtype, scalar=scalar) for value in state)
-    return state
-
-
-def _check_parameters(label: str, optimizer: Optimizer, known: Mapping[int, nn.Parameter]) -> None:
+def _check_parameters(label: str, optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> None:
+    known = set(map(id, parameters.values()))
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.requires_grad and id(parameter) not in known:

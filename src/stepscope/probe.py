@@ -331,21 +331,21 @@ class Probe:
             "followed_steps": self._candidates.followed,
             "lr": [None if rate is None else float(rate) for rate in rates],
             "step_error": None,
+            "overshoot_smoothed": None,
         }
-        records = []
-        for label, m in found.items():
-            smoothed = self._smoothed(label, m.overshoot)
-            records.append({**where, "direction": label, **m.record(), **extra, "overshoot_smoothed": smoothed})
-        return found, records
+        return found, [{**where, "direction": label, **m.record(), **extra} for label, m in found.items()]
 
     def _compare_with_made(self) -> None:
-        """Hooks of the optimizer, and the rounding of its weights, can make the step another than was measured."""
+        """Hooks of the optimizer can make the step another than was measured: then that is withdrawn."""
         if self._expected is None:
             return
         made = self._expected.compared_with(self._held())
         for record in self._pending:
             if record["direction"] == self._candidates.own:
                 record["step_error"] = made.error
+        if made.is_another:
+            mistaken = self._candidates.of_the_optimizer
+            self._pending = [record for record in self._pending if record["direction"] not in mistaken]
         remark = made.remark(self._candidates.own.removeprefix("own "))
         if remark is not None and not self._remarked:  # its percentage changes from step to step
             self._remarked = True
@@ -369,6 +369,8 @@ class Probe:
         if not records:
             return
         self._untrained = []
+        for record in records:
+            record["overshoot_smoothed"] = self._smoothed(record["direction"], record["overshoot"])
         self.records += records
         if self._run is not None:
             self._run.append(records)

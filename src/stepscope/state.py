@@ -15,13 +15,16 @@ import sys
 import sysconfig
 import types
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils import weak
+
+T = TypeVar("T")
 
 _ATOMS = {
     type(None), bool, int, float, complex, str, bytes, type, range, slice, type(Ellipsis), torch.dtype, torch.device,
@@ -46,7 +49,7 @@ _FOREIGN_MODULES = (
 # Containers of the standard library and of torch that are plain objects inside.
 _CONTAINERS = (
     types.SimpleNamespace, collections.UserDict, collections.UserList, collections.ChainMap,
-    weakref.WeakKeyDictionary, weakref.WeakValueDictionary,
+    weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weak.WeakIdKeyDictionary, weak.WeakTensorKeyDictionary,
 )  # fmt: skip
 
 _MANY = 10_000
@@ -87,6 +90,7 @@ class State:
         self._through = through
         self._nodes: list[Node] = []
         self._data: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
+        self._versions: list[tuple[Tensor, int]] = []
         self._seen: dict[int, Any] = {}
         self._classes: set[type] = set()
         self._names: set[str] = set()
@@ -131,6 +135,36 @@ class State:
         for tensor, _, grad in self._data:
             if tensor.grad is not grad:
                 tensor.grad = grad
+        if changed := [(tensor, version) for tensor, version in self._versions if tensor._version != version]:
+            torch._C._autograd._unsafe_set_version_counter(*zip(*changed, strict=True))
+
+    def found(self, kind: type[T]) -> list[T]:
+        """What was met of a type."""
+        return [value for value in self._seen.values() if isinstance(value, kind)]
+
+    def stand_in(self, but: Container[int] = ()) -> list[Tensor]:
+        """Until `restore`, tensors have copies of their data; those that share memory share its copy.
+
+        Args:
+            but: identities of tensors that keep theirs.
+
+        Returns:
+            The tensors that have one.
+        """
+        sharing: dict[tuple[torch.device, int], list[tuple[Tensor, Tensor]]] = {}
+        for tensor, data, _ in self._data:
+            if data is not None and not data.is_meta and id(tensor) not in but:
+                memory = data.device, data.untyped_storage().data_ptr()
+                sharing.setdefault(memory, []).append((tensor, data))
+        for group in sharing.values():
+            if len(group) == 1 and group[0][1].is_contiguous() and not group[0][1].storage_offset():
+                group[0][0].data = group[0][1].clone()
+                continue
+            copied = group[0][1].untyped_storage().clone()  # type: ignore[no-untyped-call]
+            for tensor, data in group:
+                place = data.storage_offset(), data.size(), data.stride()
+                tensor.data = torch.empty(0, dtype=data.dtype, device=data.device).set_(copied, *place)
+        return [tensor for group in sharing.values() for tensor, _ in group]
 
     # ------------------------------------------------------------------------------------------------------- walking
 
@@ -190,6 +224,8 @@ class State:
 
     def _tensor(self, path: str, tensor: Tensor) -> None:
         self.tensors[path] = tensor
+        if not tensor.is_inference():
+            self._versions.append((tensor, tensor._version))
         if tensor.is_leaf:
             plain = type(tensor.data) is Tensor and tensor.layout == torch.strided
             self._data.append((tensor, tensor.data if plain else None, tensor.grad))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -31,12 +31,12 @@ class WatchedWrites(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._made: set[int] = set()
-        self._kept: dict[int, tuple[Tensor, torch.UntypedStorage, int | None]] = {}
+        self._kept: dict[int, tuple[Tensor, torch.UntypedStorage, torch.UntypedStorage, int | None]] = {}
 
     @property
     def written(self) -> list[Tensor]:
         """One tensor of each memory that was written to, in order."""
-        return [tensor for tensor, _, _ in self._kept.values()]
+        return [tensor for tensor, *_ in self._kept.values()]
 
     def has_kept(self, tensor: Tensor) -> bool:
         """Whether the memory of a tensor was written to."""
@@ -44,8 +44,8 @@ class WatchedWrites(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def restore(self) -> None:
         """All memory that was there before is as it was, its version too: a graph that holds it stays valid."""
-        for tensor, kept, version in self._kept.values():
-            tensor.untyped_storage().copy_(kept)
+        for tensor, memory, kept, version in self._kept.values():
+            memory.copy_(kept)
             if version is not None:
                 torch._C._autograd._unsafe_set_version_counter((tensor,), (version,))
 
@@ -53,31 +53,41 @@ class WatchedWrites(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Called by torch for each operation."""
-        del types
+        if any(kind not in (Tensor, nn.Parameter) for kind in types):
+            return NotImplemented  # what a tensor subclass does with the tensors inside it comes here next
         kwargs = kwargs or {}
-        for tensor in written_by(function, args, kwargs):
+        written = list(written_by(function, args, kwargs))
+        for tensor in written:
             self._keep(tensor)
-        result = self.perform(function, args, kwargs)
+        result = self.perform(function, args, kwargs, written)
         self._note_made(function, result, args, kwargs)
         return result
 
-    def perform(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Carries an operation out."""
+    def perform(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], written: Sequence[Tensor]) -> Any:
+        """Carries an operation out that writes to some tensors."""
+        del written
         return function(*args, **kwargs)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # that nothing is traced here costs time at each operation
 
     def _keep(self, tensor: Tensor) -> None:
         memory = memory_of(tensor)
         if memory is None or memory in self._made or memory in self._kept:
             return
         version = None if tensor.is_inference() else tensor._version
-        self._kept[memory] = tensor, tensor.untyped_storage().clone(), version  # type: ignore[no-untyped-call]
+        # The storage itself: a rule may give the tensor another.
+        here = tensor.untyped_storage()
+        self._kept[memory] = tensor, here, here.clone(), version  # type: ignore[no-untyped-call]
 
     def _note_made(self, function: Any, result: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        made = list(_tensors((result,)))
-        if not made:
+        lifted = "lift" in function.__name__  # a constant, whose memory is as new
+        if _gives_views(function) and not lifted:
             return
-        given = set() if "lift" in function.__name__ else {memory_of(t) for t in _tensors((*args, *kwargs.values()))}
-        for tensor in made:
+        # Some operations give views and don't say so.
+        given = set() if lifted else {memory_of(t) for t in _tensors((*args, *kwargs.values()))}
+        for tensor in _tensors((result,)):
             memory = memory_of(tensor)
             if memory is not None and memory not in given and memory not in self._kept:
                 self._made.add(memory)
@@ -110,6 +120,13 @@ def _mutable(function: Any) -> tuple[tuple[int, str], ...]:
         for position, argument in enumerate(schema.arguments)
         if argument.name in hidden or (argument.alias_info is not None and argument.alias_info.is_write)
     )
+
+
+@cache
+def _gives_views(function: Any) -> bool:
+    """Whether what an operation gives is, or is part of, what it was given."""
+    schema = getattr(function, "_schema", None)
+    return schema is not None and any(given.alias_info is not None for given in schema.returns)
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
