@@ -538,11 +538,10 @@ def test_cached_parametrizations_do_not_freeze_the_weights():
     def sharpness():
         return measure(Objective(model, cross_entropy, [batch]), {"random": direction})["random"].sharpness
 
-    expected = sharpness()
     with parametrize.cached():
         cross_entropy(model, batch)
-        line = refusal(sharpness)
-        assert line is not None or sharpness() == pytest.approx(expected, rel=1e-6)
+        cached = sharpness()
+    assert cached == pytest.approx(sharpness(), rel=1e-12)
 
 
 def test_parameters_that_overlap_are_refused():

@@ -90,7 +90,7 @@ class State:
         self._through = through
         self._nodes: list[Node] = []
         self._data: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
-        self._versions: list[tuple[Tensor, int]] = []
+        self._versions: list[tuple[str, Tensor, int]] = []
         self._seen: dict[int, Any] = {}
         self._classes: set[type] = set()
         self._names: set[str] = set()
@@ -135,8 +135,12 @@ class State:
         for tensor, _, grad in self._data:
             if tensor.grad is not grad:
                 tensor.grad = grad
-        if changed := [(tensor, version) for tensor, version in self._versions if tensor._version != version]:
+        if changed := [(tensor, version) for _, tensor, version in self._versions if tensor._version != version]:
             torch._C._autograd._unsafe_set_version_counter(*zip(*changed, strict=True))
+
+    def written(self) -> dict[str, Tensor]:
+        """The tensors that were written to since they were met, by path."""
+        return {path: tensor for path, tensor, version in self._versions if tensor._version != version}
 
     def found(self, kind: type[T]) -> list[T]:
         """What was met of a type."""
@@ -225,13 +229,13 @@ class State:
     def _tensor(self, path: str, tensor: Tensor) -> None:
         self.tensors[path] = tensor
         if not tensor.is_inference():
-            self._versions.append((tensor, tensor._version))
+            self._versions.append((path, tensor, tensor._version))
         if tensor.is_leaf:
             plain = type(tensor.data) is Tensor and tensor.layout == torch.strided
             self._data.append((tensor, tensor.data if plain else None, tensor.grad))
             if tensor.grad is not None:
                 self._later(f"{path}.grad", tensor.grad)
-        if vars(tensor):
+        if vars(tensor) or isinstance(tensor, nn.Parameter):  # a rule may keep its first state there
             self._attributes(path, tensor)
 
     def _items(self, path: str, items: Iterable[Any]) -> None:
