@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 import stepscope
 from stepscope import Objective, Probe, UsageError
+from traces import Log
 
 
 def loss_fn(model, batch):
@@ -143,14 +144,14 @@ def test_a_loss_that_holds_derivatives():
 
 def test_recurrent_layers_do_without_cudnn():
     """Its kernels have no second derivative; seen here without a GPU by the flag."""
-    seen = []
+    seen = Log()
 
     def loss(model, batch):
-        seen.append(torch.backends.cudnn.enabled)
+        seen(torch.backends.cudnn.enabled)
         return model(batch)[0].square().mean()
 
     before = torch.backends.cudnn.enabled
     Objective(nn.LSTM(3, 4), loss, [torch.randn(5, 2, 3)]).loss()
     Objective(nn.Linear(3, 4), lambda m, b: loss(lambda x: [m(x)], b), [torch.randn(5, 3)]).loss()
-    assert seen == [False, before]
+    assert seen.notes() == [False, before]
     assert torch.backends.cudnn.enabled == before

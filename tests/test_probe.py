@@ -2,6 +2,7 @@
 
 import logging
 import math
+import random
 import re
 import time
 
@@ -284,10 +285,10 @@ class Random(nn.Module):
     def __init__(self):
         super().__init__()
         self.w = nn.Parameter(torch.ones(3))
-        self.generator = torch.Generator().manual_seed(0)
+        self.system = random.SystemRandom()
 
     def forward(self, x):
-        return (self.w * torch.rand(3, generator=self.generator)).sum()
+        return (self.w * self.system.random()).sum()
 
 
 class Failing(torch.optim.SGD):
@@ -302,9 +303,9 @@ def test_refusals():
         Probe(model, torch.optim.LBFGS(model.parameters()), loss_fn, batches)
     with pytest.raises(UsageError, match=r"not a torch\.optim\.Optimizer"):
         Probe(model, "adam", loss_fn, batches)
-    random = Random()
+    drawing = Random()
     with pytest.raises(UsageError, match="draws random numbers"):
-        Probe(random, torch.optim.SGD(random.parameters(), lr=1.0), lambda m, b: m(b), [torch.ones(1)], quiet=True)
+        Probe(drawing, torch.optim.SGD(drawing.parameters(), lr=1.0), lambda m, b: m(b), [torch.ones(1)], quiet=True)
     with pytest.raises(UsageError, match="give another label"):
         Probe(model, OPTIMIZERS["sgd"](model.parameters()), loss_fn, batches, directions={"own SGD": torch.optim.SGD})
     with pytest.raises(UsageError, match="give a function"):

@@ -1,9 +1,30 @@
 """Everything that measuring could disturb, to be compared before and after."""
 
+import queue
 import random
 
 import numpy as np
 import torch
+
+
+class Log:
+    """What a loss noted. A list would be as before after a measurement, like everything that a loss reaches."""
+
+    def __init__(self):
+        self._notes = queue.SimpleQueue()
+
+    def __call__(self, note=None):
+        self._notes.put(note)
+        return self._notes.qsize()
+
+    def __len__(self):
+        return self._notes.qsize()
+
+    def notes(self):
+        found = [self._notes.get() for _ in range(len(self))]
+        for note in found:
+            self(note)
+        return found
 
 
 def fingerprint(model, optimizer=None):

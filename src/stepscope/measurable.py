@@ -1,23 +1,32 @@
-"""Makes a user's model measurable, and leaves it exactly as it was found.
+"""Makes a user's model measurable, with all that its loss reaches, and leaves everything exactly as it was found.
 
 Second derivatives need a deterministic, twice differentiable function in enough precision; a model in training is none
-of that. What is changed, and put back: `docs/architecture.md` lists each with its reason.
+of that. What is changed, and restored: `docs/architecture.md` lists each with its reason.
 """
 
 from __future__ import annotations
 
 import random
 import sys
+import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils._python_dispatch import _disable_current_modes
+
+from stepscope.errors import UsageError
+from stepscope.state import Node, State
+from stepscope.writes import WatchedWrites
 
 HALF = (torch.float16, torch.bfloat16)
+
+Output = TypeVar("Output")
 
 
 def measured_dtype(found: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
@@ -27,40 +36,236 @@ def measured_dtype(found: torch.dtype, wanted: torch.dtype | None) -> torch.dtyp
     return torch.float32 if found in HALF else found
 
 
-@contextmanager
-def measurable(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
-    """Inside, `model` is a deterministic and twice differentiable function; outside, it is as it was found.
+class Measurable:
+    """A model as a deterministic and twice differentiable function, with everything that its loss reaches.
 
-    Parameters and buffers become stand-ins, so that nothing is ever written to the originals: an interruption at
-    any moment leaves them untouched, and a graph that the user still holds stays valid.
+    Made by `measurable`. Each evaluation starts from the same state: what one of them changes in modules, in what the
+    loss holds, in memory of any tensor, is reset before the next and restored at the end.
+
+    Attributes:
+        stand_ins: ``{id of a parameter: parameter in its place}``, of those that are measured in another dtype.
+    """
+
+    def __init__(self, model: nn.Module, others: Mapping[str, Any], dtype: torch.dtype | None) -> None:
+        self.stand_ins: dict[int, nn.Parameter] = {}
+        self._dtype = dtype
+        self._state = State({"model": model, **others})
+        # A teacher in half precision beside a model that isn't stays what the loss expects it to be.
+        self._raises = dtype is not None or any(p.dtype in HALF for p in model.parameters())
+        self._modules: dict[int, nn.Module] = {}
+        self._modes: list[tuple[nn.Module, bool]] = []
+        self._hooks: list[tuple[nn.Parameter, Any]] = []
+        self._names: dict[int, str] = {}
+        self._may_write: set[int] = set()
+        self._versions: list[tuple[str, Tensor, int]] = []
+        self._watched: set[Hashable] = set()
+        self._writes: list[WatchedWrites] = []
+        self._moved: list[Node] = []
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """All modules that the loss is known to reach, the model's own among them."""
+        return list(self._modules.values())
+
+    def prepare(self) -> None:
+        """Everything that is reached becomes measurable."""
+        self._versions = [
+            (path, tensor, tensor._version) for path, tensor in self._state.tensors.items() if not tensor.is_inference()
+        ]
+        if self._raises:
+            self._raise_tensors()
+        self._take_in(self._state.modules)
+
+    def evaluate(self, key: Hashable, call: Callable[[], Output]) -> Output:
+        """What `call` gives, from the state that all evaluations start from.
+
+        Args:
+            key: what is evaluated; its first evaluation is watched, for what it reaches beside what a walk has found.
+            call: evaluates.
+
+        Raises:
+            UsageError: it writes to a parameter.
+        """
+        self._reset()
+        if key in self._watched:
+            return call()
+        self._watched.add(key)
+        result = self._evaluated_watching(call)
+        counting = [node for node in self._moved if node.only_counts()]
+        if counting:
+            # A counter or a log goes on counting until the end, unless the loss depends on it.
+            self._moved = [node for node in self._moved if node not in counting]
+            self._reset()
+            again = call()
+            if not _is_same(result, again):
+                self._moved += counting
+                self._reset()
+                again = call()
+            return again
+        return result
+
+    def _evaluated_watching(self, call: Callable[[], Output]) -> Output:
+        writes = WatchedWrites()
+        self._writes.append(writes)
+        handle = register_module_forward_pre_hook(self._met)
+        try:
+            with writes, warnings.catch_warnings():
+                # A compiled module would tell of the hook; nothing is compiled here.
+                warnings.filterwarnings("ignore", "Using `torch.compile", UserWarning)
+                result = call()
+        finally:
+            handle.remove()
+            self._moved += [node for node in self._state.changed() if node not in self._moved]
+        self._refuse_written(writes)
+        return result
+
+    def restore(self) -> list[str]:
+        """Leaves everything as it was found. Gives what was written to unnoticed, and couldn't be restored."""
+        self._reset()
+        self._state.restore()
+        for module, training in self._modes:
+            module.training = training
+        for parameter, hooks in self._hooks:
+            parameter._backward_hooks = hooks
+        moved = [(path, tensor, version) for path, tensor, version in self._versions if tensor._version != version]
+        for _, tensor, version in moved:
+            torch._C._autograd._unsafe_set_version_counter((tensor,), (version,))
+        return [path for path, tensor, _ in moved if id(tensor) not in self._may_write]
+
+    def _reset(self) -> None:
+        for writes in self._writes:
+            writes.restore()
+        for node in self._moved:
+            node.reset()
+
+    def _met(self, module: nn.Module, _: Any) -> None:
+        """A module is about to be called: one that no walk has found is taken in before it changes anything."""
+        if id(module) not in self._modules:
+            with _disable_current_modes():
+                name = type(module).__name__
+                self._take_in({name: module} | self._state.add({name: module}))
+
+    def _take_in(self, modules: Mapping[str, nn.Module]) -> None:
+        new = {path: module for path, module in modules.items() if id(module) not in self._modules}
+        self._modules |= {id(module): module for module in new.values()}
+        self._modes += [(module, module.training) for module in new.values()]
+        substitutes: dict[int, Any] = {}
+        for path, module in new.items():
+            # Not by `eval()`: modules override it, to merge adapters into weights for one.
+            module.training = False
+            for name in ("_backward_hooks", "_backward_pre_hooks"):
+                # A backward hook can change the gradient that is measured.
+                if module.__dict__.get(name):
+                    module.__dict__[name] = OrderedDict()
+            for name, parameter in module.named_parameters(path, recurse=False):
+                if id(parameter) not in self._names and id(parameter) not in substitutes:
+                    self._parameter(name, parameter, module, substitutes)
+            for buffer in module._buffers.values():
+                # A module may write into its buffers; one that several share stays shared.
+                if buffer is not None and id(buffer) not in substitutes:
+                    substitutes[id(buffer)] = self._as_measured(buffer.detach(), copy=True)
+        self._state.replace(substitutes)
+        self._state.enter()
+
+    def _parameter(self, name: str, parameter: nn.Parameter, module: nn.Module, substitutes: dict[int, Any]) -> None:
+        """Its gradient and hooks are taken off; in another dtype, another takes its place.
+
+        Never by ``parameter.data = ``: another dtype there makes autograd forget the node that gathers its gradient,
+        and with it the hooks by which `DistributedDataParallel` synchronizes.
+        """
+        self._names[id(parameter)] = name
+        self._hooks.append((parameter, parameter._backward_hooks))
+        parameter.grad = None
+        parameter._backward_hooks = None
+        data = self._as_measured(parameter.detach())
+        if data.dtype != parameter.dtype:
+            stand_in = nn.Parameter(data, parameter.requires_grad)
+            stand_in.__dict__.update(vars(parameter))
+            self.stand_ins[id(parameter)] = substitutes[id(parameter)] = stand_in
+            self._names[id(stand_in)] = name
+        elif getattr(module, "max_norm", None) is not None:
+            # Such an embedding rescales its weights when it is called.
+            self._may_write.add(id(parameter))
+            parameter.data = data.clone()
+
+    def _raise_tensors(self) -> None:
+        """Tensors that are neither parameters nor buffers, such as a queue or weights of classes."""
+        held = {id(buffer) for module in self._state.modules.values() for buffer in module._buffers.values()}
+        held |= {id(t.grad) for t in self._state.tensors.values() if t.is_leaf}
+        for tensor in self._state.tensors.values():
+            if id(tensor) not in held and tensor.is_leaf and not isinstance(tensor, nn.Parameter):
+                measured = self._as_measured(tensor.detach())
+                if measured.dtype != tensor.dtype:
+                    tensor.grad = None
+                    tensor.data = measured
+
+    def _as_measured(self, data: Tensor, *, copy: bool = False) -> Tensor:
+        if self._raises and data.is_floating_point():
+            return data.to(measured_dtype(data.dtype, self._dtype), copy=copy)
+        return data.clone() if copy else data
+
+    def _refuse_written(self, writes: WatchedWrites) -> None:
+        if not writes.written:
+            return
+        for module in self._modules.values():
+            for name, parameter in module.named_parameters(recurse=False):
+                if id(parameter) not in self._may_write and writes.has_kept(parameter):
+                    known = self._names.get(id(parameter), name)
+                    raise UsageError(
+                        f"{known} is written to when the loss is evaluated: a loss that changes weights can't be "
+                        "measured (RWKV: config.rescale_every = 0)"
+                    )
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    """Whether two evaluations agree, as far as can be seen: losses do."""
+    return not (isinstance(a, Tensor) and isinstance(b, Tensor)) or torch.equal(a, b)
+
+
+@contextmanager
+def measurable(
+    model: nn.Module, others: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None
+) -> Iterator[Measurable]:
+    """Inside, `model` is a deterministic and twice differentiable function; outside, all is as it was found.
 
     Args:
         model: the module.
+        others: ``{name: object}`` of what else is evaluated: the loss function, modules that it calls.
         dtype: the floating-point type to measure in (see `measured_dtype`).
+
+    Raises:
+        UsageError: something was written to that couldn't be restored.
     """
     with ExitStack() as stack:
         stack.enter_context(random_state())
         stack.enter_context(_without_fast_path())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        measured = Measurable(model, others or {}, dtype)
+        moved: list[str] = []
+        stack.callback(lambda: moved.extend(measured.restore()))
+        measured.prepare()
         for device in {"cpu", *(parameter.device.type for parameter in model.parameters())}:
             if torch.amp.is_autocast_available(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(_autocast_off())
         stack.enter_context(_reentrant_checkpointing_off())
+        stack.enter_context(_global_backward_hooks_off())
+        stack.enter_context(_parametrizations_uncached())
         # Fused attention kernels have no second derivative.
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        if any(isinstance(module, nn.RNNBase) for module in measured.modules):
             # cuDNN's recurrent layers have no second derivative, and in evaluation mode not even a first one.
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         if "torch._dynamo" in sys.modules:
             # Compiled modules have no second derivative either.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        _evaluation_mode(model, stack)
-        _without_backward_hooks(model, stack)
-        _buffer_stand_ins(model, dtype, stack)
-        _parameter_stand_ins(model, dtype, stack)
-        yield
+        yield measured
+    if moved:
+        raise UsageError(
+            f"measuring has written to {moved[0]}, which the first evaluation of the loss did not: it can't be "
+            "restored; take the probe off"
+        )
 
 
 @contextmanager
@@ -138,76 +343,32 @@ def _reentrant_checkpointing_off() -> Iterator[None]:
             function.apply = apply
 
 
-def _without_backward_hooks(model: nn.Module, stack: ExitStack) -> None:
-    """A module's backward hook can change the gradient that is measured, as a tensor's can."""
-    names = ("_backward_hooks", "_backward_pre_hooks")
-    found = [(module, name, module.__dict__[name]) for module in model.modules() for name in names]
-    found = [(module, name, hooks) for module, name, hooks in found if hooks]
-
-    def put_back() -> None:
-        for module, name, hooks in found:
-            module.__dict__[name] = hooks
-
-    stack.callback(put_back)
-    for module, name, _ in found:
-        module.__dict__[name] = OrderedDict()
-
-
-def _evaluation_mode(model: nn.Module, stack: ExitStack) -> None:
-    modes = [(module, module.training) for module in model.modules()]
-
-    def put_back() -> None:
-        for module, training in modes:
-            module.training = training
-
-    stack.callback(put_back)
-    # Not by `eval()`: modules override it, to merge adapters into weights for one.
-    for module in model.modules():
-        module.training = False
-
-
-def _buffer_stand_ins(model: nn.Module, dtype: torch.dtype | None, stack: ExitStack) -> None:
-    """A module may write into its buffers, and may replace them; one that several share stays shared."""
-    found = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
-
-    def put_back() -> None:
-        for module, named in found:
-            module._buffers.clear()
-            module._buffers.update(named)
-
-    stack.callback(put_back)
-    stand_ins: dict[Tensor, Tensor] = {}
-    for module, named in found:
-        for name, buffer in named.items():
-            if buffer is not None:
-                if buffer not in stand_ins:
-                    stand_ins[buffer] = _as_measured(buffer.detach(), dtype, copy=True)
-                module._buffers[name] = stand_ins[buffer]
-
-
-def _parameter_stand_ins(model: nn.Module, dtype: torch.dtype | None, stack: ExitStack) -> None:
-    """Gradients and tensor hooks are taken off too: a hook would change the gradient that is measured."""
-    found: list[tuple[nn.Parameter, Tensor, Tensor | None, Any]] = [
-        (parameter, parameter.data, parameter.grad, parameter._backward_hooks) for parameter in model.parameters()
+@contextmanager
+def _global_backward_hooks_off() -> Iterator[None]:
+    """Backward hooks on all modules can change the gradient that is measured."""
+    registries: list[dict[int, Any]] = [
+        getattr(nn.modules.module, name) for name in ("_global_backward_hooks", "_global_backward_pre_hooks")
     ]
-
-    def put_back() -> None:
-        for parameter, data, grad, hooks in found:
-            parameter.grad = None
-            parameter.data = data
-            parameter.grad = grad
-            parameter._backward_hooks = hooks
-
-    stack.callback(put_back)
-    # Such an embedding rescales its weights when it is called.
-    written = {id(p) for m in model.modules() if getattr(m, "max_norm", None) is not None for p in m.parameters()}
-    for parameter, data, _, _ in found:
-        parameter.grad = None
-        parameter._backward_hooks = None
-        parameter.data = _as_measured(data, dtype, copy=id(parameter) in written)
+    kept = [dict(registry) for registry in registries]
+    try:
+        for registry in registries:
+            registry.clear()
+        yield
+    finally:
+        for registry, hooks in zip(registries, kept, strict=True):
+            registry.update(hooks)
 
 
-def _as_measured(data: Tensor, dtype: torch.dtype | None, *, copy: bool) -> Tensor:
-    if data.is_floating_point():
-        return data.to(measured_dtype(data.dtype, dtype), copy=copy)
-    return data.clone() if copy else data
+@contextmanager
+def _parametrizations_uncached() -> Iterator[None]:
+    """Inside `parametrize.cached()` a parametrized weight would stay that of another point."""
+    module: Any = sys.modules.get("torch.nn.utils.parametrize")
+    if module is None:
+        yield
+        return
+    enabled, cache = module._cache_enabled, module._cache
+    module._cache_enabled, module._cache = 0, {}
+    try:
+        yield
+    finally:
+        module._cache_enabled, module._cache = enabled, cache

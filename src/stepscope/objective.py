@@ -6,7 +6,6 @@ it exactly as it was found.
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from stepscope import interrupts, vectors
-from stepscope.batches import IGNORED_LABEL, averaged_over, moved, predicts_next_token, tensors
+from stepscope.batches import moved, tensors
 from stepscope.errors import UsageError, said
 from stepscope.interrupts import held
-from stepscope.measurable import HALF, measurable, measured_dtype, random_state, seed_everything
+from stepscope.measurable import HALF, Measurable, measurable, measured_dtype, random_state, seed_everything
 from stepscope.memory import shared_memory
 from stepscope.sharding import sharded, sharded_module
 from stepscope.vectors import Direction
+from stepscope.weights import weighting
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
 Output = TypeVar("Output")
@@ -44,17 +44,23 @@ class Objective:
             so are the containers and objects that hold them; all else in them is shared.
         weight_fn: what the mean of ``loss_fn`` averages over, so that micro-batches are pooled rightly:
             ``f = Σ wᵢfᵢ / Σ wᵢ``. ``None``: valid label tokens (labels other than −100; shifted by one for Hugging Face
-            causal models) where a batch has ``labels``, else the first dimension of the batch's first tensor.
+            causal models) where a batch has ``labels``, else the first dimension of the batch's first tensor, or ones
+            of a mask. Which of them is right is tried: two micro-batches together must have the mean of their losses.
+        modules: modules that the loss calls and that can't be found from `loss_fn`. (Found are those in its closure,
+            defaults, attributes, containers and globals; one that is called all the same is noticed at once.) All are
+            evaluated as the model is, and left as they were.
         dtype: the floating-point type to measure in. ``None``: the parameters' own, with half precision raised to
             float32. `torch.float64` gives a reference for a float32 model.
 
     Attributes:
         parameters: ``{name: parameter}`` of the trainable parameters, by the names of ``model.named_parameters()``.
         shares: ``wᵢ / Σ w`` of each micro-batch.
+        weighting: what they are weighted by, and whether that was tried.
 
     Raises:
         UsageError: no batches or without end, one batch where several are wanted, no trainable parameters, weights that
-            can't be used, parameters without a shape yet, sharded, or that share memory without being one parameter.
+            can't be used, a loss that is no mean by any of the usual weights (give `weight_fn`), parameters without a
+            shape yet, sharded, or that share memory without being one parameter.
 
     Example:
         >>> model = nn.Linear(2, 1)
@@ -70,6 +76,7 @@ class Objective:
         batches: Iterable[Any] = (),
         weight_fn: Callable[[Any], float] | None = None,
         *,
+        modules: Iterable[nn.Module] = (),
         dtype: torch.dtype | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -90,12 +97,15 @@ class Objective:
         with random_state():
             self.batches: list[Any] = _read(batches)
         self.dtype = dtype
+        self._reached = {f"modules[{index}]": module for index, module in enumerate(modules)}
+        self._measured: Measurable | None = None
         self._measuring = 0
         self._displaced = 0
         self._differentiates = False
         self._scratch: list[dict[str, Tensor]] = []
         self._evaluated_once: set[int] = set()
-        self.shares = _shares(self.batches, weight_fn or self._default_weight())
+        self.weighting = weighting(model, self.batches, weight_fn, self._tried)
+        self.shares = self.weighting.shares
         # Nothing of a micro-batch without weight enters the loss; its own mean may be NaN.
         self.batches = [batch for batch, share in zip(self.batches, self.shares, strict=True) if share > 0]
         self.shares = [share for share in self.shares if share > 0]
@@ -106,8 +116,8 @@ class Objective:
 
         Ctrl-C inside takes effect at the next evaluation of a micro-batch, so that nothing is left half put back.
 
-        The model works on stand-ins for its parameters and buffers, so the originals are not written at any
-        moment; the rest of the state (modes, gradients, hooks, RNG) is put back. Entering again inside costs nothing.
+        So is everything that the loss reaches, and each evaluation inside starts from the state that was found: a queue
+        or a running mean that the loss moves is the same for all of them. Entering again inside costs nothing.
         """
         if self._measuring:
             self._measuring += 1
@@ -124,12 +134,15 @@ class Objective:
                 "the model's trainable parameters are others than when the Objective was made: make it anew"
             )
         with held():
+            parameters = self.parameters
             try:
-                with measurable(self.model, self.dtype):
-                    self._measuring = 1
+                with measurable(self.model, {"loss_fn": self.loss_fn, **self._reached}, self.dtype) as measured:
+                    self._measured, self._measuring = measured, 1
+                    self.parameters = {name: measured.stand_ins.get(id(p), p) for name, p in parameters.items()}
                     yield
             finally:
-                self._measuring, self._displaced, self._scratch = 0, 0, []
+                self.parameters = parameters
+                self._measuring, self._displaced, self._scratch, self._measured = 0, 0, [], None
 
     def losses(self) -> Iterator[tuple[float, Tensor]]:
         """Each micro-batch's share and its loss, a scalar tensor with its graph, at the present parameters.
@@ -270,37 +283,12 @@ class Objective:
         if length == 0:
             raise UsageError(f"direction {label!r} is zero, so it has no sharpness (a learning rate of 0?)")
 
-    def _default_weight(self) -> Callable[[Any], float]:
-        labelled = [b["labels"] for b in self.batches if isinstance(b, Mapping) and isinstance(b.get("labels"), Tensor)]
-        if len(self.batches) == 1 and not labelled:
-            return lambda _: 1.0
-        tokens = any(labels.dim() >= 2 and not labels.is_floating_point() for labels in labelled)
-        # With one micro-batch there is nothing to pool, and nothing that it would be needed for.
-        shifted = tokens and (self._shifts() if len(self.batches) > 1 else predicts_next_token(self.model))
-        return lambda batch: averaged_over(batch, shifted=shifted)
-
-    def _shifts(self) -> bool:
-        """Whether the first label of a row is no target: tried, by taking it away, and else by the model's class."""
-        for batch in self.batches:
-            labels = batch.get("labels") if isinstance(batch, Mapping) else None
-            if not isinstance(labels, Tensor) or labels.dim() < 2 or not bool((labels[:, 0] != IGNORED_LABEL).any()):
-                continue
-            without = labels.clone()
-            without[:, 0] = IGNORED_LABEL
-            changed = copy.copy(batch)
-            changed["labels"] = without
-            try:
-                full, less = self._loss_of(batch), self._loss_of(changed)
-            except Exception:
-                break
-            if math.isfinite(full) and math.isfinite(less):
-                return abs(full - less) <= 1e-6 * abs(full)
-        return predicts_next_token(self.model)
-
-    def _loss_of(self, batch: Any) -> float:
-        with self.measuring():
-            seed_everything(0)
-            return float(self._call(self._copy(batch)).detach())
+    def _tried(self, batch: Any, differentiate: bool, seed: int) -> tuple[float, Direction]:
+        """The loss of one batch, and its gradient."""
+        with self.measuring(), torch.set_grad_enabled(True):
+            seed_everything(seed)
+            loss = _scalar(self._evaluated(lambda _, b: self._call(b), self._copy(batch), id(batch)), 0)
+            return float(loss.detach()), self.derivative(loss) if differentiate else {}
 
     def _copy(self, batch: Any) -> Any:
         """A micro-batch as it is measured; where the parameters have another dtype than at first, so has what fits."""
@@ -313,8 +301,9 @@ class Objective:
         return moved(batch, first.device, dtype_of)
 
     def _evaluated(self, evaluate: Callable[[nn.Module, Any], Output], batch: Any, index: int) -> Output:
+        assert self._measured is not None
         try:
-            result = evaluate(self._called, batch)
+            result = self._measured.evaluate(index, lambda: evaluate(self._called, batch))
         except Exception as error:
             if isinstance(error, UsageError) or is_out_of_memory(error):
                 raise
@@ -389,7 +378,8 @@ def model_output(model: nn.Module, batch: Any) -> Any:
     """
     if not isinstance(batch, Mapping):
         raise UsageError(f"without loss_fn a batch must be a mapping for model(**batch), not a {type(batch).__name__}")
-    return model(**batch)
+    # With the number of labels of a whole accumulated step, the loss of a micro-batch would be no mean.
+    return model(**{name: value for name, value in batch.items() if name != "num_items_in_batch"})
 
 
 def _without_communication(model: nn.Module) -> nn.Module:
@@ -461,16 +451,3 @@ def _check_parameters(parameters: Mapping[str, nn.Parameter]) -> None:
         if first == second:
             raise UsageError(f"parameter {first} holds elements that share memory (expanded?): clone it")
         raise UsageError(f"parameters {first} and {second} share memory: tie them as one Parameter object")
-
-
-def _shares(batches: Sequence[Any], weight_fn: Callable[[Any], float]) -> list[float]:
-    if not batches:
-        raise UsageError("no batches: the objective needs at least one micro-batch")
-    weights = [float(weight_fn(batch)) for batch in batches]
-    for index, weight in enumerate(weights):
-        if not (math.isfinite(weight) and weight >= 0):
-            raise UsageError(f"weight_fn gave {weight} for micro-batch {index}: a weight is a finite number ≥ 0")
-    total = math.fsum(weights)
-    if total == 0:
-        raise UsageError("all micro-batches have weight 0: they hold no valid label")
-    return [weight / total for weight in weights]
