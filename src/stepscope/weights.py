@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stepscope import vectors
 from stepscope.batches import mapped, tensors
-from stepscope.errors import UsageError
+from stepscope.errors import UsageError, said
 from stepscope.vectors import Direction
 
 IGNORED_LABEL = -100
@@ -97,8 +97,7 @@ def _tried(batches: Sequence[Any], usual: Sequence[_Weight], evaluate: Evaluate)
         whole, first, second = _evaluated(trial, evaluate)
     except Exception as error:
         # What is wrong with the loss itself is said where it is measured.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:100]
-        return usual[0], f"could not be tried: {reason}"
+        return usual[0], f"could not be tried: {said(error)[:100]}"
     if whole is None:
         return usual[0], "could not be tried: the loss draws random numbers, or isn't finite"
     for weight in usual:
