@@ -47,8 +47,9 @@ class PseudoUpdates:
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], optimizers: Mapping[str, Factory | Optimizer]) -> None:
-        _check_named(parameters)
-        self._parameters = dict(parameters)
+        self._parameters = dict(_named(parameters))
+        if not isinstance(optimizers, Mapping):
+            raise UsageError(f"optimizers is a {type(optimizers).__name__}: give {{label: factory or optimizer}}")
         self._shadows = {name: nn.Parameter(p.detach().clone()) for name, p in self._parameters.items()}
         with random_state():
             self._followers = {label: self._adopt(label, made) for label, made in optimizers.items()}
@@ -211,8 +212,7 @@ def next_update(
         >>> round(next_update(adam, {"w": w}, {"w": torch.tensor([9.0])})["w"].item(), 6)
         -0.001
     """
-    _check_named(parameters)
-    return own_update(optimizer, parameters, gradients)
+    return own_update(optimizer, _named(parameters), gradients)
 
 
 def own_update(
@@ -244,11 +244,12 @@ def own_update(
     return _tried(type(optimizer).__name__, [optimizer], parameters, checked, as_found=as_found)
 
 
-def _check_named(parameters: Any) -> None:
+def _named(parameters: Any) -> Mapping[str, nn.Parameter]:
     if not isinstance(parameters, Mapping):
         raise UsageError(
             f"parameters is a {type(parameters).__name__}: give {{name: parameter}}, dict(model.named_parameters())"
         )
+    return parameters
 
 
 def _checked(gradients: Mapping[str, Tensor | None], parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

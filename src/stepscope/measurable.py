@@ -159,6 +159,7 @@ class Measurable:
                 if buffer is not None and id(buffer) not in substitutes:
                     substitutes[id(buffer)] = self._as_measured(buffer.detach(), copy=True)
         self._state.replace(substitutes)
+        self._state.spare_iterators()
         self._state.enter()
 
     def _parameter(self, name: str, parameter: nn.Parameter, module: nn.Module, substitutes: dict[int, Any]) -> None:

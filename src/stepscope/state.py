@@ -8,7 +8,10 @@ its class. `State` finds all of that by one walk and can restore it.
 from __future__ import annotations
 
 import collections
+import collections.abc
+import copy
 import functools
+import itertools
 import operator
 import random
 import sys
@@ -23,6 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils import weak
+
+from stepscope.errors import UsageError
 
 T = TypeVar("T")
 
@@ -60,6 +65,11 @@ _LARGE = 2**26
 
 _MISSING = object()
 
+_ITERATING = ("builtins", "itertools", "torch.utils.data")
+
+_COPIES = sys.version_info < (3, 14)
+"""Later Pythons don't copy iterators."""
+
 
 class State:
     """Everything that some objects lead to and that can change, as it is now.
@@ -91,6 +101,7 @@ class State:
         self._nodes: list[Node] = []
         self._data: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
         self._versions: list[tuple[str, Tensor, int]] = []
+        self._iterators: dict[str, Any] = {}
         self._seen: dict[int, Any] = {}
         self._classes: set[type] = set()
         self._names: set[str] = set()
@@ -121,6 +132,25 @@ class State:
         """Puts other objects in the places of some, by their identity: in attributes, lists, closures and globals."""
         for node in self._nodes:
             node.replace(substitutes)
+
+    def spare_iterators(self) -> None:
+        """Until `restore`, iterators are left alone: copies are read in their place, where there can be one.
+
+        What they have given can't be taken back. One that can't be copied raises a `UsageError` when it is read.
+        """
+        copied: tuple[type, ...] = (
+            itertools.count,
+            itertools.repeat,
+            type(iter([])),
+            type(iter(())),
+            type(iter(range(0))),
+        )
+        self.replace(
+            {
+                id(iterator): copy.copy(iterator) if type(iterator) in copied and _COPIES else _Unreadable(path)
+                for path, iterator in self._iterators.items()
+            }
+        )
 
     def restore(self) -> None:
         """Everything is as it was when it was found."""
@@ -207,6 +237,8 @@ class State:
         elif isinstance(value, set):
             self._nodes.append(_Set(path, value))
             self._items(path, value)
+        elif isinstance(value, collections.abc.Iterator) and kind.__module__.startswith(_ITERATING):
+            self._iterators[path] = value
         elif isinstance(value, weakref.ref):
             self._later(path, value())
         elif isinstance(value, type):
@@ -552,6 +584,21 @@ class _Array(Node):
             self._array[...] = self._first
 
     restore = reset
+
+
+class _Unreadable:
+    """Stands for an iterator."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __iter__(self) -> _Unreadable:
+        return self
+
+    def __next__(self) -> Any:
+        raise UsageError(
+            f"{self._path} is an iterator, and what it gives can't be given again: measuring would use it up"
+        )
 
 
 def _is_or_counts(now: Any, before: Any) -> bool:

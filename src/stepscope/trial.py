@@ -110,6 +110,7 @@ def stand_in(state: State, moving: Sequence[nn.Parameter]) -> list[Tensor]:
 
     Frozen parameters without gradient, unless they are among the moving ones, need none: no step moves them.
     """
+    state.spare_iterators()
     frozen = {id(p) for p in state.found(nn.Parameter) if not p.requires_grad and p.grad is None}
     return state.stand_in(but=frozen - set(map(id, moving)))
 
