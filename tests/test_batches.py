@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from stepscope import Objective, UsageError
-from stepscope.batches import averaged_over, moved, tensors
+from stepscope.batches import moved, tensors
+from stepscope.weights import averaged_over
 
 
 def doubled(batch):

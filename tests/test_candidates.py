@@ -172,3 +172,29 @@ def test_fractions_that_cannot_be_used():
         Candidates(optimizer, clip_fractions=(10,))
     with pytest.raises(UsageError, match="'own SGD clip 10%' is the optimizer's own, clipped: give another label"):
         Candidates(optimizer, {"own SGD clip 10%": torch.optim.Adam}, clip_fractions=(0.1,))
+
+
+def test_an_own_update_of_zero_is_said_with_its_reason(caplog):
+    class Resting(torch.optim.SGD):
+        def step(self, closure=None):
+            pass
+
+    w = weights(w=(5,))
+    optimizer = torch.optim.SGD(w.values(), lr=0.1)
+    candidates, resting = Candidates(optimizer), Candidates(Resting(w.values(), lr=0.1))
+    give_gradients(w)
+    with caplog.at_level(logging.WARNING, "stepscope"):
+        assert "own SGD" in candidates.updates(w)
+        assert not caplog.messages
+        optimizer.param_groups[0]["lr"] = 0.0
+        assert [set(candidates.updates(w)) for _ in range(2)] == [{"sgd", "adam"}] * 2
+        assert "own Resting" not in resting.updates(w)
+        optimizer.param_groups[0]["lr"] = 0.1
+        candidates.follow(w)  # their momentum moves the others on
+        w["w"].grad.zero_()
+        assert set(candidates.updates(w)) == {"sgd", "adam"}
+    assert caplog.messages == [
+        "the update of own SGD is zero (its learning rate is 0): it is left out",
+        "the update of own Resting is zero (though neither the gradients nor its learning rate are): it is left out",
+        "the update of own SGD is zero (all gradients are zero): it is left out",
+    ]

@@ -360,3 +360,24 @@ def test_rows_are_refused_where_double_backward_is_wrong_or_missing():
     ):
         with pytest.raises(UsageError, match=message):
             list(hessian_rows(Objective(x, loss, [0], lambda b: 1), [("w", 0)]))
+
+
+class Rooted(nn.Module):
+    """``Σ |x|^1.5`` with a coordinate at zero: its gradient is finite there, its second derivative isn't."""
+
+    def __init__(self):
+        super().__init__()
+        self.x = nn.Parameter(torch.tensor([0.0, 1.0], dtype=torch.float64))
+
+    def forward(self):
+        return self.x.abs().pow(1.5).sum()
+
+
+def test_where_double_backward_gives_nan_differences_are_taken():
+    objective = Objective(Rooted(), lambda m, _: m(), [torch.ones(1)])
+    direction = {"d": {"x": torch.tensor([1e-9, 1.0], dtype=torch.float64)}}
+    found = stepscope.measure(objective, direction)["d"]
+    assert (found.method, "infinite or NaN" in found.method_reason) == ("difference", True)
+    assert found.sharpness == pytest.approx(0.75, rel=1e-4)
+    with pytest.raises(UsageError, match='use method="difference"'):
+        stepscope.measure(objective, direction, "autograd")

@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import warnings
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from stepscope import Probe, UsageError
+from stepscope import Probe, UsageError, clip_grad_fraction_, clip_optimizer
 
 
 def loss_fn(model, batch):
@@ -69,5 +70,30 @@ def test_a_sharded_model_is_refused(tmp_path):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         with pytest.raises(UsageError, match="sharded models can't be measured"):
             Probe(model, optimizer, loss_fn, [(torch.randn(2, 4), torch.tensor([0, 1]))], quiet=True)
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("original", [True, False])
+def test_a_model_sharded_by_the_first_fsdp_is_refused(original, tmp_path):
+    """With the original parameters its sharpness would be 0; flat ones end the process."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a single process nothing is cut up
+            inside = FullyShardedDataParallel(nn.Linear(4, 3), use_orig_params=original, device_id=torch.device("cpu"))
+        batch = (torch.randn(2, 4), torch.tensor([0, 1]))
+        optimizer = torch.optim.SGD(inside.parameters(), lr=0.1)
+        for model in (inside, nn.Sequential(inside), inside.module):
+            with pytest.raises(UsageError, match="sharded over processes by FSDP: sharded models can't be measured"):
+                Probe(model, optimizer, loss_fn, [batch], quiet=True)
+        with pytest.raises(UsageError, match="sharded over processes by FSDP: the threshold"):
+            clip_optimizer(optimizer, 0.1)
+        loss_fn(inside, batch).backward()
+        with pytest.raises(UsageError, match="sharded over processes by FSDP: the threshold"):
+            clip_grad_fraction_(inside.parameters(), 0.1)
     finally:
         dist.destroy_process_group()

@@ -71,8 +71,11 @@ def test_half_precision_only_is_refused_with_the_remedy():
         measured(model, batch)
     single = Attention(in_half_precision_only)
     # In float32 it is the model's own error.
-    with pytest.raises(RuntimeError, match=r"^FlashAttention only"):
+    with pytest.raises(
+        UsageError, match=r"micro-batch 0 can't be computed \(RuntimeError: FlashAttention only"
+    ) as refused:
         measured(single, (batch[0].float(), batch[1]))
+    assert isinstance(refused.value.__cause__, RuntimeError)
 
 
 class Checkpointed(nn.Module):
@@ -152,3 +155,56 @@ def test_recurrent_layers_do_without_cudnn():
     Objective(nn.Linear(3, 4), lambda m, b: loss(lambda x: [m(x)], b), [torch.randn(5, 3)]).loss()
     assert seen.notes() == [False, before]
     assert torch.backends.cudnn.enabled == before
+
+
+class Straight(nn.Module):
+    """Weights rounded to eighths, with the gradient of a rule that doesn't round."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.out = nn.Linear(6, 7), nn.Linear(7, 3)
+
+    def forward(self, x):
+        w = self.first.weight
+        return self.out(torch.tanh(F.linear(x, w + ((8 * w).round() / 8 - w).detach(), self.first.bias)))
+
+
+class Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return -grad
+
+
+class Adversarial(nn.Module):
+    """A part of it sees the gradient reversed."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.out, self.domain = nn.Linear(6, 7), nn.Linear(7, 3), nn.Linear(7, 3)
+
+    def forward(self, x):
+        x = torch.tanh(self.first(x))
+        return self.out(x) + self.domain(Reversed.apply(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", [Straight, Adversarial])
+def test_a_gradient_that_is_not_the_losss_own_is_said(kind, dtype, caplog):
+    model = kind().to(dtype)
+    batch = (torch.randn(5, 6, dtype=dtype), torch.randint(0, 3, (5,)))
+    with caplog.at_level("WARNING", "stepscope"):
+        probe = Probe(model, torch.optim.SGD(model.parameters(), lr=0.1), loss_fn, [batch], quiet=True)
+    assert (probe.check.gradient_agrees, len(probe.check.suspicions)) == (False, 1)
+    assert "the gradient isn't that of the loss" in caplog.text
+    objective = Objective(model, loss_fn, [batch])
+    _, gradient = objective.gradient()
+    found = stepscope.measure(objective, {"g": gradient})["g"]
+    h, norm = found.finite_step, found.norm
+    closed = (objective.loss_at(gradient, h / norm) - objective.loss_at(gradient, -h / norm)) / (2 * h)
+    assert found.gradient_agrees is False
+    assert found.loss_slope == pytest.approx(closed, rel=1e-3)
+    assert abs(found.loss_slope - found.slope) > 0.02 * abs(found.slope)

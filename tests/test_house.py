@@ -4,6 +4,7 @@ import doctest
 import importlib
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,12 @@ def test_each_layer_imports_only_what_stands_below_it():
         cwd=ROOT, capture_output=True, text=True, env={**os.environ, "NO_COLOR": "1"}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("file", ["Makefile", ".ci/run"])
+def test_of_the_environment_only_python_is_run(file):
+    """The scripts beside it name its path in their first line, which may be too long, or hold a space."""
+    assert set(re.findall(r"(?:\.venv|\$\(VENV\))/bin/(\S+)", (ROOT / file).read_text())) == {"python"}
 
 
 @pytest.mark.parametrize("name", MODULES)

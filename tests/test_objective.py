@@ -12,7 +12,8 @@ from torch import nn
 import stepscope
 from cases import CASES, bert, case, gpt_neo, t5
 from stepscope import Objective, UsageError
-from stepscope.batches import averaged_over, moved, predicts_next_token
+from stepscope.batches import moved
+from stepscope.weights import averaged_over, predicts_next_token
 from traces import Log, fingerprint
 
 

@@ -698,3 +698,78 @@ def test_a_compiled_model_is_measured_as_the_eager_one():
     found = stepscope.measure(Objective(compiled, loss_fn, batches), {"d": prefixed})["d"]
     assert found.sharpness == plain.sharpness
     assert found.method == "autograd"
+
+
+UNSEEN = "no step of SGD was seen, yet the weights have moved"
+
+
+def steps_of(optimizer, model, count=3):
+    for batch in data(count):
+        optimizer.zero_grad()
+        loss_fn(model, batch).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("how", ["another optimizer", "another step"])
+def test_a_training_that_goes_past_the_probe_is_said_once(how, caplog, tmp_path):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with caplog.at_level(logging.WARNING, "stepscope"):
+        with attached()(model, optimizer) as probe:
+            if how == "another optimizer":
+                optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            else:
+                inner = torch.optim.SGD(model.parameters(), lr=0.1)
+                optimizer.step = lambda: inner.step()
+            steps_of(optimizer, model)
+            probe.report(tmp_path / "page.html")
+        assert probe.records == []
+        assert [UNSEEN in text for text in caplog.messages] == [True]
+
+
+def test_a_training_that_is_seen_or_that_does_not_happen_is_not_remarked_on(caplog):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with caplog.at_level(logging.WARNING, "stepscope"):
+        with attached()(model, optimizer):
+            steps_of(optimizer, model, 1)
+        with attached()(model, optimizer):
+            pass
+        with attached()(model, optimizer) as probe:  # measures at will, along weights that are loaded
+            probe.measure()
+            steps_of(torch.optim.SGD(model.parameters(), lr=0.1), model)
+        optimizer.step = optimizer.step  # as schedulers put one on the object
+        with attached()(model, optimizer) as probe:
+            steps_of(optimizer, model)
+        assert probe.step == 3
+    assert UNSEEN not in caplog.text
+
+
+def test_a_run_directory_is_used_again(tmp_path):
+    def trained(steps, **settings):
+        return train(OPTIMIZERS["sgd"], attached(run_dir=tmp_path / "run", **settings), steps=steps)[1]
+
+    trained(6).close()
+    with pytest.raises(UsageError, match=r"measurements up to step 6 of another training: .*, or overwrite=True"):
+        trained(3)
+    trained(3, overwrite=True, directions={}).close()
+    assert {r["step"] for r in read_run(tmp_path / "run")[1]} == {3}
+    # A training that goes on keeps what it has.
+    trained(3, overwrite=True, step=3, directions={}).close()
+    assert {r["step"] for r in read_run(tmp_path / "run")[1]} == {3, 6}
+
+
+def test_a_model_that_changes_its_dtype_midway_is_measured_on(caplog):
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    with caplog.at_level(logging.WARNING, "stepscope"), attached(every=1)(model, optimizer) as probe:
+        steps_of(optimizer, model, 2)
+        model.double()
+        optimizer.state.clear()
+        for x, y in data(2):
+            optimizer.zero_grad()
+            loss_fn(model, (x.double(), y)).backward()
+            optimizer.step()
+    assert not caplog.messages
+    found = [(r["step"], r["dtype"]) for r in probe.records if r["direction"] == "sgd"]  # which then follows anew
+    assert found == [(1, "float32"), (2, "float32"), (3, "float64")]

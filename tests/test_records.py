@@ -350,3 +350,32 @@ class Measurement:
 
 def test_plain_takes_dataclasses():
     assert plain(Measurement(1, float("inf"))) == {"step": 1, "loss": None}
+
+
+def test_a_run_is_overwritten_where_that_is_asked_for(tmp_path):
+    with RunDirectory.open(tmp_path / "run", {"a": 1}) as run:
+        run.append([{"step": 1}])
+    (tmp_path / "run" / "report.html").write_text("mine")
+    with pytest.raises(UsageError, match="another configuration"):
+        RunDirectory.open(tmp_path / "run", {"a": 2})
+    with RunDirectory.open(tmp_path / "run", {"a": 2}, overwrite=True) as run:
+        assert run.records() == []
+        with pytest.raises(UsageError, match="another process is writing"):
+            RunDirectory.open(tmp_path / "run", {"a": 3}, overwrite=True)
+        run.append([{"step": 5}])
+    assert read_run(tmp_path / "run")[0]["configuration"] == {"a": 2}
+    assert [r["step"] for r in read_run(tmp_path / "run")[1]] == [5]
+    assert (tmp_path / "run" / "report.html").read_text() == "mine"
+
+
+def test_what_is_no_run_is_never_overwritten(tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes").write_text("mine")
+    with pytest.raises(UsageError, match="not empty and not a run directory"):
+        RunDirectory.open(tmp_path / "other", {}, overwrite=True)
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "run.json").write_text('{"mine": 1}')
+    with pytest.raises(UsageError, match="was not written by stepscope"):
+        RunDirectory.open(tmp_path / "foreign", {}, overwrite=True)
+    assert (tmp_path / "foreign" / "run.json").read_text() == '{"mine": 1}'
+    RunDirectory.open(tmp_path / "new", {}, overwrite=True).close()

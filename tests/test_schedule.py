@@ -145,8 +145,14 @@ def test_what_to_expect_in_words(clock):
 
 
 @pytest.mark.parametrize(
-    ("every", "limit"), [(0, 0.1), (1.5, 0.1), (-3, None), (10, 0.0), (10, -1.0), (10, float("nan"))]
+    ("every", "limit"), [(0, 0.1), (1.5, 0.1), (-3, None), (10, 0.0), (10, -1.0), (10, float("nan")), (10, 5)]
 )
 def test_wrong_settings(every, limit):
     with pytest.raises(UsageError, match="give a"):
         Schedule(every, limit, 1.0, 5)
+
+
+def test_five_is_no_five_percent():
+    with pytest.raises(UsageError, match=r"max_overhead is 5: .* up to 1 \(0.05 is 5%\), or None for no limit$"):
+        Schedule(10, 5, 1.0, 5)
+    Schedule(10, 1, 1.0, 5)

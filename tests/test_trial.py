@@ -1,6 +1,7 @@
 """Whatever a rule keeps and wherever it keeps it, its next step is known before, and asking leaves no trace."""
 
 import collections
+import functools
 import gc
 import itertools
 import signal
@@ -236,19 +237,35 @@ class Subclass(Rule):
 
 
 class OutOfSight(Rule):
-    """State that no walk can see: an iterator of C holds it."""
+    """State that no walk can see: a cache of C holds it."""
 
     def prepare(self):
-        self.buffers = itertools.cycle([torch.zeros_like(p) for p in self.held])
+        held = self.held
+        self.buffer = functools.cache(lambda index: torch.zeros_like(held[index]))
+        for index in range(len(held)):
+            self.buffer(index)
 
     def one(self, index, p, lr):
-        momentum = next(self.buffers)
+        momentum = self.buffer(index)
         momentum.mul_(0.9).add_(p.grad)
         p.add_(momentum, alpha=-lr)
 
 
 class Slotted:
     __slots__ = ("momenta",)
+
+
+class Scheduled(Rule):
+    def prepare(self):
+        self.rates = iter([0.1 / step for step in range(1, 100)])
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.rate = next(self.rates)
+        super().step()
+
+    def one(self, index, p, lr):
+        p.add_(p.grad, alpha=-self.rate)
 
 
 class InOtherObjects(Rule):
@@ -286,7 +303,7 @@ RULES = {
     for kind in (
         MultipliedRates, MomentumOnParameters, ByIdentity, StateByIdentity, InWeakDictionary, InPlainWeakDictionary,
         InClosure, OnClass, InModule, Views, FlatWeights, FlatGradients, MasterWeights, HalfMomentum, Langevin,
-        Rebinding, BehindPointers, Subclass, InOtherObjects, Lookahead,
+        Rebinding, BehindPointers, Subclass, Scheduled, InOtherObjects, Lookahead,
     )
 } | {
     "AdamW foreach": adamw(foreach=True),
@@ -726,3 +743,29 @@ def test_a_fused_kernel_moves_its_state_once():
         optimizer.step()
         torch.testing.assert_close(found, w.detach() - before, rtol=1e-9, atol=1e-12)
         w.grad = w.grad.roll(1)
+
+
+def test_an_iterator_that_cannot_be_copied_is_not_read():
+    class Cycled(Rule):
+        def prepare(self):
+            self.rates = itertools.cycle([0.1, 0.2])
+
+        def one(self, index, p, lr):
+            p.add_(p.grad, alpha=-next(self.rates))
+
+    w = loaded()
+    optimizer = Cycled([w])
+    with pytest.raises(UsageError, match="rates is an iterator, and what it gives can't be given again"):
+        next_update(optimizer, {"w": w})
+    assert next(optimizer.rates) == 0.1
+
+
+def test_a_view_that_torch_does_not_let_be_copied_is_no_hindrance():
+    """As heavyball's SOAP keeps them: made without gradients, of a weight that is then written to with them."""
+    w = loaded()
+    sgd = torch.optim.SGD([w], lr=0.5)
+    base = torch.ones(4, requires_grad=True).clone()
+    with torch.no_grad():
+        sgd.view = base[:2]
+    base.mul_(2)
+    torch.testing.assert_close(next_update(sgd, {"w": w})["w"], -0.5 * w.grad, rtol=1e-6, atol=0)

@@ -1,9 +1,8 @@
-"""What a batch is: tensors in any nesting of mappings, sequences and objects; what its mean loss averages over."""
+"""What a batch is: tensors in any nesting of mappings, sequences and objects."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
 import types
 import weakref
 from collections import defaultdict
@@ -17,9 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
-from stepscope.errors import UsageError
-
-IGNORED_LABEL = -100
+from stepscope.errors import UsageError, said
 
 _SHARED: tuple[Any, ...] = (
     str,
@@ -78,7 +75,12 @@ def moved(batch: Any, device: torch.device, dtype_of: Callable[[torch.dtype], to
             vars(new).setdefault(name, value)
         return new
 
-    return _Copier(batch, copied).copy(batch)
+    return mapped(batch, copied)
+
+
+def mapped(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """A copy of the batch with other tensors in it; see `moved`."""
+    return _Copier(batch, function).copy(batch)
 
 
 class _Copier:
@@ -114,7 +116,8 @@ class _Copier:
             new = _in_c(kind, "__new__")(kind, *content)
         except Exception as error:
             raise UsageError(
-                f"a batch holds a {kind.__name__} that can't be copied ({error}): give its tensors in a dict or a tuple"
+                f"a batch holds a {kind.__name__} that can't be copied ({said(error)}): "
+                "give its tensors in a dict or a tuple"
             ) from error
         self._copies[id(value)] = new  # before its content, which may refer to it
         if isinstance(value, dict):
@@ -198,59 +201,3 @@ def _slots(kind: type) -> tuple[types.MemberDescriptorType, ...]:
 def _in_c(kind: type, name: str) -> Callable[..., Any]:
     """A method as the base in C has it, whatever the classes above make of it."""
     return next(vars(base)[name] for base in kind.__mro__ if isinstance(vars(base).get(name), _IN_C))  # type: ignore[no-any-return]
-
-
-def averaged_over(batch: Any, *, shifted: bool) -> int:
-    """How many terms the mean loss of a batch averages over.
-
-    Where the batch has ``labels``: the labels that aren't −100, without the first of each row where the model shifts
-    them (it predicts the next token, so the first label is never a target). Otherwise the length of the first
-    dimension of its first tensor.
-
-    Args:
-        batch: a micro-batch.
-        shifted: whether the model shifts its labels inside.
-
-    Raises:
-        UsageError: the batch has neither, or hides −100 in a tensor that isn't called ``labels``.
-    """
-    labels = batch.get("labels") if isinstance(batch, Mapping) else None
-    if isinstance(labels, Tensor) and labels.dim() > 0:
-        if labels.is_floating_point():
-            return labels.numel()
-        if shifted and labels.dim() >= 2:
-            labels = labels[..., 1:]
-        return int((labels != IGNORED_LABEL).sum())
-    if any(t.dtype == torch.int64 and bool((t == IGNORED_LABEL).any()) for t in tensors(batch)):
-        raise UsageError(f"a batch holds {IGNORED_LABEL} outside of 'labels': pass weight_fn, a function of the batch")
-    for tensor in tensors(batch, of_objects=False):
-        if tensor.dim() > 0:
-            return tensor.shape[0]
-    raise UsageError(
-        f"cannot tell how many examples a {type(batch).__name__} holds: pass weight_fn, a function of the batch"
-    )
-
-
-# Classes whose name says that they shift their labels, and which don't.
-_UNSHIFTED = re.compile(
-    r"^(Bart|MBart|Marian|Pegasus|BigBirdPegasus|Blenderbot|BlenderbotSmall|PLBart|Mvp|TrOCR|ProphetNet|Speech2Text2)"
-    r"ForCausalLM$|^XLNetLMHeadModel$|^(XLM|Flaubert)WithLMHeadModel$"
-)
-
-
-def predicts_next_token(model: nn.Module) -> bool:
-    """Whether the model's class says that it shifts its labels inside, as most of Hugging Face's causal models do.
-
-    `Objective` tries it where it can, and asks this only where it can't.
-    """
-    inner = getattr(model, "_orig_mod", model)
-    inner = getattr(getattr(inner, "base_model", None), "model", inner) if hasattr(inner, "peft_config") else inner
-    name = type(inner).__name__
-    config = getattr(inner, "config", None)
-    if _UNSHIFTED.search(name) or getattr(config, "is_encoder_decoder", False):
-        return False
-    kind = getattr(inner, "loss_type", None)
-    if kind == "ForConditionalGeneration":
-        return hasattr(config, "text_config")  # a language model that also sees images
-    kind = kind if isinstance(kind, str) else name
-    return "ForCausalLM" in kind or kind.endswith("LMHeadModel")

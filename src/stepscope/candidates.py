@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from stepscope import vectors
 from stepscope.clipping import check_fraction, clamp_, fraction_threshold
 from stepscope.directions import Factory, PseudoUpdates, own_update
-from stepscope.errors import UsageError
+from stepscope.errors import UsageError, said
 from stepscope.vectors import Direction
 
 _logger = logging.getLogger("stepscope")
@@ -51,6 +51,10 @@ class Candidates:
         others: Mapping[str, Factory] | None = None,
         clip_fractions: Sequence[float] | None = None,
     ) -> None:
+        if others is not None and not isinstance(others, Mapping):
+            raise UsageError(
+                f"directions is a {type(others).__name__}: give {{label: factory}}, as in {{'adam': torch.optim.Adam}}"
+            )
         self._optimizer = optimizer
         self.own = f"own {type(optimizer).__name__}"
         self.others = dict(DEFAULT_OTHERS if others is None else others)
@@ -66,7 +70,7 @@ class Candidates:
             raise UsageError(f"direction {min(taken)!r} is the optimizer's own, clipped: give another label")
         self.followed = 0
         self._followers: PseudoUpdates | None = None
-        self._followed_on: set[int] = set()
+        self._followed_on: set[tuple[int, torch.dtype]] = set()
         self._warned: set[str] = set()
 
     @property
@@ -106,7 +110,7 @@ class Candidates:
             except UsageError:
                 raise
             except Exception as error:
-                raise UsageError(f"direction {label!r} can't follow: {_said(error)}") from error
+                raise UsageError(f"direction {label!r} can't follow: {said(error)}") from error
         return PseudoUpdates(held, self.others)
 
     def skipped(self) -> bool:
@@ -121,13 +125,13 @@ class Candidates:
         if self.others and math.isfinite(vectors.norm(gradients)):
             if self._followers is None:
                 self._followers = PseudoUpdates(held, self.others)
-                self._followed_on = set(map(id, held.values()))
+                self._followed_on = _marks(held)
             self._followers.step(gradients)
         self.followed += 1
 
     def lost_track(self, trainable: Mapping[str, nn.Parameter]) -> bool:
-        """Whether the optimizer holds other parameters than those that the others follow on."""
-        return self._followers is not None and self._followed_on != set(map(id, self.held(trainable).values()))
+        """Whether the optimizer holds other parameters than those that the others follow on, or of another dtype."""
+        return self._followers is not None and self._followed_on != _marks(self.held(trainable))
 
     def lose(self) -> None:
         """The others forget the run."""
@@ -159,7 +163,7 @@ class Candidates:
                 found[label] = self._own_update(held, clipped)
         if self.others:
             found |= (self._followers or PseudoUpdates(held, self.others)).peek(dense)
-        return self._moving(found)
+        return self._moving(found, dense)
 
     def _own_update(self, held: Mapping[str, nn.Parameter], gradients: Mapping[str, Tensor]) -> Direction:
         # A `step` that somebody has put on the object may be what is being executed.
@@ -173,17 +177,31 @@ class Candidates:
             return dense
         return {name: gradient / scale.to(gradient.device) for name, gradient in dense.items()}
 
-    def _moving(self, found: Mapping[str, Direction]) -> dict[str, Direction]:
+    def _warn(self, label: str, what: str) -> None:
+        if (text := f"the update of {label} is {what}: it is left out") not in self._warned:
+            self._warned.add(text)
+            _logger.warning("%s", text)
+
+    def _why_it_rests(self, given: Mapping[str, Tensor]) -> str:
+        rates = [group.get("lr") for group in self._optimizer.param_groups]
+        if all(rate is not None and float(rate) == 0 for rate in rates):
+            return "its learning rate is 0"
+        if vectors.norm(given) == 0:
+            return "all gradients are zero"
+        return "though neither the gradients nor its learning rate are"
+
+    def _moving(self, found: Mapping[str, Direction], given: Mapping[str, Tensor]) -> dict[str, Direction]:
         lengths = {label: vectors.norm(direction) for label, direction in found.items()}
         if not math.isfinite(lengths[self.own]):
             raise UsageError("the optimizer's own update is infinite or NaN")
         for label, length in lengths.items():
-            if not math.isfinite(length) and label not in self._warned:
-                self._warned.add(label)
-                _logger.warning("the update of %s is infinite or NaN: it is left out", label)
+            if not math.isfinite(length):
+                self._warn(label, "infinite or NaN")
         moving = {label: found[label] for label, length in lengths.items() if math.isfinite(length) and length > 0}
         if not moving:
             raise NoUpdateError("no optimizer would move (a learning rate of 0?)")
+        if lengths[self.own] == 0:
+            self._warn(self.own, f"zero ({self._why_it_rests(given)})")
         return moving
 
 
@@ -191,5 +209,5 @@ def _gradients(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     return {name: p.grad for name, p in parameters.items() if p.grad is not None}
 
 
-def _said(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _marks(parameters: Mapping[str, nn.Parameter]) -> set[tuple[int, torch.dtype]]:
+    return {(id(p), p.dtype) for p in parameters.values()}

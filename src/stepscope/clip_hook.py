@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from stepscope.clipping import Zeros, check_fraction, clamp_, threshold_tensor
+from stepscope.clipping import Zeros, check_fraction, check_whole, clamp_, threshold_tensor
 from stepscope.errors import UsageError
 from stepscope.steps import StepHook, unwrapped
 
@@ -181,8 +181,8 @@ def clip_optimizer(
         A handle: ``remove()``, ``last_threshold``, ``stats()``.
 
     Raises:
-        UsageError: a setting that is unknown, an optimizer without a first moment that is known here, or, at a step,
-            gradients that are complex or sharded.
+        UsageError: a setting that is unknown, an optimizer without a first moment that is known here, parameters that
+            are sharded, or, at a step, gradients that are complex.
 
     Example:
         >>> w = torch.nn.Parameter(torch.zeros(4)); optimizer = torch.optim.SGD([w], lr=1.0)
@@ -197,6 +197,7 @@ def clip_optimizer(
         if value not in get_args(known):
             *most, last = get_args(known)
             raise UsageError(f"unknown {name} {value!r}: choose {', '.join(most)} or {last}")
+    check_whole(p for group in optimizer.param_groups for p in group["params"])
     if target == "first_moment":
         _check_first_moment(optimizer)
     if target == "update" and isinstance(optimizer, torch.optim.LBFGS):
@@ -250,8 +251,7 @@ def _gradient(parameter: Tensor) -> Tensor:
     assert gradient is not None
     if gradient.is_complex():
         raise UsageError("a gradient is complex: which of its parts to clip isn't defined, so nothing is")
-    if type(gradient).__name__ == "DTensor" or getattr(parameter, "_is_flat_param", False):
-        raise UsageError("a gradient is sharded over processes: the threshold of one part isn't that of all")
+    check_whole([parameter])
     if gradient.layout == torch.sparse_coo:
         if not gradient.is_coalesced():
             parameter.grad = gradient = gradient.coalesce()

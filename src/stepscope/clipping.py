@@ -16,6 +16,7 @@ from torch import Tensor
 
 from stepscope import selection
 from stepscope.errors import UsageError
+from stepscope.sharding import sharded
 
 Zeros = Literal["keep", "ignore"]
 """Whether coordinates that are exactly zero count among the ``N``."""
@@ -104,7 +105,7 @@ def clip_grad_fraction_(parameters: Tensor | Iterable[Tensor], fraction: float) 
         is NaN and the gradients are left as they are.
 
     Raises:
-        UsageError: see `fraction_threshold`.
+        UsageError: see `fraction_threshold`; a parameter is sharded over processes.
 
     Example:
         >>> w = torch.nn.Parameter(torch.zeros(4))
@@ -114,6 +115,8 @@ def clip_grad_fraction_(parameters: Tensor | Iterable[Tensor], fraction: float) 
     """
     if isinstance(parameters, Tensor):
         parameters = [parameters]
+    parameters = list(parameters)
+    check_whole(parameters)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     threshold = threshold_tensor(gradients, fraction)
     clamp_(gradients, threshold)
@@ -146,13 +149,20 @@ def _rounded_down(threshold: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _checked(tensors: Sequence[Tensor], fraction: float) -> list[Tensor]:
     check_fraction(fraction)
+    check_whole(tensors)
     for tensor in tensors:
-        if type(tensor).__name__ == "DTensor":
-            raise UsageError("cannot clip a tensor sharded over processes: the threshold of a part isn't that of all")
         if tensor.dtype not in selection.DTYPES or tensor.layout != torch.strided:
             kind = tensor.dtype if tensor.layout == torch.strided else tensor.layout
             raise UsageError(f"cannot clip a tensor of {kind}: only dense ones of real floating-point type")
     return [tensor.detach() for tensor in tensors if tensor.numel() > 0]
+
+
+def check_whole(parameters: Iterable[Tensor]) -> None:
+    """Raises a `UsageError` where parameters are sharded: each process would clip by a threshold of its own."""
+    if owner := sharded(parameters):
+        raise UsageError(
+            f"the gradients are sharded over processes by {owner}: the threshold of a part isn't that of all"
+        )
 
 
 def check_fraction(fraction: float) -> None:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -14,7 +15,7 @@ import torch
 
 from stepscope import vectors
 from stepscope.errors import UsageError
-from stepscope.objective import Objective
+from stepscope.objective import Objective, check_objective, reached
 from stepscope.vectors import Direction
 
 Method = Literal["auto", "autograd", "difference"]
@@ -39,6 +40,28 @@ class _SecondDerivativeError(RuntimeError):
     """The graph of a loss has a node whose second derivative is missing or wrong."""
 
 
+@dataclass(frozen=True)
+class SlopeCheck:
+    """Whether a gradient is that of its loss: what both say of a segment ``x ± hu``.
+
+    A straight-through estimator, a stop-gradient, a gradient reversal give other gradients than the loss has.
+
+    Attributes:
+        by_losses: ``(f(x + hu) − f(x − hu)) / 2h``, the mean slope of the loss.
+        by_gradients: ``(s(−h) + 4s(0) + s(h)) / 6`` with ``s(t) = uᵀ∇f(x + tu)``, the same by Simpson's rule.
+        tolerance: by how much they may differ: by the change of ``s`` over the segment, and by rounding.
+    """
+
+    by_losses: float
+    by_gradients: float
+    tolerance: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether they differ by no more than the tolerance."""
+        return abs(self.by_losses - self.by_gradients) <= self.tolerance
+
+
 @dataclass
 class Curvature:
     """The loss to second order at one point, along several directions.
@@ -49,6 +72,8 @@ class Curvature:
         gradient: ``∇f(x)``; parameters that the loss doesn't use are left out.
         sharpness: for each direction, ``uᵀH_b u`` of each micro-batch ``b`` (loss units per squared unit of length).
         numerical_error: for each direction, an error bar of the pooled ``uᵀHu``; ``None`` where only rounding is left.
+        slope_checks: for each direction, whether the gradient is that of the loss; where the method evaluates losses
+            beside the point.
         reason: why this method was used.
     """
 
@@ -57,6 +82,7 @@ class Curvature:
     gradient: Direction = field(default_factory=dict)
     sharpness: dict[str, list[float]] = field(default_factory=dict)
     numerical_error: dict[str, float | None] = field(default_factory=dict)
+    slope_checks: dict[str, SlopeCheck] = field(default_factory=dict)
     reason: str = "asked for"
 
 
@@ -78,6 +104,7 @@ def curvature(
     Raises:
         UsageError: the method is unknown, or the model rules it out.
     """
+    check_objective(objective)
     if method == "difference":
         return difference(objective, directions, observe)
     if method not in ("auto", "autograd"):
@@ -89,9 +116,11 @@ def curvature(
         if obstacle is None:
             raise
     else:
-        if method == "auto":
-            result.reason = "double backward runs on this model"
-        return result
+        if _is_finite(result):
+            if method == "auto":
+                result.reason = "double backward runs on this model"
+            return result
+        obstacle = "double backward gives infinite or NaN values (a root or a norm at zero)"
     if method == "autograd":
         raise UsageError(f'{obstacle}: use method="difference"')
     if observe is not None:
@@ -99,6 +128,10 @@ def curvature(
     result = difference(objective, directions, observe)
     result.reason = obstacle
     return result
+
+
+def _is_finite(found: Curvature) -> bool:
+    return all(math.isfinite(value) for values in found.sharpness.values() for value in values)
 
 
 def autograd(
@@ -142,6 +175,7 @@ def autograd(
                 if observe is not None:
                     observe(label, share, u, product)
             del loss, gradient  # one graph at a time
+    reached(result.gradient)
     return result
 
 
@@ -219,8 +253,8 @@ def difference(
             u = vectors.unit(direction, objective.parameters)
             product: Direction | None = None if observe is None else {}
             # (4D(h/2) − D(h)) / 3, written out.
-            a, b = (_slopes_at(objective, u, t, product, -1 / (6 * t)) for t in (h, -h))
-            c, d = (_slopes_at(objective, u, t, product, 2 / (3 * t)) for t in (h / 2, -h / 2))
+            (f, a), (e, b) = (_slopes_at(objective, u, t, product, -1 / (6 * t)) for t in (h, -h))
+            (_, c), (_, d) = (_slopes_at(objective, u, t, product, 2 / (3 * t)) for t in (h / 2, -h / 2))
             wide = [(ahead - behind) / (2 * h) for ahead, behind in zip(a, b, strict=True)]
             narrow = [(ahead - behind) / h for ahead, behind in zip(c, d, strict=True)]
             result.sharpness[label] = [(4 * n - w) / 3 for n, w in zip(narrow, wide, strict=True)]
@@ -230,21 +264,47 @@ def difference(
             bend_narrow = objective.mean(c) - 2 * s0 + objective.mean(d)
             noise = 4 * _rounding(objective, result.gradient, u) + 2 * abs(bend_wide - 4 * bend_narrow)
             result.numerical_error[label] = truncation + noise / h
+            slopes = objective.mean(b), s0, objective.mean(a)
+            result.slope_checks[label] = _slope_check(objective, h, objective.mean(e), slopes, objective.mean(f))
             if observe is not None and product is not None:
                 observe(label, 1.0, u, product)
     return result
 
 
-def segment_mean(objective: Objective, direction: Mapping[str, torch.Tensor], h: float) -> float:
-    """The mean of ``uᵀHu`` over the segment ``x ± hu``: ``(uᵀ∇f(x+hu) − uᵀ∇f(x−hu)) / 2h``.
+def segment(
+    objective: Objective, direction: Mapping[str, torch.Tensor], h: float, slope: float
+) -> tuple[float, SlopeCheck]:
+    """The mean of ``uᵀHu`` over the segment ``x ± hu``, and whether the gradient is that of the loss there.
+
+    The mean is ``(uᵀ∇f(x+hu) − uᵀ∇f(x−hu)) / 2h``.
+
+    Args:
+        objective: what is measured.
+        direction: ``d``, any length but zero.
+        h: half-length of the segment.
+        slope: ``uᵀ∇f(x)``.
 
     Raises:
         UsageError: the loss isn't finite at an end.
     """
     with objective.measuring():
         u = vectors.unit(direction, objective.parameters)
-        ahead, behind = (objective.mean(_slopes_at(objective, u, t)) for t in (h, -h))
-        return (ahead - behind) / (2 * h)
+        (ahead, after), (behind, before) = (_slopes_at(objective, u, t) for t in (h, -h))
+        slopes = objective.mean(before), slope, objective.mean(after)
+        check = _slope_check(objective, h, objective.mean(behind), slopes, objective.mean(ahead))
+        return (slopes[2] - slopes[0]) / (2 * h), check
+
+
+def _slope_check(
+    objective: Objective, h: float, behind: float, slopes: tuple[float, float, float], ahead: float
+) -> SlopeCheck:
+    """Of the losses at the ends of a segment, and the slopes at its ends and its middle."""
+    before, here, after = slopes
+    by_gradients = (before + 4 * here + after) / 6
+    eps = max(torch.finfo(parameter.dtype).eps for parameter in objective.parameters.values())
+    rounding = 8 * eps * max(abs(behind), abs(ahead)) / h
+    change = abs(here - before) + abs(after - here)
+    return SlopeCheck((ahead - behind) / (2 * h), by_gradients, change + rounding + 1e-3 * abs(by_gradients))
 
 
 def relative_step(objective: Objective, relative: float) -> float:
@@ -263,17 +323,17 @@ def difference_step(objective: Objective) -> float:
 
 def _slopes_at(
     objective: Objective, u: Direction, t: float, total: Direction | None = None, factor: float = 0.0
-) -> list[float]:
-    """``uᵀ∇f(x + tu)`` of each micro-batch; adds ``factor · ∇f(x + tu)`` to `total`."""
-    found = []
+) -> tuple[list[float], list[float]]:
+    """``f(x + tu)`` and ``uᵀ∇f(x + tu)`` of each micro-batch; adds ``factor · ∇f(x + tu)`` to `total`."""
+    values, slopes = [], []
     with objective.displaced(u, t):
         for share, loss in objective.losses():
-            objective.finite(loss)  # its gradient may be finite where it isn't
+            values.append(objective.finite(loss))  # its gradient may be finite where it isn't
             gradient = objective.derivative(loss)
-            found.append(vectors.dot(u, gradient))
+            slopes.append(vectors.dot(u, gradient))
             if total is not None:
                 _accumulate(total, gradient, share * factor)
-    return found
+    return values, slopes
 
 
 def _hessian_product(objective: Objective, gradient: Direction, u: Direction) -> Direction:

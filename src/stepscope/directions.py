@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +47,9 @@ class PseudoUpdates:
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], optimizers: Mapping[str, Factory | Optimizer]) -> None:
-        self._parameters = dict(parameters)
+        self._parameters = dict(_named(parameters))
+        if not isinstance(optimizers, Mapping):
+            raise UsageError(f"optimizers is a {type(optimizers).__name__}: give {{label: factory or optimizer}}")
         self._shadows = {name: nn.Parameter(p.detach().clone()) for name, p in self._parameters.items()}
         with random_state():
             self._followers = {label: self._adopt(label, made) for label, made in optimizers.items()}
@@ -147,6 +150,7 @@ class _SecondLife(_Follower):
             real = self._now()
             try:
                 stand_in(real, list(parameters.values()))
+                real.spare_iterators()
                 without_hooks(real)
                 self._life = self._now()
             finally:
@@ -209,7 +213,7 @@ def next_update(
         >>> round(next_update(adam, {"w": w}, {"w": torch.tensor([9.0])})["w"].item(), 6)
         -0.001
     """
-    return own_update(optimizer, parameters, gradients)
+    return own_update(optimizer, _named(parameters), gradients)
 
 
 def own_update(
@@ -241,6 +245,14 @@ def own_update(
     return _tried(type(optimizer).__name__, [optimizer], parameters, checked, as_found=as_found)
 
 
+def _named(parameters: Any) -> Mapping[str, nn.Parameter]:
+    if not isinstance(parameters, Mapping):
+        raise UsageError(
+            f"parameters is a {type(parameters).__name__}: give {{name: parameter}}, dict(model.named_parameters())"
+        )
+    return parameters
+
+
 def _checked(gradients: Mapping[str, Tensor | None], parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """The gradients that are there, each of a parameter's shape; ``None`` stands for none."""
     for name, gradient in gradients.items():
@@ -265,11 +277,13 @@ def _tried(
 ) -> Direction:
     try:
         direction, rounded = trial_step(parts, parameters, gradients, hooks=hooks, as_found=as_found)
+    except UsageError:
+        raise
     except (TypeError, RuntimeError, ValueError, AssertionError) as error:
-        said = str(error)
-        if "closure" in said:
+        text = str(error)
+        if "closure" in text:
             raise UsageError(f"optimizer {label!r} needs a closure: its update can't be known in advance") from error
-        if any(word in said for word in ("grad_fn", "create_graph", "does not require grad")):
+        if any(word in text for word in ("grad_fn", "create_graph", "does not require grad")):
             raise UsageError(
                 f"optimizer {label!r} needs the graph of its gradients (create_graph): "
                 "its update can't be known in advance"

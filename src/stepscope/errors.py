@@ -14,6 +14,16 @@ class MissingExtraError(UsageError, ImportError):
     """An optional dependency is not installed; the message gives the command that installs it."""
 
 
+def said(error: BaseException) -> str:
+    """What an error says, in one line: the first of its text, or its name where it has none.
+
+    Example:
+        >>> said(ValueError("wrong\\nin detail")), said(KeyboardInterrupt())
+        ('wrong', 'KeyboardInterrupt')
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def require(module: str, extra: str) -> ModuleType:
     """Imports an optional dependency, or says how to install it.
 

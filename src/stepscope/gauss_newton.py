@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stepscope import interrupts
-from stepscope.batches import IGNORED_LABEL
 from stepscope.errors import UsageError
 from stepscope.objective import Objective, model_output
 from stepscope.vectors import accumulator
+from stepscope.weights import IGNORED_LABEL
 
 Logits = Callable[[nn.Module, Any], Tensor]
 Chosen = str | Iterable[str] | Callable[[str], bool] | None

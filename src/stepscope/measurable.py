@@ -57,7 +57,6 @@ class Measurable:
         self._hooks: list[tuple[nn.Parameter, Any]] = []
         self._names: dict[int, str] = {}
         self._may_write: set[int] = set()
-        self._versions: list[tuple[str, Tensor, int]] = []
         self._watched: set[Hashable] = set()
         self._writes: list[WatchedWrites] = []
         self._moved: list[Node] = []
@@ -69,9 +68,6 @@ class Measurable:
 
     def prepare(self) -> None:
         """Everything that is reached becomes measurable."""
-        self._versions = [
-            (path, tensor, tensor._version) for path, tensor in self._state.tensors.items() if not tensor.is_inference()
-        ]
         if self._raises:
             self._raise_tensors()
         self._take_in(self._state.modules)
@@ -122,15 +118,13 @@ class Measurable:
     def restore(self) -> list[str]:
         """Leaves everything as it was found. Gives what was written to unnoticed, and couldn't be restored."""
         self._reset()
+        moved = [path for path, tensor in self._state.written().items() if id(tensor) not in self._may_write]
         self._state.restore()
         for module, training in self._modes:
             module.training = training
         for parameter, hooks in self._hooks:
             parameter._backward_hooks = hooks
-        moved = [(path, tensor, version) for path, tensor, version in self._versions if tensor._version != version]
-        for _, tensor, version in moved:
-            torch._C._autograd._unsafe_set_version_counter((tensor,), (version,))
-        return [path for path, tensor, _ in moved if id(tensor) not in self._may_write]
+        return moved
 
     def _reset(self) -> None:
         for writes in self._writes:
@@ -165,6 +159,7 @@ class Measurable:
                 if buffer is not None and id(buffer) not in substitutes:
                     substitutes[id(buffer)] = self._as_measured(buffer.detach(), copy=True)
         self._state.replace(substitutes)
+        self._state.spare_iterators()
         self._state.enter()
 
     def _parameter(self, name: str, parameter: nn.Parameter, module: nn.Module, substitutes: dict[int, Any]) -> None:

@@ -18,7 +18,7 @@ from stepscope.breakdown import Breakdown, BreakdownObserver, Grouping, grouping
 from stepscope.curvature import Curvature, Method
 from stepscope.errors import UsageError
 from stepscope.landscape import Landscape, trace
-from stepscope.objective import Objective
+from stepscope.objective import Objective, check_objective
 
 FINITE_STEP = 1e-3
 """Half-length of the segment of `sharpness_finite`, and the displacement of `sharpness_robust`, relative to ``‖x‖``."""
@@ -36,6 +36,10 @@ class Measurement:
         gradient_norm: ``‖g‖``.
         norm: ``‖d‖``.
         slope: ``gᵀu``, negative when ``d`` descends (Pan and Li's gradient correlation, by unit of length).
+        loss_slope: ``(f(x + hu) − f(x − hu)) / 2h`` with ``h = finite_step``: what the loss itself does; ``None`` where
+            it isn't finite at an end.
+        gradient_agrees: whether that is what gradients say of the same segment. Not where the gradient isn't that of
+            the loss: straight-through estimators, stop-gradients, gradient reversals; ``None`` likewise.
         correlation: ``gᵀd / (‖g‖‖d‖)``.
         sharpness: ``uᵀHu``, the directional sharpness.
         sharpness_stderr: its standard error over micro-batches as a sample; ``None`` for a single one.
@@ -68,6 +72,8 @@ class Measurement:
     gradient_norm: float
     norm: float
     slope: float
+    loss_slope: float | None
+    gradient_agrees: bool | None
     correlation: float
     sharpness: float
     sharpness_stderr: float | None
@@ -143,6 +149,9 @@ def measure(
         >>> round(measure(f, {"second axis": {"w": torch.tensor([0.0, -2.0])}})["second axis"].sharpness, 4)
         100.0
     """
+    check_objective(objective)
+    if not isinstance(directions, Mapping):
+        raise UsageError(f"directions is a {type(directions).__name__}: give {{label: {{parameter name: tensor}}}}")
     if not directions:
         raise UsageError("no directions to measure")
     for label, direction in directions.items():
@@ -199,9 +208,9 @@ def _measure_one(
         # Where the loss isn't finite there, there is no such number.
         with suppress(UsageError), objective.displaced(u, finite_step):
             robust = objective.mean(curvatures.curvature(objective, {label: u}, method).sharpness[label])
-    over_segment = None
+    over_segment, check = None, None
     with suppress(UsageError):
-        over_segment = curvatures.segment_mean(objective, u, finite_step)
+        over_segment, check = curvatures.segment(objective, u, finite_step, slope)
     norm = vectors.norm(direction)
     curve = trace(objective, u, slope=slope, sharpness=sharpness, also=(norm,)) if with_landscape else None
     has_minimum = slope < 0 < sharpness
@@ -210,6 +219,8 @@ def _measure_one(
         gradient_norm=gradient_norm,
         norm=norm,
         slope=slope,
+        loss_slope=check.by_losses if check else None,
+        gradient_agrees=check.agrees if check else None,
         correlation=slope / gradient_norm if gradient_norm > 0 else 0.0,
         sharpness=sharpness,
         sharpness_stderr=_standard_error(objective.shares, terms.sharpness[label]),

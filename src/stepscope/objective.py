@@ -6,7 +6,6 @@ it exactly as it was found.
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,14 +16,20 @@ import torch
 from torch import Tensor, nn
 
 from stepscope import interrupts, vectors
-from stepscope.batches import IGNORED_LABEL, averaged_over, moved, predicts_next_token
-from stepscope.errors import UsageError
+from stepscope.batches import moved, tensors
+from stepscope.errors import UsageError, said
 from stepscope.interrupts import held
 from stepscope.measurable import HALF, Measurable, measurable, measured_dtype, random_state, seed_everything
+from stepscope.memory import shared_memory
+from stepscope.sharding import sharded, sharded_module
 from stepscope.vectors import Direction
+from stepscope.weights import weighting
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
 Output = TypeVar("Output")
+
+MOST_BATCHES = 512
+"""How many micro-batches are read of what doesn't say how many it has: it may have no end."""
 
 
 class Objective:
@@ -35,10 +40,12 @@ class Objective:
             `DistributedDataParallel` the module inside is evaluated, so that a process can measure by itself.
         loss_fn: ``loss_fn(model, batch)`` gives the mean loss of one micro-batch as a scalar tensor. ``None``: the
             model is called as ``model(**batch)`` and has a ``loss`` in its output, as Hugging Face models do.
-        batches: the micro-batches; anything iterable, read once. Tensors in them are moved to the model's device.
+        batches: the micro-batches; anything iterable, read once. Tensors in them are copied to the model's device, and
+            so are the containers and objects that hold them; all else in them is shared.
         weight_fn: what the mean of ``loss_fn`` averages over, so that micro-batches are pooled rightly:
             ``f = Σ wᵢfᵢ / Σ wᵢ``. ``None``: valid label tokens (labels other than −100; shifted by one for Hugging Face
-            causal models) where a batch has ``labels``, else the first dimension of the batch's first tensor.
+            causal models) where a batch has ``labels``, else the first dimension of the batch's first tensor, or ones
+            of a mask. Which of them is right is tried: two micro-batches together must have the mean of their losses.
         modules: modules that the loss calls and that can't be found from `loss_fn`. (Found are those in its closure,
             defaults, attributes, containers and globals; one that is called all the same is noticed at once.) All are
             evaluated as the model is, and left as they were.
@@ -48,10 +55,12 @@ class Objective:
     Attributes:
         parameters: ``{name: parameter}`` of the trainable parameters, by the names of ``model.named_parameters()``.
         shares: ``wᵢ / Σ w`` of each micro-batch.
+        weighting: what they are weighted by, and whether that was tried.
 
     Raises:
-        UsageError: no batches, no trainable parameters, weights that can't be used, or parameters that share memory
-            without being one parameter.
+        UsageError: no batches or without end, one batch where several are wanted, no trainable parameters, weights that
+            can't be used, a loss that is no mean by any of the usual weights (give `weight_fn`), parameters without a
+            shape yet, sharded, or that share memory without being one parameter.
 
     Example:
         >>> model = nn.Linear(2, 1)
@@ -74,6 +83,7 @@ class Objective:
             raise UsageError(f"model is a {type(model).__name__}, not a torch.nn.Module")
         if isinstance(batches, Mapping | Tensor | str) or not isinstance(batches, Iterable):
             raise UsageError(f"batches is a {type(batches).__name__}: give a list of micro-batches, [batch] for one")
+        _check_model(model)
         self.model = model
         self._called = _without_communication(model)
         self.loss_fn = loss_fn
@@ -82,9 +92,10 @@ class Objective:
         }
         _check_parameters(self.parameters)
         self._raised = dtype is None and any(p.dtype in HALF for p in self.parameters.values())
+        self._made_in = measured_dtype(next(iter(self.parameters.values())).dtype, dtype)
         # Iterating a DataLoader draws a seed from the global RNG, and its data set may draw more.
         with random_state():
-            self.batches: list[Any] = list(batches)
+            self.batches: list[Any] = _read(batches)
         self.dtype = dtype
         self._reached = {f"modules[{index}]": module for index, module in enumerate(modules)}
         self._measured: Measurable | None = None
@@ -92,7 +103,9 @@ class Objective:
         self._displaced = 0
         self._differentiates = False
         self._scratch: list[dict[str, Tensor]] = []
-        self.shares = _shares(self.batches, weight_fn or self._default_weight())
+        self._evaluated_once: set[int] = set()
+        self.weighting = weighting(model, self.batches, weight_fn, self._tried)
+        self.shares = self.weighting.shares
         # Nothing of a micro-batch without weight enters the loss; its own mean may be NaN.
         self.batches = [batch for batch, share in zip(self.batches, self.shares, strict=True) if share > 0]
         self.shares = [share for share in self.shares if share > 0]
@@ -150,13 +163,12 @@ class Objective:
             evaluate: ``evaluate(model, batch)``; the tensors of the micro-batch are copies on the model's device.
         """
         assert self._measuring, "an evaluation outside measuring()"
-        first = next(iter(self.parameters.values()))
         for index, (share, batch) in enumerate(zip(self.shares, self.batches, strict=True)):
             interrupts.deliver()
             seed_everything(index)
-            copied = moved(batch, first.device, lambda dtype: measured_dtype(dtype, self.dtype))
+            copied = self._copy(batch)
             # Not by way of a variable: what it gives has a graph, which needn't live while the next one grows.
-            yield share, self._evaluated(evaluate, index, copied)
+            yield share, self._evaluated(evaluate, copied, index)
 
     def mean(self, values: Sequence[float]) -> float:
         """The mean of one value per micro-batch, weighted as the loss is: ``Σ shareᵢ · valueᵢ``."""
@@ -187,7 +199,7 @@ class Objective:
         """``f`` and ``∇f`` at the present parameters; a parameter that the loss doesn't use is left out.
 
         Raises:
-            UsageError: the loss isn't finite.
+            UsageError: the loss isn't finite, or uses no trainable parameter.
         """
         value, gradient = 0.0, Direction()
         with self.measuring():
@@ -195,7 +207,7 @@ class Objective:
                 value += share * self.finite(loss)
                 for name, part in self.derivative(loss).items():
                     gradient[name] = gradient[name].add_(part, alpha=share) if name in gradient else part * share
-        return value, gradient
+        return value, reached(gradient)
 
     def derivative(self, loss: Tensor, *, create_graph: bool = False) -> Direction:
         """The gradient of one loss from `losses`; a parameter that it doesn't use is left out."""
@@ -271,55 +283,55 @@ class Objective:
         if length == 0:
             raise UsageError(f"direction {label!r} is zero, so it has no sharpness (a learning rate of 0?)")
 
-    def _default_weight(self) -> Callable[[Any], float]:
-        labelled = [b["labels"] for b in self.batches if isinstance(b, Mapping) and isinstance(b.get("labels"), Tensor)]
-        if len(self.batches) == 1 and not labelled:
-            return lambda _: 1.0
-        tokens = any(labels.dim() >= 2 and not labels.is_floating_point() for labels in labelled)
-        # With one micro-batch there is nothing to pool, and nothing that it would be needed for.
-        shifted = tokens and (self._shifts() if len(self.batches) > 1 else predicts_next_token(self.model))
-        return lambda batch: averaged_over(batch, shifted=shifted)
+    def _tried(self, batch: Any, differentiate: bool, seed: int) -> tuple[float, Direction]:
+        """The loss of one batch, and its gradient."""
+        with self.measuring(), torch.set_grad_enabled(True):
+            seed_everything(seed)
+            loss = _scalar(self._evaluated(lambda _, b: self._call(b), self._copy(batch), id(batch)), 0)
+            return float(loss.detach()), self.derivative(loss) if differentiate else {}
 
-    def _shifts(self) -> bool:
-        """Whether the first label of a row is no target: tried, by taking it away, and else by the model's class."""
-        for batch in self.batches:
-            labels = batch.get("labels") if isinstance(batch, Mapping) else None
-            if not isinstance(labels, Tensor) or labels.dim() < 2 or not bool((labels[:, 0] != IGNORED_LABEL).any()):
-                continue
-            without = labels.clone()
-            without[:, 0] = IGNORED_LABEL
-            changed = copy.copy(batch)
-            changed["labels"] = without
-            try:
-                full, less = self._loss_of(batch), self._loss_of(changed)
-            except Exception:
-                break
-            if math.isfinite(full) and math.isfinite(less):
-                return abs(full - less) <= 1e-6 * abs(full)
-        return predicts_next_token(self.model)
+    def _copy(self, batch: Any) -> Any:
+        """A micro-batch as it is measured; where the parameters have another dtype than at first, so has what fits."""
+        first = next(iter(self.parameters.values()))
 
-    def _loss_of(self, batch: Any) -> float:
-        device = next(iter(self.parameters.values())).device
-        with self.measuring():
-            seed_everything(0)
-            copied = moved(batch, device, lambda dtype: measured_dtype(dtype, self.dtype))
-            assert self._measured is not None
-            return float(self._measured.evaluate(id(batch), lambda: self._call(copied)).detach())
+        def dtype_of(found: torch.dtype) -> torch.dtype:
+            measured = measured_dtype(found, self.dtype)
+            return first.dtype if measured == self._made_in else measured
 
-    def _evaluated(self, evaluate: Callable[[nn.Module, Any], Output], index: int, batch: Any) -> Output:
+        return moved(batch, first.device, dtype_of)
+
+    def _evaluated(self, evaluate: Callable[[nn.Module, Any], Output], batch: Any, index: int) -> Output:
         assert self._measured is not None
         try:
-            return self._measured.evaluate(index, lambda: evaluate(self._called, batch))
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            if not self._raised:
+            result = self._measured.evaluate(index, lambda: evaluate(self._called, batch))
+        except Exception as error:
+            if isinstance(error, UsageError) or is_out_of_memory(error):
                 raise
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UsageError(
-                f"the model doesn't run in float32, in which half precision is measured ({reason}): "
-                "if its attention needs half precision, choose another (attn_implementation='sdpa')"
-            ) from error
+            if isinstance(error, RuntimeError) and self._raised:
+                raise UsageError(
+                    f"the model doesn't run in float32, in which half precision is measured ({said(error)}): "
+                    "if its attention needs half precision, choose another (attn_implementation='sdpa')"
+                ) from error
+            # A loss that differentiates inside is tried again, with gradients.
+            again = not torch.is_grad_enabled() and "does not require grad" in str(error)
+            if again or index in self._evaluated_once:
+                raise
+            raise UsageError(self._why_it_fails(error, batch, index)) from error
+        self._evaluated_once.add(index)
+        return result
+
+    def _why_it_fails(self, error: Exception, batch: Any, index: int) -> str:
+        text = f"the loss of micro-batch {index} can't be computed ({type(error).__name__}: {said(error)})"
+        dtypes = {t.dtype for t in tensors(batch) if t.is_floating_point()}
+        if other := dtypes - {p.dtype for p in self.parameters.values()}:
+            found, wanted = str(other.pop()), str(next(iter(self.parameters.values())).dtype)
+            return f"{text}: it holds {found}, the model {wanted}; give the batches in the model's dtype"
+        if all(isinstance(b, Tensor) for b in self.batches):
+            return f"{text}: each micro-batch is a tensor; if they are the parts of one batch, give [batch]"
+        return (
+            f"{text}: the model is measured in evaluation mode; if it gives a loss in training mode only, give a "
+            "loss_fn that computes it in evaluation mode"
+        )
 
     def _call(self, batch: Any) -> Tensor:
         if self.loss_fn is not None:
@@ -331,6 +343,33 @@ class Objective:
         return loss  # type: ignore[no-any-return]
 
 
+def reached(gradient: Direction) -> Direction:
+    """A gradient of the pooled loss, of at least one parameter.
+
+    Raises:
+        UsageError: of none; its curvature would be zero, whatever the model.
+    """
+    if not gradient:
+        raise UsageError("the loss uses none of the model's trainable parameters: is loss_fn given another model?")
+    return gradient
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed; of the CPU's torch makes a plain `RuntimeError`."""
+    text = str(error)
+    return (
+        isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in text or "out of memory" in text
+    )
+
+
+def check_objective(objective: Any) -> None:
+    """Raises a `UsageError` where something else is given for an objective."""
+    if not isinstance(objective, Objective):
+        raise UsageError(
+            f"objective is a {type(objective).__name__}, not an Objective: give Objective(model, loss_fn, batches)"
+        )
+
+
 def model_output(model: nn.Module, batch: Any) -> Any:
     """What ``model(**batch)`` gives.
 
@@ -339,7 +378,8 @@ def model_output(model: nn.Module, batch: Any) -> Any:
     """
     if not isinstance(batch, Mapping):
         raise UsageError(f"without loss_fn a batch must be a mapping for model(**batch), not a {type(batch).__name__}")
-    return model(**batch)
+    # With the number of labels of a whole accumulated step, the loss of a micro-batch would be no mean.
+    return model(**{name: value for name, value in batch.items() if name != "num_items_in_batch"})
 
 
 def _without_communication(model: nn.Module) -> nn.Module:
@@ -364,30 +404,50 @@ def _scalar(loss: Any, index: int) -> Tensor:
     return loss.reshape(())
 
 
+def _read(batches: Iterable[Any]) -> list[Any]:
+    """The micro-batches.
+
+    Raises:
+        UsageError: there is no end of them, or they are surely the parts of one batch.
+    """
+    if isinstance(batches, tuple) and hasattr(batches, "_fields"):
+        raise UsageError(f"batches is a {type(batches).__name__}, which is one batch: give a list, [batch] for one")
+    try:
+        len(batches)  # type: ignore[arg-type]
+    except TypeError:
+        read = list(itertools.islice(batches, MOST_BATCHES + 1))
+        if len(read) > MOST_BATCHES:
+            raise UsageError(
+                f"batches has no length, and no end after {MOST_BATCHES} micro-batches: give some of them, "
+                "list(itertools.islice(batches, 8))"
+            ) from None
+    else:
+        read = list(batches)
+    kinds = {(tensor.dtype, tensor.dim()) if isinstance(tensor, Tensor) else None for tensor in read}
+    if len(kinds) > 1 and None not in kinds:
+        raise UsageError(
+            f"batches holds {len(read)} tensors of different kinds, which are the parts of one batch: give a list of "
+            "micro-batches, [batch] for one"
+        )
+    return read
+
+
+def _check_model(model: nn.Module) -> None:
+    if owner := sharded_module(model) or sharded(model.parameters()):
+        raise UsageError(f"the model is sharded over processes by {owner}: sharded models can't be measured")
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            raise UsageError(f"{name} has no shape yet (a lazy module): call the model on a batch first")
+
+
 def _check_parameters(parameters: Mapping[str, nn.Parameter]) -> None:
     if not parameters:
         raise UsageError("the model has no trainable parameters: set requires_grad on those to be measured")
-    owner: dict[tuple[torch.device, int], str] = {}
     for name, parameter in parameters.items():
-        if type(parameter.data).__name__ == "DTensor":
-            raise UsageError(f"parameter {name} is sharded over processes (FSDP): sharded models can't be measured")
         if not parameter.is_floating_point():
             raise UsageError(f"parameter {name} is {parameter.dtype}: only real floating-point parameters are measured")
-        if parameter.numel() == 0:
-            continue
-        first = owner.setdefault((parameter.device, parameter.data_ptr()), name)
-        if first != name:
-            raise UsageError(f"parameters {first} and {name} share memory: tie them as one Parameter object")
-
-
-def _shares(batches: Sequence[Any], weight_fn: Callable[[Any], float]) -> list[float]:
-    if not batches:
-        raise UsageError("no batches: the objective needs at least one micro-batch")
-    weights = [float(weight_fn(batch)) for batch in batches]
-    for index, weight in enumerate(weights):
-        if not (math.isfinite(weight) and weight >= 0):
-            raise UsageError(f"weight_fn gave {weight} for micro-batch {index}: a weight is a finite number ≥ 0")
-    total = math.fsum(weights)
-    if total == 0:
-        raise UsageError("all micro-batches have weight 0: they hold no valid label")
-    return [weight / total for weight in weights]
+    if found := shared_memory(parameters):
+        first, second = found
+        if first == second:
+            raise UsageError(f"parameter {first} holds elements that share memory (expanded?): clone it")
+        raise UsageError(f"parameters {first} and {second} share memory: tie them as one Parameter object")

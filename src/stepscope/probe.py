@@ -14,21 +14,21 @@ from types import TracebackType
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from stepscope.breakdown import Grouping, grouping
 from stepscope.candidates import Candidates, NoUpdateError
 from stepscope.directions import Factory
-from stepscope.errors import UsageError
+from stepscope.errors import UsageError, said
 from stepscope.interrupts import held
 from stepscope.made import ExpectedStep
 from stepscope.measurable import HALF, random_state
 from stepscope.measurement import Measurement, measure
-from stepscope.objective import LossFunction, Objective
+from stepscope.objective import LossFunction, Objective, is_out_of_memory
 from stepscope.records import Record, RunDirectory, latest, versions, write_atomically
 from stepscope.schedule import Plan, Schedule, paused
-from stepscope.selfcheck import SelfCheck, self_check
+from stepscope.selfcheck import ANOTHER_GRADIENT, SelfCheck, self_check
 from stepscope.steps import StepHook, unwrapped
 from stepscope.trackers import as_log, values_of
 from stepscope.vectors import Direction
@@ -61,6 +61,7 @@ class Probe:
         clip_fractions: how much of this step's gradient is clipped, one direction for each, to see along the training
             how much to clip. ``None``: the paper's (10% for SGD, 50% for others), none where ``directions`` are given.
         run_dir: directory for the records; ``None`` keeps them in memory.
+        overwrite: whether a training that begins (``step=0``) replaces the records that ``run_dir`` holds.
         log: where numbers go too: a function of ``(values, step)`` or a tracker (`stepscope.trackers.as_log`).
         max_overhead: the part of the training time that measuring may add; ``None`` for no limit. The checks at the
             start count, so the first measurement waits until the training has earned it.
@@ -101,6 +102,7 @@ class Probe:
         directions: Mapping[str, Factory] | None = None,
         clip_fractions: Sequence[float] | None = None,
         run_dir: str | os.PathLike[str] | None = None,
+        overwrite: bool = False,
         log: Any = None,
         max_overhead: float | None = 0.05,
         step: int = 0,
@@ -128,14 +130,15 @@ class Probe:
         self._failures = 0
         self._off = False
         self._closed = False
-        self._remarked = self._idle = False  # what is said once has been said
-        try:
+        self._remarked = self._idle = self._surrogate = False  # what is said once has been said
+        # A little of each weight, until a step is seen or something is measured.
+        self._untrained = [(p, _beginning(p).clone()) for p in self._held().values()]
+        with _refusing(
+            f"{type(self._optimizer).__name__} can't step on copies", "its update can't be known in advance"
+        ):
             followers = self._candidates.rehearse(self._objective.parameters)
+        with _refusing("this model can't be measured", "its loss needs a gradient in evaluation mode"):
             self.check: SelfCheck = self_check(self._objective)
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
-                raise
-            raise UsageError("not enough memory to measure: give smaller micro-batches of evaluation") from error
         if not self.check.repeatable:
             raise UsageError(f"this model can't be measured: {self.check.suspicions[0]}")
         for suspicion in self.check.suspicions:
@@ -150,7 +153,7 @@ class Probe:
             follow_cost=_seconds(lambda: followers.step(zeros)),
             first=step + 1,
         )
-        self._run = None if run_dir is None else self._opened(run_dir)
+        self._run = None if run_dir is None else self._opened(run_dir, overwrite)
         self._hook = StepHook(self._optimizer, self._before_step, self._after_step)
         self._schedule.begin(time.perf_counter() - started)
 
@@ -204,12 +207,14 @@ class Probe:
         """
         from stepscope.report import render_report
 
+        self._remark_unseen()
         run = {"configuration": self._configuration(), "context": self._context()}
         write_atomically(path, render_report(run, latest(self.records)).encode(errors="replace"))
         return Path(path)
 
     def close(self) -> None:
         """Takes the probe off the optimizer; closing twice does nothing."""
+        self._remark_unseen()
         self._closed = True
         self._hook.remove()
         self._keep_pending()
@@ -230,6 +235,7 @@ class Probe:
         if self._off:
             return
         self._schedule.arrive(entered)
+        self._untrained = []
         self.step += 1
         try:
             if self._pending:  # the step before was not made
@@ -309,6 +315,15 @@ class Probe:
             within_layers=within_layers,
             layer=self._layer,
         )
+        if self.check.gradient_agrees and not self._surrogate:
+            another = [label for label, m in found.items() if m.gradient_agrees is False]
+            if another:
+                self._surrogate = True
+                m = found[another[0]]
+                _logger.warning(
+                    "along %s the loss has the slope %.4g, and its gradient says %.4g: %s",
+                    another[0], m.loss_slope, m.slope, ANOTHER_GRADIENT,
+                )  # fmt: skip
         rates = [group.get("lr") for group in self._optimizer.param_groups]
         where = {"trajectory": type(self._optimizer).__name__, "seed": 0, "step": step}
         extra = {
@@ -336,6 +351,16 @@ class Probe:
             self._remarked = True
             _logger.warning("%s", remark)
 
+    def _remark_unseen(self) -> None:
+        """Says once that the training goes on without the optimizer that the probe is attached to."""
+        then, self._untrained = self._untrained, []
+        if any(not torch.equal(_beginning(p).to(start.device, start.dtype), start) for p, start in then):
+            _logger.warning(
+                "no step of %s was seen, yet the weights have moved: if another optimizer trains, or its step was "
+                "replaced, attach the probe to the one that does, after that",
+                type(self._optimizer).__name__,
+            )
+
     def _keep_pending(self) -> None:
         records, self._pending, self._expected = self._pending, [], None
         self._keep(records)
@@ -343,6 +368,7 @@ class Probe:
     def _keep(self, records: list[Record]) -> None:
         if not records:
             return
+        self._untrained = []
         for record in records:
             record["overshoot_smoothed"] = self._smoothed(record["direction"], record["overshoot"])
         self.records += records
@@ -354,8 +380,8 @@ class Probe:
     def _failed(self, error: Exception) -> None:
         """Training goes on; a probe that fails again and again is switched off."""
         self._failures += 1
-        said = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
-        _logger.warning("nothing measured at step %d (%s)", self.step, said)
+        why = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
+        _logger.warning("nothing measured at step %d (%s)", self.step, why)
         _logger.debug("the failure at step %d", self.step, exc_info=error)
         if self._failures >= _MAX_FAILURES:
             # The hook stays until `close`: this is called while the optimizer goes through its hooks.
@@ -404,14 +430,15 @@ class Probe:
         trial, measuring = 11, 5
         return raised + held * (following + updates + max(trial, measuring))
 
-    def _opened(self, run_dir: str | os.PathLike[str]) -> RunDirectory:
-        run = RunDirectory.open(run_dir, self._configuration(), context=self._context())
+    def _opened(self, run_dir: str | os.PathLike[str], overwrite: bool) -> RunDirectory:
+        anew = overwrite and not self.step
+        run = RunDirectory.open(run_dir, self._configuration(), context=self._context(), overwrite=anew)
         self.records = run.records()
         if self.records and not self.step:
             run.close()
             raise UsageError(
                 f"{run_dir} holds measurements up to step {max(r['step'] for r in self.records)} of another "
-                "training: give another run_dir, or the step from which this one goes on (step=…)"
+                "training: give another run_dir, the step from which this one goes on (step=…), or overwrite=True"
             )
         return run
 
@@ -435,8 +462,21 @@ class Probe:
         }
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+@contextmanager
+def _refusing(what: str, remedy: str) -> Iterator[None]:
+    """Makes one line of whatever goes wrong inside, at the start of a training."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise UsageError("not enough memory to measure: give smaller micro-batches of evaluation") from error
+        raise UsageError(f"{what} ({type(error).__name__}: {said(error)}): {remedy}") from error
+
+
+def _beginning(parameter: Tensor) -> Tensor:
+    return parameter.detach().reshape(-1)[:64]
 
 
 def _seconds(work: Callable[[], Any]) -> float:

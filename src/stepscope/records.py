@@ -159,6 +159,7 @@ class RunDirectory:
         configuration: Mapping[str, Any],
         *,
         context: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
     ) -> RunDirectory:
         """Creates a run directory, or continues one that was made with the same configuration.
 
@@ -167,6 +168,7 @@ class RunDirectory:
             configuration: what determines the measurements; anything that JSON can hold.
             context: what else should be known about them; `versions()` is added under `"versions"` if
                 missing. Kept from the first opening: a continued run doesn't change it.
+            overwrite: whether a run that the directory holds is deleted, of whatever configuration.
 
         Raises:
             UsageError: the configuration has no JSON form or is not the one that the directory was made with,
@@ -180,6 +182,8 @@ class RunDirectory:
         try:
             _refuse_foreign(directory)
             lock = _acquire(directory)
+            if overwrite and (directory / RUN_FILE).exists():
+                _delete_run(directory)
             run = _create_or_continue(directory, wanted, details)
             records, whole = _read_measurements(directory / MEASUREMENTS_FILE)
             file = _open_for_append(directory / MEASUREMENTS_FILE, whole)
@@ -316,6 +320,16 @@ def _acquire(directory: Path) -> Any:
     except (OSError, NotImplementedError) as error:
         raise UsageError(f"cannot write to {show(directory)}: {reason(error)}") from error
     return lock
+
+
+def _delete_run(directory: Path) -> None:
+    """Deletes the two files of a run, and of nothing else; the one that says what it was comes last."""
+    _read_run_file(directory)
+    try:
+        (directory / MEASUREMENTS_FILE).unlink(missing_ok=True)
+        (directory / RUN_FILE).unlink()
+    except OSError as error:
+        raise UsageError(f"cannot overwrite {show(directory)}: {reason(error)}") from error
 
 
 def _continued(directory: Path, wanted: dict[str, Any]) -> dict[str, Any]:

@@ -79,8 +79,11 @@ class Schedule:
     ) -> None:
         if not callable(every) and (not isinstance(every, int) or every < 1):
             raise UsageError(f"every is {every!r}: give a number of steps ≥ 1, or a function of the step")
-        if max_overhead is not None and not max_overhead > 0:
-            raise UsageError(f"max_overhead is {max_overhead}: give a part > 0 of the training time, or None")
+        if max_overhead is not None and not 0 < max_overhead <= 1:
+            raise UsageError(
+                f"max_overhead is {max_overhead}: give a part of the training time above 0 and up to 1 (0.05 is 5%), "
+                "or None for no limit"
+            )
         self._asks: Callable[[int], bool] = every if callable(every) else lambda step: step % every == 0
         self._max_overhead = math.inf if max_overhead is None else max_overhead
         self._cost = cost

@@ -14,6 +14,11 @@ from stepscope.errors import UsageError
 from stepscope.objective import Objective
 from stepscope.vectors import Direction
 
+ANOTHER_GRADIENT = (
+    "the gradient isn't that of the loss (a straight-through estimator, a stop-gradient, a gradient reversal, a custom "
+    "autograd function); slope and sharpness are those of the gradient, landscapes and decreases those of the loss"
+)
+
 Verdict = Literal["agrees", "kinked", "disagrees", "not compared"]
 
 
@@ -35,6 +40,7 @@ class SelfCheck:
         numerical_error: error bar of the latter.
         symmetric: ``aᵀHb = bᵀHa`` up to rounding, for the gradient and a random direction; ``None`` without double
             backward.
+        gradient_agrees: whether the gradient is that of the loss, by differences of losses along it.
         method: what to measure with.
         seconds_loss: time of one evaluation of the loss.
         seconds_gradient: time of one gradient.
@@ -49,6 +55,7 @@ class SelfCheck:
     by_difference: float
     numerical_error: float
     symmetric: bool | None
+    gradient_agrees: bool
     method: Method
     seconds_loss: float
     seconds_gradient: float
@@ -93,13 +100,19 @@ def self_check(objective: Objective) -> SelfCheck:
         finite = difference(objective, {"a": a})
         by_difference, bar = objective.mean(finite.sharpness["a"]), finite.numerical_error["a"] or 0.0
     verdict = _verdict(exact, by_difference, bar)
-    if verdict == "disagrees":
+    slopes = finite.slope_checks["a"]
+    if not slopes.agrees:
+        suspicions.append(
+            f"along its gradient the loss changes by {slopes.by_losses:.4g} a unit of length, and the gradient says "
+            f"{slopes.by_gradients:.4g}: {ANOTHER_GRADIENT}"
+        )
+    elif verdict == "disagrees":
         suspicions.append(
             f"double backward gives uᵀHu = {exact:.4g}, differences of gradients {by_difference:.4g} ± {bar:.2g}: an "
             "operation of the model has a wrong second derivative, so differences are used"
         )
     symmetric = None if asymmetry is None else asymmetry <= 1e-3
-    if symmetric is False and verdict != "disagrees":
+    if symmetric is False and verdict != "disagrees" and slopes.agrees:
         verdict = "disagrees"
         suspicions.append("aᵀHb and bᵀHa differ: an operation has a wrong second derivative, so differences are used")
     return SelfCheck(
@@ -111,6 +124,7 @@ def self_check(objective: Objective) -> SelfCheck:
         by_difference=by_difference,
         numerical_error=bar,
         symmetric=symmetric,
+        gradient_agrees=slopes.agrees,
         method="difference" if verdict in ("disagrees", "not compared") else "autograd",
         seconds_loss=seconds_loss,
         seconds_gradient=seconds_gradient,

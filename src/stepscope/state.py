@@ -8,7 +8,10 @@ its class. `State` finds all of that by one walk and can restore it.
 from __future__ import annotations
 
 import collections
+import collections.abc
+import copy
 import functools
+import itertools
 import operator
 import random
 import sys
@@ -23,6 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils import weak
+
+from stepscope.errors import UsageError
 
 T = TypeVar("T")
 
@@ -60,6 +65,11 @@ _LARGE = 2**26
 
 _MISSING = object()
 
+_ITERATING = ("builtins", "itertools", "torch.utils.data")
+
+_COPIES = sys.version_info < (3, 14)
+"""Later Pythons don't copy iterators."""
+
 
 class State:
     """Everything that some objects lead to and that can change, as it is now.
@@ -90,7 +100,8 @@ class State:
         self._through = through
         self._nodes: list[Node] = []
         self._data: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
-        self._versions: list[tuple[Tensor, int]] = []
+        self._versions: list[tuple[str, Tensor, int]] = []
+        self._iterators: dict[str, Any] = {}
         self._seen: dict[int, Any] = {}
         self._classes: set[type] = set()
         self._names: set[str] = set()
@@ -122,6 +133,25 @@ class State:
         for node in self._nodes:
             node.replace(substitutes)
 
+    def spare_iterators(self) -> None:
+        """Until `restore`, iterators are left alone: copies are read in their place, where there can be one.
+
+        What they have given can't be taken back. One that can't be copied raises a `UsageError` when it is read.
+        """
+        copied: tuple[type, ...] = (
+            itertools.count,
+            itertools.repeat,
+            type(iter([])),
+            type(iter(())),
+            type(iter(range(0))),
+        )
+        self.replace(
+            {
+                id(iterator): copy.copy(iterator) if type(iterator) in copied and _COPIES else _Unreadable(path)
+                for path, iterator in self._iterators.items()
+            }
+        )
+
     def restore(self) -> None:
         """Everything is as it was when it was found."""
         for node in self._nodes:
@@ -135,8 +165,12 @@ class State:
         for tensor, _, grad in self._data:
             if tensor.grad is not grad:
                 tensor.grad = grad
-        if changed := [(tensor, version) for tensor, version in self._versions if tensor._version != version]:
+        if changed := [(tensor, version) for _, tensor, version in self._versions if tensor._version != version]:
             torch._C._autograd._unsafe_set_version_counter(*zip(*changed, strict=True))
+
+    def written(self) -> dict[str, Tensor]:
+        """The tensors that were written to since they were met, by path."""
+        return {path: tensor for path, tensor, version in self._versions if tensor._version != version}
 
     def found(self, kind: type[T]) -> list[T]:
         """What was met of a type."""
@@ -203,6 +237,8 @@ class State:
         elif isinstance(value, set):
             self._nodes.append(_Set(path, value))
             self._items(path, value)
+        elif isinstance(value, collections.abc.Iterator) and kind.__module__.startswith(_ITERATING):
+            self._iterators[path] = value
         elif isinstance(value, weakref.ref):
             self._later(path, value())
         elif isinstance(value, type):
@@ -225,13 +261,13 @@ class State:
     def _tensor(self, path: str, tensor: Tensor) -> None:
         self.tensors[path] = tensor
         if not tensor.is_inference():
-            self._versions.append((tensor, tensor._version))
+            self._versions.append((path, tensor, tensor._version))
         if tensor.is_leaf:
             plain = type(tensor.data) is Tensor and tensor.layout == torch.strided
             self._data.append((tensor, tensor.data if plain else None, tensor.grad))
             if tensor.grad is not None:
                 self._later(f"{path}.grad", tensor.grad)
-        if tensor.requires_grad or vars(tensor):  # a rule may give its parameters attributes
+        if vars(tensor) or isinstance(tensor, nn.Parameter):  # a rule may keep its first state there
             self._attributes(path, tensor)
 
     def _items(self, path: str, items: Iterable[Any]) -> None:
@@ -548,6 +584,21 @@ class _Array(Node):
             self._array[...] = self._first
 
     restore = reset
+
+
+class _Unreadable:
+    """Stands for an iterator."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __iter__(self) -> _Unreadable:
+        return self
+
+    def __next__(self) -> Any:
+        raise UsageError(
+            f"{self._path} is an iterator, and what it gives can't be given again: measuring would use it up"
+        )
 
 
 def _is_or_counts(now: Any, before: Any) -> bool:

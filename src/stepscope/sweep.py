@@ -10,7 +10,7 @@ from torch import Tensor
 from stepscope.clipping import check_fraction, clamp_, fraction_threshold
 from stepscope.errors import UsageError
 from stepscope.measurement import Measurement, measure
-from stepscope.objective import Objective
+from stepscope.objective import Objective, check_objective
 
 FRACTIONS = (0.0, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
 
@@ -62,6 +62,7 @@ def clip_sweep(
         >>> [round(m.sharpness, 1) for m in sweep.measurements.values()], sweep.best
         ([99.9, 10.9], 0.1)
     """
+    check_objective(objective)
     if not fractions:
         raise UsageError("no fractions to sweep over")
     for fraction in fractions:

@@ -233,6 +233,11 @@ def test_another_training_in_the_same_directory_is_refused(tmp_path):
     trainer.add_callback(ProbeCallback(trainer, every=1, max_overhead=None, quiet=True, run_dir=tmp_path / "run"))
     with pytest.raises(UsageError, match="measurements up to step 2 of another training"):
         trainer.train()
+    trainer = trainer_of("t5", tmp_path / "out", max_steps=1)
+    settings = {"every": 1, "max_overhead": None, "quiet": True, "run_dir": tmp_path / "run", "overwrite": True}
+    trainer.add_callback(ProbeCallback(trainer, **settings))
+    trainer.train()
+    assert {r["step"] for r in read_run(tmp_path / "run")[1]} == {1}
 
 
 class Stream(torch.utils.data.IterableDataset):

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from stepscope.batches import IGNORED_LABEL
 from stepscope.directions import PseudoUpdates
 from stepscope.errors import UsageError
 from stepscope.experiments.compared import DIRECTIONS, TRAINING
@@ -30,6 +29,7 @@ from stepscope.objective import Objective
 from stepscope.records import Record, RunDirectory, read_run
 from stepscope.tasks import Batch, Task
 from stepscope.tasks.catalogue import TASKS
+from stepscope.weights import IGNORED_LABEL
 
 DISPLACEMENT = 1e-10
 """Half-length of the difference, relative to ``‖x‖``: hardly any rectifier changes sides within it, each of which would

@@ -11,12 +11,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from stepscope.batches import averaged_over, predicts_next_token
 from stepscope.errors import UsageError
 from stepscope.records import Record, RunDirectory, read_run
 from stepscope.tasks import Batch, Task
 from stepscope.tasks.images import ImagesConfig
 from stepscope.tasks.task import placed
+from stepscope.weights import averaged_over, predicts_next_token
 
 Progress = Callable[[float, str], None]
 """Called with the part of the whole that has been done (0 to 1), and what is going on."""

@@ -31,8 +31,8 @@ class ProbeCallback(Callback):  # type: ignore[misc]
         loss_fn: ``loss_fn(module, batch)`` gives the mean loss. ``training_step`` won't do: it logs.
         eval_batches: the fixed micro-batches that are measured on.
         optimizer: which of the module's optimizers, by its place.
-        settings: what `Probe` takes beside these: ``every``, ``directions``, ``clip_fractions``, ``run_dir``, ``log``,
-            ``max_overhead``, ``weight_fn``, ``layer``, ``quiet``.
+        settings: what `Probe` takes beside these: ``every``, ``directions``, ``clip_fractions``, ``run_dir``,
+            ``overwrite``, ``log``, ``max_overhead``, ``weight_fn``, ``layer``, ``quiet``.
 
     Attributes:
         probe: the `Probe`, from the beginning of the training on; ``None`` before, and in processes other than the

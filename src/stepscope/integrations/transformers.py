@@ -38,8 +38,8 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             label smoothing or ``compute_loss_func``.
         micro_batches: how many micro-batches of ``per_device_train_batch_size`` to take where `eval_batches` is
             ``None``.
-        settings: what `Probe` takes beside these: ``every``, ``directions``, ``clip_fractions``, ``run_dir``, ``log``,
-            ``max_overhead``, ``weight_fn``, ``layer``, ``quiet``.
+        settings: what `Probe` takes beside these: ``every``, ``directions``, ``clip_fractions``, ``run_dir``,
+            ``overwrite``, ``log``, ``max_overhead``, ``weight_fn``, ``layer``, ``quiet``.
 
     Attributes:
         probe: the `Probe`, from the beginning of the training on; ``None`` before, and in processes other than the

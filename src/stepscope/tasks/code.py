@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from stepscope.batches import IGNORED_LABEL
 from stepscope.errors import UsageError, require
 from stepscope.tasks.batching import (
     batches_by_length,
@@ -33,6 +32,7 @@ from stepscope.tasks.pretrained import (
 from stepscope.tasks.programs import load_programs
 from stepscope.tasks.task import Batch, Task
 from stepscope.tasks.tokenizer import END, PAD, learn_tokenizer
+from stepscope.weights import IGNORED_LABEL
 
 Example = list[int]
 

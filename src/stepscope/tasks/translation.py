@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from stepscope.batches import IGNORED_LABEL
 from stepscope.errors import UsageError, require
 from stepscope.tasks.batching import (
     batches_by_length,
@@ -24,6 +23,7 @@ from stepscope.tasks.pretrained import Weights, end_token, pad_token, published,
 from stepscope.tasks.sources import load_pairs
 from stepscope.tasks.task import Batch, Task
 from stepscope.tasks.tokenizer import END, PAD, learn_tokenizer
+from stepscope.weights import IGNORED_LABEL
 
 PREFIX = "translate English to French: "
 ACTIVATIONS = ("gelu", "relu")
