@@ -279,7 +279,11 @@ def random_state() -> Iterator[None]:
 
 def seed_everything(seed: int) -> None:
     """Seeds torch, Python and numpy; only inside `random_state`."""
-    torch.manual_seed(seed)
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:
+        # The same for the CPU alone; the other would note the call for a CUDA that may come, with its whole stack.
+        torch.default_generator.manual_seed(seed)
     random.seed(seed)
     numpy: Any = sys.modules.get("numpy")
     if numpy is not None:
