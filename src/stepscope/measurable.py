@@ -48,6 +48,7 @@ class Measurable:
 
     def __init__(self, model: nn.Module, others: Mapping[str, Any], dtype: torch.dtype | None) -> None:
         self.stand_ins: dict[int, nn.Parameter] = {}
+        self._model = model
         self._dtype = dtype
         self._state = State({"model": model, **others})
         # A teacher in half precision beside a model that isn't stays what the loss expects it to be.
@@ -55,7 +56,7 @@ class Measurable:
         self._modules: dict[int, nn.Module] = {}
         self._modes: list[tuple[nn.Module, bool]] = []
         self._hooks: list[tuple[nn.Parameter, Any]] = []
-        self._names: dict[int, str] = {}
+        self._known: set[int] = set()
         self._may_write: set[int] = set()
         self._watched: set[Hashable] = set()
         self._writes: list[WatchedWrites] = []
@@ -144,16 +145,16 @@ class Measurable:
         self._modules |= {id(module): module for module in new.values()}
         self._modes += [(module, module.training) for module in new.values()]
         substitutes: dict[int, Any] = {}
-        for path, module in new.items():
+        for module in new.values():
             # Not by `eval()`: modules override it, to merge adapters into weights for one.
             module.training = False
             for name in ("_backward_hooks", "_backward_pre_hooks"):
                 # A backward hook can change the gradient that is measured.
                 if module.__dict__.get(name):
                     module.__dict__[name] = OrderedDict()
-            for name, parameter in module.named_parameters(path, recurse=False):
-                if id(parameter) not in self._names and id(parameter) not in substitutes:
-                    self._parameter(name, parameter, module, substitutes)
+            for parameter in module.parameters(recurse=False):
+                if id(parameter) not in self._known:
+                    self._parameter(parameter, module, substitutes)
             for buffer in module._buffers.values():
                 # A module may write into its buffers; one that several share stays shared.
                 if buffer is not None and id(buffer) not in substitutes:
@@ -162,13 +163,13 @@ class Measurable:
         self._state.spare_iterators()
         self._state.enter()
 
-    def _parameter(self, name: str, parameter: nn.Parameter, module: nn.Module, substitutes: dict[int, Any]) -> None:
+    def _parameter(self, parameter: nn.Parameter, module: nn.Module, substitutes: dict[int, Any]) -> None:
         """Its gradient and hooks are taken off; in another dtype, another takes its place.
 
         Never by ``parameter.data = ``: another dtype there makes autograd forget the node that gathers its gradient,
         and with it the hooks by which `DistributedDataParallel` synchronizes.
         """
-        self._names[id(parameter)] = name
+        self._known.add(id(parameter))
         self._hooks.append((parameter, parameter._backward_hooks))
         parameter.grad = None
         parameter._backward_hooks = None
@@ -177,7 +178,7 @@ class Measurable:
             stand_in = nn.Parameter(data, parameter.requires_grad)
             stand_in.__dict__.update(vars(parameter))
             self.stand_ins[id(parameter)] = substitutes[id(parameter)] = stand_in
-            self._names[id(stand_in)] = name
+            self._known.add(id(stand_in))
         elif getattr(module, "max_norm", None) is not None:
             # Such an embedding rescales its weights when it is called.
             self._may_write.add(id(parameter))
@@ -198,16 +199,15 @@ class Measurable:
         return data.clone() if copy else data
 
     def _refuse_written(self, writes: WatchedWrites) -> None:
+        """Refuses a loss that writes to a parameter of the model; what it writes elsewhere is reset."""
         if not writes.written:
             return
-        for module in self._modules.values():
-            for name, parameter in module.named_parameters(recurse=False):
-                if id(parameter) not in self._may_write and writes.has_kept(parameter):
-                    known = self._names.get(id(parameter), name)
-                    raise UsageError(
-                        f"{known} is written to when the loss is evaluated: a loss that changes weights can't be "
-                        "measured (RWKV: config.rescale_every = 0)"
-                    )
+        for name, parameter in self._model.named_parameters():
+            if id(parameter) not in self._may_write and writes.has_kept(parameter):
+                raise UsageError(
+                    f"{name} is written to when the loss is evaluated: a loss that changes the weights can't be "
+                    "measured (RWKV: config.rescale_every = 0)"
+                )
 
 
 def _is_same(a: Any, b: Any) -> bool:

@@ -216,12 +216,14 @@ class State:
         self._seen[id(value)] = value
         if isinstance(value, Tensor):
             self._tensor(path, value)
+        elif isinstance(value, torch.jit.ScriptModule):
+            # Its state lies outside of Python, and its parts are made when they are asked for.
+            self.modules |= {f"{path}.{name}".rstrip("."): part for name, part in value.named_modules()}
+            for name, parameter in value.named_parameters():
+                self._later(f"{path}.{name}", parameter)
         elif isinstance(value, nn.Module):
             self.modules[path] = value
             self._attributes(path, value)
-            if isinstance(value, torch.jit.ScriptModule):  # which keeps its parts elsewhere
-                for name, part in (*value.named_parameters(recurse=False), *value.named_children()):
-                    self._later(f"{path}.{name}", part)
             self._class(path, kind)
         elif isinstance(value, types.FunctionType):
             self._function(path, value)
@@ -334,6 +336,7 @@ class State:
             if base is Optimizer or base in self._classes or not (users or optimizer):
                 continue
             self._classes.add(base)
+            self._nodes.append(_Names(path, base))
             for name, attribute in list(vars(base).items()):
                 function = getattr(attribute, "__func__", getattr(attribute, "fget", attribute))
                 if isinstance(function, types.FunctionType):
@@ -559,6 +562,23 @@ class _Value(Node):
             self._drop()
         else:
             self._write(wanted)
+
+
+class _Names(Node):
+    """The attributes that a class has, to take new ones away."""
+
+    def __init__(self, path: str, owner: type) -> None:
+        self.path, self._owner = f"{path}'s class", owner
+        self._first = set(vars(owner))
+
+    def differs(self) -> bool:
+        return bool(vars(self._owner).keys() - self._first)
+
+    def reset(self) -> None:
+        for name in vars(self._owner).keys() - self._first:
+            type.__delattr__(self._owner, name)
+
+    restore = reset
 
 
 class _Generator(Node):
