@@ -262,7 +262,7 @@ class State:
         self.tensors[path] = tensor
         if not tensor.is_inference():
             self._versions.append((path, tensor, tensor._version))
-        if tensor.is_leaf:
+        if _is_leaf(tensor):
             plain = type(tensor.data) is Tensor and tensor.layout == torch.strided
             self._data.append((tensor, tensor.data if plain else None, tensor.grad))
             if tensor.grad is not None:
@@ -649,6 +649,13 @@ def _attribute_of_class(path: str, owner: type, name: str) -> _Value:
         functools.partial(type.__setattr__, owner, name),
         functools.partial(type.__delattr__, owner, name),
     )
+
+
+def _is_leaf(tensor: Tensor) -> bool:
+    try:
+        return tensor.is_leaf
+    except RuntimeError:  # a view made without gradients, of what was then written to with them
+        return True
 
 
 def _is_same_memory(a: Tensor, b: Tensor) -> bool:
