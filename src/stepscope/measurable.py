@@ -185,13 +185,11 @@ class Measurable:
 
     def _raise_tensors(self) -> None:
         """Tensors that are neither parameters nor buffers, such as a queue or weights of classes."""
-        held = {id(buffer) for module in self._state.modules.values() for buffer in module._buffers.values()}
-        held |= {id(t.grad) for t in self._state.tensors.values() if t.is_leaf}
-        for tensor in self._state.tensors.values():
-            if id(tensor) not in held and tensor.is_leaf and not isinstance(tensor, nn.Parameter):
+        buffers = {id(buffer) for module in self._state.modules.values() for buffer in module._buffers.values()}
+        for tensor in self._state.exchangeable():
+            if id(tensor) not in buffers and not isinstance(tensor, nn.Parameter):
                 measured = self._as_measured(tensor.detach())
                 if measured.dtype != tensor.dtype:
-                    tensor.grad = None
                     tensor.data = measured
 
     def _as_measured(self, data: Tensor, *, copy: bool = False) -> Tensor:
@@ -281,7 +279,11 @@ def random_state() -> Iterator[None]:
 
 def seed_everything(seed: int) -> None:
     """Seeds torch, Python and numpy; only inside `random_state`."""
-    torch.manual_seed(seed)
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:
+        # The same for the CPU alone; the other would note the call for a CUDA that may come, with its whole stack.
+        torch.default_generator.manual_seed(seed)
     random.seed(seed)
     numpy: Any = sys.modules.get("numpy")
     if numpy is not None:

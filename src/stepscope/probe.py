@@ -67,6 +67,7 @@ class Probe:
             start count, so the first measurement waits until the training has earned it.
         step: steps that the training made before: where it goes on from a checkpoint, so that the records go on too.
         weight_fn: see `Objective`.
+        modules: see `Objective`: modules beside `model` that `loss_fn` calls, where they can't be found from it.
         layer: what a layer is in the breakdown: see `measure`.
         quiet: whether to keep the announcement of cost to itself.
 
@@ -107,6 +108,7 @@ class Probe:
         max_overhead: float | None = 0.05,
         step: int = 0,
         weight_fn: Callable[[Any], float] | None = None,
+        modules: Iterable[nn.Module] = (),
         layer: Grouping | Mapping[str, str] | None = None,
         quiet: bool = False,
     ) -> None:
@@ -114,8 +116,8 @@ class Probe:
         self._optimizer = unwrapped(optimizer)
         if isinstance(self._optimizer, torch.optim.LBFGS):
             raise UsageError("LBFGS reevaluates the loss within its step, so its update can't be known in advance")
-        self._objective = Objective(model, loss_fn, eval_batches, weight_fn)
-        self._weight_fn = weight_fn
+        self._weight_fn, self._modules = weight_fn, list(modules)
+        self._objective = Objective(model, loss_fn, eval_batches, weight_fn, modules=self._modules)
         self.eval_batches: list[Any] = self._objective.batches
         self._layer = grouping(layer, self._objective.parameters)
         self._clip_fractions = None if clip_fractions is None else list(clip_fractions)
@@ -397,7 +399,8 @@ class Probe:
         model = self._objective.model
         trainable = [p for p in model.parameters() if p.requires_grad]
         if list(map(id, trainable)) != list(map(id, self._objective.parameters.values())):
-            self._objective = Objective(model, self._objective.loss_fn, self.eval_batches, self._weight_fn)
+            loss_fn = self._objective.loss_fn
+            self._objective = Objective(model, loss_fn, self.eval_batches, self._weight_fn, modules=self._modules)
             grouping(self._layer, self._objective.parameters)
         if self._candidates.lost_track(self._objective.parameters):
             self._candidates.lose()
@@ -457,6 +460,7 @@ class Probe:
         return {
             "source": {"title": "the run's own evaluation batches"},
             "model": {"title": f"Optimizing {name}"},
+            "weights": {"by": self._objective.weighting.by, "check": self._objective.weighting.check},
             "self_check": {**vars(self.check), "suspicions": list(self.check.suspicions)},
             "versions": versions(),
         }

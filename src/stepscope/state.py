@@ -99,7 +99,8 @@ class State:
         self.tensors: dict[str, Tensor] = {}
         self._through = through
         self._nodes: list[Node] = []
-        self._data: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
+        self._data: list[tuple[Tensor, Tensor]] = []
+        self._grads: list[tuple[Tensor, Tensor | None]] = []
         self._versions: list[tuple[str, Tensor, int]] = []
         self._iterators: dict[str, Any] = {}
         self._seen: dict[int, Any] = {}
@@ -156,13 +157,14 @@ class State:
         """Everything is as it was when it was found."""
         for node in self._nodes:
             node.restore()
-        for tensor, data, grad in self._data:
+        for tensor, grad in self._grads:
             if tensor.grad is not grad:
                 tensor.grad = None
-            if data is not None and not _is_same_memory(tensor, data):
+        for tensor, data in self._data:
+            if not _is_same_memory(tensor, data):
                 tensor.data = data
         # Last, for a gradient must be of its parameter's dtype.
-        for tensor, _, grad in self._data:
+        for tensor, grad in self._grads:
             if tensor.grad is not grad:
                 tensor.grad = grad
         if changed := [(tensor, version) for _, tensor, version in self._versions if tensor._version != version]:
@@ -176,6 +178,11 @@ class State:
         """What was met of a type."""
         return [value for value in self._seen.values() if isinstance(value, kind)]
 
+    def exchangeable(self) -> list[Tensor]:
+        """The tensors whose data can be exchanged until `restore`, but for gradients."""
+        gradients = {id(grad) for _, grad in self._grads}
+        return [tensor for tensor, _ in self._data if id(tensor) not in gradients]
+
     def stand_in(self, but: Container[int] = ()) -> list[Tensor]:
         """Until `restore`, tensors have copies of their data; those that share memory share its copy.
 
@@ -186,8 +193,8 @@ class State:
             The tensors that have one.
         """
         sharing: dict[tuple[torch.device, int], list[tuple[Tensor, Tensor]]] = {}
-        for tensor, data, _ in self._data:
-            if data is not None and not data.is_meta and id(tensor) not in but:
+        for tensor, data in self._data:
+            if not data.is_meta and id(tensor) not in but:
                 memory = data.device, data.untyped_storage().data_ptr()
                 sharing.setdefault(memory, []).append((tensor, data))
         for group in sharing.values():
@@ -262,9 +269,11 @@ class State:
         self.tensors[path] = tensor
         if not tensor.is_inference():
             self._versions.append((path, tensor, tensor._version))
-        if _is_leaf(tensor):
-            plain = type(tensor.data) is Tensor and tensor.layout == torch.strided
-            self._data.append((tensor, tensor.data if plain else None, tensor.grad))
+        leaf = _is_leaf(tensor)
+        if leaf is not False and type(tensor.data) is Tensor and tensor.layout == torch.strided:
+            self._data.append((tensor, tensor.data))
+        if leaf:
+            self._grads.append((tensor, tensor.grad))
             if tensor.grad is not None:
                 self._later(f"{path}.grad", tensor.grad)
         if vars(tensor) or isinstance(tensor, nn.Parameter):  # a rule may keep its first state there
@@ -651,11 +660,12 @@ def _attribute_of_class(path: str, owner: type, name: str) -> _Value:
     )
 
 
-def _is_leaf(tensor: Tensor) -> bool:
+def _is_leaf(tensor: Tensor) -> bool | None:
+    """Whether no graph made it; ``None`` where torch doesn't say so, of some views that were made without gradients."""
     try:
         return tensor.is_leaf
-    except RuntimeError:  # a view made without gradients, of what was then written to with them
-        return True
+    except RuntimeError:
+        return None
 
 
 def _is_same_memory(a: Tensor, b: Tensor) -> bool:

@@ -9,10 +9,10 @@ import torch
 pytest.importorskip("transformers")
 pytest.importorskip("tokenizers")
 
-from stepscope.batches import IGNORED_LABEL
 from stepscope.errors import UsageError
 from stepscope.tasks.tokenizer import END, PAD, SMALLEST_VOCABULARY, learn_tokenizer
 from stepscope.tasks.translation import SCALES, collate, translation
+from stepscope.weights import IGNORED_LABEL
 
 SMOKE = SCALES["smoke"]
 NUMBERS = (("one", "un"), ("two", "deux"), ("three", "trois"), ("four", "quatre"), ("five", "cinq"), ("six", "six"))

@@ -32,7 +32,7 @@ class ProbeCallback(Callback):  # type: ignore[misc]
         eval_batches: the fixed micro-batches that are measured on.
         optimizer: which of the module's optimizers, by its place.
         settings: what `Probe` takes beside these: ``every``, ``directions``, ``clip_fractions``, ``run_dir``,
-            ``overwrite``, ``log``, ``max_overhead``, ``weight_fn``, ``layer``, ``quiet``.
+            ``overwrite``, ``log``, ``max_overhead``, ``weight_fn``, ``modules``, ``layer``, ``quiet``.
 
     Attributes:
         probe: the `Probe`, from the beginning of the training on; ``None`` before, and in processes other than the

@@ -39,7 +39,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         micro_batches: how many micro-batches of ``per_device_train_batch_size`` to take where `eval_batches` is
             ``None``.
         settings: what `Probe` takes beside these: ``every``, ``directions``, ``clip_fractions``, ``run_dir``,
-            ``overwrite``, ``log``, ``max_overhead``, ``weight_fn``, ``layer``, ``quiet``.
+            ``overwrite``, ``log``, ``max_overhead``, ``weight_fn``, ``modules``, ``layer``, ``quiet``.
 
     Attributes:
         probe: the `Probe`, from the beginning of the training on; ``None`` before, and in processes other than the
