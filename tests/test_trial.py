@@ -760,12 +760,23 @@ def test_an_iterator_that_cannot_be_copied_is_not_read():
     assert next(optimizer.rates) == 0.1
 
 
-def test_a_view_that_torch_does_not_let_be_copied_is_no_hindrance():
-    """As heavyball's SOAP keeps them: made without gradients, of a weight that is then written to with them."""
+def test_a_view_that_torch_lets_nobody_differentiate_is_followed():
+    """As heavyball's SOAP keeps them: made without gradients, of what is then written to with them."""
+
+    class Viewing(Rule):
+        def prepare(self):
+            base = torch.ones(1500, requires_grad=True).clone()
+            with torch.no_grad():
+                self.momentum = base[:1000]
+            base.mul_(2)
+
+        def one(self, index, p, lr):
+            self.momentum.add_(p.grad)
+            p.add_(self.momentum, alpha=-lr)
+
     w = loaded()
-    sgd = torch.optim.SGD([w], lr=0.5)
-    base = torch.ones(4, requires_grad=True).clone()
-    with torch.no_grad():
-        sgd.view = base[:2]
-    base.mul_(2)
-    torch.testing.assert_close(next_update(sgd, {"w": w})["w"], -0.5 * w.grad, rtol=1e-6, atol=0)
+    optimizer = Viewing([w])
+    before = optimizer.momentum.data.clone()
+    for _ in range(2):
+        torch.testing.assert_close(next_update(optimizer, {"w": w})["w"], -0.1 * (2 + w.grad), rtol=1e-6, atol=1e-8)
+    assert torch.equal(optimizer.momentum.data, before)

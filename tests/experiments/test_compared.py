@@ -47,7 +47,8 @@ def test_adam_clips_half(updates):
     torch.testing.assert_close(updates["adam clip 50% (gradient)"], adam(*clip, *clip), rtol=1e-4, atol=1e-9)
     update = adam(first, second, first, second)
     limit = update.abs().flatten().sort(descending=True).values[10]
-    torch.testing.assert_close(updates["adam clip 50% (update)"], update.clamp(-limit, limit), rtol=1e-4, atol=1e-9)
+    # Clipped is the difference of the weights, as it is made: beside 1, with their rounding.
+    torch.testing.assert_close(updates["adam clip 50% (update)"], update.clamp(-limit, limit), rtol=1e-4, atol=1e-7)
 
 
 def test_lion_and_its_clip(updates):
