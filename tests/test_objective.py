@@ -485,3 +485,46 @@ def test_the_memory_of_displaced_points_is_given_back():
     objective = Objective(linear(), mean_square, ONES)
     objective.loss_at({"weight": torch.ones(1, 2)}, 1.0)
     assert objective._scratch == []
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_scripted_modules_are_refused_for_they_compute_otherwise_after_some_calls():
+    """Also as a teacher: torch.jit's executor profiles its first calls."""
+    scripted, model = torch.jit.script(linear()), linear()
+    with pytest.raises(UsageError, match="model is scripted"):
+        Objective(scripted, mean_square, ONES).loss()
+    with pytest.raises(UsageError, match=r"scripted \(torch\.jit\)"):
+        Objective(model, lambda m, b: (m(b) - scripted(b).detach()).square().mean(), ONES).loss()
+
+
+def test_the_nodes_that_gather_gradients_stay():
+    """DistributedDataParallel hooks them, and would no longer synchronize a model in half precision."""
+    model = linear().bfloat16()
+    fired = Log()
+    nodes = [p.expand_as(p).grad_fn.next_functions[0][0] for p in model.parameters()]
+    for node in nodes:
+        node.register_hook(lambda *_: fired() and None)
+    batch = torch.ones(3, 2, dtype=torch.bfloat16)
+    objective = Objective(model, mean_square, [batch])
+    stepscope.measure(objective, {"d": {n: torch.ones_like(p) for n, p in objective.parameters.items()}})
+    mean_square(model, batch).backward()
+    assert len(fired) == len(nodes) == 2
+
+
+def test_a_loss_may_write_to_what_is_not_the_models():
+    """An exponential average of the weights that the loss itself keeps."""
+    model, average = linear(), linear()
+    before = [p.detach().clone() for p in average.parameters()]
+
+    def loss(model, batch):
+        with torch.no_grad():
+            for mean, p in zip(average.parameters(), model.parameters(), strict=True):
+                mean.lerp_(p, 0.5)
+        return (model(batch) - average(batch).detach()).square().mean()
+
+    objective = Objective(model, loss, ONES)
+    assert objective.loss() == objective.loss()
+    versions = [p._version for p in average.parameters()]
+    stepscope.measure(objective, {"d": {"bias": torch.ones(1)}}, landscape=True)
+    assert all(torch.equal(a, b) for a, b in zip(before, average.parameters(), strict=True))
+    assert [p._version for p in average.parameters()] == versions

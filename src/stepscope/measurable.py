@@ -141,7 +141,14 @@ class Measurable:
                 self._take_in({name: module} | self._state.add({name: module}))
 
     def _take_in(self, modules: Mapping[str, nn.Module]) -> None:
+        """Makes modules measurable, and remembers how they were."""
         new = {path: module for path, module in modules.items() if id(module) not in self._modules}
+        for path, module in new.items():
+            if isinstance(module, torch.jit.ScriptModule):
+                raise UsageError(
+                    f"{path} is scripted (torch.jit), and computes otherwise after its first calls, so that measuring "
+                    "would change training by rounding: give the module that it was made of"
+                )
         self._modules |= {id(module): module for module in new.values()}
         self._modes += [(module, module.training) for module in new.values()]
         substitutes: dict[int, Any] = {}

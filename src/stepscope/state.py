@@ -217,10 +217,7 @@ class State:
         if isinstance(value, Tensor):
             self._tensor(path, value)
         elif isinstance(value, torch.jit.ScriptModule):
-            # Its state lies outside of Python, and its parts are made when they are asked for.
-            self.modules |= {f"{path}.{name}".rstrip("."): part for name, part in value.named_modules()}
-            for name, parameter in value.named_parameters():
-                self._later(f"{path}.{name}", parameter)
+            self.modules[path] = value  # what it holds lies outside of Python
         elif isinstance(value, nn.Module):
             self.modules[path] = value
             self._attributes(path, value)
