@@ -119,6 +119,23 @@ def test_a_scripted_model():
     assert measured(scripted, batch).sharpness == pytest.approx(measured(eager, batch).sharpness, rel=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_probe_refuses_scripted_modules_for_they_compute_otherwise_after_some_calls():
+    """Also as a teacher: torch.jit's executor profiles the first calls of each."""
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)))
+    batch = (torch.randn(5, 4), torch.randint(0, 3, (5,)))
+    with pytest.raises(UsageError, match="model is scripted"):
+        Probe(scripted, torch.optim.SGD(scripted.parameters()), loss_fn, [batch], quiet=True)
+    model = nn.Linear(4, 3)
+    distilled = lambda m, b: (m(b[0]) - scripted(b[0]).detach()).square().mean()  # noqa: E731
+    with pytest.raises(UsageError, match="scripted is scripted"):
+        Probe(model, torch.optim.SGD(model.parameters()), distilled, [batch], quiet=True)
+    before = {name: tensor.clone() for name, tensor in scripted.state_dict().items()}
+    measured(scripted, batch)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in scripted.state_dict().items())
+    assert scripted.training
+
+
 def test_a_loss_that_holds_derivatives():
     """A penalty on the slope of w₁·tanh(w₀x): against its closed form (w₀w₁(1 − tanh²(w₀x)))²."""
     w = nn.ParameterDict({"w": nn.Parameter(torch.tensor([0.7, -1.3], dtype=torch.float64))})

@@ -487,16 +487,6 @@ def test_the_memory_of_displaced_points_is_given_back():
     assert objective._scratch == []
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
-def test_scripted_modules_are_refused_for_they_compute_otherwise_after_some_calls():
-    """Also as a teacher: torch.jit's executor profiles its first calls."""
-    scripted, model = torch.jit.script(linear()), linear()
-    with pytest.raises(UsageError, match="model is scripted"):
-        Objective(scripted, mean_square, ONES).loss()
-    with pytest.raises(UsageError, match=r"scripted \(torch\.jit\)"):
-        Objective(model, lambda m, b: (m(b) - scripted(b).detach()).square().mean(), ONES).loss()
-
-
 def test_the_nodes_that_gather_gradients_stay():
     """DistributedDataParallel hooks them, and would no longer synchronize a model in half precision."""
     model = linear().bfloat16()

@@ -21,7 +21,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._python_dispatch import _disable_current_modes
 
 from stepscope.errors import UsageError
-from stepscope.state import Node, State
+from stepscope.places import Place
+from stepscope.state import State
 from stepscope.writes import WatchedWrites
 
 HALF = (torch.float16, torch.bfloat16)
@@ -46,11 +47,11 @@ class Measurable:
         stand_ins: ``{id of a parameter: parameter in its place}``, of those that are measured in another dtype.
     """
 
-    def __init__(self, model: nn.Module, others: Mapping[str, Any], dtype: torch.dtype | None) -> None:
+    def __init__(self, model: nn.Module, roots: Mapping[str, Any], dtype: torch.dtype | None) -> None:
         self.stand_ins: dict[int, nn.Parameter] = {}
         self._model = model
         self._dtype = dtype
-        self._state = State({"model": model, **others})
+        self._state = State(roots)
         # A teacher in half precision beside a model that isn't stays what the loss expects it to be.
         self._raises = dtype is not None or any(p.dtype in HALF for p in model.parameters())
         self._modules: dict[int, nn.Module] = {}
@@ -60,7 +61,7 @@ class Measurable:
         self._may_write: set[int] = set()
         self._watched: set[Hashable] = set()
         self._writes: list[WatchedWrites] = []
-        self._moved: list[Node] = []
+        self._moved: list[Place] = []
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -88,10 +89,10 @@ class Measurable:
             return call()
         self._watched.add(key)
         result = self._evaluated_watching(call)
-        counting = [node for node in self._moved if node.only_counts()]
+        counting = [place for place in self._moved if place.only_counts()]
         if counting:
             # A counter or a log goes on counting until the end, unless the loss depends on it.
-            self._moved = [node for node in self._moved if node not in counting]
+            self._moved = [place for place in self._moved if place not in counting]
             self._reset()
             again = call()
             if not _is_same(result, again):
@@ -112,7 +113,7 @@ class Measurable:
                 result = call()
         finally:
             handle.remove()
-            self._moved += [node for node in self._state.changed() if node not in self._moved]
+            self._moved += [place for place in self._state.changed() if place not in self._moved]
         self._refuse_written(writes)
         return result
 
@@ -130,8 +131,8 @@ class Measurable:
     def _reset(self) -> None:
         for writes in self._writes:
             writes.restore()
-        for node in self._moved:
-            node.reset()
+        for place in self._moved:
+            place.reset()
 
     def _met(self, module: nn.Module, _: Any) -> None:
         """A module is about to be called: one that no walk has found is taken in before it changes anything."""
@@ -143,12 +144,6 @@ class Measurable:
     def _take_in(self, modules: Mapping[str, nn.Module]) -> None:
         """Makes modules measurable, and remembers how they were."""
         new = {path: module for path, module in modules.items() if id(module) not in self._modules}
-        for path, module in new.items():
-            if isinstance(module, torch.jit.ScriptModule):
-                raise UsageError(
-                    f"{path} is scripted (torch.jit), and computes otherwise after its first calls, so that measuring "
-                    "would change training by rounding: give the module that it was made of"
-                )
         self._modules |= {id(module): module for module in new.values()}
         self._modes += [(module, module.training) for module in new.values()]
         substitutes: dict[int, Any] = {}
@@ -224,13 +219,14 @@ def _is_same(a: Any, b: Any) -> bool:
 
 @contextmanager
 def measurable(
-    model: nn.Module, others: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None
+    model: nn.Module, roots: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None
 ) -> Iterator[Measurable]:
     """Inside, `model` is a deterministic and twice differentiable function; outside, all is as it was found.
 
     Args:
         model: the module.
-        others: ``{name: object}`` of what else is evaluated: the loss function, modules that it calls.
+        roots: ``{name: object}`` of all that is evaluated: model, loss function, modules that it calls. ``None``
+            for the model alone.
         dtype: the floating-point type to measure in (see `measured_dtype`).
 
     Raises:
@@ -241,7 +237,7 @@ def measurable(
         stack.enter_context(_without_fast_path())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        measured = Measurable(model, others or {}, dtype)
+        measured = Measurable(model, roots or {"model": model}, dtype)
         moved: list[str] = []
         stack.callback(lambda: moved.extend(measured.restore()))
         measured.prepare()

@@ -22,6 +22,7 @@ from stepscope.interrupts import held
 from stepscope.measurable import HALF, Measurable, measurable, measured_dtype, random_state, seed_everything
 from stepscope.memory import shared_memory
 from stepscope.sharding import sharded, sharded_module
+from stepscope.state import State
 from stepscope.vectors import Direction
 from stepscope.weights import weighting
 
@@ -136,13 +137,20 @@ class Objective:
         with held():
             parameters = self.parameters
             try:
-                with measurable(self.model, {"loss_fn": self.loss_fn, **self._reached}, self.dtype) as measured:
+                with measurable(self.model, self._roots(), self.dtype) as measured:
                     self._measured, self._measuring = measured, 1
                     self.parameters = {name: measured.stand_ins.get(id(p), p) for name, p in parameters.items()}
                     yield
             finally:
                 self.parameters = parameters
                 self._measuring, self._displaced, self._scratch, self._measured = 0, 0, [], None
+
+    def modules(self) -> dict[str, nn.Module]:
+        """All modules that the loss is known to reach, the model's among them, by how they are reached."""
+        return State(self._roots()).modules
+
+    def _roots(self) -> dict[str, Any]:
+        return {"model": self.model, "loss_fn": self.loss_fn, **self._reached}
 
     def losses(self) -> Iterator[tuple[float, Tensor]]:
         """Each micro-batch's share and its loss, a scalar tensor with its graph, at the present parameters.

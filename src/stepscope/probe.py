@@ -118,6 +118,7 @@ class Probe:
             raise UsageError("LBFGS reevaluates the loss within its step, so its update can't be known in advance")
         self._weight_fn, self._modules = weight_fn, list(modules)
         self._objective = Objective(model, loss_fn, eval_batches, weight_fn, modules=self._modules)
+        _refuse_scripted(self._objective)
         self.eval_batches: list[Any] = self._objective.batches
         self._layer = grouping(layer, self._objective.parameters)
         self._clip_fractions = None if clip_fractions is None else list(clip_fractions)
@@ -464,6 +465,15 @@ class Probe:
             "self_check": {**vars(self.check), "suspicions": list(self.check.suspicions)},
             "versions": versions(),
         }
+
+
+def _refuse_scripted(objective: Objective) -> None:
+    for path, module in objective.modules().items():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UsageError(
+                f"{path} is scripted (torch.jit): it computes otherwise after its first calls, so that measuring would "
+                "change the training by rounding; give the module that it was made of"
+            )
 
 
 @contextmanager

@@ -1,0 +1,295 @@
+"""What can change, and how it is remembered and restored: dictionaries, lists, single values, generators, arrays."""
+
+from __future__ import annotations
+
+import collections
+import operator
+import random
+import types
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_MISSING = object()
+
+
+class Place:
+    """One place whose content can change, and can be changed back.
+
+    Args:
+        path: how it is reached.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._first = self._entered = self._content()
+
+    def enter(self) -> None:
+        """What is there now is what `reset` goes back to."""
+        self._entered = self._first if self._holds(self._first) else self._content()
+
+    def differs(self) -> bool:
+        """Whether it is another than at `enter`."""
+        return not self._holds(self._entered)
+
+    def only_counts(self) -> bool:
+        """Whether it differs as a counter or a log does: by whole numbers, or a list that has grown."""
+        return False
+
+    def reset(self) -> None:
+        """As it was at `enter`."""
+        if not self._holds(self._entered):
+            self._become(self._entered)
+
+    def restore(self) -> None:
+        """As it was first."""
+        if not self._holds(self._first):
+            self._become(self._first)
+
+    def replace(self, substitutes: Mapping[int, Any]) -> None:
+        """Puts other objects in the places of some, by their identity."""
+
+    def _content(self) -> Any:
+        """A copy of what is there, one level deep."""
+        raise NotImplementedError
+
+    def _holds(self, content: Any) -> bool:
+        raise NotImplementedError
+
+    def _become(self, content: Any) -> None:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return repr(self.path)
+
+
+class Dictionary(Place):
+    """A dictionary, an object's attributes among them."""
+
+    def __init__(self, path: str, mapping: dict[Any, Any]) -> None:
+        self._mapping = mapping
+        super().__init__(path)
+
+    def only_counts(self) -> bool:
+        """See `Place`."""
+        now, before = self._mapping, self._entered
+        return (
+            len(now) == len(before)
+            and all(map(operator.is_, now, before))
+            and all(map(_is_or_counts, now.values(), before.values()))
+        )
+
+    def replace(self, substitutes: Mapping[int, Any]) -> None:
+        """See `Place`."""
+        for key, value in self._mapping.items():
+            if id(value) in substitutes:
+                self._mapping[key] = substitutes[id(value)]
+
+    def _content(self) -> dict[Any, Any]:
+        return dict(self._mapping)
+
+    def _holds(self, content: dict[Any, Any]) -> bool:
+        now = self._mapping
+        return (
+            len(now) == len(content)
+            and all(map(operator.is_, now.values(), content.values()))
+            and all(map(operator.is_, now, content))
+        )
+
+    def _become(self, content: dict[Any, Any]) -> None:
+        # Not by the object's own methods: a subclass may do more in them.
+        kind: Any = collections.OrderedDict if isinstance(self._mapping, collections.OrderedDict) else dict
+        kind.clear(self._mapping)
+        for key, value in content.items():
+            kind.__setitem__(self._mapping, key, value)
+
+
+class Sequence(Place):
+    """A list or a deque."""
+
+    def __init__(self, path: str, sequence: Any) -> None:
+        self._sequence = sequence
+        super().__init__(path)
+
+    def only_counts(self) -> bool:
+        """See `Place`."""
+        return len(self._sequence) >= len(self._entered) and all(map(_is_or_counts, self._sequence, self._entered))
+
+    def replace(self, substitutes: Mapping[int, Any]) -> None:
+        """See `Place`."""
+        for index, value in enumerate(self._sequence):
+            if id(value) in substitutes:
+                self._sequence[index] = substitutes[id(value)]
+
+    def _content(self) -> list[Any]:
+        return list(self._sequence)
+
+    def _holds(self, content: list[Any]) -> bool:
+        return len(self._sequence) == len(content) and all(map(operator.is_, self._sequence, content))
+
+    def _become(self, content: list[Any]) -> None:
+        if isinstance(self._sequence, list):
+            list.__setitem__(self._sequence, slice(None), content)
+        else:
+            self._sequence.clear()
+            self._sequence.extend(content)
+
+
+class Set(Place):
+    """A set."""
+
+    def __init__(self, path: str, members: set[Any]) -> None:
+        self._members = members
+        super().__init__(path)
+
+    def _content(self) -> set[Any]:
+        return set(self._members)
+
+    def _holds(self, content: set[Any]) -> bool:
+        return {*map(id, self._members)} == {*map(id, content)}
+
+    def _become(self, content: set[Any]) -> None:
+        set.clear(self._members)
+        set.update(self._members, content)
+
+
+class Value(Place):
+    """A single value: of a closure's variable, a slot, a global, an attribute of a class."""
+
+    def __init__(
+        self, path: str, read: Callable[[], Any], write: Callable[[Any], object], drop: Callable[[], object]
+    ) -> None:
+        self._read, self._write, self._drop = read, write, drop
+        super().__init__(path)
+
+    @property
+    def first(self) -> Any:
+        """What was there first."""
+        return self._first
+
+    def only_counts(self) -> bool:
+        """See `Place`."""
+        return _is_or_counts(self._read(), self._entered)
+
+    def replace(self, substitutes: Mapping[int, Any]) -> None:
+        """See `Place`."""
+        if id(self._read()) in substitutes:
+            self._write(substitutes[id(self._read())])
+
+    def _content(self) -> Any:
+        return self._read()
+
+    def _holds(self, content: Any) -> bool:
+        return self._read() is content
+
+    def _become(self, content: Any) -> None:
+        if content is _MISSING:
+            self._drop()
+        else:
+            self._write(content)
+
+
+class ClassNames(Place):
+    """The attributes that a class has, to take new ones away."""
+
+    def __init__(self, path: str, owner: type) -> None:
+        self._owner = owner
+        super().__init__(f"{path}'s class")
+
+    def _content(self) -> set[str]:
+        return set(vars(self._owner))
+
+    def _holds(self, content: set[str]) -> bool:
+        return not vars(self._owner).keys() - content
+
+    def _become(self, content: set[str]) -> None:
+        for name in vars(self._owner).keys() - content:
+            type.__delattr__(self._owner, name)
+
+
+class RandomGenerator(Place):
+    """A generator of random numbers."""
+
+    def __init__(self, path: str, read: Callable[[], Any], write: Callable[[Any], object]) -> None:
+        self._read, self._become = read, write  # type: ignore[assignment, method-assign]
+        super().__init__(path)
+
+    def _content(self) -> Any:
+        return self._read()
+
+    def _holds(self, content: Any) -> bool:
+        now = self._read()
+        return torch.equal(now, content) if isinstance(now, Tensor) else repr(now) == repr(content)
+
+
+class Array(Place):
+    """A numpy array."""
+
+    def __init__(self, path: str, array: Any) -> None:
+        self._array = array
+        super().__init__(path)
+
+    def _content(self) -> Any:
+        return self._array.copy()
+
+    def _holds(self, content: Any) -> bool:
+        return bool(self._array.tobytes() == content.tobytes())
+
+    def _become(self, content: Any) -> None:
+        self._array[...] = content
+
+
+def _is_or_counts(now: Any, before: Any) -> bool:
+    return now is before or type(now) is type(before) is int
+
+
+def variable_of(path: str, cell: types.CellType) -> Value:
+    """The variable of a closure that lies in a cell."""
+    write = partial(setattr, cell, "cell_contents")
+    return Value(
+        path, partial(_read, partial(getattr, cell, "cell_contents")), write, partial(delattr, cell, "cell_contents")
+    )
+
+
+def slot_of(path: str, slot: Any, owner: Any) -> Value:
+    """What an object has in a slot of its class."""
+    write, drop = partial(slot.__set__, owner), partial(slot.__delete__, owner)
+    return Value(path, partial(_read, partial(slot.__get__, owner)), write, drop)
+
+
+def item_of(path: str, mapping: dict[str, Any], name: str) -> Value:
+    """What is in a dictionary under one name, a global say."""
+    read, write = partial(mapping.get, name, _MISSING), partial(mapping.__setitem__, name)
+    return Value(path, read, write, partial(mapping.pop, name, None))
+
+
+def attribute_of_class(path: str, owner: type, name: str) -> Value:
+    """An attribute of a class."""
+    write, drop = partial(type.__setattr__, owner, name), partial(type.__delattr__, owner, name)
+    return Value(path, lambda: vars(owner).get(name, _MISSING), write, drop)
+
+
+def random_generator(path: str, value: Any) -> RandomGenerator | None:
+    """The state of a generator of random numbers, of torch, Python or numpy; ``None`` if it is none."""
+    if isinstance(value, torch.Generator):
+        return RandomGenerator(path, value.get_state, value.set_state)
+    if isinstance(value, random.Random) and not isinstance(value, random.SystemRandom):
+        return RandomGenerator(path, value.getstate, value.setstate)
+    if type(value).__module__.startswith("numpy.random"):
+        if hasattr(value, "get_state"):
+            return RandomGenerator(path, value.get_state, value.set_state)
+        bits = getattr(value, "bit_generator", value)
+        if hasattr(bits, "state"):
+            return RandomGenerator(path, partial(getattr, bits, "state"), partial(setattr, bits, "state"))
+    return None
+
+
+def _read(read: Callable[[], Any]) -> Any:
+    """What is there; `_MISSING` in an empty cell or slot."""
+    try:
+        return read()
+    except (ValueError, AttributeError):
+        return _MISSING
