@@ -518,3 +518,100 @@ def test_a_loss_may_write_to_what_is_not_the_models():
     stepscope.measure(objective, {"d": {"bias": torch.ones(1)}}, landscape=True)
     assert all(torch.equal(a, b) for a, b in zip(before, average.parameters(), strict=True))
     assert [p._version for p in average.parameters()] == versions
+
+
+def teacher():
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 1))
+    net(torch.randn(16, 2))  # running statistics that aren't the initial ones
+    return net.train()
+
+
+HIDDEN = {}
+
+
+def by_closure(net):
+    return lambda m, b: (m(b) - net(b).detach()).square().mean()
+
+
+def by_default(net):
+    def loss(m, b, *, net=net):
+        return (m(b) - net(b).detach()).square().mean()
+
+    return loss
+
+
+def by_a_name_that_is_computed(net):
+    HIDDEN["net"] = net
+    return lambda m, b: (m(b) - globals()["HID" + "DEN"]["net"](b).detach()).square().mean()
+
+
+def by_its_forward_alone(net):
+    HIDDEN["net"] = net
+    return lambda m, b: (m(b) - globals()["HID" + "DEN"]["net"].forward(b).detach()).square().mean()
+
+
+@pytest.mark.parametrize("reached", [by_closure, by_default, by_a_name_that_is_computed, by_its_forward_alone])
+def test_modules_that_the_loss_calls_are_evaluated_as_the_model_is(reached):
+    """Without dropout and with the running statistics, and found, or noticed when they are called."""
+    net, model, batch = teacher(), linear(), torch.randn(5, 2)
+    state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    objective = Objective(model, reached(net), [batch], modules=[net] if reached is by_its_forward_alone else [])
+    found = objective.loss()
+    assert net.training
+    assert net[1].training
+    assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
+    net.eval()
+    assert found == pytest.approx(reached(net)(model, batch).item(), rel=1e-6)
+    HIDDEN.clear()
+
+
+class Rescaling(nn.Module):
+    """Halves a weight when it is evaluated, as RWKV does."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin, self.halved = linear(), False
+
+    def forward(self, x):
+        if not self.training and not self.halved:
+            with torch.no_grad():
+                self.lin.weight.div_(2)
+            self.halved = True
+        return self.lin(x)
+
+
+def test_a_model_that_writes_to_its_weights_is_refused():
+    model = Rescaling().train()
+    before = model.lin.weight.detach().clone()
+    version = model.lin.weight._version
+    with pytest.raises(UsageError, match=r"lin\.weight is written to when the loss is evaluated"):
+        Objective(model, mean_square, ONES).loss()
+    assert torch.equal(model.lin.weight, before)
+    assert (model.halved, model.lin.weight._version) == (False, version)
+
+
+class UnshiftedForCausalLM(nn.Module):
+    """A class whose name says that it shifts its labels, and which doesn't; its head is zero at first."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(11, 8), nn.Linear(8, 11)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, input_ids, labels):
+        logits = self.head(torch.tanh(self.embedding(input_ids)))
+        return {"loss": F.cross_entropy(logits.flatten(0, 1), labels.flatten())}
+
+
+def test_where_all_losses_are_equal_gradients_show_how_they_are_weighted():
+    batches = []
+    for valid in (2, 8):
+        ids = torch.randint(0, 11, (3, 8))
+        batches.append({"input_ids": ids, "labels": torch.where(torch.arange(8) < valid, ids, -100)})
+    model = UnshiftedForCausalLM()
+    assert predicts_next_token(model)
+    objective = Objective(model, None, batches)
+    assert objective.shares == [0.2, 0.8]
+    assert objective.weighting.check == "the loss of two micro-batches together is the mean of theirs"
