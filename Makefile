@@ -21,7 +21,7 @@ demo: $(INSTALLED)
 	$(RUN) stepscope demo
 
 test: $(INSTALLED)
-	$(RUN) pytest
+	$(RUN) pytest -n auto --dist loadfile
 
 check: $(INSTALLED)
 	$(RUN) ruff check src tests examples benchmarks

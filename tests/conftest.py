@@ -53,6 +53,18 @@ def family_table():
     return _TABLE
 
 
+def pytest_sessionfinish(session):
+    """A worker hands its rows to the process that prints the table."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["families"] = {family: dict(row) for family, row in _TABLE.rows.items()}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    for family, row in getattr(node, "workeroutput", {}).get("families", {}).items():
+        _TABLE.rows[family] |= row
+
+
 def pytest_terminal_summary(terminalreporter):
     if _TABLE.rows:
         terminalreporter.section("model families: largest error as a part of ‖H‖₂; training with the probe")
