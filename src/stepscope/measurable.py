@@ -246,7 +246,8 @@ def measurable(
                 stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(_autocast_off())
         stack.enter_context(_reentrant_checkpointing_off())
-        stack.enter_context(_global_backward_hooks_off())
+        # Backward hooks on all modules can change the gradient that is measured.
+        stack.enter_context(emptied(nn.modules.module, "_global_backward_hooks", "_global_backward_pre_hooks"))
         stack.enter_context(_parametrizations_uncached())
         # Fused attention kernels have no second derivative.
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -344,11 +345,9 @@ def _reentrant_checkpointing_off() -> Iterator[None]:
 
 
 @contextmanager
-def _global_backward_hooks_off() -> Iterator[None]:
-    """Backward hooks on all modules can change the gradient that is measured."""
-    registries: list[dict[int, Any]] = [
-        getattr(nn.modules.module, name) for name in ("_global_backward_hooks", "_global_backward_pre_hooks")
-    ]
+def emptied(module: Any, *names: str) -> Iterator[None]:
+    """Inside, dictionaries of a module, in which it registers hooks on all objects of a kind, are empty."""
+    registries = [found for name in names if isinstance(found := getattr(module, name, None), dict)]
     kept = [dict(registry) for registry in registries]
     try:
         for registry in registries:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from stepscope.clip_hook import ClipHandle
 from stepscope.interrupts import held
-from stepscope.measurable import random_state
+from stepscope.measurable import emptied, random_state
 from stepscope.state import State
 from stepscope.steps import StepHook
 from stepscope.vectors import Direction, accumulator
@@ -30,7 +30,9 @@ def unnoticed() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(held())
         stack.enter_context(random_state())
-        stack.enter_context(_without_global_hooks())
+        # Hooks on every optimizer (`register_optimizer_step_pre_hook`) are for steps that are really made.
+        optim = sys.modules[Optimizer.__module__]
+        stack.enter_context(emptied(optim, "_global_optimizer_pre_hooks", "_global_optimizer_post_hooks"))
         if "torch._dynamo" in sys.modules:
             # Compiled code writes where nobody sees it.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -254,21 +256,3 @@ class _Mirror:
         # What lies between is at most the sum of both; below `tiny` steps are of one size.
         size = torch.linalg.vector_norm(before, dtype=dtype) + torch.linalg.vector_norm(now, dtype=dtype)
         return not missed > self.writes * limits.eps * (size + limits.tiny * now.numel() ** 0.5)
-
-
-@contextmanager
-def _without_global_hooks() -> Iterator[None]:
-    """Hooks on every optimizer (`register_optimizer_step_pre_hook`) are for steps that are really made."""
-    registries = [
-        found
-        for name in ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
-        if isinstance(found := getattr(sys.modules[Optimizer.__module__], name, None), dict)
-    ]
-    kept = [dict(registry) for registry in registries]
-    try:
-        for registry in registries:
-            registry.clear()
-        yield
-    finally:
-        for registry, hooks in zip(registries, kept, strict=True):
-            registry.update(hooks)
