@@ -615,3 +615,26 @@ def test_where_all_losses_are_equal_gradients_show_how_they_are_weighted():
     objective = Objective(model, None, batches)
     assert objective.shares == [0.2, 0.8]
     assert objective.weighting.check == "the loss of two micro-batches together is the mean of theirs"
+
+
+def test_a_counter_goes_on_counting_until_a_measurement_ends():
+    """Unless the loss depends on it: then each evaluation starts from the same number."""
+    calls, seen, annealed = [0], Log(), Log()
+
+    def counting(model, batch):
+        calls[0] += 1
+        seen(calls[0])
+        return mean_square(model, batch)
+
+    def annealing(model, batch):
+        calls[0] += 1
+        annealed(calls[0])
+        return mean_square(model, batch) * calls[0]
+
+    direction = {"d": {"bias": torch.ones(1)}}
+    stepscope.measure(Objective(linear(), counting, ONES), direction, landscape=True)
+    assert calls == [0]
+    assert seen.notes()[-1] > 10
+    stepscope.measure(Objective(linear(), annealing, ONES), direction, landscape=True)
+    assert calls == [0]
+    assert annealed.notes()[-1] == 1
