@@ -225,3 +225,12 @@ def test_a_gradient_that_is_not_the_losss_own_is_said(kind, dtype, caplog):
     assert found.gradient_agrees is False
     assert found.loss_slope == pytest.approx(closed, rel=1e-3)
     assert abs(found.loss_slope - found.slope) > 0.02 * abs(found.slope)
+
+
+def test_a_kink_within_the_segment_is_no_other_gradient():
+    """``|w − 1.0003|`` at 1, with a segment of ±0.001: its slope changes from −1 to 1, and its mean is −0.3."""
+    w = nn.ParameterDict({"w": nn.Parameter(torch.ones(1, dtype=torch.float64))})
+    objective = Objective(w, lambda m, _: (m["w"] - 1.0003).abs().sum(), [torch.ones(1)])
+    found = stepscope.measure(objective, {"d": {"w": torch.ones(1)}})["d"]
+    assert (found.slope, found.loss_slope) == pytest.approx((-1.0, -0.3))
+    assert found.gradient_agrees
