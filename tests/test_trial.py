@@ -780,3 +780,24 @@ def test_a_view_that_torch_lets_nobody_differentiate_is_followed():
     for _ in range(2):
         torch.testing.assert_close(next_update(optimizer, {"w": w})["w"], -0.1 * (2 + w.grad), rtol=1e-6, atol=1e-8)
     assert torch.equal(optimizer.momentum.data, before)
+
+
+class CountedOnItsClass(torch.optim.Optimizer):
+    """Its class has no counter before its first step."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, {})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        kind = type(self)
+        kind.steps = getattr(kind, "steps", 0) + 1
+        for p in self.param_groups[0]["params"]:
+            p.sub_(p.grad, alpha=1.0 / kind.steps)
+
+
+def test_an_attribute_that_a_class_gets_in_a_step_goes_again():
+    w = loaded()
+    rule = CountedOnItsClass([w])
+    torch.testing.assert_close(next_update(rule, {"w": w})["w"], -w.grad)
+    assert not hasattr(CountedOnItsClass, "steps")
