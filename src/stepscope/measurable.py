@@ -18,10 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils._python_dispatch import _disable_current_modes
 
 from stepscope.errors import UsageError
-from stepscope.places import Place
+from stepscope.places import Place, RandomGenerator
 from stepscope.state import State
 from stepscope.writes import WatchedWrites
 
@@ -44,14 +46,17 @@ class Measurable:
     loss holds, in memory of any tensor, is reset before the next and restored at the end.
 
     Attributes:
-        stand_ins: ``{id of a parameter: parameter in its place}``, of those that are measured in another dtype.
+        stand_ins: ``{id of a parameter: parameter in its place}``, of those that are measured in another dtype and
+            whose gradients are gathered by others' hooks.
+        draws: whether an evaluation so far has drawn random numbers.
     """
 
     def __init__(self, model: nn.Module, roots: Mapping[str, Any], dtype: torch.dtype | None) -> None:
         self.stand_ins: dict[int, nn.Parameter] = {}
+        self.draws = False
         self._model = model
         self._dtype = dtype
-        self._state = State(roots)
+        self._state = State(roots, through=(Optimizer, LRScheduler))
         # A teacher in half precision beside a model that isn't stays what the loss expects it to be.
         self._raises = dtype is not None or any(p.dtype in HALF for p in model.parameters())
         self._modules: dict[int, nn.Module] = {}
@@ -88,45 +93,29 @@ class Measurable:
         if key in self._watched:
             return call()
         self._watched.add(key)
-        result = self._evaluated_watching(call)
-        counting = [place for place in self._moved if place.only_counts()]
-        if counting:
-            # A counter or a log goes on counting until the end, unless the loss depends on it.
-            self._moved = [place for place in self._moved if place not in counting]
-            self._reset()
-            again = call()
-            if not _is_same(result, again):
-                self._moved += counting
-                self._reset()
-                again = call()
-            return again
-        return result
-
-    def _evaluated_watching(self, call: Callable[[], Output]) -> Output:
-        writes = WatchedWrites()
+        writes, before = WatchedWrites(), _drawn()
         self._writes.append(writes)
-        handle = register_module_forward_pre_hook(self._met)
         try:
-            with writes, warnings.catch_warnings():
-                # A compiled module would tell of the hook; nothing is compiled here.
-                warnings.filterwarnings("ignore", "Using `torch.compile", UserWarning)
+            with writes:
                 result = call()
         finally:
-            handle.remove()
             self._moved += [place for place in self._state.changed() if place not in self._moved]
+        self.draws |= before != _drawn() or any(isinstance(place, RandomGenerator) for place in self._moved)
         self._refuse_written(writes)
+        self._refuse_originals(result)
         return result
 
     def restore(self) -> list[str]:
         """Leaves everything as it was found. Gives what was written to unnoticed, and couldn't be restored."""
         self._reset()
         moved = [path for path, tensor in self._state.written().items() if id(tensor) not in self._may_write]
+        # The first that is known of a module is what it was.
+        for module, training in reversed(self._modes):
+            _set_mode(module, training)
         self._state.restore()
-        for module, training in self._modes:
-            module.training = training
         for parameter, hooks in self._hooks:
             parameter._backward_hooks = hooks
-        return moved
+        return moved + self._state.unrestored()
 
     def _reset(self) -> None:
         for writes in self._writes:
@@ -134,7 +123,7 @@ class Measurable:
         for place in self._moved:
             place.reset()
 
-    def _met(self, module: nn.Module, _: Any) -> None:
+    def met(self, module: nn.Module, _: Any) -> None:
         """A module is about to be called: one that no walk has found is taken in before it changes anything."""
         if id(module) not in self._modules:
             with _disable_current_modes():
@@ -149,7 +138,7 @@ class Measurable:
         substitutes: dict[int, Any] = {}
         for module in new.values():
             # Not by `eval()`: modules override it, to merge adapters into weights for one.
-            module.training = False
+            _set_mode(module, False)
             for name in ("_backward_hooks", "_backward_pre_hooks"):
                 # A backward hook can change the gradient that is measured.
                 if module.__dict__.get(name):
@@ -161,22 +150,25 @@ class Measurable:
                 # A module may write into its buffers; one that several share stays shared.
                 if buffer is not None and id(buffer) not in substitutes:
                     substitutes[id(buffer)] = self._as_measured(buffer.detach(), copy=True)
-        self._state.replace(substitutes)
+        if substitutes:
+            self._state.replace(substitutes)
         self._state.spare_iterators()
         self._state.enter()
 
     def _parameter(self, parameter: nn.Parameter, module: nn.Module, substitutes: dict[int, Any]) -> None:
-        """Its gradient and hooks are taken off; in another dtype, another takes its place.
+        """Its gradient and hooks are taken off, and its data is of the measured dtype.
 
-        Never by ``parameter.data = ``: another dtype there makes autograd forget the node that gathers its gradient,
-        and with it the hooks by which `DistributedDataParallel` synchronizes.
+        Another dtype there makes autograd forget the node that gathers its gradient, and with it the hooks by which
+        `DistributedDataParallel` synchronizes: where there may be some, another parameter takes its place.
         """
         self._known.add(id(parameter))
         self._hooks.append((parameter, parameter._backward_hooks))
         parameter.grad = None
         parameter._backward_hooks = None
         data = self._as_measured(parameter.detach())
-        if data.dtype != parameter.dtype:
+        if data.dtype != parameter.dtype and not _is_gathered_elsewhere(parameter):
+            parameter.data = data
+        elif data.dtype != parameter.dtype:
             stand_in = nn.Parameter(data, parameter.requires_grad)
             stand_in.__dict__.update(vars(parameter))
             self.stand_ins[id(parameter)] = substitutes[id(parameter)] = stand_in
@@ -189,8 +181,9 @@ class Measurable:
     def _raise_tensors(self) -> None:
         """Tensors that are neither parameters nor buffers, such as a queue or weights of classes."""
         buffers = {id(buffer) for module in self._state.modules.values() for buffer in module._buffers.values()}
+        kept = {id(t) for o in self._state.found(Optimizer) for s in o.state.values() for t in dict(s).values()}
         for tensor in self._state.exchangeable():
-            if id(tensor) not in buffers and not isinstance(tensor, nn.Parameter):
+            if id(tensor) not in buffers | kept and not isinstance(tensor, nn.Parameter):
                 measured = self._as_measured(tensor.detach())
                 if measured.dtype != tensor.dtype:
                     tensor.data = measured
@@ -199,6 +192,24 @@ class Measurable:
         if self._raises and data.is_floating_point():
             return data.to(measured_dtype(data.dtype, self._dtype), copy=copy)
         return data.clone() if copy else data
+
+    def _refuse_originals(self, result: Any) -> None:
+        """Refuses a loss that reaches a parameter past the one in its place: its gradient would be lost in silence."""
+        if not self.stand_ins or not isinstance(result, Tensor):
+            return
+        seen: set[Any] = set()
+        nodes = [result.grad_fn]
+        while nodes:
+            node = nodes.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            if id(getattr(node, "variable", None)) in self.stand_ins:
+                raise UsageError(
+                    "the loss holds parameters where others can't take their places, as half precision in a "
+                    "distributed training needs: let it take them from the model"
+                )
+            nodes += [below for below, _ in node.next_functions]
 
     def _refuse_written(self, writes: WatchedWrites) -> None:
         """Refuses a loss that writes to a parameter of the model; what it writes elsewhere is reset."""
@@ -212,9 +223,33 @@ class Measurable:
                 )
 
 
-def _is_same(a: Any, b: Any) -> bool:
-    """Whether two evaluations agree, as far as can be seen: losses do."""
-    return not (isinstance(a, Tensor) and isinstance(b, Tensor)) or torch.equal(a, b)
+def _set_mode(module: nn.Module, training: bool) -> None:
+    """Not by `eval()`: modules override it, to merge adapters into weights for one. Nor by their ``__setattr__``."""
+    if "training" in vars(module):
+        vars(module)["training"] = training
+    else:
+        module.training = training
+
+
+def _is_gathered_elsewhere(parameter: nn.Parameter) -> bool:
+    """Whether somebody may have hooks on the node that gathers a parameter's gradient."""
+    if not parameter.requires_grad:
+        return False
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return True
+    return sys.getrefcount(torch.autograd.graph.get_gradient_edge(parameter).node) > _UNSHARED
+
+
+_UNSHARED = 1
+"""References to a node that nobody else holds."""
+
+
+def _drawn() -> tuple[Any, ...]:
+    """The states of the global generators, which tell whether numbers were drawn."""
+    numpy: Any = sys.modules.get("numpy")
+    legacy = str(numpy.random.get_state()) if numpy is not None else None
+    device = torch.cuda.get_rng_state().tolist() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+    return torch.get_rng_state().tolist(), random.getstate(), legacy, device
 
 
 @contextmanager
@@ -240,6 +275,8 @@ def measurable(
         measured = Measurable(model, roots or {"model": model}, dtype)
         moved: list[str] = []
         stack.callback(lambda: moved.extend(measured.restore()))
+        # Met last, so that it is taken off first.
+        stack.callback(register_module_forward_pre_hook(measured.met).remove)
         measured.prepare()
         for device in {"cpu", *(parameter.device.type for parameter in model.parameters())}:
             if torch.amp.is_autocast_available(device):
@@ -255,6 +292,9 @@ def measurable(
             # cuDNN's recurrent layers have no second derivative, and in evaluation mode not even a first one.
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         if "torch._dynamo" in sys.modules:
+            # A compiled module would tell of the hook above.
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", "Using `torch.compile", UserWarning)
             # Compiled modules have no second derivative either.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield measured

@@ -291,11 +291,18 @@ class Objective:
         if length == 0:
             raise UsageError(f"direction {label!r} is zero, so it has no sharpness (a learning rate of 0?)")
 
-    def _tried(self, batch: Any, differentiate: bool, seed: int) -> tuple[float, Direction]:
-        """The loss of one batch, and its gradient."""
+    def _tried(self, batch: Any, differentiate: bool) -> tuple[float, Direction]:
+        """The loss of one batch, and its gradient.
+
+        Raises:
+            UsageError: it draws random numbers, so that those of other batches are no parts of it.
+        """
         with self.measuring(), torch.set_grad_enabled(True):
-            seed_everything(seed)
+            seed_everything(0)
             loss = _scalar(self._evaluated(lambda _, b: self._call(b), self._copy(batch), id(batch)), 0)
+            assert self._measured is not None
+            if self._measured.draws:
+                raise UsageError("the loss draws random numbers")
             return float(loss.detach()), self.derivative(loss) if differentiate else {}
 
     def _copy(self, batch: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextvars
 import operator
 import random
 import types
@@ -35,10 +36,6 @@ class Place:
         """Whether it is another than at `enter`."""
         return not self._holds(self._entered)
 
-    def only_counts(self) -> bool:
-        """Whether it differs as a counter or a log does: by whole numbers, or a list that has grown."""
-        return False
-
     def reset(self) -> None:
         """As it was at `enter`."""
         if not self._holds(self._entered):
@@ -48,6 +45,10 @@ class Place:
         """As it was first."""
         if not self._holds(self._first):
             self._become(self._first)
+
+    def is_restored(self) -> bool:
+        """Whether it is as it was first."""
+        return self._holds(self._first)
 
     def replace(self, substitutes: Mapping[int, Any]) -> None:
         """Puts other objects in the places of some, by their identity."""
@@ -73,20 +74,11 @@ class Dictionary(Place):
         self._mapping = mapping
         super().__init__(path)
 
-    def only_counts(self) -> bool:
-        """See `Place`."""
-        now, before = self._mapping, self._entered
-        return (
-            len(now) == len(before)
-            and all(map(operator.is_, now, before))
-            and all(map(_is_or_counts, now.values(), before.values()))
-        )
-
     def replace(self, substitutes: Mapping[int, Any]) -> None:
         """See `Place`."""
         for key, value in self._mapping.items():
-            if id(value) in substitutes:
-                self._mapping[key] = substitutes[id(value)]
+            if (new := substituted(value, substitutes)) is not value:
+                self._mapping[key] = new
 
     def _content(self) -> dict[Any, Any]:
         return dict(self._mapping)
@@ -114,15 +106,11 @@ class Sequence(Place):
         self._sequence = sequence
         super().__init__(path)
 
-    def only_counts(self) -> bool:
-        """See `Place`."""
-        return len(self._sequence) >= len(self._entered) and all(map(_is_or_counts, self._sequence, self._entered))
-
     def replace(self, substitutes: Mapping[int, Any]) -> None:
         """See `Place`."""
         for index, value in enumerate(self._sequence):
-            if id(value) in substitutes:
-                self._sequence[index] = substitutes[id(value)]
+            if (new := substituted(value, substitutes)) is not value:
+                self._sequence[index] = new
 
     def _content(self) -> list[Any]:
         return list(self._sequence)
@@ -170,14 +158,10 @@ class Value(Place):
         """What was there first."""
         return self._first
 
-    def only_counts(self) -> bool:
-        """See `Place`."""
-        return _is_or_counts(self._read(), self._entered)
-
     def replace(self, substitutes: Mapping[int, Any]) -> None:
         """See `Place`."""
-        if id(self._read()) in substitutes:
-            self._write(substitutes[id(self._read())])
+        if (new := substituted(value := self._read(), substitutes)) is not value:
+            self._write(new)
 
     def _content(self) -> Any:
         return self._read()
@@ -225,6 +209,92 @@ class RandomGenerator(Place):
         return torch.equal(now, content) if isinstance(now, Tensor) else repr(now) == repr(content)
 
 
+class Arguments(Place):
+    """The arguments that a `functools.partial` holds."""
+
+    def __init__(self, path: str, function: partial[Any]) -> None:
+        self._function = function
+        super().__init__(path)
+
+    def replace(self, substitutes: Mapping[int, Any]) -> None:
+        """See `Place`."""
+        args, keywords = self._content()
+        new = substituted(args, substitutes), {k: substituted(v, substitutes) for k, v in keywords.items()}
+        if not self._holds(new):
+            self._become(new)
+
+    def _content(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return self._function.args, dict(self._function.keywords)
+
+    def _holds(self, content: tuple[tuple[Any, ...], dict[str, Any]]) -> bool:
+        args, keywords = self._content()
+        return (
+            args is content[0]
+            and keywords.keys() == content[1].keys()
+            and all(keywords[name] is value for name, value in content[1].items())
+        )
+
+    def _become(self, content: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
+        self._function.__setstate__((self._function.func, *content, vars(self._function)))  # type: ignore[attr-defined]
+
+
+class Cache(Place):
+    """What `functools.lru_cache` remembers: one that was empty can be emptied again, and another isn't restored."""
+
+    def __init__(self, path: str, function: Any) -> None:
+        self._function = function
+        super().__init__(path)
+
+    def _content(self) -> int:
+        return int(self._function.cache_info().currsize)
+
+    def _holds(self, content: int) -> bool:
+        return self._content() == content
+
+    def _become(self, content: int) -> None:
+        if not content:
+            self._function.cache_clear()
+
+
+class Buffer(Place):
+    """A `bytearray`, or an array of Python's own."""
+
+    def __init__(self, path: str, buffer: Any) -> None:
+        self._buffer = buffer
+        super().__init__(path)
+
+    def _content(self) -> Any:
+        return self._buffer[:]
+
+    def _holds(self, content: Any) -> bool:
+        return bool(self._buffer == content)
+
+    def _become(self, content: Any) -> None:
+        self._buffer[:] = content
+
+
+class LargeArray(Place):
+    """A numpy array that isn't copied: until it is restored, it can't be written to."""
+
+    def __init__(self, path: str, array: Any) -> None:
+        self._array = array
+        super().__init__(path)
+        self._array.flags.writeable = False
+
+    def enter(self) -> None:
+        """See `Place`."""
+        self._entered = False
+
+    def _content(self) -> bool:
+        return bool(self._array.flags.writeable)
+
+    def _holds(self, content: bool) -> bool:
+        return self._content() == content
+
+    def _become(self, content: bool) -> None:
+        self._array.flags.writeable = content
+
+
 class Array(Place):
     """A numpy array."""
 
@@ -242,8 +312,14 @@ class Array(Place):
         self._array[...] = content
 
 
-def _is_or_counts(now: Any, before: Any) -> bool:
-    return now is before or type(now) is type(before) is int
+def substituted(value: Any, substitutes: Mapping[int, Any]) -> Any:
+    """What takes the place of a value: its substitute, or a tuple with substitutes in it; itself if there are none."""
+    if id(value) in substitutes:
+        return substitutes[id(value)]
+    if type(value) is tuple:
+        items = tuple(substituted(item, substitutes) for item in value)
+        return value if all(map(operator.is_, items, value)) else items
+    return value
 
 
 def variable_of(path: str, cell: types.CellType) -> Value:
@@ -264,6 +340,17 @@ def item_of(path: str, mapping: dict[str, Any], name: str) -> Value:
     """What is in a dictionary under one name, a global say."""
     read, write = partial(mapping.get, name, _MISSING), partial(mapping.__setitem__, name)
     return Value(path, read, write, partial(mapping.pop, name, None))
+
+
+def attribute_of(path: str, owner: Any, name: str) -> Value:
+    """An attribute that an object always has, such as the defaults of a function."""
+    write = partial(setattr, owner, name)
+    return Value(path, partial(getattr, owner, name), write, partial(write, None))
+
+
+def context_variable(path: str, variable: contextvars.ContextVar[Any]) -> Value:
+    """A context variable; one that had no value keeps what it got."""
+    return Value(path, partial(variable.get, _MISSING), variable.set, lambda: None)
 
 
 def attribute_of_class(path: str, owner: type, name: str) -> Value:

@@ -6,6 +6,7 @@ import collections
 import functools
 import sys
 import sysconfig
+import threading
 import types
 import weakref
 from pathlib import Path
@@ -35,7 +36,7 @@ FOREIGN_MODULES = (
 
 # Containers of the standard library and of torch that are plain objects inside.
 CONTAINERS = (
-    types.SimpleNamespace, collections.UserDict, collections.UserList, collections.ChainMap,
+    types.SimpleNamespace, threading.local, collections.UserDict, collections.UserList, collections.ChainMap,
     weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weak.WeakIdKeyDictionary, weak.WeakTensorKeyDictionary,
 )  # fmt: skip
 
@@ -43,7 +44,7 @@ CONTAINERS = (
 @functools.lru_cache(maxsize=4096)
 def is_foreign(kind: Any) -> bool:
     """Whether objects of a class are no state: they log, load data, schedule, or run threads of their own."""
-    module = kind.__module__
+    module = str(kind.__module__)
     return module.partition(".")[0] in FOREIGN or module.startswith(FOREIGN_MODULES)
 
 

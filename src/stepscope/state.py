@@ -7,11 +7,14 @@ its class. `State` finds all of that by one walk and can restore it.
 
 from __future__ import annotations
 
+import array
 import collections
 import collections.abc
+import contextvars
 import copy
 import functools
 import itertools
+import logging
 import sys
 import types
 import weakref
@@ -29,11 +32,16 @@ from stepscope.provenance import ATOMS, CONTAINERS, FOREIGN, is_foreign, is_user
 
 T = TypeVar("T")
 
-_MANY = 10_000
+_logger = logging.getLogger("stepscope")
+
+_MANY = 100_000
 """Elements of a container that are walked into; a container of more is data, not state."""
 
-_LARGE = 2**26
-"""Bytes of a numpy array of which a copy is kept."""
+_LARGE = 2**20
+"""Bytes of a numpy array of which a copy is kept; a larger one can't be written to while measuring."""
+
+_LONG = 300
+"""Characters of a path."""
 
 _ITERATING = ("builtins", "itertools", "torch.utils.data")
 
@@ -75,6 +83,7 @@ class State:
         self._iterators: dict[str, Any] = {}
         self._seen: dict[int, Any] = {}
         self._classes: set[type] = set()
+        self._modules: set[tuple[int, frozenset[str]]] = set()
         self._names: set[str] = set()
         self._foreign: dict[str, Any] = {}
         self.add(roots)
@@ -85,7 +94,11 @@ class State:
         self._todo: list[tuple[str, Any]] = list(roots.items())[::-1]
         followed: set[tuple[str, str]] = set()
         while self._todo or self._follow_named(followed):
-            self._visit(*self._todo.pop())
+            path, value = self._todo.pop()
+            try:
+                self._visit(path, value)
+            except Exception as error:  # an object of another's, which doesn't let itself be looked at
+                _logger.debug("%s isn't followed", path, exc_info=error)
         for place in self._places[known:]:
             place.enter()
         return {path: module for path, module in self.modules.items() if path not in before}
@@ -140,6 +153,10 @@ class State:
         if changed := [(tensor, version) for _, tensor, version in self._versions if tensor._version != version]:
             torch._C._autograd._unsafe_set_version_counter(*zip(*changed, strict=True))
 
+    def unrestored(self) -> list[str]:
+        """How what can't be restored is reached, after `restore`."""
+        return [place.path for place in self._places if not place.is_restored()]
+
     def written(self) -> dict[str, Tensor]:
         """The tensors that were written to since they were met, by path."""
         return {path: tensor for path, tensor, version in self._versions if tensor._version != version}
@@ -180,6 +197,8 @@ class State:
     # ------------------------------------------------------------------------------------------------------- walking
 
     def _visit(self, path: str, value: Any) -> None:
+        if type(value) in weakref.ProxyTypes:
+            value = value.__reduce_ex__.__self__  # an attribute of what it stands for
         kind = type(value)
         if kind in ATOMS or id(value) in self._seen:
             return
@@ -203,8 +222,10 @@ class State:
             self._named(path, value.__self__)
         elif isinstance(value, functools.partial):
             self._later(path, value.func)
+            self._places.append(places.Arguments(path, value))
             self._items(path, value.args)
-            self._mapping(path, value.keywords)
+            for name, argument in value.keywords.items():
+                self._later(f"{path}.{name}", argument)
         elif isinstance(value, dict):
             self._mapping(path, value)
         elif isinstance(value, list | collections.deque):
@@ -224,9 +245,17 @@ class State:
             self._class(path, value)
         elif (generator := places.random_generator(path, value)) is not None:
             self._places.append(generator)
-        elif kind.__module__ == "numpy" and kind.__name__ == "ndarray":
-            if value.nbytes <= _LARGE and value.dtype != object:
-                self._places.append(places.Array(path, value))
+        elif "numpy" in sys.modules and isinstance(value, sys.modules["numpy"].ndarray):
+            small = value.nbytes <= _LARGE or not value.flags.writeable
+            self._places.append(places.Array(path, value) if small else places.LargeArray(path, value))
+        elif isinstance(value, bytearray | array.array):
+            self._places.append(places.Buffer(path, value))
+        elif isinstance(value, contextvars.ContextVar):
+            self._places.append(places.context_variable(path, value))
+            self._later(path, value.get(None))
+        elif isinstance(value, functools._lru_cache_wrapper):
+            self._places.append(places.Cache(path, value))
+            self._later(path, value.__wrapped__)
         elif isinstance(value, types.BuiltinMethodType | types.MethodWrapperType):
             if not isinstance(value.__self__, types.ModuleType):
                 self._later(path, value.__self__)
@@ -235,14 +264,14 @@ class State:
 
     def _later(self, path: str, value: Any) -> None:
         if type(value) not in ATOMS:
-            self._todo.append((path, value))
+            self._todo.append((path if len(path) < _LONG else f"{path[:_LONG]}…{len(self._seen)}", value))
 
     def _tensor(self, path: str, tensor: Tensor) -> None:
         self.tensors[path] = tensor
         if not tensor.is_inference():
             self._versions.append((path, tensor, tensor._version))
         leaf = _is_leaf(tensor)
-        if leaf is not False and type(tensor.data) is Tensor and tensor.layout == torch.strided:
+        if leaf is not False and _is_plain(tensor):
             self._data.append((tensor, tensor.data))
         if leaf:
             self._grads.append((tensor, tensor.grad))
@@ -312,7 +341,12 @@ class State:
                 if isinstance(function, types.FunctionType):
                     if users:
                         self._later(f"{path}.{name}", function)
-                elif not (name.startswith("__") or hasattr(type(attribute), "__get__")):
+                elif name.startswith("__"):
+                    continue
+                elif hasattr(type(attribute), "__get__"):
+                    if is_users(type(attribute)):  # type: ignore[arg-type]  # a descriptor that keeps something
+                        self._later(f"{path}.{name}", attribute)
+                else:
                     self._places.append(places.attribute_of_class(f"{path}.{name}", base, name))
                     self._later(f"{path}.{name}", attribute)
 
@@ -322,24 +356,31 @@ class State:
             place = places.variable_of(whose + name, cell)
             self._places.append(place)
             self._later(place.path, place.first)
-        self._items(f"{path}'s default", function.__defaults__ or ())
-        self._later(f"{path}'s default", function.__kwdefaults__)
+        for name in ("__defaults__", "__kwdefaults__"):
+            self._places.append(places.attribute_of(f"{path}'s default", function, name))
+            self._later(f"{path}'s default", getattr(function, name))
         self._mapping(path, function.__dict__, dotted=True)
         if not written_by_user(function.__code__.co_filename):
             return
         names, stored = names_in(function.__code__)
         self._names |= names
         scope = function.__globals__
-        for name in names & scope.keys():
-            value = scope[name]
-            if isinstance(value, types.ModuleType):
-                if value.__name__.partition(".")[0] not in FOREIGN:
-                    for attribute in names & vars(value).keys():
-                        self._later(f"{name}.{attribute}", vars(value)[attribute])
-            else:
-                self._later(name, value)
-        for name in stored:
+        self._names_of(scope, names, "")
+        for name in stored - scope.keys():
             self._places.append(places.item_of(name, scope, name))
+
+    def _names_of(self, scope: dict[str, Any], names: frozenset[str], path: str) -> None:
+        """What the names in a function may mean among its globals, or in a module that they name."""
+        for name in names & scope.keys():
+            value, inside = scope[name], f"{path}{name}"
+            if isinstance(value, types.ModuleType):
+                if value.__name__.partition(".")[0] not in FOREIGN and (id(value), names) not in self._modules:
+                    self._modules.add((id(value), names))
+                    self._names_of(vars(value), names, f"{inside}.")
+            else:
+                if not isinstance(value, types.FunctionType | type):
+                    self._places.append(places.item_of(inside, scope, name))
+                self._later(inside, value)
 
     def _named(self, path: str, value: Any) -> None:
         if is_foreign(type(value)) and isinstance(getattr(value, "__dict__", None), dict):  # type: ignore[arg-type]
@@ -378,6 +419,11 @@ def _is_leaf(tensor: Tensor) -> bool | None:
         return tensor.is_leaf
     except RuntimeError:
         return None
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether its data is memory of its own, also where its class is a user's."""
+    return tensor.layout == torch.strided and type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
 
 
 def _is_same_memory(a: Tensor, b: Tensor) -> bool:

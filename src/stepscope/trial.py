@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from stepscope.clip_hook import ClipHandle
+from stepscope.errors import UsageError
 from stepscope.interrupts import held
 from stepscope.measurable import emptied, random_state
 from stepscope.state import State
@@ -94,11 +95,14 @@ def trial_step(
             writes = _MirroredWrites([parameters[name] for name in given], copies)
             with writes:
                 make_step(optimizers, as_found=as_found)
-            return writes.changes({name: parameters[name] for name in given}, before)
+            changes = writes.changes({name: parameters[name] for name in given}, before)
         finally:
             if writes is not None:
                 writes.restore()
             state.restore()
+        if lost := state.unrestored():
+            raise UsageError(f"a step changes {lost[0]}, which can't be restored: it can't be taken on trial")
+        return changes
 
 
 def make_step(optimizers: Sequence[Optimizer], *, as_found: bool = True) -> None:

@@ -39,8 +39,8 @@ class Weighting:
     check: str
 
 
-Evaluate = Callable[[Any, bool, int], tuple[float, Direction]]
-"""``evaluate(batch, differentiate, seed)``: the loss of one batch, and its gradient if that is wanted."""
+Evaluate = Callable[[Any, bool], tuple[float, Direction]]
+"""``evaluate(batch, differentiate)``: the loss of one batch, and its gradient if that is wanted."""
 
 
 def weighting(
@@ -90,35 +90,38 @@ class _Trial:
 
 def _tried(batches: Sequence[Any], usual: Sequence[_Weight], evaluate: Evaluate) -> tuple[_Weight, str]:
     """The first of the weights that explains the loss of two micro-batches together, and how far that was tried."""
-    trial = _trial(batches, usual)
-    if trial is None:
-        return usual[0], "could not be tried: micro-batches can be neither joined nor split"
-    try:
-        whole, first, second = _evaluated(trial, evaluate)
-    except Exception as error:
-        # What is wrong with the loss itself is said where it is measured.
-        return usual[0], f"could not be tried: {said(error)[:100]}"
-    if whole is None:
-        return usual[0], "could not be tried: the loss draws random numbers, or isn't finite"
-    for weight in usual:
-        share = _share(trial.parts, weight.of)
-        if share is not None and _explains(whole, first, second, share):
-            return weight, "the loss of two micro-batches together is the mean of theirs"
-    raise UsageError(_unexplained(whole, first, second, _share(trial.parts, usual[0].of), usual[0].by))
+    trials = _trials(batches, usual)
+    unexplained = ""
+    for trial, weights in trials:
+        try:
+            whole, first, second = _evaluated(trial, evaluate)
+        except Exception as error:
+            if unexplained:
+                continue
+            # What is wrong with the loss itself is said where it is measured.
+            return usual[0], f"could not be tried: {said(error)[:100]}"
+        if not all(math.isfinite(value[0]) for value in (whole, first, second)):
+            return usual[0], "could not be tried: the loss isn't finite"
+        for weight in weights:
+            share = _share(trial.parts, weight.of)
+            if share is not None and _explains(whole, first, second, share):
+                return weight, "the loss of two micro-batches together is the mean of theirs"
+        by = usual[0]
+        unexplained = unexplained or _unexplained(whole, first, second, _share(trial.parts, by.of), by.by)
+    if unexplained:
+        raise UsageError(unexplained)
+    return usual[0], "could not be tried: micro-batches can be neither joined nor split"
 
 
 Value = tuple[float, Direction]
 
 
-def _evaluated(trial: _Trial, evaluate: Evaluate) -> tuple[Value | None, Value, Value]:
+def _evaluated(trial: _Trial, evaluate: Evaluate) -> tuple[Value, Value, Value]:
     """The whole and its parts, by their gradients too where the losses alone don't show how they are weighted."""
-    first, again = evaluate(trial.parts[0], False, 0), evaluate(trial.parts[0], False, 1)
-    second, whole = evaluate(trial.parts[1], False, 0), evaluate(trial.whole, False, 0)
-    if abs(first[0] - again[0]) > 1e-6 * abs(first[0]) or not all(map(math.isfinite, (first[0], second[0], whole[0]))):
-        return None, first, second
+    first, second, whole = (evaluate(batch, False) for batch in (*trial.parts, trial.whole))
     if abs(first[0] - second[0]) > _COARSE * max(abs(first[0]), abs(second[0])):
         return whole, first, second
-    return evaluate(trial.whole, True, 0), evaluate(trial.parts[0], True, 0), evaluate(trial.parts[1], True, 0)
+    return evaluate(trial.whole, True), evaluate(trial.parts[0], True), evaluate(trial.parts[1], True)
 
 
 def _explains(whole: Value, first: Value, second: Value, share: float) -> bool:
@@ -161,18 +164,28 @@ def _unexplained(whole: Value, first: Value, second: Value, share: float | None,
 # ----------------------------------------------------------------------------------------------- the batches of a trial
 
 
-def _trial(batches: Sequence[Any], usual: Sequence[_Weight]) -> _Trial | None:
-    """Two micro-batches of the same shapes or two parts of one: those that the weights disagree most about."""
+def _trials(batches: Sequence[Any], usual: Sequence[_Weight]) -> list[tuple[_Trial, Sequence[_Weight]]]:
+    """Two micro-batches of the same shapes or two parts of one, those that the weights disagree most about.
+
+    Where examples may lie along the second dimension (time comes first), they are joined along that too.
+    """
 
     def disagreement(parts: tuple[Any, Any]) -> float:
         shares = [s for weight in usual if (s := _share(parts, weight.of)) is not None]
         return max(shares) - min(shares) if shares else 0.0
 
     for pair in sorted(((batches[0], other) for other in batches[1:]), key=disagreement, reverse=True):
-        if (whole := _joined(*pair)) is not None:
-            return _Trial(pair, whole)
-    trials = (trial for batch in batches for trial in _split(batch))
-    return max(trials, key=lambda trial: disagreement(trial.parts), default=None)
+        if (whole := _joined(*pair, 0)) is not None:
+            found: list[tuple[_Trial, Sequence[_Weight]]] = [(_Trial(pair, whole), usual)]
+            if (aside := _joined(*pair, 1)) is not None:
+                columns = _Weight(
+                    "examples of the second dimension", lambda batch: float(_length(batch, 1) or math.nan)
+                )
+                found.append((_Trial(pair, aside), (columns, *usual)))
+            return found
+    split = (trial for batch in batches for trial in _split(batch))
+    best = max(split, key=lambda trial: disagreement(trial.parts), default=None)
+    return [] if best is None else [(best, usual)]
 
 
 def _share(parts: tuple[Any, Any], weight_fn: WeightFunction) -> float | None:
@@ -181,23 +194,29 @@ def _share(parts: tuple[Any, Any], weight_fn: WeightFunction) -> float | None:
     return first / total if total > 0 and math.isfinite(total) else None
 
 
-def _joined(a: Any, b: Any) -> Any | None:
-    """Both in one batch; ``None`` where their shapes or anything else in them differ."""
-    pairs = list(zip(tensors(a), others := list(tensors(b)), strict=False))
-    rows, other_rows = _rows(a), _rows(b)
-    if rows is None or other_rows is None or len(pairs) != len(others) or _skeleton(a) != _skeleton(b):
+def _joined(a: Any, b: Any, along: int) -> Any | None:
+    """Both in one batch, along one dimension; ``None`` where their shapes or anything else in them differ."""
+    mine, theirs = list(tensors(a)), list(tensors(b))
+    length, other_length = _length(a, along), _length(b, along)
+    if length is None or other_length is None or len(mine) != len(theirs) or _skeleton(a) != _skeleton(b):
         return None
     joined: dict[int, Tensor] = {}
-    for mine, theirs in pairs:
-        if mine.dtype != theirs.dtype or mine.dim() != theirs.dim() or mine.shape[1:] != theirs.shape[1:]:
-            return None
-        if mine.dim() and (len(mine), len(theirs)) == (rows, other_rows):
-            joined[id(mine)] = torch.cat([mine, theirs.to(mine.device)])
-        elif not torch.equal(mine, theirs.to(mine.device)):
+    for x, y in zip(mine, theirs, strict=True):
+        y = y.to(x.device)
+        place = min(along, x.dim() - 1)
+        if x.dtype == y.dtype and x.dim() and x.dim() == y.dim() and x.shape[place] == length:
+            if y.shape[place] != other_length or _others(x, place) != _others(y, place):
+                return None
+            joined[id(x)] = torch.cat([x, y], place)
+        elif x.dtype != y.dtype or not torch.equal(x, y):
             return None
         else:
-            joined[id(mine)] = mine
+            joined[id(x)] = x
     return mapped(a, lambda tensor: joined[id(tensor)])
+
+
+def _others(tensor: Tensor, place: int) -> list[int]:
+    return [size for dimension, size in enumerate(tensor.shape) if dimension != place]
 
 
 def _split(batch: Any) -> Iterator[_Trial]:
@@ -214,12 +233,16 @@ def _split(batch: Any) -> Iterator[_Trial]:
 
 
 def _rows(batch: Any) -> int | None:
-    """The first dimension of a batch's first tensor that has one; ``None`` if it is no plain batch of tensors."""
+    return _length(batch, 0)
+
+
+def _length(batch: Any, along: int) -> int | None:
+    """A dimension of a batch's first tensor that has it; ``None`` if it is no plain batch of tensors."""
     if not isinstance(batch, Mapping | list | tuple | Tensor) and not hasattr(batch, "__dict__"):
         return None
     if hasattr(batch, "batch_sizes"):  # a packed sequence
         return None
-    return next((len(tensor) for tensor in tensors(batch) if tensor.dim() > 0), None)
+    return next((tensor.shape[along] for tensor in tensors(batch) if tensor.dim() > along), None)
 
 
 def _skeleton(batch: Any) -> Any:

@@ -28,6 +28,8 @@ class WatchedWrites(TorchDispatchMode):  # type: ignore[no-untyped-call]
         [0.0, 0.0, 0.0]
     """
 
+    supports_higher_order_operators = True
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._made: set[int] = set()
