@@ -92,14 +92,21 @@ class Measurable:
         self._reset()
         if key in self._watched:
             return call()
-        self._watched.add(key)
         writes, before = WatchedWrites(), _drawn()
         self._writes.append(writes)
         try:
             with writes:
                 result = call()
+        except (UsageError, torch.OutOfMemoryError):
+            raise
+        except Exception:
+            # Some operations don't run while they are watched (`torch.cond`); what is wrong otherwise is wrong again.
+            self._note_moved()
+            self._reset()
+            result = call()
         finally:
-            self._moved += [place for place in self._state.changed() if place not in self._moved]
+            self._note_moved()
+        self._watched.add(key)
         self.draws |= before != _drawn() or any(isinstance(place, RandomGenerator) for place in self._moved)
         self._refuse_written(writes)
         self._refuse_originals(result)
@@ -116,6 +123,9 @@ class Measurable:
         for parameter, hooks in self._hooks:
             parameter._backward_hooks = hooks
         return moved + self._state.unrestored()
+
+    def _note_moved(self) -> None:
+        self._moved += [place for place in self._state.changed() if place not in self._moved]
 
     def _reset(self) -> None:
         for writes in self._writes:
@@ -152,7 +162,7 @@ class Measurable:
                     substitutes[id(buffer)] = self._as_measured(buffer.detach(), copy=True)
         if substitutes:
             self._state.replace(substitutes)
-        self._state.spare_iterators()
+        self._state.protect()
         self._state.enter()
 
     def _parameter(self, parameter: nn.Parameter, module: nn.Module, substitutes: dict[int, Any]) -> None:

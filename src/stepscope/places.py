@@ -274,16 +274,15 @@ class Buffer(Place):
 
 
 class LargeArray(Place):
-    """A numpy array that isn't copied: until it is restored, it can't be written to."""
+    """A numpy array that isn't copied: from `protect` until it is restored, it can't be written to."""
 
     def __init__(self, path: str, array: Any) -> None:
         self._array = array
         super().__init__(path)
-        self._array.flags.writeable = False
 
-    def enter(self) -> None:
-        """See `Place`."""
-        self._entered = False
+    def protect(self) -> None:
+        """To write to it raises from now on."""
+        self._array.flags.writeable = False
 
     def _content(self) -> bool:
         return bool(self._array.flags.writeable)

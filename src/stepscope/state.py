@@ -117,11 +117,15 @@ class State:
         for place in self._places:
             place.replace(substitutes)
 
-    def spare_iterators(self) -> None:
-        """Until `restore`, iterators are left alone: copies are read in their place, where there can be one.
+    def protect(self) -> None:
+        """Until `restore`, what can't be restored is left alone: iterators, and large arrays of numpy.
 
-        What they have given can't be taken back. One that can't be copied raises a `UsageError` when it is read.
+        What an iterator has given can't be taken back: a copy is read in its place, and where there is none, a
+        `UsageError` is raised. An array can't be written to.
         """
+        for place in self._places:
+            if isinstance(place, places.LargeArray):
+                place.protect()
         copied: tuple[type, ...] = (
             itertools.count,
             itertools.repeat,
@@ -341,6 +345,8 @@ class State:
                 if isinstance(function, types.FunctionType):
                     if users:
                         self._later(f"{path}.{name}", function)
+                elif isinstance(attribute, functools._lru_cache_wrapper):
+                    self._later(f"{path}.{name}", attribute)
                 elif name.startswith("__"):
                     continue
                 elif hasattr(type(attribute), "__get__"):

@@ -175,13 +175,9 @@ def _trials(batches: Sequence[Any], usual: Sequence[_Weight]) -> list[tuple[_Tri
         return max(shares) - min(shares) if shares else 0.0
 
     for pair in sorted(((batches[0], other) for other in batches[1:]), key=disagreement, reverse=True):
-        if (whole := _joined(*pair, 0)) is not None:
-            found: list[tuple[_Trial, Sequence[_Weight]]] = [(_Trial(pair, whole), usual)]
-            if (aside := _joined(*pair, 1)) is not None:
-                columns = _Weight(
-                    "examples of the second dimension", lambda batch: float(_length(batch, 1) or math.nan)
-                )
-                found.append((_Trial(pair, aside), (columns, *usual)))
+        columns = _Weight("the second dimension", lambda batch: float(_length(batch, 1) or math.nan))
+        joined = ((_joined(*pair, along), weights) for along, weights in ((0, usual), (1, (columns, *usual))))
+        if found := [(_Trial(pair, whole), weights) for whole, weights in joined if whole is not None]:
             return found
     split = (trial for batch in batches for trial in _split(batch))
     best = max(split, key=lambda trial: disagreement(trial.parts), default=None)
