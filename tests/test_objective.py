@@ -630,3 +630,116 @@ def test_each_evaluation_starts_from_the_same_count():
     assert calls == [0]
     assert len(seen) > 10
     assert set(seen.notes()) == {1}
+
+
+def in_a_tuple(parameters):
+    held = tuple(parameters)
+    return lambda: held
+
+
+def in_a_partial(parameters):
+    import functools
+
+    return functools.partial(lambda *held: held, *parameters)
+
+
+def in_a_default(parameters):
+    return lambda held=tuple(parameters): held
+
+
+def in_a_reference(parameters):
+    import weakref
+
+    held = [weakref.ref(p) for p in parameters]
+    return lambda: [reference() for reference in held]
+
+
+def in_an_optimizer(parameters):
+    optimizer = torch.optim.SGD(list(parameters), lr=0.1)
+    return lambda: optimizer.param_groups[0]["params"]
+
+
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16, None), (torch.float32, torch.float64)])
+@pytest.mark.parametrize("held", [in_a_tuple, in_a_partial, in_a_default, in_a_reference, in_an_optimizer])
+def test_parameters_that_the_loss_holds_are_those_that_are_measured(held, dtypes):
+    """Also where the measured dtype is another than theirs."""
+    model = nn.Linear(2, 1, dtype=dtypes[0])
+    parameters = held(model.parameters())
+
+    def loss(model, batch):
+        return model(batch).square().mean() + sum(p.square().sum() for p in parameters())
+
+    objective = Objective(model, loss, [torch.ones(3, 2, dtype=dtypes[0])], dtype=dtypes[1])
+    _, gradient = objective.gradient()
+    w = {n: p.detach().double() for n, p in model.named_parameters()}
+    output = w["weight"].sum() + w["bias"].sum()
+    for name, value in w.items():
+        torch.testing.assert_close(gradient[name].double(), 2 * output + 2 * value, rtol=1e-5, atol=1e-6)
+    assert {p.dtype for p in model.parameters()} == {dtypes[0]}
+
+
+def test_a_view_of_a_parameter_moves_with_it():
+    model = nn.Linear(2, 1)
+    model.view = model.weight.detach().t()
+    objective = Objective(model, lambda m, b: (b @ m.view + m.bias).square().mean(), ONES)
+    before = model.view.data_ptr()
+    found = objective.loss_at({"weight": torch.ones(1, 2)}, 1.0)
+    assert model.view.data_ptr() == before == model.weight.data_ptr()
+    with torch.no_grad():
+        model.weight.add_(1.0)
+    assert found == pytest.approx(objective.loss(), rel=1e-6)
+
+
+def test_a_loss_may_train_something_inside():
+    """A discriminator that takes a step of its own optimizer at each call."""
+    torch.manual_seed(0)
+    model, other = nn.Linear(2, 2), nn.Linear(2, 1)
+    optimizer = torch.optim.Adam(other.parameters(), lr=0.1)
+
+    def loss(model, batch):
+        made = model(batch)
+        optimizer.zero_grad()
+        F.softplus(other(made.detach())).mean().backward()
+        optimizer.step()
+        return F.softplus(-other(made)).mean()
+
+    before = fingerprint(other, optimizer)
+    objective = Objective(model, loss, ONES)
+    assert objective.loss() == objective.loss() == objective.gradient()[0]
+    assert fingerprint(other, optimizer) == before
+    assert not optimizer.state
+
+
+class TimeFirst(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.GRU(3, 4)
+
+    def forward(self, x):
+        return self.rnn(x)[0]
+
+
+def test_examples_may_lie_along_the_second_dimension():
+    batches = [(torch.randn(5, n, 3), torch.randn(5, n, 4)) for n in (2, 8)]
+    objective = Objective(TimeFirst(), lambda m, b: F.mse_loss(m(b[0]), b[1]), batches)
+    assert objective.shares == pytest.approx([0.2, 0.8])
+
+
+def test_a_mask_in_a_tuple_is_found():
+    batches = [(torch.randn(4, 2), torch.arange(8).view(4, 2) < n) for n in (3, 7)]
+    objective = Objective(linear(), lambda m, b: (m(b[0]).square() * b[1]).sum() / b[1].sum(), batches)
+    assert objective.shares == pytest.approx([0.3, 0.7])
+
+
+def test_a_list_of_targets_is_not_joined():
+    batches = [{"x": torch.randn(2, 2), "targets": [torch.randn(2, 2), torch.randn(5, 2)]} for _ in range(2)]
+    objective = Objective(linear(), lambda m, b: m(b["x"]).mean() + sum(t.mean() for t in b["targets"]), batches)
+    assert objective.weighting.check == "could not be tried: micro-batches can be neither joined nor split"
+
+
+def test_a_loss_that_draws_from_a_generator_of_its_own_is_not_compared():
+    generator = torch.Generator().manual_seed(0)
+    objective = Objective(
+        linear(), lambda m, b: (m(b) + torch.randn(len(b), 1, generator=generator)).square().mean(), 2 * ONES
+    )
+    assert objective.weighting.check == "could not be tried: the loss draws random numbers"

@@ -150,7 +150,7 @@ class _SecondLife(_Follower):
             real = self._now()
             try:
                 stand_in(real, list(parameters.values()))
-                real.protect()
+                real.spare_iterators()
                 without_hooks(real)
                 self._life = self._now()
             finally:

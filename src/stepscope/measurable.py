@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from stepscope.errors import UsageError
 from stepscope.places import Place, RandomGenerator
 from stepscope.state import State
-from stepscope.writes import WatchedWrites
+from stepscope.writes import WatchedWrites, memory_of
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -64,6 +64,7 @@ class Measurable:
         self._hooks: list[tuple[nn.Parameter, Any]] = []
         self._known: set[int] = set()
         self._may_write: set[int] = set()
+        self._sharing: dict[int | None, list[Tensor]] | None = None
         self._watched: set[Hashable] = set()
         self._writes: list[WatchedWrites] = []
         self._moved: list[Place] = []
@@ -78,6 +79,23 @@ class Measurable:
         if self._raises:
             self._raise_tensors()
         self._take_in(self._state.modules)
+
+    def aliases_of(self, parameter: Tensor) -> list[Tensor]:
+        """Other tensors that lie in a parameter's memory, such as an attribute that is a view of it."""
+        if self._sharing is None:
+            known = {id(p) for p in self._model.parameters() if p.requires_grad}
+            self._sharing = {}
+            for tensor in self._state.exchangeable():
+                if id(tensor) not in known:
+                    self._sharing.setdefault(memory_of(tensor), []).append(tensor)
+        start, end = parameter.storage_offset(), parameter.storage_offset() + parameter.numel()
+        return [
+            tensor
+            for tensor in self._sharing.get(memory_of(parameter), [])
+            if tensor.dtype == parameter.dtype
+            and start <= tensor.storage_offset()
+            and tensor.storage_offset() + tensor.numel() <= end
+        ]
 
     def evaluate(self, key: Hashable, call: Callable[[], Output]) -> Output:
         """What `call` gives, from the state that all evaluations start from.
@@ -162,7 +180,7 @@ class Measurable:
                     substitutes[id(buffer)] = self._as_measured(buffer.detach(), copy=True)
         if substitutes:
             self._state.replace(substitutes)
-        self._state.protect()
+        self._state.spare_iterators()
         self._state.enter()
 
     def _parameter(self, parameter: nn.Parameter, module: nn.Module, substitutes: dict[int, Any]) -> None:

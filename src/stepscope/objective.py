@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -104,7 +104,7 @@ class Objective:
         self._displaced = 0
         self._differentiates = False
         self._scratch: list[dict[str, Tensor]] = []
-        self._evaluated_once: set[int] = set()
+        self._evaluated_once: set[Hashable] = set()
         self.weighting = weighting(model, self.batches, weight_fn, self._tried)
         self.shares = self.weighting.shares
         # Nothing of a micro-batch without weight enters the loss; its own mean may be NaN.
@@ -247,11 +247,12 @@ class Objective:
 
         The point is computed into memory that is kept until `measuring` ends: one model's worth, more where it nests.
         """
-        assert self._measuring, "displaced() outside measuring()"
+        assert self._measured is not None, "displaced() outside measuring()"
         if self._displaced == len(self._scratch):
             self._scratch.append({})
         scratch = self._scratch[self._displaced]
         here = {name: self.parameters[name].data for name in direction}
+        aliases = {name: [(a, a.data) for a in self._measured.aliases_of(x)] for name, x in here.items()}
         self._displaced += 1
         try:
             for name, x in here.items():
@@ -259,10 +260,15 @@ class Objective:
                     scratch[name] = torch.empty_like(x)
                 torch.add(x, direction[name].to(x.device, x.dtype), alpha=step, out=scratch[name])
                 self.parameters[name].data = scratch[name]
+                for alias, data in aliases[name]:
+                    place = data.storage_offset() - x.storage_offset()
+                    alias.data = scratch[name].as_strided(data.size(), data.stride(), place)
             yield
         finally:
             for name, x in here.items():
                 self.parameters[name].data = x
+                for alias, data in aliases[name]:
+                    alias.data = data
             self._displaced -= 1
 
     def check_direction(self, label: str, direction: Mapping[str, Tensor]) -> None:
@@ -299,7 +305,7 @@ class Objective:
         """
         with self.measuring(), torch.set_grad_enabled(True):
             seed_everything(0)
-            loss = _scalar(self._evaluated(lambda _, b: self._call(b), self._copy(batch), id(batch)), 0)
+            loss = _scalar(self._evaluated(lambda _, b: self._call(b), self._copy(batch), ("tried", id(batch))), 0)
             assert self._measured is not None
             if self._measured.draws:
                 raise UsageError("the loss draws random numbers")
@@ -315,7 +321,7 @@ class Objective:
 
         return moved(batch, first.device, dtype_of)
 
-    def _evaluated(self, evaluate: Callable[[nn.Module, Any], Output], batch: Any, index: int) -> Output:
+    def _evaluated(self, evaluate: Callable[[nn.Module, Any], Output], batch: Any, index: Hashable) -> Output:
         assert self._measured is not None
         try:
             result = self._measured.evaluate(index, lambda: evaluate(self._called, batch))
@@ -335,8 +341,9 @@ class Objective:
         self._evaluated_once.add(index)
         return result
 
-    def _why_it_fails(self, error: Exception, batch: Any, index: int) -> str:
-        text = f"the loss of micro-batch {index} can't be computed ({type(error).__name__}: {said(error)})"
+    def _why_it_fails(self, error: Exception, batch: Any, index: Hashable) -> str:
+        which = f"micro-batch {index}" if isinstance(index, int) else "micro-batches together"
+        text = f"the loss of {which} can't be computed ({type(error).__name__}: {said(error)})"
         dtypes = {t.dtype for t in tensors(batch) if t.is_floating_point()}
         if other := dtypes - {p.dtype for p in self.parameters.values()}:
             found, wanted = str(other.pop()), str(next(iter(self.parameters.values())).dtype)

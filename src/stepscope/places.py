@@ -7,6 +7,7 @@ import contextvars
 import operator
 import random
 import types
+import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -76,19 +77,19 @@ class Dictionary(Place):
 
     def replace(self, substitutes: Mapping[int, Any]) -> None:
         """See `Place`."""
-        for key, value in self._mapping.items():
+        for key, value in dict.items(self._mapping):
             if (new := substituted(value, substitutes)) is not value:
                 self._mapping[key] = new
 
     def _content(self) -> dict[Any, Any]:
-        return dict(self._mapping)
+        return dict(dict.items(self._mapping))
 
     def _holds(self, content: dict[Any, Any]) -> bool:
         now = self._mapping
         return (
-            len(now) == len(content)
-            and all(map(operator.is_, now.values(), content.values()))
-            and all(map(operator.is_, now, content))
+            dict.__len__(now) == len(content)
+            and all(map(operator.is_, dict.values(now), content.values()))
+            and all(map(operator.is_, dict.keys(now), content))
         )
 
     def _become(self, content: dict[Any, Any]) -> None:
@@ -274,24 +275,20 @@ class Buffer(Place):
 
 
 class LargeArray(Place):
-    """A numpy array that isn't copied: from `protect` until it is restored, it can't be written to."""
+    """A numpy array of which no copy is kept: that it was written to is noticed, and can't be undone."""
 
     def __init__(self, path: str, array: Any) -> None:
         self._array = array
         super().__init__(path)
 
-    def protect(self) -> None:
-        """To write to it raises from now on."""
-        self._array.flags.writeable = False
+    def _content(self) -> int:
+        return zlib.crc32(self._array.tobytes())
 
-    def _content(self) -> bool:
-        return bool(self._array.flags.writeable)
-
-    def _holds(self, content: bool) -> bool:
+    def _holds(self, content: int) -> bool:
         return self._content() == content
 
-    def _become(self, content: bool) -> None:
-        self._array.flags.writeable = content
+    def _become(self, content: int) -> None:
+        """Nothing can be done."""
 
 
 class Array(Place):

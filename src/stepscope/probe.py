@@ -140,7 +140,7 @@ class Probe:
             f"{type(self._optimizer).__name__} can't step on copies", "its update can't be known in advance"
         ):
             followers = self._candidates.rehearse(self._objective.parameters)
-        with _refusing("this model can't be measured", "its loss needs a gradient in evaluation mode"):
+        with _refusing("this model can't be measured", "call loss_fn(model.eval(), batch).backward() to see it"):
             self.check: SelfCheck = self_check(self._objective)
         if not self.check.repeatable:
             raise UsageError(f"this model can't be measured: {self.check.suspicions[0]}")

@@ -135,7 +135,7 @@ def self_check(objective: Objective) -> SelfCheck:
 def _verdict(exact: float | None, finite: float, bar: float) -> Verdict:
     if exact is None:
         return "not compared"
-    if bar > 0.1 * max(abs(exact), abs(finite)):
+    if bar > 0.1 * max(abs(exact), abs(finite)) or (bar > abs(finite) and bar > 1e-3 * abs(exact)):
         return "kinked"
     return "agrees" if abs(exact - finite) <= 2 * bar else "disagrees"
 

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset
 
 from stepscope import places
 from stepscope.errors import UsageError
@@ -37,8 +38,8 @@ _logger = logging.getLogger("stepscope")
 _MANY = 100_000
 """Elements of a container that are walked into; a container of more is data, not state."""
 
-_LARGE = 2**20
-"""Bytes of a numpy array of which a copy is kept; a larger one can't be written to while measuring."""
+_LARGE = 2**25
+"""Bytes of a numpy array of which a copy is kept."""
 
 _LONG = 300
 """Characters of a path."""
@@ -117,15 +118,11 @@ class State:
         for place in self._places:
             place.replace(substitutes)
 
-    def protect(self) -> None:
-        """Until `restore`, what can't be restored is left alone: iterators, and large arrays of numpy.
+    def spare_iterators(self) -> None:
+        """Until `restore`, iterators are left alone: what they have given can't be taken back.
 
-        What an iterator has given can't be taken back: a copy is read in its place, and where there is none, a
-        `UsageError` is raised. An array can't be written to.
+        A copy is read in the place of each, and where there is none, a `UsageError` is raised.
         """
-        for place in self._places:
-            if isinstance(place, places.LargeArray):
-                place.protect()
         copied: tuple[type, ...] = (
             itertools.count,
             itertools.repeat,
@@ -250,8 +247,8 @@ class State:
         elif (generator := places.random_generator(path, value)) is not None:
             self._places.append(generator)
         elif "numpy" in sys.modules and isinstance(value, sys.modules["numpy"].ndarray):
-            small = value.nbytes <= _LARGE or not value.flags.writeable
-            self._places.append(places.Array(path, value) if small else places.LargeArray(path, value))
+            kept = places.Array if value.nbytes <= _LARGE else places.LargeArray
+            self._places.append(kept(path, value))
         elif isinstance(value, bytearray | array.array):
             self._places.append(places.Buffer(path, value))
         elif isinstance(value, contextvars.ContextVar):
@@ -292,7 +289,7 @@ class State:
 
     def _mapping(self, path: str, mapping: dict[Any, Any], *, dotted: bool = False) -> None:
         self._places.append(places.Dictionary(path, mapping))
-        for index, (key, value) in enumerate(mapping.items()):
+        for index, (key, value) in enumerate(dict.items(mapping)):
             if index == _MANY:
                 break
             name = key if isinstance(key, str | int) else type(key).__name__
@@ -319,6 +316,8 @@ class State:
     def _instance(self, path: str, value: Any) -> None:
         """An object of any other class: its attributes and slots, and what its class holds."""
         kind = type(value)
+        if isinstance(value, Dataset | DataLoader):
+            return
         if is_foreign(kind) and not isinstance(value, (*CONTAINERS, *self._through)):  # type: ignore[arg-type]
             self._named(path, value)
             return

@@ -88,7 +88,7 @@ def trial_step(
                 for name, gradient in gradients.items()
             }
             copies = stand_in(state, [parameters[name] for name in given])
-            state.protect()
+            state.spare_iterators()
             give(parameters, given)
             if not hooks:
                 without_hooks(state)
@@ -117,7 +117,7 @@ def stand_in(state: State, moving: Sequence[nn.Parameter]) -> list[Tensor]:
 
     Frozen parameters without gradient, unless they are among the moving ones, need none: no step moves them.
     """
-    state.protect()
+    state.spare_iterators()
     frozen = {id(p) for p in state.found(nn.Parameter) if not p.requires_grad and p.grad is None}
     return state.stand_in(but=frozen - set(map(id, moving)))
 

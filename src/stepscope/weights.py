@@ -128,7 +128,7 @@ def _explains(whole: Value, first: Value, second: Value, share: float) -> bool:
     """Whether the whole is ``share · first + (1 − share) · second``, by the loss and, if it is there, the gradient."""
     pooled = share * first[0] + (1 - share) * second[0]
     scale = max(abs(first[0]), abs(second[0]))
-    if abs(whole[0] - pooled) > 0.01 * abs(first[0] - second[0]) + 1e-5 * scale:
+    if abs(whole[0] - pooled) > 1e-3 * abs(first[0] - second[0]) + 1e-5 * scale:
         return False
     if not whole[1]:
         return True
@@ -174,14 +174,15 @@ def _trials(batches: Sequence[Any], usual: Sequence[_Weight]) -> list[tuple[_Tri
         shares = [s for weight in usual if (s := _share(parts, weight.of)) is not None]
         return max(shares) - min(shares) if shares else 0.0
 
-    for pair in sorted(((batches[0], other) for other in batches[1:]), key=disagreement, reverse=True):
-        columns = _Weight("the second dimension", lambda batch: float(_length(batch, 1) or math.nan))
-        joined = ((_joined(*pair, along), weights) for along, weights in ((0, usual), (1, (columns, *usual))))
-        if found := [(_Trial(pair, whole), weights) for whole, weights in joined if whole is not None]:
-            return found
-    split = (trial for batch in batches for trial in _split(batch))
-    best = max(split, key=lambda trial: disagreement(trial.parts), default=None)
-    return [] if best is None else [(best, usual)]
+    pairs = sorted(((batches[0], other) for other in batches[1:]), key=disagreement, reverse=True)
+    rows = next((_Trial(pair, whole) for pair in pairs if (whole := _joined(*pair, 0)) is not None), None)
+    if rows is None:
+        split = (trial for batch in batches for trial in _split(batch))
+        rows = max(split, key=lambda trial: disagreement(trial.parts), default=None)
+    second = next((_Trial(pair, whole) for pair in pairs if (whole := _joined(*pair, 1)) is not None), None)
+    columns = _Weight("the second dimension", lambda batch: float(_length(batch, 1) or math.nan))
+    found = ((rows, usual), (second, (columns, *usual)))
+    return [(trial, weights) for trial, weights in found if trial is not None]
 
 
 def _share(parts: tuple[Any, Any], weight_fn: WeightFunction) -> float | None:
@@ -238,7 +239,13 @@ def _length(batch: Any, along: int) -> int | None:
         return None
     if hasattr(batch, "batch_sizes"):  # a packed sequence
         return None
+    if any(isinstance(part, list) for part in (batch.values() if isinstance(batch, Mapping) else _parts(batch))):
+        return None  # a list of something for each example, such as boxes
     return next((tensor.shape[along] for tensor in tensors(batch) if tensor.dim() > along), None)
+
+
+def _parts(batch: Any) -> list[Any]:
+    return list(batch) if isinstance(batch, list | tuple) else list(getattr(batch, "__dict__", {}).values())
 
 
 def _skeleton(batch: Any) -> Any:
@@ -273,6 +280,11 @@ def _usual_weights(model: nn.Module, batches: Sequence[Any]) -> list[_Weight]:
         weights = [_labels(shifted=False)]
     masks = {key for b in batches if isinstance(b, Mapping) for key, value in b.items() if _is_mask(key, value)}
     weights += [_ones(key) for key in sorted(masks)]
+    if not isinstance(batches[0], Mapping):
+        places = [
+            index for index, tensor in enumerate(tensors(batches[0])) if tensor.dim() > 1 and _is_zeros_and_ones(tensor)
+        ]
+        weights += [_ones_at(index) for index in places]
     if labelled:
         weights.append(_Weight("examples", lambda b: float(_rows(b) or math.nan)))
     return weights
@@ -285,6 +297,18 @@ def _labels(*, shifted: bool) -> _Weight:
 
 def _ones(key: str) -> _Weight:
     return _Weight(f"ones in {key}", lambda batch: float(batch[key].sum()) if key in batch else math.nan)
+
+
+def _ones_at(index: int) -> _Weight:
+    def ones(batch: Any) -> float:
+        found = list(tensors(batch))
+        return float(found[index].sum()) if index < len(found) else math.nan
+
+    return _Weight(f"ones in tensor {index}", ones)
+
+
+def _is_zeros_and_ones(tensor: Tensor) -> bool:
+    return not tensor.is_complex() and bool(((tensor == 0) | (tensor == 1)).all())
 
 
 def _is_mask(key: Any, value: Any) -> bool:
