@@ -64,7 +64,7 @@ class Measurable:
         self._hooks: list[tuple[nn.Parameter, Any]] = []
         self._known: set[int] = set()
         self._may_write: set[int] = set()
-        self._sharing: dict[int | None, list[Tensor]] | None = None
+        self._aliases: dict[int, list[Tensor]] | None = None
         self._watched: set[Hashable] = set()
         self._writes: list[WatchedWrites] = []
         self._moved: list[Place] = []
@@ -80,22 +80,17 @@ class Measurable:
             self._raise_tensors()
         self._take_in(self._state.modules)
 
-    def aliases_of(self, parameter: Tensor) -> list[Tensor]:
+    def aliases_of(self, parameter: nn.Parameter) -> list[Tensor]:
         """Other tensors that lie in a parameter's memory, such as an attribute that is a view of it."""
-        if self._sharing is None:
-            known = {id(p) for p in self._model.parameters() if p.requires_grad}
-            self._sharing = {}
+        if self._aliases is None:
+            own = [p for p in self._model.parameters() if p.requires_grad]
+            ids = set(map(id, own))
+            by_memory: dict[int | None, list[Tensor]] = {}
             for tensor in self._state.exchangeable():
-                if id(tensor) not in known:
-                    self._sharing.setdefault(memory_of(tensor), []).append(tensor)
-        start, end = parameter.storage_offset(), parameter.storage_offset() + parameter.numel()
-        return [
-            tensor
-            for tensor in self._sharing.get(memory_of(parameter), [])
-            if tensor.dtype == parameter.dtype
-            and start <= tensor.storage_offset()
-            and tensor.storage_offset() + tensor.numel() <= end
-        ]
+                if id(tensor) not in ids:
+                    by_memory.setdefault(memory_of(tensor), []).append(tensor)
+            self._aliases = {id(p): [t for t in by_memory.get(memory_of(p), []) if _lies_within(t, p)] for p in own}
+        return self._aliases.get(id(parameter), [])
 
     def evaluate(self, key: Hashable, call: Callable[[], Output]) -> Output:
         """What `call` gives, from the state that all evaluations start from.
@@ -257,6 +252,15 @@ def _set_mode(module: nn.Module, training: bool) -> None:
         vars(module)["training"] = training
     else:
         module.training = training
+
+
+def _lies_within(tensor: Tensor, parameter: Tensor) -> bool:
+    start, end = parameter.storage_offset(), parameter.storage_offset() + parameter.numel()
+    return (
+        tensor.dtype == parameter.dtype
+        and start <= tensor.storage_offset()
+        and tensor.storage_offset() + tensor.numel() <= end
+    )
 
 
 def _is_gathered_elsewhere(parameter: nn.Parameter) -> bool:

@@ -252,7 +252,7 @@ class Objective:
             self._scratch.append({})
         scratch = self._scratch[self._displaced]
         here = {name: self.parameters[name].data for name in direction}
-        aliases = {name: [(a, a.data) for a in self._measured.aliases_of(x)] for name, x in here.items()}
+        aliases = {name: [(a, a.data) for a in self._measured.aliases_of(self.parameters[name])] for name in here}
         self._displaced += 1
         try:
             for name, x in here.items():
