@@ -743,3 +743,24 @@ def test_a_loss_that_draws_from_a_generator_of_its_own_is_not_compared():
         linear(), lambda m, b: (m(b) + torch.randn(len(b), 1, generator=generator)).square().mean(), 2 * ONES
     )
     assert objective.weighting.check == "could not be tried: the loss draws random numbers"
+
+
+class MadeInForward(nn.Module):
+    """Makes modules at each call, as Hugging Face's do with their losses."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin = linear()
+
+    def forward(self, x):
+        return nn.MSELoss()(nn.Dropout(0.5)(self.lin(x)), torch.zeros(len(x), 1))
+
+
+def test_modules_that_are_made_at_each_call_have_no_dropout_and_leave_nothing():
+    model = MadeInForward().train()
+    objective = Objective(model, lambda m, b: m(b), ONES)
+    with objective.measuring():
+        places = len(objective._measured._state)
+        losses = {objective.loss() for _ in range(5)}
+        assert len(objective._measured._state) == places
+    assert losses == {pytest.approx(float(model.lin(ONES[0]).detach().square().mean()), rel=1e-6)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import sys
 import warnings
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -61,6 +62,7 @@ class Measurable:
         self._raises = dtype is not None or any(p.dtype in HALF for p in model.parameters())
         self._modules: dict[int, nn.Module] = {}
         self._modes: list[tuple[nn.Module, bool]] = []
+        self._passing: list[weakref.ref[nn.Module]] = []
         self._hooks: list[tuple[nn.Parameter, Any]] = []
         self._known: set[int] = set()
         self._may_write: set[int] = set()
@@ -132,6 +134,9 @@ class Measurable:
         # The first that is known of a module is what it was.
         for module, training in reversed(self._modes):
             _set_mode(module, training)
+        for reference in self._passing:
+            if (passing := reference()) is not None:
+                _set_mode(passing, True)
         self._state.restore()
         for parameter, hooks in self._hooks:
             parameter._backward_hooks = hooks
@@ -148,13 +153,25 @@ class Measurable:
 
     def met(self, module: nn.Module, _: Any) -> None:
         """A module is about to be called: one that no walk has found is taken in before it changes anything."""
-        if id(module) not in self._modules:
-            with _disable_current_modes():
-                name = type(module).__name__
-                self._take_in({name: module} | self._state.add({name: module}))
+        if id(module) in self._modules:
+            return
+        if type(module).__module__.startswith("torch.nn.") and not _holds_anything(module):
+            # A loss or a dropout, which may have been made for this call alone: it has a mode and no more.
+            if module.training:
+                self._passing.append(weakref.ref(module))
+                _set_mode(module, False)
+            return
+        with _disable_current_modes():
+            name, known = type(module).__name__, len(self._state)
+            self._take_in({name: module} | self._state.add({name: module}), known)
 
-    def _take_in(self, modules: Mapping[str, nn.Module]) -> None:
-        """Makes modules measurable, and remembers how they were."""
+    def _take_in(self, modules: Mapping[str, nn.Module], known: int = 0) -> None:
+        """Makes modules measurable, and remembers how they were.
+
+        Args:
+            modules: by path; those that are known already are left alone.
+            known: how many places of the state were known before they were found.
+        """
         new = {path: module for path, module in modules.items() if id(module) not in self._modules}
         self._modules |= {id(module): module for module in new.values()}
         self._modes += [(module, module.training) for module in new.values()]
@@ -176,7 +193,7 @@ class Measurable:
         if substitutes:
             self._state.replace(substitutes)
         self._state.spare_iterators()
-        self._state.enter()
+        self._state.enter(0 if substitutes else known)
 
     def _parameter(self, parameter: nn.Parameter, module: nn.Module, substitutes: dict[int, Any]) -> None:
         """Its gradient and hooks are taken off, and its data is of the measured dtype.
@@ -244,6 +261,10 @@ class Measurable:
                     f"{name} is written to when the loss is evaluated: a loss that changes the weights can't be "
                     "measured (RWKV: config.rescale_every = 0)"
                 )
+
+
+def _holds_anything(module: nn.Module) -> bool:
+    return bool(module._parameters or module._buffers or module._modules)
 
 
 def _set_mode(module: nn.Module, training: bool) -> None:

@@ -104,10 +104,18 @@ class State:
             place.enter()
         return {path: module for path, module in self.modules.items() if path not in before}
 
-    def enter(self) -> None:
-        """What is there now is what `reset` goes back to; `restore` goes back to what was there first."""
-        for place in self._places:
+    def enter(self, start: int = 0) -> None:
+        """What is there now is what `reset` goes back to; `restore` goes back to what was there first.
+
+        Args:
+            start: how many places are left out, those that were found first.
+        """
+        for place in self._places[start:]:
             place.enter()
+
+    def __len__(self) -> int:
+        """How many places were found."""
+        return len(self._places)
 
     def changed(self) -> list[Place]:
         """What differs from what was there at the last `enter`."""
@@ -123,6 +131,9 @@ class State:
 
         A copy is read in the place of each, and where there is none, a `UsageError` is raised.
         """
+        iterators, self._iterators = self._iterators, {}
+        if not iterators:
+            return
         copied: tuple[type, ...] = (
             itertools.count,
             itertools.repeat,
@@ -133,7 +144,7 @@ class State:
         self.replace(
             {
                 id(iterator): copy.copy(iterator) if type(iterator) in copied and _COPIES else _Unreadable(path)
-                for path, iterator in self._iterators.items()
+                for path, iterator in iterators.items()
             }
         )
 
