@@ -300,9 +300,11 @@ _UNSHARED = 1
 def _drawn() -> tuple[Any, ...]:
     """The states of the global generators, which tell whether numbers were drawn."""
     numpy: Any = sys.modules.get("numpy")
-    legacy = str(numpy.random.get_state()) if numpy is not None else None
     device = torch.cuda.get_rng_state().tolist() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
-    return torch.get_rng_state().tolist(), random.getstate(), legacy, device
+    if numpy is None:
+        return torch.get_rng_state().tolist(), random.getstate(), device
+    legacy = numpy.random.get_state()
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), legacy[1].tobytes(), *legacy[2:], device
 
 
 @contextmanager
