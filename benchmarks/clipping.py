@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from environment import environment
-from stepscope.clipping import clamp_, fraction_threshold
+from stepscope.clipping.threshold import clamp_, fraction_threshold
 
 FRACTION = 0.1
 RESULTS = Path(__file__).with_suffix(".json")

@@ -26,8 +26,8 @@ from torch.optim import Optimizer
 
 from environment import environment
 from stepscope import Probe
-from stepscope.tasks.task import Task
-from stepscope.tasks.translation import SCALES, translation
+from stepscope.paper.tasks.task import Task
+from stepscope.paper.tasks.translation import SCALES, translation
 
 RESULTS = Path(__file__).with_suffix(".json")
 

@@ -12,22 +12,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from stepscope.records import Record, read_run
-from stepscope.report import (
-    GRIDS,
-    Grid,
-    Run,
-    claims_grid,
-    conclusion,
-    departures_grid,
-    finals_of,
-    judge,
-    loss_grid,
-    pairs_of,
-    read_runs,
-    sharpness_table,
-    verdict_grid,
-)
+from stepscope.paper.claims import claims_grid, conclusion, departures_grid, finals_of, judge, pairs_of
+from stepscope.paper.report import GRIDS
+from stepscope.paper.report.loss_tables import loss_grid, verdict_grid
+from stepscope.paper.runs import Run, read_runs
+from stepscope.report import Grid, sharpness_table
+from stepscope.runs import Record, read_run
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"

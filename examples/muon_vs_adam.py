@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import stepscope
-from stepscope.optimizers import muon_with_adamw
+from stepscope.directions.optimizers import muon_with_adamw
 
 TEXT = torch.tensor(list(Path(os.__file__).read_bytes()))
 

@@ -10,9 +10,9 @@ import tokenizers
 import torch
 import transformers
 
-from stepscope.tasks import pictures, programs, reviews, sources
-from stepscope.tasks.catalogue import TASKS
-from stepscope.tasks.resnet import classifier, resnet_config
+from stepscope.paper.tasks import pictures, programs, reviews, sources
+from stepscope.paper.tasks.catalogue import TASKS
+from stepscope.paper.tasks.resnet import classifier, resnet_config
 
 WORDS = ["red", "big", "old", "new", "deep", "calm"]
 FRENCH = dict(zip(WORDS, ["rouge", "grand", "vieux", "neuf", "profond", "calme"], strict=True))

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from stepscope.report.claims import judge
-from stepscope.report.runs import Run
+from stepscope.paper.claims.claims import judge
+from stepscope.paper.runs import Run
 
 SHARPNESS = {  # and the best decrease
     "sgd": (8.0, 1.0), "sgd clip 10%": (2.0, 2.0), "normalized sgd": (6.0, 1.5), "normalized sgd clip 10%": (1.5, 1.6),

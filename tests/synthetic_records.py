@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stepscope.records import RunDirectory
+from stepscope.runs.directory import RunDirectory
 
 DIRECTIONS = {  # sharpness as a ratio to SGD's, cosine with the gradient, typical norm
     "sgd": (1.0, -0.62, 0.8),

@@ -44,6 +44,44 @@ def test_every_public_function_at_the_top_has_an_example():
             assert ">>>" in thing.__doc__, name
 
 
+def in_a_fresh_process(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_importing_the_library_loads_no_page_and_no_paper():
+    code = """
+import sys, stepscope
+print(sorted(name for name in sys.modules if name.startswith(("stepscope.report", "stepscope.paper", "stepscope.cli"))))
+"""
+    assert in_a_fresh_process(code).stdout == "[]\n"
+
+
+def test_a_probe_writes_its_page_without_the_paper(tmp_path):
+    pytest.importorskip("altair")
+    code = f"""
+import sys, torch, stepscope
+model = torch.nn.Linear(2, 1); optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+loss_fn = lambda model, batch: model(batch).square().mean()
+with stepscope.Probe(model, optimizer, loss_fn, [torch.ones(4, 2)], every=1, max_overhead=None, quiet=True) as probe:
+    loss_fn(model, torch.ones(4, 2)).backward(); optimizer.step()
+probe.report({str(tmp_path / "page.html")!r})
+print(sorted(name for name in sys.modules if name.startswith(("stepscope.paper", "stepscope.cli"))))
+"""
+    done = in_a_fresh_process(code)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+    assert (tmp_path / "page.html").stat().st_size > 100_000
+
+
+def test_the_tree_shows_the_rooms():
+    """What a newcomer sees first: the rooms of docs/architecture.md, and a few files."""
+    package = Path(stepscope.__file__).parent
+    rooms = {each.name for each in package.iterdir() if (each / "__init__.py").exists()}
+    assert rooms == {
+        "objective", "clipping", "directions", "measuring", "runs", "report", "probe", "integrations", "paper", "cli",
+    }  # fmt: skip
+    assert {each.name for each in package.glob("*.py*")} == {"__init__.py", "__main__.py", "errors.py"}
+
+
 def test_importing_needs_torch_alone():
     """Also of optional parts' packages: a missing extra must be an error of the call, not of the import."""
     code = """
@@ -56,17 +94,18 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 import torch
 before = set(sys.modules)
-import stepscope, stepscope.cli, stepscope.report, stepscope.tasks.translation, stepscope.experiments.trajectory
-import stepscope.tasks.sentiment, stepscope.experiments.robustness
-import stepscope.tasks.images
-import stepscope.experiments.theory, stepscope.statistics
+import stepscope, stepscope.cli, stepscope.report
+import stepscope.paper.tasks.translation, stepscope.paper.experiments.trajectory
+import stepscope.paper.tasks.sentiment, stepscope.paper.experiments.robustness
+import stepscope.paper.tasks.images
+import stepscope.paper.experiments.theory, stepscope.paper.statistics
 from stepscope.errors import MissingExtraError
 try:
     stepscope.cli.main(["demo"])
 except SystemExit as stop:
     print(stop.code)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = in_a_fresh_process(code)
     assert (done.stdout, done.stderr) == (
         "2\n",
         "stepscope demo: error: rich is not installed: pip install 'stepscope[cli]'\n",

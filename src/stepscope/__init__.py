@@ -1,13 +1,11 @@
 """stepscope: see why an optimizer's step is good or bad, on your own model, while it trains."""
 
-from stepscope.clip_hook import clip_optimizer
-from stepscope.clipping import clip_grad_fraction_
+from stepscope.clipping import clip_grad_fraction_, clip_optimizer
 from stepscope.directions import PseudoUpdates, next_update
 from stepscope.errors import UsageError
-from stepscope.measurement import Measurement, measure
+from stepscope.measuring import Measurement, clip_sweep, measure
 from stepscope.objective import Objective
 from stepscope.probe import Probe
-from stepscope.sweep import clip_sweep
 
 __version__ = "0.1.0"
 

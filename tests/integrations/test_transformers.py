@@ -14,7 +14,7 @@ from transformers import (
 
 from stepscope import Objective, UsageError
 from stepscope.integrations.transformers import ProbeCallback
-from stepscope.records import read_run
+from stepscope.runs.directory import read_run
 from traces import outcome, same
 
 VOCABULARY = 40

@@ -15,15 +15,15 @@ from stepscope.cli.progress import shown_progress
 from stepscope.errors import UsageError, require
 
 if TYPE_CHECKING:
-    from stepscope.experiments.reproduction import Planned
-    from stepscope.experiments.trajectory import TrajectoryExperiment
+    from stepscope.paper.experiments.reproduction import Planned
+    from stepscope.paper.experiments.trajectory import TrajectoryExperiment
     from stepscope.report import Grid
 
 
 def demo(asked: argparse.Namespace) -> None:
     """``stepscope demo``."""
     _require_all()
-    from stepscope.experiments.trajectory import demonstration
+    from stepscope.paper.experiments.trajectory import demonstration
 
     _directions("demo", asked, demonstration(asked.scale, source=asked.source, seeds=tuple(asked.seeds)))
 
@@ -31,7 +31,7 @@ def demo(asked: argparse.Namespace) -> None:
 def trajectory(asked: argparse.Namespace) -> None:
     """``stepscope run trajectory``."""
     _require_all()
-    from stepscope.experiments.trajectory import trajectory_experiment
+    from stepscope.paper.experiments.trajectory import trajectory_experiment
 
     experiment = trajectory_experiment(
         asked.scale, asked.task, source=asked.source, seeds=tuple(asked.seeds), pretrained=asked.pretrained
@@ -41,9 +41,9 @@ def trajectory(asked: argparse.Namespace) -> None:
 
 def _directions(name: str, asked: argparse.Namespace, experiment: TrajectoryExperiment) -> None:
     """Runs an experiment along trajectories, and shows the directions."""
-    from stepscope.experiments.trajectory import run_trajectory
-    from stepscope.records import read_run
+    from stepscope.paper.experiments.trajectory import run_trajectory
     from stepscope.report import print_tables, summary_sentence, write_report
+    from stepscope.runs import read_run
 
     if asked.scale == "smoke":
         # A model this small loses more to threads that wait for one another than it gains.
@@ -67,9 +67,10 @@ def _directions(name: str, asked: argparse.Namespace, experiment: TrajectoryExpe
 def convergence(asked: argparse.Namespace) -> None:
     """``stepscope run convergence``."""
     _require_all()
-    from stepscope.experiments.convergence import convergence_experiment, run_convergence
-    from stepscope.records import read_run
-    from stepscope.report import conclusion, finals_of, pairs_of, print_losses, write_figures, write_report
+    from stepscope.paper.claims import conclusion, finals_of, pairs_of
+    from stepscope.paper.experiments.convergence import convergence_experiment, run_convergence
+    from stepscope.paper.report import print_losses, write_figures, write_page
+    from stepscope.runs import read_run
 
     require("torch", "all").set_num_threads(1)  # models this small lose more to waiting threads than they gain
     experiment = convergence_experiment(
@@ -85,7 +86,7 @@ def convergence(asked: argparse.Namespace) -> None:
     with shown_progress() as progress:
         recorded = run_convergence(experiment, out, progress, processes=jobs)
     seconds = time.perf_counter() - started
-    page = write_report(out, out / "report.html")
+    page = write_page(out, out / "report.html")
     figures = write_figures(out)
     run, records = read_run(out)
     for name, task in run["context"]["tasks"].items():
@@ -100,7 +101,7 @@ def convergence(asked: argparse.Namespace) -> None:
 def robustness(asked: argparse.Namespace) -> None:
     """``stepscope run robustness``."""
     _require_all()
-    from stepscope.experiments.robustness import robustness_experiment, run_robustness
+    from stepscope.paper.experiments.robustness import robustness_experiment, run_robustness
 
     require("torch", "all").set_num_threads(1)
     seeds, pretrained = tuple(asked.seeds), asked.pretrained
@@ -111,7 +112,7 @@ def robustness(asked: argparse.Namespace) -> None:
 def theory(asked: argparse.Namespace) -> None:
     """``stepscope run theory``."""
     _require_all()
-    from stepscope.experiments.theory import run_theory, theory_experiment
+    from stepscope.paper.experiments.theory import run_theory, theory_experiment
 
     require("torch", "all").set_num_threads(1)
     experiment = theory_experiment(asked.scale, source=asked.source, seeds=tuple(asked.seeds))
@@ -120,15 +121,16 @@ def theory(asked: argparse.Namespace) -> None:
 
 def _measured(name: str, asked: argparse.Namespace, run: Callable[[Path, Callable[[float, str], None]], int]) -> None:
     """Runs an experiment whose results are tables of text, and shows them."""
-    from stepscope.records import read_run
-    from stepscope.report import GRIDS, print_grids, write_report
+    from stepscope.paper.report import GRIDS, write_page
+    from stepscope.report import print_grids
+    from stepscope.runs import read_run
 
     out = Path(asked.out or f"runs/{name}-{asked.scale}")
     started = time.perf_counter()
     with shown_progress() as progress:
         measured = run(out, progress)
     seconds = time.perf_counter() - started
-    page = write_report(out, out / "report.html")
+    page = write_page(out, out / "report.html")
     head, records = read_run(out)
     source, model = (head["context"].get(key) or {} for key in ("source", "model"))
     print(f"{model.get('title')}, {model.get('initialisation')} start; {source.get('title')} ({source.get('license')})")
@@ -157,9 +159,9 @@ def _require_all() -> None:
 def reproduce(asked: argparse.Namespace) -> None:
     """``stepscope reproduce``."""
     _require_all()
-    from stepscope.experiments.costs import cost_of, wall_minutes
-    from stepscope.experiments.reproduction import prepare_directory, reproduction, run_reproduction
-    from stepscope.experiments.workers import check_processes
+    from stepscope.paper.experiments.costs import cost_of, wall_minutes
+    from stepscope.paper.experiments.reproduction import prepare_directory, reproduction, run_reproduction
+    from stepscope.paper.experiments.workers import check_processes
     from stepscope.report import print_grids
 
     if asked.seeds is not None and asked.seeds < 1:
@@ -199,7 +201,7 @@ def reproduce(asked: argparse.Namespace) -> None:
 
 
 def _plan_grid(plan: Sequence[Planned], wall: float, jobs: int) -> Grid:
-    from stepscope.experiments.costs import cost_of
+    from stepscope.paper.experiments.costs import cost_of
     from stepscope.report import Grid
 
     costs = [cost_of(planned) for planned in plan]
@@ -224,17 +226,11 @@ def _plan_grid(plan: Sequence[Planned], wall: float, jobs: int) -> Grid:
 
 def _reproduced(out: Path) -> None:
     """Writes all that is made of a reproduction's records, and shows the claims."""
-    from stepscope.records import write_atomically
-    from stepscope.report import (
-        claims_grid,
-        claims_json,
-        departures_grid,
-        judge,
-        parts_grid,
-        print_grids,
-        read_runs,
-        write_reproduction,
-    )
+    from stepscope.paper.claims import claims_grid, claims_json, departures_grid, judge, parts_grid
+    from stepscope.paper.report import write_reproduction
+    from stepscope.paper.runs import read_runs
+    from stepscope.report import print_grids
+    from stepscope.runs import write_atomically
 
     claims = judge(read_runs(out))
     grid = claims_grid(claims)
@@ -254,7 +250,7 @@ def _reproduced(out: Path) -> None:
 
 def report(asked: argparse.Namespace) -> None:
     """``stepscope report``."""
-    from stepscope.report import write_report
+    from stepscope.paper.report import write_page
 
     run = Path(asked.run_directory)
     if not (run / "run.json").exists() and any(run.glob("*/run.json")):
@@ -262,4 +258,4 @@ def report(asked: argparse.Namespace) -> None:
             raise UsageError(f"{run} is a reproduction, whose page stands beside its figures: leave out --out")
         _reproduced(run)
         return
-    print(write_report(run, Path(asked.out) if asked.out else run / "report.html"))
+    print(write_page(run, Path(asked.out) if asked.out else run / "report.html"))

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from stepscope.errors import UsageError, require
 from stepscope.integrations.settings import checked
-from stepscope.measurable import random_state
-from stepscope.objective import LossFunction
+from stepscope.objective import LossFunction, random_state
 from stepscope.probe import Probe
 
 require("transformers", "transformers")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from stepscope.errors import UsageError, require
-from stepscope.records import Record, number, write_atomically
 from stepscope.report.comparison import baseline_scale, directions_of, family, is_own
 from stepscope.report.curves import axes_around, curve_of, fields_of, folded, landscape_axes, minimum_of, model_before
 from stepscope.report.drawing import (
@@ -32,6 +31,7 @@ from stepscope.report.drawing import (
     vega_script,
     xml_text,
 )
+from stepscope.runs import Record, number, write_atomically
 
 __all__ = [
     "Style",

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stepscope.records import Record, number
+from stepscope.runs import Record, number
 
 BASELINE = "sgd"
 """The direction that the others are compared with."""

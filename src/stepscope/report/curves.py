@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
-from stepscope.records import Record, number
 from stepscope.report.drawing import powers_of_ten
+from stepscope.runs import Record, number
 
 
 def fields_of(record: Record, numbers: Iterable[str], *others: str) -> dict[str, Any]:

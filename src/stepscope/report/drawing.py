@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from stepscope.errors import require
-from stepscope.records import Record
 from stepscope.report.comparison import directions_of, family
+from stepscope.runs import Record
 
 # Mid tones that stand out on white and on near-black, told apart by lightness as well as by hue.
 _FAMILY_COLOURS = {

@@ -1,16 +1,14 @@
-"""The paper's tables of directions and of trainings as `Grid`s: for the page, for LaTeX and for the documentation."""
+"""Directions along a training as `Grid`s: for the page, for LaTeX and for the documentation."""
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from stepscope.records import Record, number
 from stepscope.report.comparison import Row, directions_of, points_of, sharpness_table, trajectories_of
-from stepscope.report.evidence import Grid
-from stepscope.report.losses import CONFIDENCE, Final, Pair, finals_of, pairs_of
+from stepscope.report.tables import Grid
+from stepscope.runs import Record, number
 
 NOTHING = "–"
 """What stands where nothing was measured."""
@@ -133,56 +131,6 @@ def _fraction(name: str) -> float | None:
     except ValueError:
         return None
     return float(f"{100 * fraction:.6g}") if 0 < fraction <= 1 else None
-
-
-def loss_grid(records: Sequence[Record]) -> Grid:
-    """Each optimizer's learning rate and loss on each task (Table 3)."""
-    finals = {(final.task, final.optimizer): final for final in finals_of(records)}
-    tasks = list(dict.fromkeys(task for task, _ in finals))
-    rows = []
-    for optimizer in dict.fromkeys(optimizer for _, optimizer in finals):
-        row = [optimizer]
-        for task in tasks:
-            row += _rate_and_loss(finals.get((task, optimizer)))
-        rows.append(tuple(row))
-    headers = ("optimizer", *(title for task in tasks for title in (f"{task}: rate", f"{task}: loss")))
-    note = (
-        "Loss after the last step, means over seeds ± standard deviation, each optimizer at the best learning rate of "
-        "its own search. * A better rate may lie beyond those tried. ↓ It diverged on a seed and was lowered."
-    )
-    return Grid("Learning rates and losses", headers, tuple(rows), note)
-
-
-def _rate_and_loss(final: Final | None) -> tuple[str, str]:
-    if final is None:
-        return NOTHING, NOTHING
-    rate = f"{final.lr:.3g}{'' if final.bracketed else '*'}{'↓' * final.retreats}"
-    if final.mean is None:
-        return rate, "diverged"
-    return rate, f"{final.mean:.3f}" + ("" if final.spread is None else f" ± {final.spread:.3f}")
-
-
-def verdict_grid(records: Sequence[Record]) -> Grid:
-    """What the losses of each variant minus its original's say."""
-    headers = ("variant", "task", f"difference [{CONFIDENCE:.0%}]", "p", "steps needed", "verdict")
-    note = (
-        "Loss of the variant minus that of its original after the last step, paired by seed, with the interval of "
-        "Student's paired test. Steps needed: the part of the steps after which the variant's loss was down to the "
-        "original's last one."
-    )
-    rows = tuple(_verdict(pair) for pair in pairs_of(finals_of(records)))
-    return Grid("Variants against their originals", headers, rows, note)
-
-
-def _verdict(pair: Pair) -> tuple[str, ...]:
-    difference, needed = pair.difference, pair.steps_needed
-    cells = [pair.title, pair.variant.task, NOTHING, NOTHING]
-    if difference is not None:
-        told = f"{difference.mean:+.3f}"
-        if math.isfinite(difference.low):  # of a single seed there is no interval
-            told, cells[3] = f"{told} [{difference.low:+.3f}, {difference.high:+.3f}]", f"{difference.p:.3f}"
-        cells[2] = told.replace("-", "−")
-    return (*cells, NOTHING if needed is None else f"{needed:.0%}", pair.verdict)
 
 
 def _by_step(

@@ -12,22 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from stepscope.errors import MissingExtraError, UsageError, require
-from stepscope.records import Record, read_run, write_atomically
 from stepscope.report.charts import (
     decrease_against_sharpness,
     landscapes,
     overshoot_over_steps,
-    save,
     sharpness_over_steps,
 )
 from stepscope.report.comparison import Row, directions_of, sharpness_table, trajectories_of
 from stepscope.report.drawing import Style, script_json, styles, vega_script
-from stepscope.report.evidence import GRIDS
-from stepscope.report.figures import figures_of
 from stepscope.report.grids import format_number
-from stepscope.report.loss_charts import differences, losses_over_rates, losses_over_steps
-from stepscope.report.losses import CONFIDENCE, Final, conclusion, finals_of, pairs_of
 from stepscope.report.summary import summary_sentence
+from stepscope.runs import Record, read_run, write_atomically
 
 _SYMBOLS = {  # SVG fragments around (0, 0), like Vega's symbols of the same names
     "circle": '<circle r="4"/>',
@@ -53,18 +48,20 @@ def render(
     facts: Facts,
     names: Sequence[str],
     charts: Mapping[str, Any],
+    templates: str = __package__,
     **values: Any,
 ) -> str:
     """A page as HTML: what all pages have, around what one of the templates shows of the sections.
 
     Args:
-        template: its file in `templates/`.
+        template: its file in the folder `templates`.
         title: of the page.
         summary: a sentence below it.
         sections: what the template goes through; without any the page says that nothing was measured.
         facts: what was run.
         names: of the directions that can be highlighted.
         charts: ``{place: specification}``.
+        templates: the package that has the folder; what isn't there is this package's.
         values: what else the template uses.
 
     Raises:
@@ -72,7 +69,7 @@ def render(
     """
     jinja2, markup = require("jinja2", "report"), require("markupsafe", "report").Markup
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_resource),
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(package) for package in (templates, __package__)]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -167,24 +164,6 @@ def drawn(charts: dict[str, Any], name: str, draw: Callable[[], Any]) -> list[st
     return [name]
 
 
-def _losses_section(records: Sequence[Record], finals: Sequence[Final], charts: dict[str, Any]) -> dict[str, Any]:
-    """One task's part of the page of a convergence experiment."""
-    task = finals[0].task
-    figures = [
-        name
-        for draw in (differences, losses_over_steps, losses_over_rates)
-        for name in drawn(charts, f"chart-{len(charts)}", functools.partial(draw, records, task))
-    ]
-    means = [final.mean for final in finals if final.mean is not None]
-    return {
-        "name": task,
-        "finals": finals,
-        "pairs": pairs_of(finals),
-        "best": min(means, default=None),
-        "charts": figures,
-    }
-
-
 def _section(
     records: Sequence[Record],
     trajectory: str,
@@ -248,8 +227,8 @@ def _swatch(look: Style) -> str:
     )
 
 
-def render_report(run: dict[str, Any], records: Sequence[Record]) -> str:
-    """The page of a run, as HTML that fetches nothing.
+def render_report(run: Mapping[str, Any], records: Sequence[Record]) -> str:
+    """The page of a run that measured directions, as HTML that fetches nothing.
 
     Args:
         run: the content of `run.json`.
@@ -260,25 +239,13 @@ def render_report(run: dict[str, Any], records: Sequence[Record]) -> str:
     """
     require("altair", "report")
     charts: dict[str, Any] = {}
-    experiment = (run.get("configuration") or {}).get("experiment")
-    page = functools.partial(render, title=title_of(run), facts=facts_of(run), charts=charts)
-    if isinstance(experiment, str) and experiment in GRIDS:
-        grids = GRIDS[experiment](records)
-        summary = ". ".join(grid.title for grid in grids)
-        shown = [figure for figure in figures_of(experiment, records) if figure.on_page]
-        places = [place for figure in shown for place in drawn(charts, f"chart-{len(charts)}", figure.draw)]
-        return page("grids.html", summary=summary, sections=grids, names=[], figures=places)
-    if experiment == "convergence":
-        finals = finals_of(records)
-        names = list(dict.fromkeys(final.optimizer for final in finals))
-        tasks = list(dict.fromkeys(final.task for final in finals))
-        parts = [_losses_section(records, [final for final in finals if final.task == task], charts) for task in tasks]
-        summary = conclusion(pairs_of(finals))
-        return page("losses.html", summary=summary, sections=parts, names=names, confidence=f"{CONFIDENCE:.0%}")
     names = directions_of(records)
     tables = {trajectory: sharpness_table(records, trajectory) for trajectory in trajectories_of(records)}
     parts = [_section(records, name, rows, styles(names), charts) for name, rows in tables.items() if rows]
-    return page("directions.html", summary=summary_sentence(records), sections=parts, names=names)
+    return render(
+        "directions.html", title_of(run), summary_sentence(records), parts, facts=facts_of(run), names=names,
+        charts=charts,
+    )  # fmt: skip
 
 
 def write_report(run_path: str | os.PathLike[str], out_path: str | os.PathLike[str]) -> Path:
@@ -298,22 +265,3 @@ def write_report(run_path: str | os.PathLike[str], out_path: str | os.PathLike[s
     run, records = read_run(run_path)
     write_atomically(out_path, render_report(run, records).encode(errors="replace"))
     return Path(out_path)
-
-
-def write_figures(run_path: str | os.PathLike[str]) -> list[Path]:
-    """Writes the figures of a run beside its records, each as a PDF of vectors.
-
-    Args:
-        run_path: the run directory.
-
-    Returns:
-        The files; none where nothing is finished yet.
-
-    Raises:
-        UsageError: it is no run directory, or a file cannot be written.
-        MissingExtraError: altair or vl-convert is not installed.
-    """
-    run, records = read_run(run_path)
-    experiment = str((run.get("configuration") or {}).get("experiment"))
-    charts = {figure.name: figure.chart() for figure in figures_of(experiment, records)}
-    return [save(chart, Path(run_path) / f"{name}.pdf") for name, chart in charts.items() if chart is not None]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from stepscope.records import Record, number
 from stepscope.report.comparison import BASELINE, Point, family, is_own, points_of
 from stepscope.report.terminal import printable
+from stepscope.runs import Record, number
 
 
 def summary_sentence(records: Sequence[Record]) -> str:

@@ -7,12 +7,42 @@ import io
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from stepscope.records import write_atomically
-from stepscope.report.evidence import Grid
+from stepscope.runs import write_atomically
 
 Cell = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of text.
+
+    Attributes:
+        title: what it shows.
+        headers: of the columns; the first column names the rows.
+        rows: as many cells as headers.
+        note: how to read it.
+    """
+
+    title: str
+    headers: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str
+
+    @property
+    def wordy(self) -> tuple[bool, ...]:
+        """Of each column, whether most of its cells are words: those stand on the left, numbers on the right.
+
+        Example:
+            >>> Grid("", ("name", "loss", "verdict"), (("a b", "diverged", "faster"), ("c", "1", "slower")), "").wordy
+            (True, False, True)
+        """
+        columns = [[row[place] for row in self.rows] for place in range(len(self.headers))]
+        words = [sum(re.search(r"[^\W\d_]{3}", cell) is not None for cell in cells) for cells in columns]
+        return tuple(not place or 2 * count > len(self.rows) for place, count in enumerate(words))
+
 
 _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from stepscope.errors import require
-from stepscope.records import Record
 from stepscope.report.comparison import Row, sharpness_table, trajectories_of
-from stepscope.report.evidence import Grid
-from stepscope.report.losses import CONFIDENCE, Final, Pair, finals_of, pairs_of
+from stepscope.report.tables import Grid
+from stepscope.runs import Record
 
 
 def print_tables(records: Sequence[Record], console: Any = None) -> None:
@@ -23,7 +21,7 @@ def print_tables(records: Sequence[Record], console: Any = None) -> None:
     Raises:
         MissingExtraError: rich is not installed.
     """
-    text, target = _text_and_console(console)
+    text, target = text_and_console(console)
     marked = False
     for trajectory in trajectories_of(records):
         rows = sharpness_table(records, trajectory)
@@ -33,25 +31,6 @@ def print_tables(records: Sequence[Record], console: Any = None) -> None:
             marked |= found[0].baseline in ("robust", "negative")
     if marked:
         target.print(text("† SGD's sharpness is negative there: the ratio is to its robust value (eq. 4) if measured."))
-
-
-def print_losses(records: Sequence[Record], console: Any = None) -> None:
-    """Prints a table for each task of a convergence experiment: every optimizer's loss, and variants against originals.
-
-    Args:
-        records: all records of a run.
-        console: a `rich.console.Console`; None makes one.
-
-    Raises:
-        MissingExtraError: rich is not installed.
-    """
-    text, target = _text_and_console(console)
-    finals = finals_of(records)
-    for task in dict.fromkeys(final.task for final in finals):
-        of_task = [final for final in finals if final.task == task]
-        target.print(_losses(of_task, printable(task), text))
-        if pairs := pairs_of(of_task):
-            target.print(_comparisons(pairs, printable(task), text))
 
 
 def print_grids(grids: Sequence[Grid], console: Any = None) -> None:
@@ -64,10 +43,10 @@ def print_grids(grids: Sequence[Grid], console: Any = None) -> None:
     Raises:
         MissingExtraError: rich is not installed.
     """
-    text, target = _text_and_console(console)
+    text, target = text_and_console(console)
     for grid in grids:
         first, *others = grid.headers
-        table = _plain_table(text(grid.title), first, [printable(row[0]) for row in grid.rows])
+        table = plain_table(text(grid.title), first, [printable(row[0]) for row in grid.rows])
         for header, words in zip(others, grid.wordy[1:], strict=True):
             # What is narrow in numbers is to stay whole where words leave too little room.
             shown = text(header.replace(" ", "\n"))
@@ -78,33 +57,8 @@ def print_grids(grids: Sequence[Grid], console: Any = None) -> None:
         target.print(text(grid.note))
 
 
-def _losses(finals: Sequence[Final], task: str, text: Callable[[str], Any]) -> Any:
-    names = [printable(final.optimizer) for final in finals]
-    table = _plain_table(text(f"{task}: loss after the last step"), "optimizer", names)
-    table.add_column(text("learning\nrate"), justify="right")
-    table.add_column(text("loss"), justify="right")
-    for name, final in zip(names, finals, strict=True):
-        loss = "diverged" if final.mean is None else f"{final.mean:.3f}"
-        spread = "" if final.spread is None else f" ±{final.spread:.3f}"
-        table.add_row(text(name), text(f"{final.lr:.3g}{'' if final.bracketed else '*'}"), text(loss + spread))
-    if not all(final.bracketed for final in finals):
-        table.caption = text("* a better rate may lie beyond those tried")
-    return table
-
-
-def _comparisons(pairs: Sequence[Pair], task: str, text: Callable[[str], Any]) -> Any:
-    names = [printable(pair.title) for pair in pairs]
-    table = _plain_table(text(f"{task}: variants against their originals"), "variant", names)
-    for header in (f"difference\n[{CONFIDENCE:.0%}]", "steps\nneeded"):
-        table.add_column(text(header), justify="right")
-    table.add_column(text("verdict"))
-    for name, pair in zip(names, pairs, strict=True):
-        needed = "-" if pair.steps_needed is None else f"{pair.steps_needed:.0%}"
-        table.add_row(text(name), text(_difference(pair)), text(needed), text(pair.verdict))
-    return table
-
-
-def _plain_table(title: Any, first: str, names: Sequence[str]) -> Any:
+def plain_table(title: Any, first: str, names: Sequence[str]) -> Any:
+    """A `rich.table.Table` with its first column, which stays whole where it can."""
     module, box = require("rich.table", "cli"), require("rich.box", "cli").SIMPLE_HEAD
     table = module.Table(title=title, title_justify="left", caption_justify="left", box=box, padding=(0, 1, 0, 0))
     longest = max(map(len, names))
@@ -113,16 +67,7 @@ def _plain_table(title: Any, first: str, names: Sequence[str]) -> Any:
     return table
 
 
-def _difference(pair: Pair) -> str:
-    if pair.difference is None:
-        return "-"
-    found = pair.difference
-    if not math.isfinite(found.low):
-        return f"{found.mean:+.3f}"
-    return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
-
-
-def _text_and_console(console: Any) -> tuple[Callable[[str], Any], Any]:
+def text_and_console(console: Any) -> tuple[Callable[[str], Any], Any]:
     """What makes text that rich doesn't read as markup, and where to print."""
     target = console if console is not None else require("rich.console", "cli").Console()
     return require("rich.text", "cli").Text, target
@@ -135,7 +80,7 @@ def printable(name: str) -> str:
 
 def _table(rows: Sequence[Row], title: str, text: Callable[[str], Any]) -> Any:
     """Directions down. Names go in as `Text`: in a string, rich would read `[...]` as markup."""
-    table = _plain_table(text(title), "direction", [row.direction for row in rows])
+    table = plain_table(text(title), "direction", [row.direction for row in rows])
     mark = "†" if rows[0].baseline in ("robust", "negative") else ""
     table.add_column(text(f"sharpness\n/ |SGD's|{mark}" if rows[0].relative else "sharpness"), justify="right")
     for header in ("correlation\nwith gradient", "best\nstep", "best\ndecrease"):

@@ -1,0 +1,19 @@
+"""The exact threshold that clips a fraction of coordinates, and the hook on an optimizer's step."""
+
+from stepscope.clipping.hook import ClipHandle, Target, clip_optimizer, clipped
+from stepscope.clipping.steps import StepHook, unwrapped
+from stepscope.clipping.threshold import check_fraction, clamp_, clip_grad_fraction_, count_of, fraction_threshold
+
+__all__ = [
+    "ClipHandle",
+    "StepHook",
+    "Target",
+    "check_fraction",
+    "clamp_",
+    "clip_grad_fraction_",
+    "clip_optimizer",
+    "clipped",
+    "count_of",
+    "fraction_threshold",
+    "unwrapped",
+]

@@ -1,0 +1,257 @@
+"""A step that an optimizer takes on trial: what it would add to the parameters is known, and nothing has changed."""
+
+from __future__ import annotations
+
+import sys
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from stepscope.clipping import ClipHandle, StepHook
+from stepscope.errors import UsageError
+from stepscope.objective import Direction, State, WatchedWrites, accumulator, emptied, held, memory_of, random_state
+
+_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+
+
+@contextmanager
+def unnoticed() -> Iterator[None]:
+    """Inside, steps may be made that nobody outside may notice, if what the optimizers hold is restored."""
+    with ExitStack() as stack:
+        stack.enter_context(held())
+        stack.enter_context(random_state())
+        # Hooks on every optimizer (`register_optimizer_step_pre_hook`) are for steps that are really made.
+        optim = sys.modules[Optimizer.__module__]
+        stack.enter_context(emptied(optim, "_global_optimizer_pre_hooks", "_global_optimizer_post_hooks"))
+        if "torch._dynamo" in sys.modules:
+            # Compiled code writes where nobody sees it.
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
+
+
+def state_of(optimizers: Sequence[Optimizer], parameters: Mapping[str, nn.Parameter]) -> State:
+    """Everything that steps of some optimizers can change, what their hooks hold included."""
+    hooks = [hook for optimizer in optimizers for name in _HOOKS for hook in vars(optimizer).get(name, {}).values()]
+    roots = {"optimizers": list(optimizers), "hooks": hooks, **parameters}
+    return State(roots, through=(Optimizer, StepHook, ClipHandle))
+
+
+def without_hooks(state: State) -> None:
+    """Until the state is restored, its optimizers have no hooks on their steps."""
+    for optimizer in state.found(Optimizer):
+        # Others in place of theirs, for these may be just being called.
+        vars(optimizer).update({name: OrderedDict() for name in _HOOKS})
+
+
+def trial_step(
+    optimizers: Sequence[Optimizer],
+    parameters: Mapping[str, nn.Parameter],
+    gradients: Mapping[str, Tensor],
+    *,
+    hooks: bool = False,
+    as_found: bool = True,
+) -> tuple[Direction, bool]:
+    """What a step of some optimizers, which share the parameters out between them, would add to those.
+
+    They step themselves, in their own precision, on copies of all that they lead to. What they write to the parameters
+    is written to float64 mirrors of them too, so that the weights' own rounding isn't part of it.
+
+    Args:
+        optimizers: any.
+        parameters: ``{name: parameter}``, all that are known by name.
+        gradients: ``{name: gradient}`` that the step sees. Parameters without one here have none; those that have no
+            name keep theirs.
+        hooks: whether the hooks on their steps are run.
+        as_found: whether a ``step`` that somebody has put on the object is called, or that of its class.
+
+    Returns:
+        The direction, for the parameters that have a gradient, in their dtype or float32, whichever is wider; and
+        whether some of it is a difference of rounded weights.
+    """
+    with unnoticed():
+        state, writes = state_of(optimizers, parameters), None
+        before = {name: parameters[name].data for name in gradients}
+        try:
+            given = {
+                name: gradient if _is_there(gradient, parameters[name]) else as_gradient(gradient, parameters[name])
+                for name, gradient in gradients.items()
+            }
+            copies = stand_in(state, [parameters[name] for name in given])
+            state.spare_iterators()
+            give(parameters, given)
+            if not hooks:
+                without_hooks(state)
+            writes = _MirroredWrites([parameters[name] for name in given], copies)
+            with writes:
+                make_step(optimizers, as_found=as_found)
+            changes = writes.changes({name: parameters[name] for name in given}, before)
+        finally:
+            if writes is not None:
+                writes.restore()
+            state.restore()
+        if lost := state.unrestored():
+            raise UsageError(f"a step changes {lost[0]}, which can't be restored: it can't be taken on trial")
+        return changes
+
+
+def make_step(optimizers: Sequence[Optimizer], *, as_found: bool = True) -> None:
+    """Steps optimizers by the ``step`` that is found on the object, or by that of its class."""
+    for optimizer in optimizers:
+        step: Any = optimizer.step if as_found else partial(type(optimizer).step, optimizer)
+        step()
+
+
+def stand_in(state: State, moving: Sequence[nn.Parameter]) -> list[Tensor]:
+    """Until the state is restored, its tensors have copies of their data; gives those that have.
+
+    Frozen parameters without gradient, unless they are among the moving ones, need none: no step moves them.
+    """
+    state.spare_iterators()
+    frozen = {id(p) for p in state.found(nn.Parameter) if not p.requires_grad and p.grad is None}
+    return state.stand_in(but=frozen - set(map(id, moving)))
+
+
+def as_gradient(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """A copy, as the parameter can have it."""
+    return gradient.detach().to(parameter.device, parameter.dtype, copy=True)
+
+
+def give(parameters: Mapping[str, nn.Parameter], gradients: Mapping[str, Tensor]) -> None:
+    """Puts gradients on parameters; others have none.
+
+    One that is a view (of a flat buffer) stays and gets the values: the rule may read the buffer.
+    """
+    for name, parameter in parameters.items():
+        gradient, there = gradients.get(name), parameter.grad
+        flat = there is not None and type(there) is Tensor and there.is_leaf and there._is_view()
+        if gradient is None or gradient is there or not flat or gradient.layout != torch.strided:
+            parameter.grad = gradient
+        else:
+            assert there is not None
+            there.data.copy_(gradient)
+
+
+def _is_there(gradient: Tensor, parameter: Tensor) -> bool:
+    """Whether a gradient is the parameter's own, without a graph: a rule that needs it would free it."""
+    return gradient is parameter.grad and gradient.grad_fn is None
+
+
+class _MirroredWrites(WatchedWrites):  # type: ignore[no-untyped-call]
+    """Carries out each operation that writes to a parameter in float64 as well, on a mirror of the parameter's memory.
+
+    Args:
+        parameters: those that are mirrored.
+        copies: tensors whose memory nobody needs restored.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], copies: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._made.update(memory for tensor in copies if (memory := memory_of(tensor)) is not None)
+        self._mirrors: dict[int | None, _Mirror] = {}
+        for parameter in parameters:
+            if memory_of(parameter) not in self._mirrors:
+                self._mirrors[memory_of(parameter)] = _Mirror(parameter)
+
+    def perform(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], written: Sequence[Tensor]) -> Any:
+        """Carries an operation out, first in float64 where it writes to a parameter."""
+        mirrored = [
+            (mirror, tensor) for tensor in written if (mirror := self._mirrors.get(memory_of(tensor))) is not None
+        ]
+        followed = bool(mirrored) and self._follow(function, args, kwargs, set(map(id, written)))
+        result = function(*args, **kwargs)
+        for mirror, tensor in mirrored:
+            mirror.writes += 1
+            if not followed:
+                mirror.take(tensor)
+        return result
+
+    def changes(self, parameters: Mapping[str, nn.Parameter], before: Mapping[str, Tensor]) -> tuple[Direction, bool]:
+        """How far the parameters are from where they were, and whether that is a difference of rounded weights."""
+        wide, rounded = Direction(), False
+        for name, parameter in parameters.items():
+            now, mirror = parameter.detach(), self._mirrors.get(memory_of(parameter))
+            exact = mirror.place_of(now) if mirror is not None else None
+            if mirror is None or exact is None or not mirror.explains(now, exact, before[name]):
+                rounded, exact = True, now.to(torch.promote_types(now.dtype, accumulator(now)), copy=True)
+            else:
+                rounded |= mirror.rounded
+            wide[name] = exact.sub_(before[name]).to(torch.promote_types(now.dtype, torch.float32))
+        return wide, rounded
+
+    def _follow(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], written: set[int]) -> bool:
+        """Carries an operation out on mirrors; whether that was possible."""
+        # What draws would draw again, and custom kernels may take a float64 tensor for another.
+        if function.namespace != "aten" or torch.Tag.nondeterministic_seeded in function.tags:
+            return False
+        names = (argument.name for argument in function._schema.arguments)
+        try:
+            function(
+                *(self._wide(name, value, written) for name, value in zip(names, args, strict=False)),
+                **{name: self._wide(name, value, written) for name, value in kwargs.items()},
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:
+            return False
+        return True
+
+    def _wide(self, name: str, value: Any, written: set[int]) -> Any:
+        if isinstance(value, list | tuple):
+            return [self._wide(name, item, written) for item in value]
+        if not isinstance(value, Tensor):
+            return value
+        mirror = self._mirrors.get(memory_of(value))
+        place = mirror.place_of(value) if mirror is not None else None
+        if place is not None:
+            return place
+        wide = value.is_floating_point() and name not in _NARROW
+        dtype = torch.promote_types(value.dtype, accumulator(value)) if wide else value.dtype
+        return value.detach().to(dtype, copy=id(value) in written)
+
+
+_NARROW = frozenset({"lr", "state_steps", "grad_scale", "found_inf"})
+"""Arguments of fused kernels that are of one dtype, whatever that of the parameters is."""
+
+
+class _Mirror:
+    """The memory of a parameter, in float64.
+
+    Attributes:
+        writes: how many operations wrote to it.
+        rounded: whether it took rounded results.
+    """
+
+    def __init__(self, parameter: Tensor) -> None:
+        self.writes, self.rounded = 0, False
+        self._dtype, self._memory = parameter.dtype, parameter.untyped_storage()  # kept, lest another gets its place
+        self._narrow = torch.empty(0, dtype=parameter.dtype, device=parameter.device).set_(self._memory)
+        self._wide = self._narrow.to(torch.promote_types(parameter.dtype, accumulator(parameter)), copy=True)
+
+    def place_of(self, tensor: Tensor) -> Tensor | None:
+        """What mirrors a tensor that lies in the memory; ``None`` if it reads it as numbers of another type."""
+        if tensor.dtype != self._dtype:
+            return None
+        return self._wide.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
+
+    def take(self, tensor: Tensor) -> None:
+        """An operation that could not be followed has written to a tensor that lies in the memory."""
+        self.rounded = True
+        place = self.place_of(tensor)
+        if place is not None:
+            place.copy_(tensor)
+        else:
+            self._wide.copy_(self._narrow)
+
+    def explains(self, now: Tensor, exact: Tensor, before: Tensor) -> bool:
+        """Whether rounding, once at each write, is all that keeps the memory from its mirror."""
+        limits, dtype = torch.finfo(now.dtype), torch.promote_types(now.dtype, torch.float32)
+        missed = torch.linalg.vector_norm(exact - now)
+        # What lies between is at most the sum of both; below `tiny` steps are of one size.
+        size = torch.linalg.vector_norm(before, dtype=dtype) + torch.linalg.vector_norm(now, dtype=dtype)
+        return not missed > self.writes * limits.eps * (size + limits.tiny * now.numel() ** 0.5)

@@ -1,0 +1,322 @@
+"""Update directions of any optimizer: what it would add to the parameters at its next step.
+
+Pan and Li (appendix B.3) call them pseudo-update steps: many optimizers see the gradients of one run and keep their own
+state; none but the training optimizer moves the weights.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from stepscope.directions.trial import (
+    as_gradient,
+    give,
+    make_step,
+    stand_in,
+    state_of,
+    trial_step,
+    unnoticed,
+    without_hooks,
+)
+from stepscope.errors import UsageError
+from stepscope.objective import Direction, State, random_state, vectors
+
+Factory = Callable[[list[nn.Parameter]], Optimizer | Sequence[Optimizer]]
+"""``parameters -> optimizer``, or several optimizers that share the parameters out between them."""
+
+
+class PseudoUpdates:
+    """Optimizers that follow the gradients of one run on shared shadow parameters.
+
+    Args:
+        parameters: ``{name: parameter}`` of the model that is trained, such as `Objective.parameters`. They are read
+            at each step, never written.
+        optimizers: ``{label: factory}`` or ``{label: optimizer}``. A factory makes an optimizer from a list of
+            parameters (or several optimizers, each for a part). A live optimizer of those parameters goes on from its
+            present state, in a life beside its own.
+
+    Raises:
+        UsageError: an optimizer has parameters of another model, or isn't an optimizer.
+
+    Example:
+        >>> w = nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> updates = PseudoUpdates({"w": w}, {"sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.5)})
+        >>> updates.step({"w": torch.tensor([4.0, -2.0])}, capture=True)["sgd"]["w"].tolist(), w.tolist()
+        ([-2.0, 1.0], [1.0, 2.0])
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], optimizers: Mapping[str, Factory | Optimizer]) -> None:
+        self._parameters = dict(_named(parameters))
+        if not isinstance(optimizers, Mapping):
+            raise UsageError(f"optimizers is a {type(optimizers).__name__}: give {{label: factory or optimizer}}")
+        self._shadows = {name: nn.Parameter(p.detach().clone()) for name, p in self._parameters.items()}
+        with random_state():
+            self._followers = {label: self._adopt(label, made) for label, made in optimizers.items()}
+
+    def peek(self, gradients: Mapping[str, Tensor | None]) -> dict[str, Direction]:
+        """What the optimizers would do of these gradients (see `next_update`); none of them takes the step.
+
+        Args:
+            gradients: as for `step`.
+
+        Returns:
+            ``{label: direction}``.
+        """
+        checked = _checked(gradients, self._parameters)
+        return {label: follower.peek(label, checked) for label, follower in self._followers.items()}
+
+    def step(self, gradients: Mapping[str, Tensor | None], *, capture: bool = False) -> dict[str, Direction]:
+        """Feeds each optimizer the gradients at the present parameters.
+
+        Args:
+            gradients: ``{name: gradient}``; a parameter without one has no gradient in this step.
+            capture: whether to say what the optimizers would do (see `next_update`), which costs more.
+
+        Returns:
+            ``{label: direction}`` if `capture`, else empty. The parameters stay as they are.
+        """
+        directions = self.peek(gradients) if capture else {}
+        checked = _checked(gradients, self._parameters)
+        with unnoticed():
+            for follower in self._followers.values():
+                follower.step(checked)
+        return directions
+
+    def _adopt(self, label: str, made: Factory | Optimizer) -> _Follower:
+        if isinstance(made, Optimizer):
+            _check_parameters(label, made, self._parameters)
+            return _SecondLife(made, self._parameters)
+        if not callable(made):
+            raise UsageError(f"optimizer {label!r} is a {type(made).__name__}, neither a factory nor an optimizer")
+        built = made(list(self._shadows.values()))
+        parts = [built] if isinstance(built, Optimizer) else list(built)
+        for part in parts:
+            if not isinstance(part, Optimizer):
+                raise UsageError(f"the factory of {label!r} gave a {type(part).__name__}, not a torch.optim.Optimizer")
+            _check_parameters(label, part, self._shadows)
+        return _Follower(parts, self._shadows, self._parameters)
+
+
+class _Follower:
+    """Optimizers on shadows of the parameters.
+
+    Args:
+        parts: optimizers that share the parameters out between them.
+        shadows: what they hold; other followers may use them in between.
+        parameters: where the training is.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Optimizer],
+        shadows: Mapping[str, nn.Parameter],
+        parameters: Mapping[str, nn.Parameter],
+    ) -> None:
+        self._parts, self._shadows, self._parameters = parts, shadows, parameters
+
+    def peek(self, label: str, gradients: Mapping[str, Tensor]) -> Direction:
+        """What they would do."""
+        self._arrive(self._here())
+        return _tried(label, self._parts, self._shadows, gradients, hooks=True)
+
+    def step(self, gradients: Mapping[str, Tensor]) -> None:
+        """They do it."""
+        self._arrive(self._here())
+        give(self._shadows, self._copied(gradients))
+        make_step(self._parts)
+
+    def _here(self) -> dict[str, Tensor]:
+        return {name: p.data for name, p in self._parameters.items()}
+
+    def _arrive(self, here: Mapping[str, Tensor]) -> None:
+        for name, shadow in self._shadows.items():
+            shadow.data.copy_(here[name])
+
+    def _copied(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Anew for each: a rule may write to its gradients (weight decay, say), or keep them."""
+        return {name: as_gradient(gradient, self._shadows[name]) for name, gradient in gradients.items()}
+
+
+class _SecondLife(_Follower):
+    """A live optimizer that goes on beside its own training.
+
+    It is the same object, on the same parameters; all that it leads to is exchanged for as long as it takes a step.
+    """
+
+    def __init__(self, optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> None:
+        super().__init__([optimizer], parameters, parameters)
+        with unnoticed():
+            real = self._now()
+            try:
+                stand_in(real, list(parameters.values()))
+                real.spare_iterators()
+                without_hooks(real)
+                self._life = self._now()
+            finally:
+                real.restore()
+
+    def peek(self, label: str, gradients: Mapping[str, Tensor]) -> Direction:
+        """What it would do."""
+        with unnoticed(), self._living(gradients) as given:
+            return _tried(label, self._parts, self._shadows, given, as_found=False)
+
+    def step(self, gradients: Mapping[str, Tensor]) -> None:
+        """It does it."""
+        with self._living(gradients) as given:
+            give(self._shadows, given)
+            make_step(self._parts, as_found=False)
+            self._life = self._now()
+
+    @contextmanager
+    def _living(self, gradients: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+        real, here, given = self._now(), self._here(), self._copied(gradients)
+        try:
+            self._life.restore()
+            self._arrive(here)
+            yield given
+        finally:
+            real.restore()
+
+    def _now(self) -> State:
+        return state_of(self._parts, self._parameters)
+
+
+def next_update(
+    optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], gradients: Mapping[str, Tensor | None] | None = None
+) -> Direction:
+    """What a live optimizer would add to the parameters at its next step, which it does not take.
+
+    The optimizer itself takes it, in its own precision, on copies of everything that it leads to; then all is as it
+    was, to the bit. What it writes to the parameters is written to float64 mirrors of them too: a difference of two
+    float32 weights would keep no more digits of the update than the weight's own rounding leaves (at a learning rate of
+    1e-5 half of the direction can be rounding).
+
+    Args:
+        optimizer: any `torch.optim.Optimizer`, at any point of its life. Its own step hooks are not run.
+        parameters: ``{name: parameter}``: those that the direction is wanted of. Others that it holds take part in the
+            step with the gradients that are on them.
+        gradients: ``{name: gradient}`` that the step would see; a parameter without one is left out. ``None`` takes
+            what ``backward`` left on the parameters.
+
+    Returns:
+        ``d``, for the parameters that the optimizer holds and that have a gradient, in their dtype, or in float32
+        where that is coarser; where several optimizers share the parameters out, their updates together are that of a
+        step.
+
+    Raises:
+        UsageError: the optimizer holds none of the parameters, needs a closure or the graph of its gradients, or there
+            is no gradient.
+
+    Example:
+        >>> w = nn.Parameter(torch.tensor([1.0])); adam = torch.optim.Adam([w], lr=1e-3)
+        >>> round(next_update(adam, {"w": w}, {"w": torch.tensor([9.0])})["w"].item(), 6)
+        -0.001
+    """
+    return own_update(optimizer, _named(parameters), gradients)
+
+
+def own_update(
+    optimizer: Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    gradients: Mapping[str, Tensor | None] | None = None,
+    *,
+    as_found: bool = True,
+) -> Direction:
+    """`next_update`, also while a step is being made.
+
+    Args:
+        optimizer: see there.
+        parameters: see there.
+        gradients: see there.
+        as_found: whether a ``step`` that somebody has put on the object is called (a learning rate scheduler, say),
+            or that of its class: the former may be what is being executed.
+    """
+    if gradients is None:
+        gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+    ids = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    checked = _checked(gradients, parameters)
+    parameters = {name: p for name, p in parameters.items() if id(p) in ids}
+    if not parameters:
+        raise UsageError(f"{type(optimizer).__name__} holds none of the parameters: is it another model's?")
+    checked = {name: gradient for name, gradient in checked.items() if name in parameters}
+    if not checked:
+        raise UsageError("no parameter has a gradient: call this after backward() and before step()")
+    return _tried(type(optimizer).__name__, [optimizer], parameters, checked, as_found=as_found)
+
+
+def _named(parameters: Any) -> Mapping[str, nn.Parameter]:
+    if not isinstance(parameters, Mapping):
+        raise UsageError(
+            f"parameters is a {type(parameters).__name__}: give {{name: parameter}}, dict(model.named_parameters())"
+        )
+    return parameters
+
+
+def _checked(gradients: Mapping[str, Tensor | None], parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The gradients that are there, each of a parameter's shape; ``None`` stands for none."""
+    for name, gradient in gradients.items():
+        if gradient is None:
+            continue
+        if name not in parameters:
+            raise UsageError(f"a gradient names {name!r}, which is not among the parameters")
+        if gradient.shape != parameters[name].shape:
+            shapes = f"{tuple(gradient.shape)}, the parameter {tuple(parameters[name].shape)}"
+            raise UsageError(f"the gradient of {name} has shape {shapes}")
+    return {name: gradient for name, gradient in gradients.items() if gradient is not None}
+
+
+def _tried(
+    label: str,
+    parts: Sequence[Optimizer],
+    parameters: Mapping[str, nn.Parameter],
+    gradients: Mapping[str, Tensor],
+    *,
+    hooks: bool = False,
+    as_found: bool = True,
+) -> Direction:
+    try:
+        direction, rounded = trial_step(parts, parameters, gradients, hooks=hooks, as_found=as_found)
+    except UsageError:
+        raise
+    except (TypeError, RuntimeError, ValueError, AssertionError) as error:
+        text = str(error)
+        if "closure" in text:
+            raise UsageError(f"optimizer {label!r} needs a closure: its update can't be known in advance") from error
+        if any(word in text for word in ("grad_fn", "create_graph", "does not require grad")):
+            raise UsageError(
+                f"optimizer {label!r} needs the graph of its gradients (create_graph): "
+                "its update can't be known in advance"
+            ) from error
+        raise
+    if rounded:
+        coarsest = max(torch.finfo(parameters[name].dtype).eps for name in direction)
+        size = vectors.norm({name: parameters[name] for name in direction})
+        if 0.5 * coarsest * size > _NOTICEABLE * vectors.norm(direction):
+            warnings.warn(
+                f"optimizer {label!r} writes to its weights in ways that can't be followed in float64: "
+                "its direction is a difference of rounded weights",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+    return direction
+
+
+_NOTICEABLE = 0.01
+
+
+def _check_parameters(label: str, optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> None:
+    known = set(map(id, parameters.values()))
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.requires_grad and id(parameter) not in known:
+                raise UsageError(
+                    f"optimizer {label!r} has a parameter of shape {tuple(parameter.shape)} that isn't a trainable "
+                    "parameter of the model"
+                )

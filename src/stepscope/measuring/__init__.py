@@ -1,0 +1,26 @@
+"""Along a direction: curvature, landscape, breakdown, smoothness, and the checks of all of these."""
+
+from stepscope.measuring.breakdown import Grouping, grouping
+from stepscope.measuring.curvature import Coordinate, hessian_rows
+from stepscope.measuring.gauss_newton import chosen_names, gauss_newton
+from stepscope.measuring.measurement import Measurement, measure
+from stepscope.measuring.selfcheck import ANOTHER_GRADIENT, SelfCheck, self_check
+from stepscope.measuring.smoothness import check_removal, removals
+from stepscope.measuring.sweep import clip_sweep
+
+__all__ = [
+    "ANOTHER_GRADIENT",
+    "Coordinate",
+    "Grouping",
+    "Measurement",
+    "SelfCheck",
+    "check_removal",
+    "chosen_names",
+    "clip_sweep",
+    "gauss_newton",
+    "grouping",
+    "hessian_rows",
+    "measure",
+    "removals",
+    "self_check",
+]

@@ -1,0 +1,255 @@
+"""`measure`: everything that is known of a direction at one point of parameter space."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from stepscope.errors import UsageError
+from stepscope.measuring import breakdown as breakdowns
+from stepscope.measuring import curvature as curvatures
+from stepscope.measuring.breakdown import Breakdown, BreakdownObserver, Grouping, grouping
+from stepscope.measuring.curvature import Curvature, Method
+from stepscope.measuring.landscape import Landscape, trace
+from stepscope.objective import Objective, check_objective, vectors
+
+FINITE_STEP = 1e-3
+"""Half-length of the segment of `sharpness_finite`, and the displacement of `sharpness_robust`, relative to ``‖x‖``."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One direction ``d`` at parameters ``x``, with ``u = d/‖d‖``, ``g = ∇f(x)``, ``H = ∇²f(x)``.
+
+    Steps are lengths in parameter space (a step ``t`` moves to ``x + t·u``); decreases are in units of the loss.
+    `docs/definitions.md` has each with its formula and source.
+
+    Attributes:
+        loss: ``f(x)``.
+        gradient_norm: ``‖g‖``.
+        norm: ``‖d‖``.
+        slope: ``gᵀu``, negative when ``d`` descends (Pan and Li's gradient correlation, by unit of length).
+        loss_slope: ``(f(x + hu) − f(x − hu)) / 2h`` with ``h = finite_step``: what the loss itself does; ``None`` where
+            it isn't finite at an end.
+        gradient_agrees: whether that is what gradients say of the same segment. Not where the gradient isn't that of
+            the loss: straight-through estimators, stop-gradients, gradient reversals; ``None`` likewise.
+        correlation: ``gᵀd / (‖g‖‖d‖)``.
+        sharpness: ``uᵀHu``, the directional sharpness.
+        sharpness_stderr: its standard error over micro-batches as a sample; ``None`` for a single one.
+        numerical_error: error bar of the method; ``None`` where the method is exact up to rounding.
+        sharpness_finite: mean of ``uᵀHu`` over ``x ± finite_step·u``: what a finite step sees where the loss has kinks;
+            ``None`` where the loss isn't finite at an end.
+        finite_step: half-length of that segment.
+        sharpness_robust: ``uᵀ∇²f(x + finite_step·u)u`` (Pan and Li, eq. 4) where ``sharpness`` is negative, else
+            ``None``; also where the loss isn't finite at that point.
+        predicted_step: ``−slope/sharpness``, the best step of the second-order model; ``None`` without a minimum ahead.
+        predicted_decrease: the model's decrease there, ``slope² / (2·sharpness)``; ``None`` likewise.
+        best_step: step of the lowest loss on the landscape; ``None`` if it wasn't measured.
+        best_decrease: measured decrease there; ``None`` likewise.
+        landscape: the loss along ``u``; ``None`` likewise.
+        lr_step: ``‖d‖``, the step that the optimizer itself would take at its own learning rate.
+        lr_loss: ``f(x + d)``, the loss there; ``None`` likewise.
+        overshoot: ``lr_step / best_step``: above 1 the learning rate goes past the best step, below 1 it falls short;
+            ``None`` without a measured minimum.
+        breakdown: where the sharpness comes from; ``None`` if it wasn't asked for.
+        within_layer: ``Σ_ℓ u_ℓᵀH_ℓℓu_ℓ``, the part of ``sharpness`` that doesn't come from interaction of layers;
+            ``None`` if it wasn't asked for.
+        cross_layer: the rest, ``sharpness − within_layer``; ``None`` likewise.
+        method: ``"autograd"`` or ``"difference"``.
+        method_reason: why that method.
+        dtype: the floating-point type that it was measured in.
+        seconds: time spent on this direction, with its part of the work that all share.
+    """
+
+    loss: float
+    gradient_norm: float
+    norm: float
+    slope: float
+    loss_slope: float | None
+    gradient_agrees: bool | None
+    correlation: float
+    sharpness: float
+    sharpness_stderr: float | None
+    numerical_error: float | None
+    sharpness_finite: float | None
+    finite_step: float
+    sharpness_robust: float | None
+    predicted_step: float | None
+    predicted_decrease: float | None
+    best_step: float | None
+    best_decrease: float | None
+    landscape: Landscape | None = field(repr=False)
+    lr_step: float
+    lr_loss: float | None
+    overshoot: float | None
+    breakdown: Breakdown | None = field(repr=False)
+    within_layer: float | None
+    cross_layer: float | None
+    method: str
+    method_reason: str
+    dtype: str
+    seconds: float
+
+    def record(self) -> dict[str, Any]:
+        """The measurement as plain JSON-able values, the breakdown as ``layers``, ``top`` and ``magnitudes``."""
+        values = asdict(self)
+        parts = values.pop("breakdown") or dict.fromkeys(("layers", "top", "magnitudes"))
+        values |= parts
+        values["top"] = parts["top"] and {f"{fraction:g}": part for fraction, part in parts["top"].items()}
+        if self.landscape is not None:
+            kept = ("steps", "losses", "status")
+            values["landscape"] = {key: values["landscape"][key] for key in kept}
+        return values
+
+
+def measure(
+    objective: Objective,
+    directions: Mapping[str, Mapping[str, Tensor]],
+    method: Method = "auto",
+    landscape: bool = False,
+    *,
+    breakdown: bool = False,
+    within_layers: bool = False,
+    layer: Grouping | Mapping[str, str] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Measurement]:
+    """Measures update directions at the model's present parameters, which are left as they are.
+
+    Args:
+        objective: the loss and the micro-batches that it is measured on.
+        directions: ``{label: {parameter name: tensor}}``: what each optimizer would add to the parameters. A parameter
+            that is left out stays where it is. The labels are free.
+        method: how ``uᵀHu`` is computed (`curvature`).
+        landscape: whether to follow the loss along each direction too, for 10 to 25 forward passes a direction.
+        breakdown: whether to say which layers and how many coordinates the sharpness comes from (nearly free).
+        within_layers: whether to split it into what comes from within layers and from between them, for the cost of
+            one more direction a layer.
+        layer: what a layer is: a function of a parameter's name, or a mapping from beginnings of names to layers.
+            ``None``: each module's own parameters.
+        progress: called with each label before its own part of the work (the common part comes first).
+
+    Returns:
+        A `Measurement` for each label.
+
+    Raises:
+        UsageError: a direction doesn't fit the model or is zero, the loss isn't scalar or finite, or the model rules
+            the method out.
+
+    Example:
+        >>> import torch
+        >>> x = torch.nn.ParameterDict({"w": torch.nn.Parameter(torch.tensor([3.0, 4.0]))})
+        >>> f = Objective(x, lambda m, b: 0.5 * (b * m["w"] ** 2).sum(), [torch.tensor([1.0, 100.0])], lambda b: 1)
+        >>> round(measure(f, {"second axis": {"w": torch.tensor([0.0, -2.0])}})["second axis"].sharpness, 4)
+        100.0
+    """
+    check_objective(objective)
+    if not isinstance(directions, Mapping):
+        raise UsageError(f"directions is a {type(directions).__name__}: give {{label: {{parameter name: tensor}}}}")
+    if not directions:
+        raise UsageError("no directions to measure")
+    for label, direction in directions.items():
+        objective.check_direction(label, direction)
+    started = time.perf_counter()
+    with objective.measuring():
+        layer_of = grouping(layer, objective.parameters)
+        observer = BreakdownObserver(directions, layer_of) if breakdown else None
+        terms = curvatures.curvature(objective, directions, method, observer)
+        gradient_norm = vectors.norm(terms.gradient)
+        if not math.isfinite(gradient_norm):
+            raise UsageError("the loss has infinite or NaN derivatives at the present parameters")
+        again = objective.loss()
+        if abs(again - terms.loss) > 1e-4 * abs(terms.loss) + 1e-12:
+            raise UsageError(
+                f"two evaluations of the loss give {terms.loss:.6g} and {again:.6g}: it draws random numbers from a "
+                "generator of its own, or keeps state from call to call"
+            )
+        dtype = "/".join(sorted({str(p.dtype).removeprefix("torch.") for p in objective.parameters.values()}))
+        common = (time.perf_counter() - started) / len(directions)
+        measured = {}
+        for label, direction in directions.items():
+            if progress is not None:
+                progress(label)
+            found = _measure_one(objective, label, direction, terms, gradient_norm, dtype, common, landscape)
+            if observer is not None:
+                found = replace(found, breakdown=observer.result(label))
+            if within_layers:
+                split: Method = "autograd" if terms.method == "autograd" else "difference"
+                within = math.fsum(breakdowns.within_layers(objective, direction, layer_of, split).values())
+                found = replace(found, within_layer=within, cross_layer=found.sharpness - within)
+            measured[label] = found
+        return measured
+
+
+def _measure_one(
+    objective: Objective,
+    label: str,
+    direction: Mapping[str, Tensor],
+    terms: Curvature,
+    gradient_norm: float,
+    dtype: str,
+    common_seconds: float,
+    with_landscape: bool,
+) -> Measurement:
+    started = time.perf_counter()
+    u = vectors.unit(direction, objective.parameters)
+    slope = vectors.dot(u, terms.gradient)
+    sharpness = objective.mean(terms.sharpness[label])
+    finite_step = curvatures.relative_step(objective, FINITE_STEP)
+    robust = None
+    if sharpness < 0:
+        method: Method = "autograd" if terms.method == "autograd" else "difference"
+        # Where the loss isn't finite there, there is no such number.
+        with suppress(UsageError), objective.displaced(u, finite_step):
+            robust = objective.mean(curvatures.curvature(objective, {label: u}, method).sharpness[label])
+    over_segment, check = None, None
+    with suppress(UsageError):
+        over_segment, check = curvatures.segment(objective, u, finite_step, slope)
+    norm = vectors.norm(direction)
+    curve = trace(objective, u, slope=slope, sharpness=sharpness, also=(norm,)) if with_landscape else None
+    has_minimum = slope < 0 < sharpness
+    return Measurement(
+        loss=terms.loss,
+        gradient_norm=gradient_norm,
+        norm=norm,
+        slope=slope,
+        loss_slope=check.by_losses if check else None,
+        gradient_agrees=check.agrees if check else None,
+        correlation=slope / gradient_norm if gradient_norm > 0 else 0.0,
+        sharpness=sharpness,
+        sharpness_stderr=_standard_error(objective.shares, terms.sharpness[label]),
+        numerical_error=terms.numerical_error[label],
+        sharpness_finite=over_segment,
+        finite_step=finite_step,
+        sharpness_robust=robust,
+        predicted_step=-slope / sharpness if has_minimum else None,
+        predicted_decrease=slope**2 / (2 * sharpness) if has_minimum else None,
+        best_step=curve.best_step if curve else None,
+        best_decrease=curve.best_decrease if curve else None,
+        landscape=curve,
+        lr_step=norm,
+        lr_loss=curve.losses[curve.steps.index(norm)] if curve else None,
+        overshoot=norm / curve.best_step if curve and curve.status == "bracketed" else None,
+        breakdown=None,
+        within_layer=None,
+        cross_layer=None,
+        method=terms.method,
+        method_reason=terms.reason,
+        dtype=dtype,
+        seconds=common_seconds + time.perf_counter() - started,
+    )
+
+
+def _standard_error(shares: Sequence[float], values: Sequence[float]) -> float | None:
+    """Of ``Σ sᵢvᵢ``, the micro-batches being a sample: ``√(B/(B−1) · Σ sᵢ²(vᵢ − v̄)²)``; ``None`` for a single one."""
+    count = len(values)
+    if count < 2:
+        return None
+    mean = math.fsum(s * v for s, v in zip(shares, values, strict=True))
+    squares = math.fsum((s * (v - mean)) ** 2 for s, v in zip(shares, values, strict=True))
+    return math.sqrt(count / (count - 1) * squares)

@@ -1,0 +1,175 @@
+"""Whether a model can be measured at all: three checks on the user's own model, at its present parameters."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from stepscope.errors import UsageError
+from stepscope.measuring.curvature import Method, curvature, difference
+from stepscope.objective import Direction, Objective, vectors
+
+ANOTHER_GRADIENT = (
+    "the gradient isn't that of the loss (a straight-through estimator, a stop-gradient, a gradient reversal, a custom "
+    "autograd function); slope and sharpness are those of the gradient, landscapes and decreases those of the loss"
+)
+
+Verdict = Literal["agrees", "kinked", "disagrees", "not compared"]
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """What the checks found.
+
+    Attributes:
+        loss: ``f(x)``.
+        repeatable: two evaluations of the loss agree up to rounding.
+        loss_difference: by how much they differ.
+        second_derivative: ``uᵀHu`` by double backward against differences of gradients, ``u`` along the gradient.
+            ``"agrees"``: within the error bar. ``"kinked"``: the bar is over a tenth of the value, so the loss has
+            kinks (or noise) on the scale of the step, and ``sharpness_finite`` is the number to look at.
+            ``"disagrees"``: the differences agree among themselves and not with double backward, which is then wrong.
+            ``"not compared"``: there is no double backward, or it is known to be wrong.
+        by_autograd: ``uᵀHu`` by double backward; ``None`` if there is none.
+        by_difference: by differences.
+        numerical_error: error bar of the latter.
+        symmetric: ``aᵀHb = bᵀHa`` up to rounding, for the gradient and a random direction; ``None`` without double
+            backward.
+        gradient_agrees: whether the gradient is that of the loss, by differences of losses along it.
+        method: what to measure with.
+        seconds_loss: time of one evaluation of the loss.
+        seconds_gradient: time of one gradient.
+        suspicions: what is wrong and what it suggests, a sentence each; empty if all is well.
+    """
+
+    loss: float
+    repeatable: bool
+    loss_difference: float
+    second_derivative: Verdict
+    by_autograd: float | None
+    by_difference: float
+    numerical_error: float
+    symmetric: bool | None
+    gradient_agrees: bool
+    method: Method
+    seconds_loss: float
+    seconds_gradient: float
+    suspicions: tuple[str, ...]
+
+
+def self_check(objective: Objective) -> SelfCheck:
+    """Checks an objective at the model's present parameters, for about 20 forward passes; leaves no trace.
+
+    Args:
+        objective: what is to be measured.
+
+    Raises:
+        UsageError: the loss isn't scalar or finite.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 1)
+        >>> check = self_check(Objective(model, lambda m, x: m(x).square().mean(), [torch.ones(3, 2)]))
+        >>> check.second_derivative, check.suspicions
+        ('agrees', ())
+    """
+    suspicions: list[str] = []
+    with objective.measuring():
+        started = time.perf_counter()
+        first = objective.loss()
+        seconds_loss = time.perf_counter() - started
+        loss_difference = abs(objective.loss() - first)
+        started = time.perf_counter()
+        _, a = objective.gradient()
+        seconds_gradient = time.perf_counter() - started
+        eps = max(torch.finfo(p.dtype).eps for p in objective.parameters.values())
+        repeatable = loss_difference <= 64 * eps * abs(first)
+        if not repeatable:
+            suspicions.append(
+                f"two evaluations of the same loss differ by {loss_difference:.3g}: it draws random numbers that "
+                "torch.manual_seed doesn't reach, or keeps state from call to call"
+            )
+        if vectors.norm(a) == 0:
+            a = _random_direction(objective, 1)
+        b = _random_direction(objective, 2)
+        exact, asymmetry = _by_autograd(objective, a, b)
+        finite = difference(objective, {"a": a})
+        by_difference, bar = objective.mean(finite.sharpness["a"]), finite.numerical_error["a"] or 0.0
+    verdict = _verdict(exact, by_difference, bar)
+    slopes = finite.slope_checks["a"]
+    if not slopes.agrees:
+        suspicions.append(
+            f"along its gradient the loss changes by {slopes.by_losses:.4g} a unit of length, and the gradient says "
+            f"{slopes.by_gradients:.4g}: {ANOTHER_GRADIENT}"
+        )
+    elif verdict == "disagrees":
+        suspicions.append(
+            f"double backward gives uᵀHu = {exact:.4g}, differences of gradients {by_difference:.4g} ± {bar:.2g}: an "
+            "operation of the model has a wrong second derivative, so differences are used"
+        )
+    symmetric = None if asymmetry is None else asymmetry <= 1e-3
+    if symmetric is False and verdict != "disagrees" and slopes.agrees:
+        verdict = "disagrees"
+        suspicions.append("aᵀHb and bᵀHa differ: an operation has a wrong second derivative, so differences are used")
+    return SelfCheck(
+        loss=first,
+        repeatable=repeatable,
+        loss_difference=loss_difference,
+        second_derivative=verdict,
+        by_autograd=exact,
+        by_difference=by_difference,
+        numerical_error=bar,
+        symmetric=symmetric,
+        gradient_agrees=slopes.agrees,
+        method="difference" if verdict in ("disagrees", "not compared") else "autograd",
+        seconds_loss=seconds_loss,
+        seconds_gradient=seconds_gradient,
+        suspicions=tuple(suspicions),
+    )
+
+
+def _verdict(exact: float | None, finite: float, bar: float) -> Verdict:
+    if exact is None:
+        return "not compared"
+    if bar > 0.1 * max(abs(exact), abs(finite)) or (bar > abs(finite) and bar > 1e-3 * abs(exact)):
+        return "kinked"
+    return "agrees" if abs(exact - finite) <= 2 * bar else "disagrees"
+
+
+class _Crossed:
+    """Collects ``aᵀHb`` and ``bᵀHa``, and the lengths of ``Ha`` and ``Hb``."""
+
+    def __init__(self, units: dict[str, Direction]) -> None:
+        self._units = units
+        self.clear()
+
+    def __call__(self, label: str, share: float, u: Direction, product: Direction) -> None:
+        del u
+        self.crossed[label] += share * vectors.dot(self._units["b" if label == "a" else "a"], product)
+        self.sizes[label] += share * vectors.norm(product)
+
+    def clear(self) -> None:
+        self.crossed, self.sizes = {"a": 0.0, "b": 0.0}, {"a": 0.0, "b": 0.0}
+
+
+def _by_autograd(objective: Objective, a: Direction, b: Direction) -> tuple[float | None, float | None]:
+    """``uᵀHu`` for ``u`` along `a`, and how far ``aᵀHb`` and ``bᵀHa`` are apart, relative to ``‖Ha‖`` and ``‖Hb‖``."""
+    units = {"a": vectors.unit(a, objective.parameters), "b": vectors.unit(b, objective.parameters)}
+    seen = _Crossed(units)
+    try:
+        found = curvature(objective, units, "autograd", seen)
+    except UsageError:  # the model has none, or one that is known to be wrong
+        return None, None
+    largest = max(seen.sizes.values())
+    asymmetry = abs(seen.crossed["a"] - seen.crossed["b"]) / largest if largest > 0 else 0.0
+    return objective.mean(found.sharpness["a"]), asymmetry
+
+
+def _random_direction(objective: Objective, seed: int) -> Direction:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(p.shape, generator=generator).to(p.device, p.dtype)
+        for name, p in objective.parameters.items()
+    }

@@ -1,0 +1,39 @@
+"""The loss as a function of the parameters, of a model that is made measurable and left exactly as it was."""
+
+from stepscope.objective.interrupts import held
+from stepscope.objective.measurable import HALF, emptied, random_state
+from stepscope.objective.objective import (
+    LossFunction,
+    Objective,
+    check_objective,
+    is_out_of_memory,
+    model_output,
+    reached,
+)
+from stepscope.objective.sharding import sharded
+from stepscope.objective.state import State
+from stepscope.objective.vectors import Direction, accumulator
+from stepscope.objective.weights import IGNORED_LABEL, averaged_over, predicts_next_token
+from stepscope.objective.writes import WatchedWrites, memory_of
+
+__all__ = [
+    "HALF",
+    "IGNORED_LABEL",
+    "Direction",
+    "LossFunction",
+    "Objective",
+    "State",
+    "WatchedWrites",
+    "accumulator",
+    "averaged_over",
+    "check_objective",
+    "emptied",
+    "held",
+    "is_out_of_memory",
+    "memory_of",
+    "model_output",
+    "predicts_next_token",
+    "random_state",
+    "reached",
+    "sharded",
+]

@@ -1,0 +1,227 @@
+"""Trainings side by side: each optimizer at its own best learning rate, each variant against its original."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stepscope.paper.statistics import PairedDifference, paired_difference
+from stepscope.runs import Record, number
+
+CONFIDENCE = 0.95
+
+Curve = dict[int, float]
+"""``{step: loss}``."""
+
+
+@dataclass(frozen=True)
+class Final:
+    """How far one optimizer came on one task.
+
+    Attributes:
+        task: the task's name.
+        optimizer: its name.
+        original: the optimizer that it is a variant of, or None.
+        lr: its learning rate: the best of the search, or a lower one where that diverged on a seed.
+        retreats: how often it was lowered.
+        bracketed: whether both neighbours of the search's best rate were worse at full length; otherwise a better one
+            may lie beyond.
+        losses: ``{seed: loss after the last step}``; None where the training diverged.
+        curves: ``{seed: {step: loss}}``.
+    """
+
+    task: str
+    optimizer: str
+    original: str | None
+    lr: float
+    retreats: int
+    bracketed: bool
+    losses: dict[int, float | None]
+    curves: dict[int, Curve]
+
+    @property
+    def mean(self) -> float | None:
+        """Of the losses; None if a training diverged."""
+        found = [loss for loss in self.losses.values() if loss is not None]
+        return statistics.fmean(found) if found and len(found) == len(self.losses) else None
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over seeds; None for one seed, or if a training diverged."""
+        found = [loss for loss in self.losses.values() if loss is not None]
+        return statistics.stdev(found) if len(found) > 1 and len(found) == len(self.losses) else None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A variant against its original, seed by seed.
+
+    Attributes:
+        variant: the variant.
+        original: what it is compared with.
+        difference: of the losses after the last step, variant − original; None if one diverged in a seed, or no seed
+            has both.
+        steps_needed: the part of the steps after which the variant's loss was down to the original's last one, mean
+            over seeds; None if it didn't get there in each.
+        verdict: ``"faster"``, ``"slower"`` or ``"cannot tell"``.
+        remark: why it cannot be told, or what stands beside the verdict.
+    """
+
+    variant: Final
+    original: Final
+    difference: PairedDifference | None
+    steps_needed: float | None
+    verdict: str
+    remark: str
+
+    @property
+    def title(self) -> str:
+        """The variant's name, with the original's where it doesn't begin with that."""
+        variant, original = self.variant.optimizer, self.original.optimizer
+        return variant if variant.startswith(f"{original} ") else f"{variant} / {original}"
+
+
+def finals_of(records: Sequence[Record]) -> list[Final]:
+    """How far each optimizer came, by task, variants after their original.
+
+    Args:
+        records: those of a convergence experiment. Trainings that aren't finished are left out.
+
+    Example:
+        >>> at = {"task": "code", "optimizer": "sgd", "phase": "final", "lr": 1.0, "bracketed": True, "seed": 0}
+        >>> found = finals_of([{**at, "step": 0, "loss": 5.0}, {**at, "step": 8, "loss": 2.0}])
+        >>> found[0].losses, found[0].curves
+        ({0: 2.0}, {0: {0: 5.0, 8: 2.0}})
+    """
+    whole_numbers = ("step", "seed")
+    chosen = [r for r in records if r.get("phase") == "final" and all(type(r.get(k)) is int for k in whole_numbers)]
+    whole = max((r["step"] for r in chosen), default=0)
+    found: dict[tuple[str, str], list[Record]] = {}
+    for record in chosen:
+        found.setdefault((str(record.get("task")), str(record.get("optimizer"))), []).append(record)
+    finals = []
+    for (task, optimizer), tried in found.items():
+        rates = sorted({lr for record in tried if (lr := number(record, "lr")) is not None})
+        # Rates are only ever lowered: the lowest is the one that holds.
+        own = [record for record in tried if number(record, "lr") == rates[0]] if rates else []
+        curves: dict[int, Curve] = {}
+        for record in own:
+            if (loss := number(record, "loss")) is not None:
+                curves.setdefault(record["seed"], {})[record["step"]] = loss
+        ends = {r["seed"]: number(r, "loss") for r in own if r["step"] == whole}
+        if ends:
+            first = own[0]
+            original = first.get("original")
+            name = None if original is None else str(original)
+            finals.append(
+                Final(
+                    task,
+                    optimizer,
+                    name,
+                    rates[0],
+                    len(rates) - 1,
+                    bool(first.get("bracketed")),
+                    dict(sorted(ends.items())),
+                    curves,
+                )
+            )
+    tasks = [str(record.get("task")) for record in records]
+    optimizers = [str(record.get("optimizer")) for record in records]
+
+    def place(final: Final) -> tuple[int, int, bool, int]:
+        """An original stands before its variants, whichever was trained first."""
+        first = final.original if final.original in optimizers else final.optimizer
+        own = optimizers.index(final.optimizer)
+        return tasks.index(final.task), optimizers.index(first), final.original is not None, own
+
+    return sorted(finals, key=place)
+
+
+def pairs_of(finals: Sequence[Final], confidence: float = CONFIDENCE) -> list[Pair]:
+    """Each variant against its original.
+
+    *Faster* and *slower* are said where the interval of the mean difference, paired by seed, doesn't hold 0.
+
+    Args:
+        finals: of all tasks.
+        confidence: of the intervals.
+    """
+    by_name = {(final.task, final.optimizer): final for final in finals}
+    pairs = []
+    for variant in finals:
+        original = by_name.get((variant.task, variant.original)) if variant.original else None
+        if original is not None:
+            pairs.append(_pair(variant, original, confidence))
+    return pairs
+
+
+def _pair(variant: Final, original: Final, confidence: float) -> Pair:
+    seeds = [seed for seed in variant.losses if seed in original.losses]
+    ours, theirs = ([final.losses[seed] for seed in seeds] for final in (variant, original))
+    remarks = [
+        f"{final.optimizer} diverged in {lost} of {len(seeds)} seeds"
+        for final, losses in ((variant, ours), (original, theirs))
+        if (lost := losses.count(None))
+    ]
+    remarks += [
+        f"the best rate of {final.optimizer} diverged on at least one seed and was lowered {_times(final.retreats)}"
+        for final in (variant, original)
+        if final.retreats
+    ]
+    open_ended = [final.optimizer for final in (variant, original) if not final.bracketed]
+    if open_ended:
+        remarks.append(f"a better rate for {' and '.join(open_ended)} may lie beyond those tried")
+    first, second = ([loss for loss in losses if loss is not None] for losses in (ours, theirs))
+    if not seeds or len(first) < len(seeds) or len(second) < len(seeds):
+        return Pair(variant, original, None, None, "cannot tell", "; ".join(remarks) or "no seed has both")
+    difference = paired_difference(first, second, confidence=confidence)
+    verdict = "faster" if difference.high < 0 else "slower" if difference.low > 0 else "cannot tell"
+    if len(seeds) == 1:
+        remarks.insert(0, "one seed")
+    needed = [_steps_needed(variant.curves[seed], original.curves[seed]) for seed in seeds]
+    reached = [part for part in needed if part is not None]
+    steps = statistics.fmean(reached) if len(reached) == len(seeds) else None
+    return Pair(variant, original, difference, steps, verdict, "; ".join(remarks))
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def _steps_needed(variant: Curve, original: Curve) -> float | None:
+    """The part of the original's steps after which the variant's loss was as low as the original's last."""
+    last = max(original)
+    target = original[last]
+    before: tuple[int, float] | None = None
+    for step, loss in sorted(variant.items()):
+        if loss <= target:
+            if before is None or before[1] <= loss:
+                return step / last
+            return (before[0] + (step - before[0]) * (before[1] - target) / (before[1] - loss)) / last
+        before = step, loss
+    return None
+
+
+def conclusion(pairs: Sequence[Pair]) -> str:
+    """One sentence on what the pairs say, whatever it is.
+
+    Example:
+        >>> conclusion([])
+        'No variant and its original have both been trained to the end.'
+    """
+    if not pairs:
+        return "No variant and its original have both been trained to the end."
+    counts = {verdict: sum(pair.verdict == verdict for pair in pairs) for verdict in ("faster", "slower")}
+    rest = len(pairs) - sum(counts.values())
+    seeds = max(len(pair.variant.losses) for pair in pairs)
+    told = (
+        f"Of {len(pairs)} comparisons with the original, {counts['faster']} are faster, {counts['slower']} slower, "
+        f"{rest} cannot be told from {seeds} seed{'s' if seeds > 1 else ''}"
+    )
+    tested = sum(pair.difference is not None and math.isfinite(pair.difference.low) for pair in pairs)
+    if not tested:
+        return f"{told}."
+    chance = f"about {tested * (1 - CONFIDENCE):.1f} would be called faster or slower by chance"
+    return f"{told}; where nothing differs, {chance}."

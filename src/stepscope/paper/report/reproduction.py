@@ -1,0 +1,226 @@
+"""Everything that can be put in a paper, from a reproduction's records: tables, figures, and one page around them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from stepscope.errors import UsageError, require
+from stepscope.paper.claims.losses import conclusion, finals_of, pairs_of
+from stepscope.paper.report.evidence import GRIDS
+from stepscope.paper.report.figures import Figure, Table, figures_of, file_name, numbers_of, tables_of
+from stepscope.paper.runs import Run, read_runs
+from stepscope.report import (
+    Grid,
+    directions_of,
+    facts_of,
+    render,
+    save,
+    summary_sentence,
+    swatches_of,
+    title_of,
+    write_csv,
+    write_tables,
+)
+from stepscope.runs import write_atomically
+
+Progress = Callable[[float, str], None]
+
+TABLES = "tables"
+FIGURES = "figures"
+PAGE = "report.html"
+WRITTEN = "written.json"
+"""The names of the files that were written, so that the next call knows which it may remove."""
+
+_EXPERIMENTS = ("trajectory", "agreement", "convergence", "robustness", "theory")
+_TASKS = ("translation", "code", "sentiment", "images")
+"""The order on the page; others come after them."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A run with what will be shown of it."""
+
+    run: Run
+    tables: Sequence[Table]
+    figures: Sequence[Figure]
+
+    def file(self, folder: str, name: str, suffix: str) -> str:
+        """A file of this run, relative to the reproduction."""
+        return f"{folder}/{file_name(self.run.name, name)}{suffix}"
+
+
+def write_reproduction(
+    path: str | os.PathLike[str],
+    claims: Sequence[Grid] = (),
+    progress: Progress = lambda part, what: None,  # noqa: ARG005
+) -> list[Path]:
+    """Writes the tables, the figures and the page of a reproduction beside its runs.
+
+    Tables go to ``tables/`` as CSV and LaTeX, figures to ``figures/`` as PDFs of vectors (some 40 a trajectory
+    experiment, a fifth of a second each), and `report.html` shows the most important of them, with links to all.
+
+    Args:
+        path: the directory of the reproduction, with a run directory for each run; some may be unfinished or missing.
+        claims: tables for the top of the page.
+        progress: told the part that is done, and what is written next.
+
+    Returns:
+        The files, the page last.
+
+    Raises:
+        UsageError: there are no runs there, one can't be read, or a file can't be written.
+        MissingExtraError: altair, vl-convert or jinja2 is not installed.
+    """
+    require("altair", "report")
+    out = Path(path)
+    parts = [_part(run) for run in sorted(_checked(read_runs(out)), key=_place)]
+    progress(0.0, "tables")
+    claimed = {file_name("claims", number if number > 1 else ""): grid for number, grid in enumerate(claims, start=1)}
+    written = write_tables(claimed, out / TABLES)
+    for part in parts:
+        written += _write_tables(part, out)
+    charts: dict[str, Any] = {}
+    total = sum(len(part.figures) for part in parts) or 1
+    done = 0
+    sections = []
+    for part in parts:
+        drawn: dict[str, Any] = {}
+        for figure in part.figures:
+            progress(done / total, f"{part.run.name}: {figure.title}")
+            done += 1
+            chart = figure.chart()
+            if chart is not None:
+                drawn[figure.name] = chart
+                written.append(save(chart, out / part.file(FIGURES, figure.name, ".pdf")))
+        sections.append(_section(part, drawn, charts))
+    progress(1.0, PAGE)
+    tops = [_shown(f"{TABLES}/{name}", grid) for name, grid in claimed.items()]
+    names = list(dict.fromkeys(name for part in parts for name in _directions(part.run)))
+    scales = sorted({part.run.scale for part in parts})
+    summary = f"{len(parts)} run{'s' if len(parts) > 1 else ''} at scale {' and '.join(scales)}."
+    page = render(
+        "reproduction.html", "Reproduction", summary, sections, facts=[], names=names, charts=charts, claims=tops
+    )
+    write_atomically(out / PAGE, page.encode(errors="replace"))
+    written.append(out / PAGE)
+    _remove_stale(out, written)
+    return written
+
+
+def _remove_stale(out: Path, written: Sequence[Path]) -> None:
+    """Removes what an earlier call wrote and this one didn't, as the tables of a run that is gone, and nothing else."""
+    manifest, names = out / WRITTEN, sorted(str(path.relative_to(out).as_posix()) for path in written)
+    try:
+        before = json.loads(manifest.read_text())
+    except (OSError, ValueError):
+        before = []
+    for name in before if isinstance(before, list) else []:
+        path = out / str(name)
+        if name not in names and path.parent in (out / TABLES, out / FIGURES):
+            path.unlink(missing_ok=True)
+    write_atomically(manifest, (json.dumps(names, indent=0) + "\n").encode())
+
+
+def _part(run: Run) -> _Part:
+    return _Part(run, tables_of(run.experiment, run.records), figures_of(run.experiment, run.records))
+
+
+def _place(run: Run) -> tuple[int, int, str]:
+    def place(order: Sequence[str], name: str) -> int:
+        return order.index(name) if name in order else len(order)
+
+    return place(_EXPERIMENTS, run.experiment), place(_TASKS, run.task), run.name
+
+
+def _checked(runs: Sequence[Run]) -> list[Run]:
+    """Refuses runs whose files would get the same names."""
+    found: dict[str, Run] = {}
+    for run in runs:
+        name = file_name(run.name).lower()
+        if name in found:
+            raise UsageError(
+                f"the runs {found[name].name!r} and {run.name!r} would write the same files: rename one of them"
+            )
+        found[name] = run
+    return list(found.values())
+
+
+def _write_tables(part: _Part, out: Path) -> list[Path]:
+    written = write_tables({file_name(part.run.name, each.name): each.grid for each in part.tables}, out / TABLES)
+    headers, rows = numbers_of(part.run.experiment, part.run.records)
+    if rows:
+        written.append(write_csv(out / part.file(TABLES, "numbers", ".csv"), headers, rows))
+    return written
+
+
+def _section(part: _Part, drawn: Mapping[str, Any], charts: dict[str, Any]) -> dict[str, Any]:
+    """A run's part of the page; its charts are added to `charts` under the names of their places."""
+    shown, links = [], []
+    for figure in part.figures:
+        if figure.name not in drawn:
+            continue
+        pdf = quote(part.file(FIGURES, figure.name, ".pdf"))
+        if figure.on_page:
+            place = f"chart-{len(charts)}"
+            charts[place] = {**drawn[figure.name].to_dict(), "width": "container"}
+            shown.append({"place": place, "pdf": pdf})
+        else:
+            links.append({"title": f"{figure.title} (PDF)", "path": pdf})
+    tables = [(part.file(TABLES, table.name, ""), table) for table in part.tables]
+    links += [
+        {"title": f"{table.grid.title} ({kind})", "path": quote(f"{name}.{suffix}")}
+        for name, table in tables
+        if not table.on_page
+        for kind, suffix in (("CSV", "csv"), ("LaTeX", "tex"))
+    ]
+    if numbers_of(part.run.experiment, part.run.records)[1]:
+        links.append({"title": "all numbers (CSV)", "path": quote(part.file(TABLES, "numbers", ".csv"))})
+    return {
+        "place": f"run-{file_name(part.run.name)}",
+        "name": part.run.name,
+        "title": _title(part.run),
+        "summary": _summary(part.run),
+        "tables": [_shown(name, table.grid) for name, table in tables if table.on_page],
+        "swatches": swatches_of(_directions(part.run)),
+        "charts": shown,
+        "links": links,
+        "facts": facts_of(part.run.head),
+    }
+
+
+def _shown(name: str, grid: Grid) -> dict[str, Any]:
+    return {"grid": grid, "csv": quote(f"{name}.csv"), "tex": quote(f"{name}.tex")}
+
+
+def _title(run: Run) -> str:
+    title = title_of(run.head)
+    kind = run.experiment.capitalize()
+    if not title.startswith(kind):
+        title = f"{kind}: {title}"
+    model = run.context.get("model")
+    start = model.get("initialisation") if isinstance(model, Mapping) else None
+    return f"{title} ({start} start)" if start == "random" else f"{title} ({start})" if start else title
+
+
+def _summary(run: Run) -> str:
+    if not run.records:
+        return "Nothing has been measured yet."
+    if run.experiment in GRIDS:
+        return f"{len(run.records):,} measurements."
+    if run.experiment == "convergence":
+        return conclusion(pairs_of(finals_of(run.records)))
+    return summary_sentence(run.records)
+
+
+def _directions(run: Run) -> list[str]:
+    if run.experiment in GRIDS:
+        return []
+    if run.experiment == "convergence":
+        return list(dict.fromkeys(final.optimizer for final in finals_of(run.records)))
+    return directions_of(run.records)

@@ -1,0 +1,243 @@
+"""Python code, token by token, with a GPT-Neo: the paper's second setting, and sizes for a test, two cores, one GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from stepscope.errors import UsageError, require
+from stepscope.objective import IGNORED_LABEL
+from stepscope.paper.tasks.batching import (
+    batches_by_length,
+    check_model_sizes,
+    check_sizes,
+    chosen,
+    initialised,
+    padded,
+    training_batches,
+)
+from stepscope.paper.tasks.pretrained import (
+    Weights,
+    check_length,
+    end_token,
+    pad_token,
+    published,
+    undropped,
+    with_weights,
+)
+from stepscope.paper.tasks.programs import load_programs
+from stepscope.paper.tasks.task import Batch, Task
+from stepscope.paper.tasks.tokenizer import END, PAD, learn_tokenizer
+
+Example = list[int]
+
+GPT_NEO = {"gpt_neo": "GPTNeoForCausalLM"}
+
+# Learning merges takes time that grows with the text, and more text hardly changes them.
+_TOKENIZER_PROGRAMS = 200
+
+
+@dataclass(frozen=True)
+class CodeConfig:
+    """How large a code task is.
+
+    Attributes:
+        pieces: pieces of programs to train on; a source with fewer gives all that it has.
+        batch_size: training pieces of a batch.
+        eval_size: pieces of the evaluation batch, drawn from the training pieces as in the paper.
+        micro_batch_size: pieces of one part of the evaluation batch.
+        max_tokens: tokens of a piece.
+        first_only: whether only the first piece of each program is used. The paper cuts each file to its first 2,048
+            tokens; of shorter pieces more of a file is left to learn from if all are used.
+        vocabulary: most tokens of the byte-level BPE. None, as the sizes that follow, beside a checkpoint, which has
+            its own.
+        hidden: width of the residual stream.
+        layers: blocks; attention is global and local by turns, as in GPT-Neo.
+        heads: attention heads of a block.
+        window: tokens that local attention sees.
+        checkpoint: a pretrained GPT-Neo with its tokenizer, of the Hub or in a directory, as in
+            `stepscope.paper.tasks.pretrained.published`. Empty: random weights of the sizes above.
+    """
+
+    pieces: int
+    batch_size: int
+    eval_size: int
+    micro_batch_size: int
+    max_tokens: int
+    first_only: bool = False
+    vocabulary: int | None = None
+    hidden: int | None = None
+    layers: int | None = None
+    heads: int | None = None
+    window: int | None = None
+    checkpoint: str = ""
+
+
+SCALES = {
+    "smoke": CodeConfig(
+        pieces=256,
+        vocabulary=384,
+        hidden=16,
+        layers=2,
+        heads=2,
+        window=8,
+        batch_size=8,
+        eval_size=16,
+        micro_batch_size=8,
+        max_tokens=24,
+    ),
+    "cpu": CodeConfig(
+        pieces=10_240,
+        vocabulary=2_048,
+        hidden=64,
+        layers=2,
+        heads=4,
+        window=16,
+        batch_size=64,
+        eval_size=80,
+        micro_batch_size=20,
+        max_tokens=48,
+    ),
+    "gpu": CodeConfig(
+        pieces=10_240,
+        vocabulary=8_192,
+        hidden=512,
+        layers=6,
+        heads=8,
+        window=128,
+        batch_size=128,
+        eval_size=128,
+        micro_batch_size=32,
+        max_tokens=256,
+    ),
+    "paper": CodeConfig(
+        pieces=10_000,
+        batch_size=1_024,  # the paper gives none but that of translation
+        eval_size=1_024,
+        micro_batch_size=1,
+        max_tokens=2_048,
+        first_only=True,
+        # On the main branch there are only pickles; the Hub's own robot offers the same weights as safetensors.
+        checkpoint="flax-community/gpt-neo-125M-code-clippy@refs/pr/1",
+    ),
+}
+"""Sizes: for tests, for two cores (0.23 million parameters), for one GPU (23.2 million: half the depth and two thirds
+of the width of GPT-Neo 125M, 80 steps an epoch), and the paper's own model and data (125 million), which need the Hub,
+where the data are for those who have accepted their terms, or copies of them."""
+
+
+def code(config: CodeConfig, *, seed: int = 0, source: str = "auto") -> Task:
+    """Makes the task: real programs, a GPT-Neo with random weights and a tokenizer for them, or a pretrained one.
+
+    Args:
+        config: the size, such as ``SCALES["cpu"]``.
+        seed: of random weights and of the order of training batches. Pieces and evaluation batch don't depend on it.
+        source: where the programs come from, as in ``load_programs``.
+
+    Returns:
+        The task; the mean loss of a batch is over its tokens but the first of each piece. ``source.examples`` is the
+        number of pieces in use.
+
+    Raises:
+        UsageError: no programs or no pretrained model can be had, or a value of ``config`` is impossible.
+        MissingExtraError: transformers or tokenizers is not installed.
+    """
+    check_model_sizes(config, "vocabulary", "hidden", "layers", "heads", "window")
+    check_sizes(config, "pieces", "batch_size", "eval_size", "micro_batch_size")
+    if config.max_tokens < 2:
+        raise UsageError(f"max_tokens is {config.max_tokens}: at least 2 are needed, a token and the next")
+    # Before the data, which may be a long download.
+    found = published(config.checkpoint, GPT_NEO, title="a GPT-Neo") if config.checkpoint else None
+    if found is not None:
+        check_length(config.max_tokens, found.config, config.checkpoint)
+    programs, origin = load_programs(source)
+    programs = chosen(programs, len(programs))
+    if found is not None:
+        tokenizer, end, pad = found.tokenizer, end_token(found), pad_token(found)
+        model = undropped(found.config)
+    else:
+        assert config.vocabulary is not None
+        tokenizer = learn_tokenizer(programs[:_TOKENIZER_PROGRAMS], config.vocabulary)
+        model, end, pad = _gpt_neo(config, tokenizer.get_vocab_size()), END, PAD
+    encoded = ([*tokenizer.encode(program, add_special_tokens=False).ids, end] for program in programs)
+    pieces = chosen(_first(_pieces(encoded, config.max_tokens, config.first_only), 4 * config.pieces), config.pieces)
+    if not pieces:
+        raise UsageError("the programs are too short to learn from: give a longer file")
+    together = partial(collate, pad=pad)
+
+    def seeded(seed: int) -> Task:
+        return Task(
+            name="code",
+            model=initialised(partial(_model, model, found.weights if found else None), seed),
+            training_batches=training_batches(pieces, config.batch_size, seed, together),
+            # The pieces are in random order by now.
+            eval_batches=batches_by_length(pieces[: config.eval_size], config.micro_batch_size, len, together),
+            source=replace(origin, examples=len(pieces)),
+            seeded=seeded,
+            initialisation=f"pretrained: {found.origin}" if found else "random",
+        )
+
+    return seeded(seed)
+
+
+def collate(examples: Sequence[Example], pad: int = PAD) -> Batch:
+    """Makes a batch of encoded pieces, padded to its longest.
+
+    Args:
+        examples: token numbers of each piece.
+        pad: the token to fill up with.
+
+    Returns:
+        ``input_ids``, ``attention_mask`` and ``labels`` (int64, shape (pieces, longest)); labels are the pieces
+        themselves, which the model shifts, and −100 where padded, which the loss leaves out.
+
+    Example:
+        >>> collate([[5, 6, 1], [7, 1]])["labels"].tolist()
+        [[5, 6, 1], [7, 1, -100]]
+    """
+    mask = padded([[1] * len(example) for example in examples], 0)
+    input_ids = padded(examples, pad)
+    return {
+        "input_ids": input_ids,
+        "attention_mask": mask,
+        "labels": torch.where(mask == 1, input_ids, IGNORED_LABEL),
+    }
+
+
+def _pieces(programs: Iterable[Example], size: int, first_only: bool) -> Iterator[Example]:
+    for tokens in programs:
+        for start in range(0, size if first_only else len(tokens), size):
+            if len(piece := tokens[start : start + size]) > 1:
+                yield piece
+
+
+def _first(pieces: Iterator[Example], count: int) -> list[Example]:
+    """So many pieces at most: of several programs, but not all of a large collection has to be encoded."""
+    return [piece for _, piece in zip(range(count), pieces, strict=False)]
+
+
+def _gpt_neo(config: CodeConfig, vocabulary: int) -> Any:
+    assert config.layers is not None
+    kinds = [["global", "local"], config.layers // 2] if config.layers % 2 == 0 else [["global"], config.layers]
+    neo = require("transformers", "paper").GPTNeoConfig(
+        vocab_size=vocabulary,
+        hidden_size=config.hidden,
+        num_layers=config.layers,
+        attention_types=[kinds],
+        num_heads=config.heads,
+        window_size=config.window,
+        max_position_embeddings=config.max_tokens,
+        bos_token_id=END,
+        eos_token_id=END,
+        pad_token_id=PAD,
+    )
+    return undropped(neo)
+
+
+def _model(config: Any, weights: Weights | None) -> nn.Module:
+    return with_weights(require("transformers", "paper").GPTNeoForCausalLM(config), weights)

@@ -1,0 +1,305 @@
+"""Image classification with a ResNet: the paper's setting where its claim is absent or reversed (appendix E, Table 9).
+
+The paper trains a ResNet-152, pretrained on ImageNet, on 10,000 images of CIFAR-10. Here are also sizes for a test and
+for two cores and for one GPU, with a ResNet that is small enough to be pretrained on the spot.
+
+**Pretraining on the spot.** From ImageNet to CIFAR-10 is supervised pretraining on labelled objects, then a new head
+for other labels and other images of the same kind. The same is had from one data set by its classes: the first half of
+them is for pretraining, the task has the second half. So pretraining sees no image and no label of the task, as many
+images as there are, and the true labels of objects rather than a made-up puzzle. What differs: ImageNet has a hundred
+times as many classes, and most of CIFAR-10's are among them. Both initialisations train on the same images of the same
+classes, so that nothing but the weights tells them apart.
+
+**Batch norm.** What is measured is the model in evaluation mode, with running statistics; what trains uses those of
+each batch. A model that was just initialised has running mean 0 and variance 1, which normalise nothing; after `k`
+training steps 0.9ᵏ of that is left. Measurements of a random start are therefore about another function than the one
+that trains during the first few dozen steps (`docs/limits.md`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stepscope.errors import UsageError
+from stepscope.paper.tasks.batching import DATA_SEED, training_batches
+from stepscope.paper.tasks.pictures import Pictures, load_pictures
+from stepscope.paper.tasks.pretrained import Weights
+from stepscope.paper.tasks.resnet import Progress, classifier, pretrained_backbone, published_backbone, resnet_config
+from stepscope.paper.tasks.task import Batch, Task
+
+INITIALISATIONS = ("random", "pretrained")
+LAYERS = ("basic", "bottleneck")
+
+Examples = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class ImagesConfig:
+    """How large an image task is, and where its weights begin.
+
+    Attributes:
+        images: images to train on; a source with fewer gives all that it has.
+        set_apart: whether the first half of the classes (rounded down) is set apart for pretraining, and the task has
+            the second half alone.
+        batch_size: training images of a batch, at least 2: batch norm needs them.
+        eval_size: images of the evaluation batch, drawn from the training images as in the paper.
+        micro_batch_size: images of one part of the evaluation batch.
+        layer_type: ``"basic"`` or ``"bottleneck"``.
+        depths: layers of each stage of the ResNet.
+        widths: channels that each stage gives.
+        embedding: channels of the first convolution.
+        initialisation: ``"random"`` or ``"pretrained"``; the head is always new.
+        checkpoint: a pretrained ResNet of the Hub or in a directory, as in `stepscope.paper.tasks.pretrained.published`
+            (without a tokenizer); it must have the architecture above. Empty: pretrained on the spot on the images
+            set apart.
+        pretraining_images: most images to pretrain on.
+        pretraining_steps: training steps of the pretraining, in batches of ``batch_size``.
+        pretraining_lr: its learning rate at the first step.
+    """
+
+    images: int
+    set_apart: bool
+    batch_size: int
+    eval_size: int
+    micro_batch_size: int
+    layer_type: str
+    depths: tuple[int, ...]
+    widths: tuple[int, ...]
+    embedding: int
+    initialisation: str = "random"
+    checkpoint: str = ""
+    pretraining_images: int = 30_000
+    pretraining_steps: int = 360
+    pretraining_lr: float = 0.1
+
+
+SCALES = {
+    "smoke": ImagesConfig(
+        images=128,
+        set_apart=True,
+        batch_size=16,
+        eval_size=24,
+        micro_batch_size=12,
+        layer_type="basic",
+        depths=(1, 1),
+        widths=(4, 8),
+        embedding=4,
+        pretraining_images=128,
+        pretraining_steps=16,
+    ),
+    "cpu": ImagesConfig(
+        images=10_000,
+        set_apart=True,
+        batch_size=250,
+        eval_size=500,
+        micro_batch_size=125,
+        layer_type="basic",
+        depths=(1, 1, 1),
+        widths=(16, 32, 64),
+        embedding=16,
+    ),
+    "gpu": ImagesConfig(
+        images=10_000,
+        set_apart=True,
+        batch_size=500,
+        eval_size=1_000,
+        micro_batch_size=250,
+        layer_type="basic",
+        depths=(2, 2, 2, 2),
+        widths=(64, 128, 256, 512),
+        embedding=64,
+    ),
+    "paper": ImagesConfig(
+        images=10_000,
+        set_apart=False,
+        batch_size=1_000,
+        eval_size=1_000,
+        micro_batch_size=100,
+        layer_type="bottleneck",
+        depths=(3, 8, 36, 3),
+        widths=(256, 512, 1_024, 2_048),
+        embedding=64,
+        initialisation="pretrained",
+        checkpoint="microsoft/resnet-152",
+    ),
+}
+"""Sizes: for tests, for two cores (0.08 million parameters), for one GPU (11.2 million: ResNet-18, 20 steps an epoch),
+and the paper's own (58.2 million), which needs the Hub or copies of model and data."""
+
+
+def images(config: ImagesConfig, *, seed: int = 0, source: str = "auto", progress: Progress | None = None) -> Task:
+    """Makes the task: labelled images and a ResNet with a new head.
+
+    Pixels are normalised to mean 0 and variance 1 in each colour, by the images that are trained on. Nothing is
+    augmented: it is the training loss that is measured, on images that training sees as they are.
+
+    Args:
+        config: the size, such as ``SCALES["cpu"]``.
+        seed: of the new weights (the head's alone after pretraining) and of the order of training batches. Images,
+            evaluation batch and pretraining don't depend on it.
+        source: where the images come from, as in ``load_pictures``.
+        progress: told how far pretraining is; a result in the cache needs none.
+
+    Returns:
+        The task; its batches have ``pixel_values`` (float32, shape (images, channels, height, width)) and ``labels``
+        (int64, shape (images,)). ``source.examples`` is the number of images in use.
+
+    Raises:
+        UsageError: no images or no pretrained model can be had, or a value of ``config`` is impossible.
+        MissingExtraError: transformers is not installed.
+    """
+    _check(config)
+    pictures, origin = load_pictures(source)
+    half = len(torch.unique(pictures.labels)) // 2 if config.set_apart else 0
+    apart, used = _of_classes(pictures, 0, half), _of_classes(pictures, half, None)
+    examples = (used[0][: config.images], used[1][: config.images])
+    model_config, backbone, initialisation = _backbone(config, apart, examples[0].shape[1], progress)
+    classes = _classes(used, "the task")
+    if len(examples[1]) < 2:
+        raise UsageError("the task has 1 image to train on: at least 2 are needed")
+    examples = (normalised(_with_channels(examples[0], model_config.num_channels)), examples[1])
+    size = config.micro_batch_size
+    chosen = (examples[0][: config.eval_size], examples[1][: config.eval_size])
+
+    def seeded(seed: int) -> Task:
+        return Task(
+            name="images",
+            model=classifier(model_config, classes=classes, seed=seed, backbone=backbone),
+            training_batches=_batches(examples, config.batch_size, seed),
+            # The images are in random order by now.
+            eval_batches=tuple(
+                _batch(chosen, torch.arange(start, min(start + size, len(chosen[1]))))
+                for start in range(0, len(chosen[1]), size)
+            ),
+            source=replace(origin, examples=len(examples[1])),
+            seeded=seeded,
+            initialisation=initialisation,
+        )
+
+    return seeded(seed)
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """Brings pixels to mean 0 and variance 1 in each channel, over all images.
+
+    Args:
+        pixels: uint8, shape (images, channels, height, width). A channel that is the same everywhere becomes 0.
+
+    Returns:
+        float32, of the same shape.
+
+    Example:
+        >>> normalised(torch.tensor([0, 0, 2, 2], dtype=torch.uint8).view(2, 1, 1, 2)).flatten().tolist()
+        [-1.0, -1.0, 1.0, 1.0]
+    """
+    values = pixels.float()
+    dims = (0, 2, 3)
+    mean = values.mean(dims, keepdim=True)
+    deviation = values.std(dims, correction=0, keepdim=True)
+    return (values - mean) / torch.where(deviation > 0, deviation, 1.0)
+
+
+def _backbone(
+    config: ImagesConfig, apart: Examples, channels: int, progress: Progress | None
+) -> tuple[Any, Weights | None, str]:
+    """The ResNet's configuration, its weights but for the head (None: random), and what to say of them."""
+    wanted = {
+        "layer_type": config.layer_type,
+        "depths": config.depths,
+        "widths": config.widths,
+        "embedding": config.embedding,
+    }
+    if config.initialisation == "pretrained" and config.checkpoint:
+        published, weights, origin = published_backbone(config.checkpoint)
+        found = {
+            "layer_type": published.layer_type,
+            "depths": tuple(published.depths),
+            "widths": tuple(published.hidden_sizes),
+            "embedding": published.embedding_size,
+        }
+        if wrong := [name for name in wanted if wanted[name] != found[name]]:
+            name = wrong[0]
+            raise UsageError(f"{name} is {wanted[name]}, but {config.checkpoint} has {found[name]}: set {name} to that")
+        return published, weights, f"pretrained: {origin}"
+    model_config = resnet_config(**wanted, channels=channels)  # type: ignore[arg-type]
+    if config.initialisation == "random":
+        return model_config, None, "random"
+    count = _classes(apart, "pretraining")
+    apart = (apart[0][: config.pretraining_images], apart[1][: config.pretraining_images])
+    digest = hashlib.sha256(repr((config.batch_size, DATA_SEED, tuple(apart[0].shape))).encode())
+    for tensor in apart:
+        digest.update(tensor.numpy().tobytes())
+    weights = pretrained_backbone(
+        model_config,
+        _batches((normalised(apart[0]), apart[1]), config.batch_size, DATA_SEED),
+        data=digest.hexdigest(),
+        classes=count,
+        steps=config.pretraining_steps,
+        lr=config.pretraining_lr,
+        seed=DATA_SEED,
+        progress=progress,
+    )
+    seen = f"{len(apart[1]):,} other images of {count} other classes, {config.pretraining_steps} steps"
+    return model_config, weights, f"pretrained: {seen}"
+
+
+def _of_classes(pictures: Pictures, first: int, end: int | None) -> Examples:
+    """The images of some of the classes, which are counted in the order of their numbers, and their labels anew from 0.
+
+    In an order that depends on the data alone.
+    """
+    classes = torch.unique(pictures.labels)[first:end]
+    order = torch.randperm(len(pictures.labels), generator=torch.Generator().manual_seed(DATA_SEED))
+    chosen = order[torch.isin(pictures.labels[order], classes)]
+    return pictures.pixels[chosen], torch.searchsorted(classes, pictures.labels[chosen])
+
+
+def _classes(examples: Examples, whose: str) -> int:
+    count = len(torch.unique(examples[1]))
+    if count < 2:
+        raise UsageError(
+            f"{whose} has {count} of the images' classes: at least 2 are needed (set_apart=False leaves all to the "
+            "task, which then starts at random or from a checkpoint)"
+        )
+    return count
+
+
+def _with_channels(pixels: Tensor, channels: int) -> Tensor:
+    """Grey images for a network that was pretrained on colours: the same in each."""
+    if pixels.shape[1] not in (1, channels):
+        raise UsageError(f"the images have {pixels.shape[1]} channels, the pretrained model takes {channels}")
+    return pixels.expand(-1, channels, -1, -1)
+
+
+def _batch(examples: Examples, indices: Tensor) -> Batch:
+    return {"pixel_values": examples[0][indices], "labels": examples[1][indices]}
+
+
+def _batches(examples: Examples, size: int, seed: int) -> Callable[[], Iterator[Batch]]:
+    return training_batches(range(len(examples[1])), size, seed, lambda chosen: _batch(examples, torch.tensor(chosen)))
+
+
+def _check(config: ImagesConfig) -> None:
+    for name, known in (("initialisation", INITIALISATIONS), ("layer_type", LAYERS)):
+        if getattr(config, name) not in known:
+            raise UsageError(f"{name} is {getattr(config, name)!r}: choose {' or '.join(known)}")
+    least = {"images": 2, "batch_size": 2, "pretraining_images": 2, "eval_size": 1, "micro_batch_size": 1}
+    for name, number in (least | {"embedding": 1, "pretraining_steps": 1}).items():
+        if getattr(config, name) < number:
+            raise UsageError(f"{name} is {getattr(config, name)}: at least {number} is needed")
+    if len(config.depths) != len(config.widths) or not config.depths or min(config.depths + config.widths) < 1:
+        raise UsageError(
+            f"depths are {config.depths} and widths {config.widths}: give as many of both, at least 1 each"
+        )
+    if config.layer_type == "bottleneck" and min(config.widths) < 4:
+        raise UsageError(f"widths are {config.widths}: a bottleneck needs at least 4 channels")
+    if not config.pretraining_lr > 0:
+        raise UsageError(f"pretraining_lr is {config.pretraining_lr:g}: it must be above 0")
+    if config.initialisation == "pretrained" and not config.checkpoint and not config.set_apart:
+        raise UsageError("nothing to pretrain on: give a checkpoint, or set classes apart (set_apart=True)")

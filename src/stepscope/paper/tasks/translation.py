@@ -1,0 +1,245 @@
+"""English to French with a T5: the paper's first setting, and at sizes for a test, for two cores and for one GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from stepscope.errors import UsageError, require
+from stepscope.objective import IGNORED_LABEL
+from stepscope.paper.tasks.batching import (
+    batches_by_length,
+    check_model_sizes,
+    check_sizes,
+    chosen,
+    initialised,
+    padded,
+    training_batches,
+)
+from stepscope.paper.tasks.pretrained import Weights, end_token, pad_token, published, undropped, with_weights
+from stepscope.paper.tasks.sources import load_pairs
+from stepscope.paper.tasks.task import Batch, Task
+from stepscope.paper.tasks.tokenizer import END, PAD, learn_tokenizer
+
+PREFIX = "translate English to French: "
+ACTIVATIONS = ("gelu", "relu")
+T5 = {"t5": "T5ForConditionalGeneration"}
+
+Example = tuple[list[int], list[int]]
+
+
+@dataclass(frozen=True)
+class TranslationConfig:
+    """How large a translation task is.
+
+    Attributes:
+        pairs: sentence pairs to train on; a source with fewer gives all that it has.
+        min_words: fewest words of a sentence.
+        max_words: most words of a sentence.
+        batch_size: training pairs of a batch.
+        eval_size: pairs of the evaluation batch, drawn from the training pairs as in the paper.
+        micro_batch_size: pairs of one part of the evaluation batch.
+        max_tokens: a longer side is cut to so many tokens, the end token among them.
+        vocabulary: most tokens of the byte-level BPE, shared by both languages. None, as all that follows, beside a
+            checkpoint, which has its own.
+        d_model: width of the residual stream.
+        d_ff: width inside a feed-forward block.
+        d_kv: width of an attention head.
+        layers: encoder blocks, and as many decoder blocks.
+        heads: attention heads of a block.
+        activation: of the feed-forward blocks. ``"relu"`` is T5's own; with ``"gelu"`` the loss has second
+            derivatives everywhere, so that pointwise and finite-step curvature agree.
+        checkpoint: a pretrained T5 with its tokenizer, of the Hub or in a directory, as in
+            `stepscope.paper.tasks.pretrained.published`. Empty: random weights of the sizes above.
+    """
+
+    pairs: int
+    min_words: int
+    max_words: int
+    batch_size: int
+    eval_size: int
+    micro_batch_size: int
+    max_tokens: int
+    vocabulary: int | None = None
+    d_model: int | None = None
+    d_ff: int | None = None
+    d_kv: int | None = None
+    layers: int | None = None
+    heads: int | None = None
+    activation: str | None = "gelu"
+    checkpoint: str = ""
+
+
+SCALES = {
+    "smoke": TranslationConfig(
+        pairs=256,
+        min_words=2,
+        max_words=12,
+        vocabulary=384,
+        d_model=16,
+        d_ff=32,
+        d_kv=8,
+        layers=1,
+        heads=2,
+        batch_size=8,
+        eval_size=16,
+        micro_batch_size=8,
+        max_tokens=32,
+    ),
+    "cpu": TranslationConfig(
+        pairs=10_240,
+        min_words=4,
+        max_words=20,
+        vocabulary=2_048,
+        d_model=64,
+        d_ff=256,
+        d_kv=16,
+        layers=2,
+        heads=4,
+        batch_size=64,
+        eval_size=80,
+        micro_batch_size=20,
+        max_tokens=64,
+    ),
+    "gpu": TranslationConfig(
+        pairs=10_240,
+        min_words=4,
+        max_words=40,
+        vocabulary=8_192,
+        d_model=384,
+        d_ff=1_536,
+        d_kv=64,
+        layers=6,
+        heads=6,
+        batch_size=256,
+        eval_size=128,
+        micro_batch_size=64,
+        max_tokens=128,
+    ),
+    "paper": TranslationConfig(
+        pairs=10_240,
+        min_words=1,
+        max_words=10_000,  # the paper leaves none out, and cuts by tokens
+        batch_size=1_024,
+        eval_size=1_024,
+        micro_batch_size=16,
+        max_tokens=512,
+        activation=None,
+        checkpoint="google-t5/t5-small",
+    ),
+}
+"""Sizes: for tests, for two cores (0.36 million parameters), for one GPU (27.9 million: T5-small's depth at three
+quarters of its width and a quarter of its vocabulary, 40 steps an epoch), and the paper's own model and data (60.5
+million), which need the Hub or copies of them."""
+
+
+def translation(config: TranslationConfig, *, seed: int = 0, source: str = "auto") -> Task:
+    """Makes the task: real sentence pairs, a T5 with random weights and a tokenizer for them, or a pretrained one.
+
+    Args:
+        config: the size, such as ``SCALES["cpu"]``.
+        seed: of random weights and of the order of training batches. Pairs and evaluation batch don't depend on it.
+        source: where the pairs come from, as in ``load_pairs``.
+
+    Returns:
+        The task. ``source.examples`` is the number of pairs in use: fewer than ``config.pairs`` where the
+        source has no more.
+
+    Raises:
+        UsageError: no pairs or no pretrained model can be had, or a value of ``config`` is impossible.
+        MissingExtraError: transformers or tokenizers is not installed.
+    """
+    _check(config)
+    # Before the data, which may be a long download.
+    found = published(config.checkpoint, T5, title="a T5") if config.checkpoint else None
+    pairs, origin = load_pairs(source, min_words=config.min_words, max_words=config.max_words)
+    used = chosen(pairs, config.pairs)
+    if found is not None:
+        tokenizer, end, pad = found.tokenizer, end_token(found), pad_token(found)
+        start = found.config.decoder_start_token_id
+        model = undropped(found.config, pad_token_id=pad, decoder_start_token_id=pad if start is None else start)
+    else:
+        assert config.vocabulary is not None
+        tokenizer = learn_tokenizer([PREFIX, *(side for pair in used for side in pair)], config.vocabulary)
+        model, end, pad = _t5(config, tokenizer.get_vocab_size()), END, PAD
+
+    def encode(text: str) -> list[int]:
+        return [*tokenizer.encode(text, add_special_tokens=False).ids[: config.max_tokens - 1], end]
+
+    examples: list[Example] = [(encode(PREFIX + english), encode(french)) for english, french in used]
+    together = partial(collate, pad=pad)
+
+    def seeded(seed: int) -> Task:
+        return Task(
+            name="translation",
+            model=initialised(partial(_model, model, found.weights if found else None), seed),
+            training_batches=training_batches(examples, config.batch_size, seed, together),
+            # The pairs are in random order by now.
+            eval_batches=batches_by_length(
+                examples[: config.eval_size],
+                config.micro_batch_size,
+                lambda example: (len(example[0]), len(example[1])),
+                together,
+            ),
+            source=replace(origin, examples=len(used)),
+            seeded=seeded,
+            initialisation=f"pretrained: {found.origin}" if found else "random",
+        )
+
+    return seeded(seed)
+
+
+def collate(examples: Sequence[Example], pad: int = PAD) -> Batch:
+    """Makes a batch of encoded pairs, padded to its longest.
+
+    Args:
+        examples: token numbers of source and target, each closed by the end token.
+        pad: the token to fill up sources with.
+
+    Returns:
+        ``input_ids`` and ``attention_mask`` (int64, shape (pairs, longest source)) and ``labels`` (int64,
+        shape (pairs, longest target)); labels are −100 where padded, which the loss leaves out.
+
+    Example:
+        >>> collate([([5, 1], [7, 8, 1]), ([5, 6, 1], [1])])["labels"].tolist()
+        [[7, 8, 1], [1, -100, -100]]
+    """
+    input_ids = padded([source for source, _ in examples], pad)
+    # Not `input_ids != pad`: only the lengths say what is padding.
+    mask = padded([[1] * len(source) for source, _ in examples], 0)
+    labels = padded([target for _, target in examples], IGNORED_LABEL)
+    return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
+
+
+def _check(config: TranslationConfig) -> None:
+    check_model_sizes(config, "vocabulary", "d_model", "d_ff", "d_kv", "layers", "heads", "activation")
+    if not config.checkpoint and config.activation not in ACTIVATIONS:
+        raise UsageError(f"activation is {config.activation!r}: choose {' or '.join(ACTIVATIONS)}")
+    check_sizes(config, "pairs", "batch_size", "eval_size", "micro_batch_size")
+    if config.max_tokens < 2:
+        raise UsageError(f"max_tokens is {config.max_tokens}: at least 2 are needed, a token and the end")
+
+
+def _t5(config: TranslationConfig, vocabulary: int) -> Any:
+    t5 = require("transformers", "paper").T5Config(
+        vocab_size=vocabulary,
+        d_model=config.d_model,
+        d_ff=config.d_ff,
+        d_kv=config.d_kv,
+        num_layers=config.layers,
+        num_heads=config.heads,
+        feed_forward_proj=config.activation,
+        tie_word_embeddings=True,
+        pad_token_id=PAD,
+        eos_token_id=END,
+        decoder_start_token_id=PAD,
+    )
+    return undropped(t5)
+
+
+def _model(config: Any, weights: Weights | None) -> nn.Module:
+    return with_weights(require("transformers", "paper").T5ForConditionalGeneration(config), weights)

@@ -1,0 +1,212 @@
+"""The updates that are compared at a step: the optimizer's own, its own of clipped gradients, and those of others."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from stepscope.clipping import check_fraction, clamp_, fraction_threshold
+from stepscope.directions import Factory, PseudoUpdates, own_update
+from stepscope.errors import UsageError, said
+from stepscope.objective import Direction, vectors
+
+_logger = logging.getLogger("stepscope")
+
+DEFAULT_OTHERS: dict[str, Factory] = {
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=1e-2, momentum=0.9, dampening=0.9),
+    "adam": lambda parameters: torch.optim.Adam(parameters, lr=1e-3),
+}
+
+
+class NoUpdateError(UsageError):
+    """There is nothing to compare at this step: no gradients, or a learning rate of 0."""
+
+
+class Candidates:
+    """An optimizer in training, and others that follow the same gradients on the same parameters.
+
+    Args:
+        optimizer: the one that trains. Of a model's parameters, those that it holds are compared on.
+        others: ``{label: factory}``; ``None`` for `DEFAULT_OTHERS` and the optimizer's own with clipped gradients.
+        clip_fractions: the fractions of the gradients' coordinates that are clipped there, one update for each;
+            ``None`` for the paper's (10% for SGD, 50% for others), and none where others are given.
+
+    Attributes:
+        own: the label of the optimizer's own update.
+        followed: how many steps in a row the others have followed.
+
+    Raises:
+        UsageError: a label is the own one, or a fraction isn't in [0, 1].
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        others: Mapping[str, Factory] | None = None,
+        clip_fractions: Sequence[float] | None = None,
+    ) -> None:
+        if others is not None and not isinstance(others, Mapping):
+            raise UsageError(
+                f"directions is a {type(others).__name__}: give {{label: factory}}, as in {{'adam': torch.optim.Adam}}"
+            )
+        self._optimizer = optimizer
+        self.own = f"own {type(optimizer).__name__}"
+        self.others = dict(DEFAULT_OTHERS if others is None else others)
+        if self.own in self.others:
+            raise UsageError(f"direction {self.own!r} is the optimizer's own: give another label")
+        if clip_fractions is None:
+            # The paper's fractions: 10% for SGD, 50% for adaptive ones.
+            clip_fractions = () if others is not None else (0.1,) if "sgd" in self.own.lower() else (0.5,)
+        for fraction in clip_fractions:
+            check_fraction(fraction)
+        self._clips = {f"{self.own} clip {100 * fraction:g}%": fraction for fraction in clip_fractions if fraction}
+        if taken := set(self._clips) & set(self.others):
+            raise UsageError(f"direction {min(taken)!r} is the optimizer's own, clipped: give another label")
+        self.followed = 0
+        self._followers: PseudoUpdates | None = None
+        self._followed_on: set[tuple[int, torch.dtype]] = set()
+        self._warned: set[str] = set()
+
+    @property
+    def of_the_optimizer(self) -> set[str]:
+        """The labels of the optimizer's own update and of those of its clipped gradients."""
+        return {self.own, *self._clips}
+
+    @property
+    def count(self) -> int:
+        """How many updates are compared."""
+        return 1 + len(self._clips) + len(self.others)
+
+    def held(self, trainable: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+        """Those of the parameters that the optimizer holds.
+
+        Raises:
+            UsageError: it holds none of them.
+        """
+        ids = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
+        found = {name: p for name, p in trainable.items() if id(p) in ids}
+        if not found:
+            raise UsageError(f"{type(self._optimizer).__name__} holds no trainable parameter of the model")
+        return found
+
+    def rehearse(self, trainable: Mapping[str, nn.Parameter]) -> PseudoUpdates:
+        """A step of zero gradients, on trial: shows what can't be compared. Gives the others, fresh.
+
+        Raises:
+            UsageError: the optimizer's own update can't be known in advance, or one of the others can't follow.
+        """
+        held = self.held(trainable)
+        if not isinstance(self._optimizer, torch.optim.SparseAdam):  # takes no dense zeros
+            self._own_update(held, {name: torch.zeros_like(p) for name, p in held.items()})
+        for label, factory in self.others.items():
+            try:
+                PseudoUpdates(held, {label: factory}).step({name: torch.zeros_like(p) for name, p in held.items()})
+            except UsageError:
+                raise
+            except Exception as error:
+                raise UsageError(f"direction {label!r} can't follow: {said(error)}") from error
+        return PseudoUpdates(held, self.others)
+
+    def skipped(self) -> bool:
+        """Whether a gradient scaler will have the step skipped because of infinite gradients."""
+        found = getattr(self._optimizer, "found_inf", None)
+        return isinstance(found, Tensor) and bool(found.item())
+
+    def follow(self, trainable: Mapping[str, nn.Parameter]) -> None:
+        """Shows the others the gradients that are on the parameters, if they are finite: they would stay for good."""
+        held = self.held(trainable)
+        gradients = self._unscaled(_gradients(held))
+        if self.others and math.isfinite(vectors.norm(gradients)):
+            if self._followers is None:
+                self._followers = PseudoUpdates(held, self.others)
+                self._followed_on = _marks(held)
+            self._followers.step(gradients)
+        self.followed += 1
+
+    def lost_track(self, trainable: Mapping[str, nn.Parameter]) -> bool:
+        """Whether the optimizer holds other parameters than those that the others follow on, or of another dtype."""
+        return self._followers is not None and self._followed_on != _marks(self.held(trainable))
+
+    def lose(self) -> None:
+        """The others forget the run."""
+        self._followers, self.followed = None, 0
+
+    def updates(
+        self, trainable: Mapping[str, nn.Parameter], gradients: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Direction]:
+        """What each would do now, if it made the step; none does.
+
+        Args:
+            trainable: the model's trainable parameters.
+            gradients: ``None`` for those that are on the parameters.
+
+        Raises:
+            NoUpdateError: there is no gradient, or nobody would move.
+            UsageError: the optimizer's own update isn't finite, or can't be known in advance.
+        """
+        held = self.held(trainable)
+        given = _gradients(held) if gradients is None else {name: g for name, g in gradients.items() if name in held}
+        if not given:
+            raise NoUpdateError("no parameter has a gradient")
+        found = {self.own: self._own_update(held, given)}
+        dense = self._unscaled(given) if gradients is None else given
+        if not any(gradient.is_sparse for gradient in given.values()):
+            for label, fraction in self._clips.items():
+                clipped = {name: gradient.detach().clone() for name, gradient in given.items()}
+                clamp_(clipped.values(), fraction_threshold(list(clipped.values()), fraction))
+                found[label] = self._own_update(held, clipped)
+        if self.others:
+            found |= (self._followers or PseudoUpdates(held, self.others)).peek(dense)
+        return self._moving(found, dense)
+
+    def _own_update(self, held: Mapping[str, nn.Parameter], gradients: Mapping[str, Tensor]) -> Direction:
+        # A `step` that somebody has put on the object may be what is being executed.
+        return own_update(self._optimizer, held, gradients, as_found=False)
+
+    def _unscaled(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Dense gradients of the loss: a fused optimizer gets them times the scale of its gradient scaler."""
+        dense = {name: gradient.to_dense() if gradient.is_sparse else gradient for name, gradient in gradients.items()}
+        scale = getattr(self._optimizer, "grad_scale", None)
+        if not isinstance(scale, Tensor):
+            return dense
+        return {name: gradient / scale.to(gradient.device) for name, gradient in dense.items()}
+
+    def _warn(self, label: str, what: str) -> None:
+        if (text := f"the update of {label} is {what}: it is left out") not in self._warned:
+            self._warned.add(text)
+            _logger.warning("%s", text)
+
+    def _why_it_rests(self, given: Mapping[str, Tensor]) -> str:
+        rates = [group.get("lr") for group in self._optimizer.param_groups]
+        if all(rate is not None and float(rate) == 0 for rate in rates):
+            return "its learning rate is 0"
+        if vectors.norm(given) == 0:
+            return "all gradients are zero"
+        return "though neither the gradients nor its learning rate are"
+
+    def _moving(self, found: Mapping[str, Direction], given: Mapping[str, Tensor]) -> dict[str, Direction]:
+        lengths = {label: vectors.norm(direction) for label, direction in found.items()}
+        if not math.isfinite(lengths[self.own]):
+            raise UsageError("the optimizer's own update is infinite or NaN")
+        for label, length in lengths.items():
+            if not math.isfinite(length):
+                self._warn(label, "infinite or NaN")
+        moving = {label: found[label] for label, length in lengths.items() if math.isfinite(length) and length > 0}
+        if not moving:
+            raise NoUpdateError("no optimizer would move (a learning rate of 0?)")
+        if lengths[self.own] == 0:
+            self._warn(self.own, f"zero ({self._why_it_rests(given)})")
+        return moving
+
+
+def _gradients(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    return {name: p.grad for name, p in parameters.items() if p.grad is not None}
+
+
+def _marks(parameters: Mapping[str, nn.Parameter]) -> set[tuple[int, torch.dtype]]:
+    return {(id(p), p.dtype) for p in parameters.values()}

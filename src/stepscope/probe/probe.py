@@ -1,0 +1,502 @@
+"""The probe: attaches to an optimizer's step, measures at intervals, and leaves the training as it is."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from stepscope.clipping import StepHook, unwrapped
+from stepscope.directions import Factory
+from stepscope.errors import UsageError, said
+from stepscope.measuring import ANOTHER_GRADIENT, Grouping, Measurement, SelfCheck, grouping, measure, self_check
+from stepscope.objective import HALF, Direction, LossFunction, Objective, held, is_out_of_memory, random_state
+from stepscope.probe.candidates import Candidates, NoUpdateError
+from stepscope.probe.schedule import Plan, Schedule, paused
+from stepscope.probe.step_check import ExpectedStep
+from stepscope.probe.trackers import as_log, values_of
+from stepscope.runs import Record, RunDirectory, latest, versions, write_atomically
+
+_logger = logging.getLogger("stepscope")
+
+FOLLOWED_STEPS = 20
+"""How many steps before a measurement the other optimizers see gradients: what their momentum remembers."""
+
+_SMOOTHING = 0.7
+_MAX_FAILURES = 3
+
+
+class Probe:
+    """Measures a training run while it trains, and changes nothing about it.
+
+    Attached to the optimizer's step: before an update, at intervals, it measures the update that the optimizer is
+    about to make, and those that others would make of the same gradients, on fixed evaluation batches. A measurement
+    that fails is reported and skipped.
+
+    Args:
+        model: the module that is trained.
+        optimizer: its optimizer: any `torch.optim.Optimizer`, or a wrapper that has one as ``.optimizer`` (Accelerate).
+        loss_fn: ``loss_fn(model, batch)`` gives the mean loss; ``None`` for Hugging Face models (see `Objective`).
+        eval_batches: the fixed micro-batches that are measured on.
+        every: measure at each ``every``-th step, or ``every(step) -> bool``, steps counted from 1; less often where
+            `max_overhead` doesn't allow it.
+        directions: ``{label: factory}`` of optimizers to compare with (``parameters -> optimizer``). ``None``: SGD with
+            momentum, Adam, and the user's own with this step's gradient clipped. The user's own is always measured.
+        clip_fractions: how much of this step's gradient is clipped, one direction for each, to see along the training
+            how much to clip. ``None``: the paper's (10% for SGD, 50% for others), none where ``directions`` are given.
+        run_dir: directory for the records; ``None`` keeps them in memory.
+        overwrite: whether a training that begins (``step=0``) replaces the records that ``run_dir`` holds.
+        log: where numbers go too: a function of ``(values, step)`` or a tracker (`stepscope.probe.trackers.as_log`).
+        max_overhead: the part of the training time that measuring may add; ``None`` for no limit. The checks at the
+            start count, so the first measurement waits until the training has earned it.
+        step: steps that the training made before: where it goes on from a checkpoint, so that the records go on too.
+        weight_fn: see `Objective`.
+        modules: see `Objective`: modules beside `model` that `loss_fn` calls, where they can't be found from it.
+        layer: what a layer is in the breakdown: see `measure`.
+        quiet: whether to keep the announcement of cost to itself.
+
+    Attributes:
+        eval_batches: the micro-batches that are measured on.
+        step: steps of the training so far. A record's step is that of the update before which it was measured.
+        check: what the self-check found.
+        records: the measurements, as they are written.
+
+    Raises:
+        UsageError: the model can't be measured (see `Objective`), its loss is random, the optimizer works by
+            reevaluation, or the run directory can't be used.
+
+    Example:
+        >>> model = nn.Linear(2, 1); optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> batch = torch.ones(4, 2)
+        >>> def loss_fn(model, batch): return model(batch).square().mean()
+        >>> with Probe(model, optimizer, loss_fn, [batch], every=2, max_overhead=None, quiet=True) as probe:
+        ...     for _ in range(4):
+        ...         optimizer.zero_grad(); loss_fn(model, batch).backward(); optimizer.step()
+        >>> [(r["step"], r["direction"]) for r in probe.records if r["direction"].startswith("own")]
+        [(2, 'own SGD'), (2, 'own SGD clip 10%'), (4, 'own SGD'), (4, 'own SGD clip 10%')]
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        loss_fn: LossFunction | None,
+        eval_batches: Iterable[Any],
+        *,
+        every: int | Callable[[int], bool] = 100,
+        directions: Mapping[str, Factory] | None = None,
+        clip_fractions: Sequence[float] | None = None,
+        run_dir: str | os.PathLike[str] | None = None,
+        overwrite: bool = False,
+        log: Any = None,
+        max_overhead: float | None = 0.05,
+        step: int = 0,
+        weight_fn: Callable[[Any], float] | None = None,
+        modules: Iterable[nn.Module] = (),
+        layer: Grouping | Mapping[str, str] | None = None,
+        quiet: bool = False,
+    ) -> None:
+        started = time.perf_counter()
+        self._optimizer = unwrapped(optimizer)
+        if isinstance(self._optimizer, torch.optim.LBFGS):
+            raise UsageError("LBFGS reevaluates the loss within its step, so its update can't be known in advance")
+        self._weight_fn, self._modules = weight_fn, list(modules)
+        self._objective = Objective(model, loss_fn, eval_batches, weight_fn, modules=self._modules)
+        _refuse_scripted(self._objective)
+        self.eval_batches: list[Any] = self._objective.batches
+        self._layer = grouping(layer, self._objective.parameters)
+        self._clip_fractions = None if clip_fractions is None else list(clip_fractions)
+        self._candidates = Candidates(self._optimizer, directions, self._clip_fractions)
+        self._log = as_log(log)
+        self._quiet = quiet
+        self.step = step
+        self.records: list[Record] = []
+        self._pending: list[Record] = []
+        self._expected: ExpectedStep | None = None
+        self._overshoot: dict[str, float] = {}
+        self._failures = 0
+        self._off = False
+        self._closed = False
+        self._remarked = self._idle = self._surrogate = False  # what is said once has been said
+        # A little of each weight, until a step is seen or something is measured.
+        self._untrained = [(p, _beginning(p).clone()) for p in self._held().values()]
+        with _refusing(
+            f"{type(self._optimizer).__name__} can't step on copies", "its update can't be known in advance"
+        ):
+            followers = self._candidates.rehearse(self._objective.parameters)
+        with _refusing("this model can't be measured", "call loss_fn(model.eval(), batch).backward() to see it"):
+            self.check: SelfCheck = self_check(self._objective)
+        if not self.check.repeatable:
+            raise UsageError(f"this model can't be measured: {self.check.suspicions[0]}")
+        for suspicion in self.check.suspicions:
+            _logger.warning("%s", suspicion)
+        zeros = {name: torch.zeros_like(p) for name, p in self._held().items()}
+        self._schedule = Schedule(
+            every,
+            max_overhead,
+            # Seconds of a measurement, from those of the self-check, until one has been timed.
+            self._candidates.count * (18 * self.check.seconds_loss + 4 * self.check.seconds_gradient),
+            FOLLOWED_STEPS if self._candidates.others else 0,
+            follow_cost=_seconds(lambda: followers.step(zeros)),
+            first=step + 1,
+        )
+        self._run = None if run_dir is None else self._opened(run_dir, overwrite)
+        self._hook = StepHook(self._optimizer, self._before_step, self._after_step)
+        self._schedule.begin(time.perf_counter() - started)
+
+    def measure(
+        self, *, gradients: Literal["evaluation", "training"] = "evaluation", within_layers: bool = False
+    ) -> dict[str, Measurement]:
+        """Measures now.
+
+        Args:
+            gradients: what the optimizers get to see: the gradient of the evaluation batches, or, between ``backward``
+                and ``step``, those that are on the parameters (unscaled, where there is a gradient scaler).
+            within_layers: whether to split the sharpness into what comes from within layers and from between them, for
+                the cost of one more direction a layer, each time.
+
+        Returns:
+            ``{label: measurement}``; recorded and logged as well.
+
+        Raises:
+            UsageError: the loss isn't finite, there is no gradient, nobody would move (a learning rate of 0), or the
+                probe is closed.
+        """
+        if self._closed:
+            raise UsageError("the probe is closed: make another")
+        with paused(), held(), random_state():
+            self._refresh()
+            given = self._objective.gradient()[1] if gradients == "evaluation" else None
+            updates = self._candidates.updates(self._objective.parameters, given)
+            found, records = self._measured(updates, self.step + 1, gradients, within_layers)
+            self._keep(records)
+            return found
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that passes inside is not the training's: a validation, say, earns no time for measuring.
+
+        Example:
+            ``with probe.paused(): validate(model)``
+        """
+        with paused():
+            yield
+
+    def report(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the page of what has been measured so far.
+
+        Args:
+            path: the HTML file.
+
+        Raises:
+            MissingExtraError: altair, vl-convert or jinja2 is not installed.
+            UsageError: the file can't be written.
+        """
+        from stepscope.report import render_report
+
+        self._remark_unseen()
+        run = {"configuration": self._configuration(), "context": self._context()}
+        write_atomically(path, render_report(run, latest(self.records)).encode(errors="replace"))
+        return Path(path)
+
+    def close(self) -> None:
+        """Takes the probe off the optimizer; closing twice does nothing."""
+        self._remark_unseen()
+        self._closed = True
+        self._hook.remove()
+        self._keep_pending()
+        self._candidates.lose()
+        if self._run is not None:
+            self._run.close()
+
+    def __enter__(self) -> Probe:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _before_step(self, _: Optimizer, entered: float) -> None:
+        """A step of the training is about to be made, its gradients on the parameters."""
+        if self._off:
+            return
+        self._schedule.arrive(entered)
+        self._untrained = []
+        self.step += 1
+        try:
+            if self._pending:  # the step before was not made
+                self._keep_pending()
+            plan = self._schedule.plan(self.step)
+            if not self._quiet and (plan == "measure" or self._schedule.step_seconds is not None):
+                self._quiet = True
+                self._announce()
+            if plan == "pass":
+                self._candidates.lose()
+            else:
+                with held():
+                    self._carry_out(plan)
+        except Exception as error:
+            self._failed(error)
+        except BaseException:  # Ctrl-C: the step isn't made
+            self.step -= 1
+            self._schedule.retract()
+            raise
+        finally:
+            self._schedule.leave()
+
+    def _after_step(self, _: Optimizer, entered: float) -> None:
+        """The step has been made: was it the one that was measured?"""
+        if self._pending:
+            try:
+                self._compare_with_made()
+                self._keep_pending()
+            except Exception as error:
+                self._failed(error)
+        self._schedule.spend(time.perf_counter() - entered)
+
+    def _carry_out(self, plan: Plan) -> None:
+        _synchronize(self._objective.parameters)
+        self._schedule.settle()
+        with random_state():
+            if self._candidates.skipped():
+                if plan == "measure":
+                    self._schedule.postpone()
+                return
+            self._refresh()
+            try:
+                if plan == "measure":
+                    self._measure_step()
+            except Exception:
+                self._candidates.follow(self._objective.parameters)
+                raise
+            # The others see every gradient once; after Ctrl-C it comes again.
+            self._candidates.follow(self._objective.parameters)
+        _synchronize(self._objective.parameters)
+
+    def _measure_step(self) -> None:
+        started = time.perf_counter()
+        try:
+            updates = self._candidates.updates(self._objective.parameters)
+        except NoUpdateError as error:
+            if not self._idle:
+                self._idle = True
+                _logger.warning("nothing to measure at step %d: %s", self.step, error)
+            return
+        _, self._pending = self._measured(updates, self.step, "training")
+        if (own := updates.get(self._candidates.own)) is not None:
+            self._expected = ExpectedStep(self._held(), own)
+        self._failures = 0
+        _synchronize(self._objective.parameters)
+        self._schedule.measured(time.perf_counter() - started)
+
+    def _measured(
+        self, updates: Mapping[str, Direction], step: int, source: str, within_layers: bool = False
+    ) -> tuple[dict[str, Measurement], list[Record]]:
+        found = measure(
+            self._objective,
+            updates,
+            self.check.method,
+            landscape=True,
+            breakdown=True,
+            within_layers=within_layers,
+            layer=self._layer,
+        )
+        if self.check.gradient_agrees and not self._surrogate:
+            another = [label for label, m in found.items() if m.gradient_agrees is False]
+            if another:
+                self._surrogate = True
+                m = found[another[0]]
+                _logger.warning(
+                    "along %s the loss has the slope %.4g, and its gradient says %.4g: %s",
+                    another[0], m.loss_slope, m.slope, ANOTHER_GRADIENT,
+                )  # fmt: skip
+        rates = [group.get("lr") for group in self._optimizer.param_groups]
+        where = {"trajectory": type(self._optimizer).__name__, "seed": 0, "step": step}
+        extra = {
+            "gradient": source,
+            "followed_steps": self._candidates.followed,
+            "lr": [None if rate is None else float(rate) for rate in rates],
+            "step_error": None,
+            "overshoot_smoothed": None,
+        }
+        return found, [{**where, "direction": label, **m.record(), **extra} for label, m in found.items()]
+
+    def _compare_with_made(self) -> None:
+        """Hooks of the optimizer can make the step another than was measured: then that is withdrawn."""
+        if self._expected is None:
+            return
+        made = self._expected.compared_with(self._held())
+        for record in self._pending:
+            if record["direction"] == self._candidates.own:
+                record["step_error"] = made.error
+        if made.is_another:
+            mistaken = self._candidates.of_the_optimizer
+            self._pending = [record for record in self._pending if record["direction"] not in mistaken]
+        remark = made.remark(self._candidates.own.removeprefix("own "))
+        if remark is not None and not self._remarked:  # its percentage changes from step to step
+            self._remarked = True
+            _logger.warning("%s", remark)
+
+    def _remark_unseen(self) -> None:
+        """Says once that the training goes on without the optimizer that the probe is attached to."""
+        then, self._untrained = self._untrained, []
+        if any(not torch.equal(_beginning(p).to(start.device, start.dtype), start) for p, start in then):
+            _logger.warning(
+                "no step of %s was seen, yet the weights have moved: if another optimizer trains, or its step was "
+                "replaced, attach the probe to the one that does, after that",
+                type(self._optimizer).__name__,
+            )
+
+    def _keep_pending(self) -> None:
+        records, self._pending, self._expected = self._pending, [], None
+        self._keep(records)
+
+    def _keep(self, records: list[Record]) -> None:
+        if not records:
+            return
+        self._untrained = []
+        for record in records:
+            record["overshoot_smoothed"] = self._smoothed(record["direction"], record["overshoot"])
+        self.records += records
+        if self._run is not None:
+            self._run.append(records)
+        with random_state():
+            self._log(values_of(records), records[0]["step"])
+
+    def _failed(self, error: Exception) -> None:
+        """Training goes on; a probe that fails again and again is switched off."""
+        self._failures += 1
+        why = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
+        _logger.warning("nothing measured at step %d (%s)", self.step, why)
+        _logger.debug("the failure at step %d", self.step, exc_info=error)
+        if self._failures >= _MAX_FAILURES:
+            # The hook stays until `close`: this is called while the optimizer goes through its hooks.
+            self._off = True
+            self._candidates.lose()
+            _logger.warning("the probe is off after %d failures in a row; training goes on", self._failures)
+
+    def _held(self) -> dict[str, nn.Parameter]:
+        return self._candidates.held(self._objective.parameters)
+
+    def _refresh(self) -> None:
+        """Where parameters were frozen, unfrozen or added since, others are measured from now on."""
+        model = self._objective.model
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        if list(map(id, trainable)) != list(map(id, self._objective.parameters.values())):
+            loss_fn = self._objective.loss_fn
+            self._objective = Objective(model, loss_fn, self.eval_batches, self._weight_fn, modules=self._modules)
+            grouping(self._layer, self._objective.parameters)
+        if self._candidates.lost_track(self._objective.parameters):
+            self._candidates.lose()
+            self._schedule.forget()
+
+    def _smoothed(self, label: str, overshoot: float | None) -> float | None:
+        """Geometric moving average: a ratio of 2 and one of 1/2 cancel."""
+        if overshoot is not None and overshoot > 0:
+            new = math.log(overshoot)
+            old = self._overshoot.get(label, new)
+            self._overshoot[label] = _SMOOTHING * old + (1 - _SMOOTHING) * new
+        return math.exp(self._overshoot[label]) if label in self._overshoot else None
+
+    def _announce(self) -> None:
+        """Says once, before the first measurement, what measuring costs here."""
+        memory = self._memory() / 2**20
+        print(
+            f"stepscope: {self._schedule.described(self.step)}; up to about {memory:,.0f} MiB beside activations",
+            file=sys.stderr,
+        )
+
+    def _memory(self) -> int:
+        """Bytes that a measurement needs at most, beside activations: see docs/cost.md."""
+        raised = sum(4 * p.numel() for p in self._objective.model.parameters() if p.dtype in HALF)
+        held = sum(p.numel() * max(p.element_size(), 4) for p in self._held().values())
+        others = len(self._candidates.others)
+        following = bool(others) + 2 * others
+        updates = self._candidates.count
+        # Not at the same time: a step on trial, mirrored in double precision, and what measuring an update needs.
+        trial, measuring = 11, 5
+        return raised + held * (following + updates + max(trial, measuring))
+
+    def _opened(self, run_dir: str | os.PathLike[str], overwrite: bool) -> RunDirectory:
+        anew = overwrite and not self.step
+        run = RunDirectory.open(run_dir, self._configuration(), context=self._context(), overwrite=anew)
+        self.records = run.records()
+        if self.records and not self.step:
+            run.close()
+            raise UsageError(
+                f"{run_dir} holds measurements up to step {max(r['step'] for r in self.records)} of another "
+                "training: give another run_dir, the step from which this one goes on (step=…), or overwrite=True"
+            )
+        return run
+
+    def _configuration(self) -> dict[str, Any]:
+        return {
+            "experiment": "probe",
+            "model": type(self._objective.model).__name__,
+            "parameters": sum(p.numel() for p in self._objective.parameters.values()),
+            "optimizer": type(self._optimizer).__name__,
+            "directions": list(self._candidates.others),
+            **({} if self._clip_fractions is None else {"clip_fractions": self._clip_fractions}),
+        }
+
+    def _context(self) -> dict[str, Any]:
+        name = type(self._objective.model).__name__
+        return {
+            "source": {"title": "the run's own evaluation batches"},
+            "model": {"title": f"Optimizing {name}"},
+            "weights": {"by": self._objective.weighting.by, "check": self._objective.weighting.check},
+            "self_check": {**vars(self.check), "suspicions": list(self.check.suspicions)},
+            "versions": versions(),
+        }
+
+
+def _refuse_scripted(objective: Objective) -> None:
+    for path, module in objective.modules().items():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UsageError(
+                f"{path} is scripted (torch.jit): it computes otherwise after its first calls, so that measuring would "
+                "change the training by rounding; give the module that it was made of"
+            )
+
+
+@contextmanager
+def _refusing(what: str, remedy: str) -> Iterator[None]:
+    """Makes one line of whatever goes wrong inside, at the start of a training."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise UsageError("not enough memory to measure: give smaller micro-batches of evaluation") from error
+        raise UsageError(f"{what} ({type(error).__name__}: {said(error)}): {remedy}") from error
+
+
+def _beginning(parameter: Tensor) -> Tensor:
+    return parameter.detach().reshape(-1)[:64]
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    """The time that it takes the second time."""
+    work()
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _synchronize(parameters: Mapping[str, nn.Parameter]) -> None:
+    """Work that is still queued on a GPU is the training's, not the measurement's (and the other way round)."""
+    if any(p.device.type == "cuda" for p in parameters.values()):
+        torch.cuda.synchronize()

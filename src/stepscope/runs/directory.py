@@ -1,0 +1,386 @@
+"""A run directory: what was asked for (`run.json`) and what was measured (`measurements.jsonl`).
+
+The directory is made to be read by anything (one JSON object a line: grep, pandas, duckdb) and to survive
+anything: `run.json` exists in full before the first measurement, measurements are only ever appended, and
+every append is one write that is flushed to the disk. A process that is killed leaves at most one torn last
+line, and the next writer cuts that off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from stepscope.errors import UsageError
+from stepscope.runs.storage import encode, lines_of, number, plain, reason, show, versions, write_atomically
+
+__all__ = ["Record", "RunDirectory", "latest", "number", "plain", "read_run", "versions", "write_atomically"]
+
+Record = dict[str, Any]
+"""One measurement: the JSON object of one line."""
+
+SCHEMA_VERSION = 1
+RUN_FILE = "run.json"
+MEASUREMENTS_FILE = "measurements.jsonl"
+LOCK_FILE = ".lock"
+
+_ABSENT = object()
+_SINGLE_VALUES = ("run", "trajectory", "seed", "step", "direction", "batch", "group", "cut")
+"""What tells a measurement from others; those that an experiment doesn't vary are missing from its records."""
+
+
+def read_run(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Record]]:
+    """Reads a run directory without changing it, also while another process writes to it.
+
+    Args:
+        path: the run directory.
+
+    Returns:
+        The content of `run.json`, and the whole measurements in the order in which they were made (see `latest`). A
+        torn last line is left out.
+
+    Raises:
+        UsageError: it is no run directory, a newer stepscope wrote it, or it is damaged.
+    """
+    directory = Path(path)
+    try:
+        directory.stat()
+        is_run = (directory / RUN_FILE).is_file()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {show(directory)}: {reason(error)}") from error
+    if not is_run:
+        raise UsageError(f"{show(directory)} is not a run directory: it has no {RUN_FILE}")
+    run = _read_run_file(directory)
+    records, _ = _read_measurements(directory / MEASUREMENTS_FILE)
+    return run, latest(records)
+
+
+def latest(records: Iterable[Record]) -> list[Record]:
+    """The measurements without those that were made again later: at the same step, of the same direction (or group).
+
+    That happens where a training goes on from a checkpoint that is older than its last measurement.
+
+    Example:
+        >>> made = [{"step": 9, "sharpness": 1.0}, {"step": 6, "sharpness": 2.0}, {"step": 9, "sharpness": 3.0}]
+        >>> [record["sharpness"] for record in latest(made)]
+        [2.0, 3.0]
+    """
+    found: dict[tuple[Any, ...], Record] = {}
+    for record in records:
+        key = tuple(record.get(name) for name in _SINGLE_VALUES)
+        found.pop(key, None)
+        found[key] = record
+    return list(found.values())
+
+
+def _read_run_file(directory: Path) -> dict[str, Any]:
+    file = directory / RUN_FILE
+    try:
+        run = json.loads(file.read_bytes())
+    except OSError as error:
+        raise UsageError(f"cannot read {show(file)}: {reason(error)}") from error
+    except ValueError as error:
+        raise UsageError(f"{show(file)} is damaged (not JSON): delete the directory and run again") from error
+    version = run.get("schema_version") if isinstance(run, dict) else None
+    if not isinstance(version, int) or not isinstance(run.get("configuration"), dict):
+        raise UsageError(f"{show(file)} was not written by stepscope: give another directory")
+    if version > SCHEMA_VERSION:
+        supported = f"this stepscope reads up to {SCHEMA_VERSION}"
+        raise UsageError(f"{show(file)} has schema version {version}, {supported}: upgrade stepscope")
+    if not isinstance(run.get("context"), dict):
+        run["context"] = {}
+    return dict(run)
+
+
+def _read_measurements(file: Path) -> tuple[list[Record], int]:
+    """The whole records of a file, and the number of bytes that they take."""
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
+        return [], 0
+    except OSError as error:
+        raise UsageError(f"cannot read {show(file)}: {reason(error)}") from error
+    records: list[Record] = []
+    whole = 0
+    for line_number, line in enumerate(lines_of(content), start=1):
+        try:
+            record = json.loads(line) if line.endswith(b"\n") else None
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            if whole + len(line) == len(content):
+                break  # the last line: a writer was stopped in the middle of it
+            raise UsageError(f"{show(file)}, line {line_number} is not a JSON object: repair or delete that line")
+        if wrong := [key for key in _SINGLE_VALUES if isinstance(record.get(key), list | dict)]:
+            raise UsageError(f"{show(file)}, line {line_number}: {wrong[0]} is not a single value: repair the line")
+        records.append(record)
+        whole += len(line)
+    return records, whole
+
+
+class RunDirectory:
+    """A run directory that this process may write to; no other can at the same time.
+
+    Made by [`RunDirectory.open`]. Use it as a context manager, or call [`close`].
+
+    Attributes:
+        path: the directory.
+        configuration: what was asked for, as JSON holds it.
+        context: data source, model, versions: as stored when the run began.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with RunDirectory.open(folder + "/run", {"steps": [20]}) as run:
+        ...         run.append([{"step": 20, "direction": "sgd", "sharpness": 3.5}])
+        ...     with RunDirectory.open(folder + "/run", {"steps": [20]}) as run:  # goes on where it stopped
+        ...         [record["direction"] for record in run.records()]
+        ['sgd']
+    """
+
+    def __init__(self, path: Path, run: Mapping[str, Any], records: list[Record], file: BinaryIO, lock: Any) -> None:
+        self.path = path
+        self.configuration: dict[str, Any] = run["configuration"]
+        self.context: dict[str, Any] = run["context"]
+        self._records = records
+        self._file = file
+        self._lock = lock
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        configuration: Mapping[str, Any],
+        *,
+        context: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+    ) -> RunDirectory:
+        """Creates a run directory, or continues one that was made with the same configuration.
+
+        Args:
+            path: the directory; created with its parents if missing.
+            configuration: what determines the measurements; anything that JSON can hold.
+            context: what else should be known about them; `versions()` is added under `"versions"` if
+                missing. Kept from the first opening: a continued run doesn't change it.
+            overwrite: whether a run that the directory holds is deleted, of whatever configuration.
+
+        Raises:
+            UsageError: the configuration has no JSON form or is not the one that the directory was made with,
+                or the directory holds something else, is in use by another process, or cannot be written.
+        """
+        directory = Path(path)
+        wanted = plain(configuration, "configuration")
+        details = plain(context or {}, "context")
+        made = _make_directory(directory)
+        lock = None
+        try:
+            _refuse_foreign(directory)
+            lock = _acquire(directory)
+            if overwrite and (directory / RUN_FILE).exists():
+                _delete_run(directory)
+            run = _create_or_continue(directory, wanted, details)
+            records, whole = _read_measurements(directory / MEASUREMENTS_FILE)
+            file = _open_for_append(directory / MEASUREMENTS_FILE, whole)
+        except BaseException:
+            if lock is not None:
+                if made and not (directory / RUN_FILE).exists():
+                    (directory / LOCK_FILE).unlink(missing_ok=True)  # before the release: it is ours till then
+                lock.release()
+            _remove_empty(made)
+            raise
+        return cls(directory, run, records, file, lock)
+
+    @staticmethod
+    def check(path: str | os.PathLike[str], configuration: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Refuses what `open` would refuse, before expensive preparations; leaves the disk as it was.
+
+        Args:
+            path: the directory.
+            configuration: as for `open`.
+
+        Returns:
+            The context of the run that would be continued; None if it would be a new one.
+
+        Raises:
+            UsageError: as `open`, but for a writer that is at work.
+        """
+        directory = Path(path)
+        wanted = plain(configuration, "configuration")
+        made = _make_directory(directory)
+        try:
+            _refuse_foreign(directory)
+            if not os.access(directory, os.W_OK | os.X_OK):
+                raise UsageError(f"cannot write to {show(directory)}: permission denied")
+            if (directory / RUN_FILE).exists():
+                return dict(_continued(directory, wanted)["context"])
+            return None
+        finally:
+            _remove_empty(made)
+
+    def records(self) -> list[Record]:
+        """Everything measured so far, also by earlier openings, in order."""
+        return list(self._records)
+
+    def append(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Adds measurements, safely on the disk when this returns.
+
+        Args:
+            records: measurements; see [`plain`] for what their values may be.
+
+        Raises:
+            UsageError: a value has no JSON form, or the disk is full (nothing is written then).
+            ValueError: the directory was closed.
+        """
+        if self._file.closed:
+            raise ValueError(f"{show(self.path)} is closed: open it again to append")
+        added = [plain(record, "record") for record in records]
+        lines = b"".join(encode(record) + b"\n" for record in added)
+        if not lines:
+            return
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            written = self._file.write(lines)  # unbuffered: one write(2), so only its end can be torn
+            if written != len(lines):
+                raise OSError("the disk took only a part of it")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file.fileno(), size)
+            raise UsageError(f"cannot write {show(self.path)}: {reason(error)}") from error
+        self._records.extend(added)
+
+    def close(self) -> None:
+        """Gives the directory free for other writers; closing twice does nothing."""
+        if not self._file.closed:
+            self._file.close()
+            self._lock.release()
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _make_directory(directory: Path) -> list[Path]:
+    """Creates a directory and says which were missing, outermost last."""
+    missing: list[Path] = []
+    try:
+        missing += [parent for parent in (directory, *directory.parents) if not parent.exists()]
+        directory.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise UsageError(f"{show(directory)} is a file: give a directory") from error
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        _remove_empty(missing)
+        raise UsageError(f"cannot create {show(directory)}: {reason(error)}") from error
+    return missing
+
+
+def _remove_empty(directories: Sequence[Path]) -> None:
+    for directory in directories:
+        try:
+            directory.rmdir()
+        except (OSError, ValueError):
+            return  # not there, or something is in it by now, and then it isn't ours to remove
+
+
+def _refuse_foreign(directory: Path) -> None:
+    try:
+        names = {entry.name for entry in directory.iterdir()}
+    except OSError as error:
+        raise UsageError(f"cannot read {show(directory)}: {reason(error)}") from error
+    if RUN_FILE in names:
+        return
+    # What a process that died before run.json was whole can leave.
+    ours = {name for name in names if name == LOCK_FILE or name.startswith(f".{RUN_FILE}.")}
+    if names - ours:
+        raise UsageError(f"{show(directory)} is not empty and not a run directory: give another directory (--out)")
+
+
+def _acquire(directory: Path) -> Any:
+    import filelock
+
+    # thread_local=False: whoever opened the directory, any thread may close it.
+    lock = filelock.FileLock(directory / LOCK_FILE, thread_local=False)
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout as error:
+        raise UsageError(
+            f"another process is writing to {show(directory)}: wait for it, or give another directory (--out)"
+        ) from error
+    except (OSError, NotImplementedError) as error:
+        raise UsageError(f"cannot write to {show(directory)}: {reason(error)}") from error
+    return lock
+
+
+def _delete_run(directory: Path) -> None:
+    """Deletes the two files of a run, and of nothing else; the one that says what it was comes last."""
+    _read_run_file(directory)
+    try:
+        (directory / MEASUREMENTS_FILE).unlink(missing_ok=True)
+        (directory / RUN_FILE).unlink()
+    except OSError as error:
+        raise UsageError(f"cannot overwrite {show(directory)}: {reason(error)}") from error
+
+
+def _continued(directory: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    run = _read_run_file(directory)
+    if differences := _differences(run["configuration"], wanted):
+        shown = "; ".join(differences[:3]) + ("; …" if len(differences) > 3 else "")
+        what = f"{show(directory)} holds a run with another configuration"
+        raise UsageError(f"{what} ({shown}): give another directory (--out), or delete it")
+    return run
+
+
+def _create_or_continue(directory: Path, wanted: dict[str, Any], context: dict[str, Any]) -> dict[str, Any]:
+    if (directory / RUN_FILE).exists():
+        return _continued(directory, wanted)
+    context.setdefault("versions", versions())
+    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    run = {"schema_version": SCHEMA_VERSION, "created": created, "configuration": wanted, "context": context}
+    text = json.dumps(run, indent=2, allow_nan=False)
+    write_atomically(directory / RUN_FILE, text.encode() + b"\n")
+    return run
+
+
+def _differences(stored: Any, wanted: Any, name: str = "") -> list[str]:
+    """The keys under which two configurations differ, each with both values."""
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        keys = list(dict.fromkeys([*wanted, *stored]))
+        return [
+            line
+            for key in keys
+            for line in _differences(
+                stored.get(key, _ABSENT), wanted.get(key, _ABSENT), f"{name}.{key}" if name else key
+            )
+        ]
+    if stored == wanted and isinstance(stored, bool) == isinstance(wanted, bool):
+        return []
+    return [f"{json.dumps(name)[1:-1]}: {_brief(stored)} there, {_brief(wanted)} asked for"]
+
+
+def _brief(value: Any) -> str:
+    if value is _ABSENT:
+        return "nothing"
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _open_for_append(file: Path, whole: int) -> BinaryIO:
+    try:
+        opened = file.open("ab", buffering=0)
+        if os.fstat(opened.fileno()).st_size > whole:
+            os.ftruncate(opened.fileno(), whole)
+            os.fsync(opened.fileno())
+    except OSError as error:
+        raise UsageError(f"cannot write {show(file)}: {reason(error)}") from error
+    return opened

@@ -1,0 +1,167 @@
+"""All runs by one call: what is planned, that a failing one stops no other, that what was cut off goes on."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from made_data import data_of
+from stepscope import UsageError
+from stepscope.paper.experiments import reproduction as module
+from stepscope.paper.experiments.costs import cost_of, wall_minutes
+from stepscope.paper.experiments.reproduction import reproduction, run_reproduction
+from stepscope.paper.tasks.catalogue import TASKS
+from stepscope.runs.directory import read_run
+
+ROOT = Path(__file__).parents[3]
+NAMES = [f"trajectory-{name}" for name in ("translation", "code", "sentiment", "images", "images-pretrained")]
+
+
+def test_the_plan_has_every_experiment():
+    plan = reproduction("cpu", seeds=(0, 1))
+    assert [planned.name for planned in plan] == [*NAMES, "agreement", "convergence", "robustness", "theory"]
+    assert "".join(planned.part for planned in plan) == "AAAAAABCD"
+    assert all(planned.experiment.scale == "cpu" for planned in plan)
+    assert [planned.experiment.kind for planned in plan[:5]] == [*TASKS, "images"]
+    assert plan[4].experiment.task.initialisation == "pretrained"
+    assert all(planned.experiment.seeds == (0, 1) for planned in plan if planned.name != "agreement")
+
+
+def test_letters_may_be_joined_by_commas():
+    assert reproduction("smoke", only=["c,D"]) == reproduction("smoke", only=["C", "D"])
+
+
+def test_as_the_published_code_has_it():
+    """Without attention masks, and with its optimizers."""
+    ours, code = reproduction("smoke"), reproduction("smoke", settings="code")
+    assert all(p.experiment.masked for p in ours if p.name.startswith("trajectory"))
+    assert not any(p.experiment.masked for p in code if p.name.startswith(("trajectory", "convergence")))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"only": "AX"}, "no experiment 'X': choose of A, B, C, D"),
+        ({"only": ""}, "no experiment is asked for"),
+        ({"sources": {"poetry": "x"}}, "a source is given for poetry: choose of translation"),
+        ({"settings": "mine"}, "unknown settings 'mine'"),
+        ({"scale": "huge"}, "unknown scale 'huge'"),
+        ({"seeds": ()}, "seeds"),
+    ],
+)
+def test_mistakes(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        reproduction(**{"scale": "smoke", **arguments})
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    return {kind: data_of(kind, folder) for kind in TASKS}
+
+
+def small(plan, *names):
+    """Some runs of a plan, as small as they can be."""
+    found = []
+    for planned in plan:
+        if planned.name in names:
+            few = {"steps": (1,)} if planned.name.startswith("trajectory") else {}
+            few |= {"directions": ("sgd", "adam")} if few else {}
+            found.append(dataclasses.replace(planned, experiment=dataclasses.replace(planned.experiment, **few)))
+    return found
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_that_fails_stops_no_other(processes, sources, tmp_path):
+    plan = small(reproduction("smoke", seeds=(0,), sources={**sources, "code": str(tmp_path / "none.py")}), *NAMES[:3])
+    told = []
+    failures = run_reproduction(plan, tmp_path / "out", lambda p, w: told.append(p), processes=processes)
+    assert [failure.name for failure in failures] == ["trajectory-code"]
+    assert "none.py" in failures[0].reason
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["trajectory-sentiment", "trajectory-translation"]
+    assert told == sorted(told)
+    assert told[-1] == pytest.approx(1.0)
+    assert all(len(read_run(path)[1]) == 4 for path in (tmp_path / "out").iterdir())
+
+
+def test_what_was_cut_off_goes_on(sources, tmp_path):
+    plan = small(reproduction("smoke", seeds=(0,), sources=sources), *NAMES[:2])
+    assert run_reproduction(plan, tmp_path) == []
+    whole = [(tmp_path / name / "measurements.jsonl").read_text() for name in NAMES[:2]]
+    (tmp_path / NAMES[1] / "measurements.jsonl").write_text(whole[1].splitlines(keepends=True)[0])
+    assert run_reproduction(plan, tmp_path) == []
+    again = [(tmp_path / name / "measurements.jsonl").read_text() for name in NAMES[:2]]
+    assert again[0] == whole[0]
+    assert [json.loads(line)["loss"] for line in again[1].splitlines()] == [
+        json.loads(line)["loss"] for line in whole[1].splitlines()
+    ]
+
+
+def test_another_configuration_in_the_directory_is_a_failure(sources, tmp_path):
+    plan = small(reproduction("smoke", seeds=(0,), sources=sources), NAMES[0])
+    run_reproduction(plan, tmp_path)
+    other = small(reproduction("smoke", seeds=(1,), sources=sources), NAMES[0])
+    assert "another configuration" in run_reproduction(other, tmp_path)[0].reason
+
+
+def test_the_longest_begins_first(sources, tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(module, "_made", lambda planned, *a: begun.append(planned.name))
+    plan = reproduction("smoke", sources=sources)
+    run_reproduction(plan, tmp_path, weights={"theory": 9.0, "robustness": 5.0})
+    assert begun[:2] == ["theory", "robustness"]
+    assert begun[-1] == "convergence"
+
+
+@pytest.mark.parametrize("scale", ["smoke", "cpu"])
+def test_every_run_has_a_cost(scale):
+    for seeds in ((0,), (0, 1, 2)):
+        for planned in reproduction(scale, seeds=seeds):
+            cost = cost_of(planned)
+            assert cost.minutes > 0
+            assert 0.2 < cost.memory < 6
+            assert cost.basis == "measured"
+
+
+def test_two_at_a_time_take_at_least_half():
+    plan = reproduction("cpu")
+    total = sum(cost_of(planned).minutes for planned in plan)
+    assert wall_minutes(plan, 1) == pytest.approx(total)
+    assert total / 2 <= wall_minutes(plan, 2) < 0.6 * total
+
+
+def test_whatever_fails_in_a_run_the_others_are_made(sources, tmp_path, monkeypatch, capsys):
+    """A graphics card that is full, a disk that is gone: one line at the end, and the traceback for who wants it."""
+
+    def full(experiment, *rest):
+        if experiment.kind == "code":
+            raise RuntimeError("CUDA out of memory\nmore of it")
+        return original(experiment, *rest)
+
+    original = module.run_trajectory
+    monkeypatch.setattr(module, "run_trajectory", full)
+    plan = small(reproduction("smoke", seeds=(0,), sources=sources), *NAMES[:3])
+    failures = run_reproduction(plan, tmp_path)
+    assert [(f.name, f.reason) for f in failures] == [("trajectory-code", "RuntimeError: CUDA out of memory")]
+    assert "Traceback" in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["trajectory-sentiment", "trajectory-translation"]
+
+
+def test_runs_of_another_scale_or_mask_are_not_mixed_in(sources, tmp_path):
+    """The claims are judged by all runs of a directory."""
+    plan = small(reproduction("smoke", seeds=(0,), sources=sources), NAMES[0])
+    run_reproduction(plan, tmp_path)
+    with pytest.raises(UsageError, match="holds a run at the scale smoke: trajectory-translation; give another"):
+        run_reproduction(reproduction("cpu", only="C"), tmp_path)
+    with pytest.raises(UsageError, match="holds a run with another attention mask"):
+        run_reproduction(reproduction("smoke", only="B", settings="code"), tmp_path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_costs_are_those_of_the_stored_run(name):
+    """Its records hold the seconds of each measurement, on cores that had other work to do for a part of the time."""
+    records = read_run(ROOT / "docs" / "reproduction" / name)[1]
+    measured = sum(record["seconds"] for record in records) / 60
+    (planned,) = (each for each in reproduction("cpu", seeds=(0, 1, 2)) if each.name == name)
+    assert measured / 3 < cost_of(planned).minutes < 3 * measured

@@ -1,0 +1,141 @@
+"""The scales for a GPU: the same code end to end on tiny stand-ins in the Hub's formats, and training in parts."""
+
+from dataclasses import replace
+from fractions import Fraction
+
+import pytest
+import torch
+
+from made_data import data_of
+
+pytest.importorskip("transformers")
+pytest.importorskip("datasets")
+pytest.importorskip("PIL")
+
+import checkpoints
+from stepscope.paper.experiments import reproduction as module
+from stepscope.paper.experiments import running
+from stepscope.paper.experiments.convergence import ConvergenceExperiment, convergence_experiment
+from stepscope.paper.experiments.costs import cost_of, wall_minutes
+from stepscope.paper.experiments.reproduction import reproduction, run_reproduction
+from stepscope.paper.experiments.running import accumulate, at_home, part_size
+from stepscope.paper.experiments.search import Search
+from stepscope.paper.experiments.trajectory import trajectory_experiment
+from stepscope.paper.tasks.catalogue import TASKS
+from stepscope.runs.directory import read_run
+
+MODELS = {
+    "translation": checkpoints.translation,
+    "code": checkpoints.code,
+    "sentiment": checkpoints.distilbert,
+    "images": checkpoints.resnet,
+}
+
+
+@pytest.fixture
+def stand_ins(tmp_path, monkeypatch):
+    """The paper's configuration of each task, for a model and data that were made here."""
+    made = {kind: checkpoints.put_on_hub(tmp_path / kind, monkeypatch, kind, model) for kind, model in MODELS.items()}
+    return {kind: config for kind, (config, _) in made.items()}
+
+
+def shrunk(planned, configs):
+    """The paper's run on the stand-ins: with fewer steps, and all else as it is."""
+    experiment = planned.experiment
+    if isinstance(experiment, module.TrajectoryExperiment):
+        return replace(experiment, task=start_of(configs[experiment.kind], experiment.task), steps=(1, 2))
+    if isinstance(experiment, module.AgreementExperiment):
+        points = {
+            name: replace(point, task=start_of(configs[point.kind], point.task), steps=(2,))
+            for name, point in experiment.points.items()
+        }
+        return replace(experiment, points=points, directions=("sgd", "adam"))
+    if isinstance(experiment, ConvergenceExperiment):
+        quick = Search(rates=1, extensions=0, rungs=((Fraction(1), 1),), climbs=0)
+        tasks = {name: configs[name] for name in experiment.tasks}
+        return replace(experiment, tasks=tasks, steps=3, every=2, search=quick, optimizers=("sgd", "adam"))
+    if isinstance(experiment, module.RobustnessExperiment):
+        return replace(experiment, task=replace(configs["sentiment"], micro_batch_size=1), steps=(1, 2))
+    part = replace(experiment.correlated["translation"], steps=(1,), coordinates=4)
+    part = replace(part, training_lr={"sgd": 1e-3})
+    task = replace(configs["translation"], eval_size=4)
+    return replace(experiment, task=task, draws=5, resamples=10, correlated={"translation": part})
+
+
+def start_of(config, asked):
+    """Images start as they are asked to."""
+    return replace(config, initialisation=asked.initialisation) if hasattr(asked, "initialisation") else config
+
+
+def test_the_papers_scale_end_to_end(stand_ins, tmp_path):
+    plan = reproduction("paper", seeds=(0, 1))
+    plan = [replace(planned, experiment=shrunk(planned, stand_ins)) for planned in plan]
+    assert run_reproduction(plan, tmp_path / "out") == []
+    for planned in plan:
+        head, records = read_run(tmp_path / "out" / planned.name)
+        assert head["configuration"]["scale"] == "paper"
+        assert records
+    starts = [read_run(tmp_path / "out" / p.name)[0]["context"]["model"]["initialisation"] for p in plan[:5]]
+    assert [start.partition(":")[0] for start in starts] == ["pretrained"] * 3 + ["random", "pretrained"]
+    groups = read_run(tmp_path / "out" / "robustness")[0]["context"]["groups"]
+    assert set(groups) == {"attention", "feed-forward"}
+    assert all(count > 0 for count in groups.values())
+    for record in read_run(tmp_path / "out" / "agreement")[1]:
+        assert record["sharpness"] == pytest.approx(record["independent"], rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["translation", "code", "sentiment"])
+@pytest.mark.parametrize("part", [1, 3, 100])
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(kind, part, tmp_path):
+    """Each part counts by its label tokens: they differ from part to part."""
+    task = TASKS[kind].make(TASKS[kind].scales["smoke"], source=data_of(kind, tmp_path))
+    model = task.model.double()
+    model.eval()
+    batch = next(task.training_batches())
+    batch["labels"] = batch["labels"].clone()
+    if batch["labels"].dim() == 2:
+        for row in range(len(batch["labels"])):
+            batch["labels"][row, 3 + row % 4 :] = -100
+    whole = accumulate(model, batch)
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    assert accumulate(model, batch, part) == pytest.approx(whole, rel=1e-6)
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    for name, gradient in expected.items():
+        found = dict(model.named_parameters())[name].grad
+        assert torch.allclose(found, gradient, rtol=1e-4, atol=1e-6 * largest), name
+
+
+def test_which_batches_go_in_parts():
+    assert part_size(TASKS["code"].scales["cpu"], "cpu") is None
+    assert part_size(TASKS["code"].scales["paper"], "paper") == TASKS["code"].scales["paper"].micro_batch_size
+    assert part_size(TASKS["images"].scales["paper"], "paper") is None
+
+
+def test_only_the_scales_for_a_gpu_go_there(monkeypatch):
+    moved = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(running, "placed", lambda task, device: moved.append((task, device)))
+    for scale in ("smoke", "cpu"):
+        assert at_home("task", scale) == "task"
+    for scale in ("gpu", "paper"):
+        at_home(scale, scale)
+    assert moved == [("gpu", "cuda"), ("paper", "cuda")]
+
+
+def test_the_papers_rates_and_starts():
+    """Its Table 3 for SGD, and Adam at 2e-4; the images start at random or as published."""
+    assert trajectory_experiment("paper").training_lr == {"sgd": 1e-3, "adam": 2e-4}
+    assert trajectory_experiment("paper", "images").task.initialisation == "random"
+    assert trajectory_experiment("paper", "images", pretrained=True).task.initialisation == "pretrained"
+    assert convergence_experiment("paper").tasks["translation"].checkpoint == "google-t5/t5-small"
+
+
+@pytest.mark.parametrize("scale", ["gpu", "paper"])
+def test_every_run_has_a_computed_cost(scale):
+    plan = reproduction(scale)
+    costs = {planned.name: cost_of(planned) for planned in plan}
+    assert {cost.basis for cost in costs.values()} == {"computed"}
+    assert all(cost.minutes > 0 and 0 < cost.memory < 1000 for cost in costs.values())
+    assert wall_minutes(plan, 1) == pytest.approx(sum(cost.minutes for cost in costs.values()))
+    twice = {planned.name: cost_of(planned) for planned in reproduction(scale, seeds=tuple(range(6)))}
+    assert twice["trajectory-code"].minutes == pytest.approx(2 * costs["trajectory-code"].minutes)

@@ -1,0 +1,225 @@
+"""Experiment D end to end on a few sentences: complete, resumable, and no influence on training."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from stepscope import UsageError
+from stepscope.paper.experiments import theory as module
+from stepscope.paper.experiments.bounds import bound_record
+from stepscope.paper.experiments.compared import TRAINING
+from stepscope.paper.experiments.theory import CorrelatedTask, run_theory, theory_experiment
+from stepscope.paper.statistics import rank_correlation
+from stepscope.paper.tasks.small import small_task
+from stepscope.runs.directory import read_run
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "pairs.tsv"
+    words = [("red", "rouge"), ("big", "grand"), ("old", "vieux"), ("new", "neuf"), ("small", "petit")]
+    lines = [f"the {a} house and {b} dogs\tla maison {c} et {d} chiens" for a, c in words for b, d in words if a != b]
+    path.write_text("\n".join(f"{line} {i}" for line in lines for i in range(4)) + "\n")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def experiment(pairs):
+    return theory_experiment("smoke", source=pairs)
+
+
+@pytest.fixture(scope="module")
+def run(experiment, tmp_path_factory):
+    pytest.importorskip("transformers")
+    pytest.importorskip("tokenizers")
+    out = tmp_path_factory.mktemp("run") / "theory"
+    return out, run_theory(experiment, out)
+
+
+@pytest.fixture
+def small(experiment):
+    """Without the task of translation, and with few draws."""
+    settings = CorrelatedTask({"adam": 1e-2}, (1, 4), ("", "out"), 20)
+    families = ("quadratic of section 1",)
+    return dataclasses.replace(experiment, draws=5, families=families, correlated={"classifier": settings})
+
+
+def key(record):
+    return record.get("trajectory"), record["seed"], record.get("step"), record["group"]
+
+
+def without_time(records):
+    return [{k: v for k, v in r.items() if k != "seconds"} for r in records]
+
+
+def test_the_run_is_complete(run, experiment):
+    out, count = run
+    head, records = read_run(out)
+    scopes = sum(len(s.training_lr) * len(s.steps) * len(s.scopes) for s in experiment.correlated.values())
+    assert len(records) == len({key(r) for r in records}) == count == 4 * 3 + scopes
+    bounds = [r for r in records if "family" in r]
+    assert {(r["family"], r["fraction"]) for r in bounds} == {
+        (family, fraction) for family in experiment.families for fraction in (0.1, 0.5, 1.0)
+    }
+    assert all(r[name]["violations"] == 0 for r in bounds for name in ("clipped", "plain"))
+    assert all(r["draws"] == experiment.draws for r in bounds)
+    for record in (r for r in records if "scope" in r):
+        settings = experiment.correlated[record["task"]]
+        assert record["coordinates"] + record["left_out"] == min(settings.coordinates, record["of"])
+        for name in ("diagonal", "row_norm"):
+            assert -1 <= record[name]["low"] <= record[name]["high"] <= 1
+            assert len(record["points"][name]) == record["coordinates"]
+    assert head["configuration"]["experiment"] == "theory"
+    assert head["context"]["source"]["name"] == "file"
+    assert set(head["context"]["small"]) == {"classifier"}
+
+
+def test_a_record_of_the_bound_is_what_it_gives_by_itself(run, experiment):
+    record = next(r for r in read_run(run[0])[1] if r["group"] == "block quadratic, clip 50%")
+    by_hand = bound_record("block quadratic", 0.5, experiment.draws, seed=0)
+    assert {k: record[k] for k in by_hand if k != "seconds"} == {k: v for k, v in by_hand.items() if k != "seconds"}
+
+
+def test_a_correlation_is_that_of_the_dense_hessian_after_plain_training(small, tmp_path):
+    """The same point reached without measuring before it, and its Hessian by another way."""
+    settings = dataclasses.replace(small.correlated["classifier"], scopes=("", "out"), coordinates=None)
+    run_theory(dataclasses.replace(small, correlated={"classifier": settings}, seeds=(2,)), tmp_path / "run")
+    records = read_run(tmp_path / "run")[1]
+    task = small_task("classifier", seed=2)
+    optimizer = TRAINING["adam"](list(task.model.parameters()), 1e-2)
+    batches = task.training_batches()
+    for _ in range(3):
+        optimizer.zero_grad()
+        task.model(**next(batches)).loss.backward()
+        optimizer.step()
+    parameters = dict(task.model.named_parameters())
+
+    def loss(x):
+        parts = x.split([p.numel() for p in parameters.values()])
+        values = {n: part.view(p.shape) for (n, p), part in zip(parameters.items(), parts, strict=True)}
+        return sum(torch.func.functional_call(task.model, values, kwargs=b).loss for b in task.eval_batches) / 2
+
+    x = torch.cat([p.detach().flatten() for p in parameters.values()])
+    hessian = torch.autograd.functional.hessian(loss, x)
+    gradient = torch.autograd.functional.jacobian(loss, x)
+    for scope, chosen in (("", slice(None)), ("out", slice(-52, None))):
+        record = next(r for r in records if (r.get("scope"), r.get("step")) == (scope, 4))
+        assert record["loss"] == pytest.approx(float(loss(x)), rel=1e-12)
+        assert record["of"] == record["coordinates"] == len(x[chosen])
+        for name, other in (("diagonal", hessian.diagonal().abs()), ("row_norm", hessian.norm(dim=1))):
+            wanted = rank_correlation(gradient.abs()[chosen], other[chosen], resamples=200, seed=2)
+            assert record[name] == pytest.approx(wanted._asdict(), abs=1e-9)
+
+
+def test_a_second_call_says_that_it_is_complete(run, experiment, monkeypatch):
+    monkeypatch.setattr(module, "translation", lambda *a, **k: pytest.fail("nothing has to be loaded"))
+    before = (run[0] / "measurements.jsonl").read_bytes()
+    assert run_theory(experiment, run[0]) == 0
+    assert (run[0] / "measurements.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("kept", [5, 15, 30])
+def test_a_torn_run_is_continued_to_the_same_records(run, experiment, tmp_path, kept):
+    """Cut in the bound's part, within a step's scopes, and later, each inside a line."""
+    lines = (run[0] / "measurements.jsonl").read_bytes().splitlines(keepends=True)
+    out = tmp_path / "torn"
+    out.mkdir()
+    (out / "run.json").write_bytes((run[0] / "run.json").read_bytes())
+    (out / "measurements.jsonl").write_bytes(b"".join(lines[:kept]) + lines[kept][:50])
+    assert run_theory(experiment, out) == len(lines) - kept
+    assert without_time(read_run(out)[1]) == without_time(read_run(run[0])[1])
+
+
+def test_another_configuration_is_refused(run, experiment):
+    with pytest.raises(UsageError, match="draws: 40 there, 41 asked for"):
+        run_theory(dataclasses.replace(experiment, draws=41), run[0])
+
+
+def test_changed_data_are_refused(run, experiment, pairs, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    head = json.loads((run[0] / "run.json").read_text())
+    head["context"]["source"]["sha256"] = "0" * 64
+    (out / "run.json").write_text(json.dumps(head))
+    with pytest.raises(UsageError, match="have changed since it began"):
+        run_theory(experiment, out)
+
+
+def test_several_seeds_draw_other_losses_weights_and_samples(small, tmp_path):
+    assert run_theory(dataclasses.replace(small, seeds=(0, 1)), tmp_path / "run") == 2 * (3 + 4)
+    records = read_run(tmp_path / "run")[1]
+    first, second = ([r for r in records if r["seed"] == seed] for seed in (0, 1))
+    for one, other in zip(first, second, strict=True):
+        assert one["group"] == other["group"]
+        assert one.get("points", one.get("plain")) != other.get("points", other.get("plain"))
+
+
+def test_measuring_leaves_training_alone(small, tmp_path):
+    """The last step's records are the same whether the steps before it were measured or not."""
+    one = dataclasses.replace(small.correlated["classifier"], steps=(4,))
+    run_theory(small, tmp_path / "all")
+    run_theory(dataclasses.replace(small, correlated={"classifier": one}), tmp_path / "last")
+    ends = [without_time(r for r in read_run(tmp_path / name)[1] if r.get("step") == 4) for name in ("all", "last")]
+    assert ends[0] == ends[1] != []
+
+
+def test_it_draws_on_no_global_random_state(small, tmp_path):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    run_theory(small, tmp_path / "run")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_progress_grows_to_the_end(small, tmp_path):
+    told = []
+    run_theory(small, tmp_path / "run", lambda part, what: told.append((part, what)))
+    parts = [part for part, _ in told]
+    assert parts == sorted(parts)
+    assert (parts[0], parts[-1]) == (0.0, 1.0)
+    assert any("quadratic of section 1, clip 50%" in what for _, what in told)
+    assert any("classifier, adam trajectory, step 4" in what for _, what in told)
+
+
+def test_divergence_is_said(small, tmp_path):
+    wild = CorrelatedTask({"sgd": 1e300}, (9,), ("",), 5)
+    with pytest.raises(UsageError, match=r"sgd trajectory, step \d \(lr 1e\+300\): it has diverged"):
+        run_theory(dataclasses.replace(small, correlated={"classifier": wild}), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"families": ("cubic",)}, "no family 'cubic'"),
+        ({"correlated": {"vision": CorrelatedTask({"sgd": 1.0}, (1,), ("",))}}, "no task 'vision': choose translation"),
+        ({"correlated": {"classifier": CorrelatedTask({"lbfgs": 1.0}, (1,), ("",))}}, "no training optimizer 'lbfgs'"),
+        ({"correlated": {"classifier": CorrelatedTask({"sgd": 1.0}, (0,), ("",))}}, "counted from 1"),
+        ({"correlated": {"classifier": CorrelatedTask({"sgd": 1.0}, (1,), ("attention",))}}, "begins with 'attention'"),
+        ({"fractions": (0.001,)}, "clips none"),
+    ],
+)
+def test_settings_that_do_not_fit(small, tmp_path, change, message):
+    with pytest.raises(UsageError, match=message):
+        run_theory(dataclasses.replace(small, **change), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("scale", "seeds", "message"),
+    [("huge", (0,), "choose smoke or cpu"), ("smoke", (1, 1), "seeds"), ("cpu", (), "se")],
+)
+def test_wrong_scales_and_seeds(scale, seeds, message):
+    with pytest.raises(UsageError, match=message):
+        theory_experiment(scale, seeds=seeds)
+
+
+def test_the_configuration_is_whole():
+    configuration = json.loads(json.dumps(theory_experiment("cpu").configuration()))
+    assert configuration["correlated"]["translation"]["steps"] == [5, 20, 50]
+    assert configuration["draws"] == 1000
+    assert configuration["task"]["eval_size"] == 16
+
+
+def test_a_part_may_be_left_out(small, tmp_path):
+    assert run_theory(dataclasses.replace(small, families=()), tmp_path / "a") == 4
+    assert run_theory(dataclasses.replace(small, correlated={}), tmp_path / "b") == 3

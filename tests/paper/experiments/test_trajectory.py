@@ -1,0 +1,275 @@
+"""The trajectory experiment end to end on a few sentences: complete, resumable, and no influence on training."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import stepscope
+from made_data import data_of
+from stepscope import Objective, UsageError
+from stepscope.directions.updates import PseudoUpdates
+from stepscope.paper.experiments import trajectory as module
+from stepscope.paper.experiments.compared import DIRECTIONS, TRAINING
+from stepscope.paper.experiments.trajectory import (
+    TrajectoryExperiment,
+    demonstration,
+    run_trajectory,
+    trajectory_experiment,
+)
+from stepscope.paper.tasks.translation import SCALES, translation
+from stepscope.runs.directory import read_run
+
+FIELDS = ("trajectory", "seed", "step", "direction", "sharpness", "correlation", "best_step", "best_decrease", "method")
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "pairs.tsv"
+    words = [("red", "rouge"), ("big", "grand"), ("old", "vieux"), ("new", "neuf"), ("small", "petit")]
+    lines = [f"the {a} house and {b} dogs\tla maison {c} et {d} chiens" for a, c in words for b, d in words if a != b]
+    path.write_text("\n".join(f"{line} {i}" for line in lines for i in range(4)) + "\n")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def experiment(pairs):
+    return trajectory_experiment("smoke", source=pairs)
+
+
+@pytest.fixture(scope="module")
+def run(experiment, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "demo"
+    count = run_trajectory(experiment, out)
+    return out, count
+
+
+def without_time(records):
+    return [{k: v for k, v in r.items() if k != "seconds"} for r in records]
+
+
+def test_the_run_is_complete(run, experiment, pairs):
+    out, count = run
+    head, records = read_run(out)
+    assert len(records) == count == 2 * 2 * len(DIRECTIONS)
+    assert len(DIRECTIONS) >= 17
+    assert {(r["trajectory"], r["step"], r["direction"]) for r in records} == {
+        (t, s, d) for t in ("sgd", "adam") for s in experiment.steps for d in DIRECTIONS
+    }
+    for record in records:
+        assert all(record[field] is not None for field in FIELDS)
+        assert record["landscape"]["losses"][0] == pytest.approx(record["loss"], rel=1e-5)
+        count = record["magnitudes"]["zeros"] + sum(record["magnitudes"]["counts"])
+        assert count == head["context"]["model"]["parameters"]
+    assert head["configuration"]["scale"] == "smoke"
+    assert head["context"]["source"]["name"] == "file"
+    assert head["context"]["model"]["initialisation"] == "random"
+    assert len(head["context"]["source"]["sha256"]) == 64
+    assert head["context"]["versions"]["torch"] == torch.__version__
+
+
+def test_records_are_what_measuring_by_hand_gives(run, experiment, pairs):
+    """The same point reached by plain training, without any measuring before it."""
+    _, records = read_run(run[0])
+    task = translation(experiment.task, seed=0, source=pairs)
+    objective = Objective(task.model, None, task.eval_batches)
+    optimizer = TRAINING["adam"](list(task.model.parameters()), experiment.training_lr["adam"])
+    followers = PseudoUpdates(objective.parameters, {"adam": DIRECTIONS["adam"]})
+    batches = task.training_batches()
+    for step in range(1, experiment.steps[1] + 1):
+        task.model.zero_grad()
+        task.model(**next(batches)).loss.backward()
+        gradients = {n: p.grad for n, p in objective.parameters.items()}
+        directions = followers.step(gradients, capture=step == experiment.steps[1])
+        if step < experiment.steps[1]:
+            optimizer.step()
+    by_hand = stepscope.measure(objective, directions, "autograd")["adam"]
+    found = next(r for r in records if (r["trajectory"], r["step"], r["direction"]) == ("adam", step, "adam"))
+    assert found["sharpness"] == pytest.approx(by_hand.sharpness, rel=1e-4, abs=1e-7)
+    assert found["loss"] == pytest.approx(by_hand.loss, rel=1e-6)
+    # Independent of double backward: a float64 copy, by differences.
+    exact = Objective(task.model, None, task.eval_batches, dtype=torch.float64)
+    other = stepscope.measure(exact, directions, "difference")["adam"]
+    assert found["sharpness"] == pytest.approx(other.sharpness, abs=other.numerical_error + 1e-6)
+
+
+def test_the_directions_differ_as_they_should(run):
+    """Every direction is its own: none is silently another's (the published classes take plain steps)."""
+    _, records = read_run(run[0])
+    at = [r for r in records if (r["trajectory"], r["step"]) == ("sgd", 6)]
+    assert len({round(r["correlation"], 9) for r in at}) == len(at)
+    assert all(r["correlation"] < 0 for r in at if r["direction"] in ("sgd", "adam", "signsgd"))
+
+
+def test_a_second_call_says_that_it_is_complete(run, experiment, monkeypatch):
+    monkeypatch.setattr(module, "make_task", lambda *a, **k: pytest.fail("nothing has to be loaded"))
+    before = (run[0] / "measurements.jsonl").read_bytes()
+    assert run_trajectory(experiment, run[0]) == 0
+    assert (run[0] / "measurements.jsonl").read_bytes() == before
+
+
+def test_a_torn_run_is_continued_to_the_same_records(run, experiment, tmp_path):
+    """Cut anywhere, also inside a line: the rest is measured and nothing twice."""
+    complete = (run[0] / "measurements.jsonl").read_bytes()
+    out = tmp_path / "torn"
+    out.mkdir()
+    (out / "run.json").write_bytes((run[0] / "run.json").read_bytes())
+    lines = complete.splitlines(keepends=True)
+    (out / "measurements.jsonl").write_bytes(b"".join(lines[:20]) + lines[20][:50])
+    assert run_trajectory(experiment, out) == len(lines) - 20
+    _, continued = read_run(out)
+    _, whole = read_run(run[0])
+
+    def rounded(records):
+        return {
+            (r["trajectory"], r["step"], r["direction"]): (pytest.approx(r["sharpness"], rel=1e-6), r["loss"])
+            for r in records
+        }
+
+    assert len(continued) == len(whole)
+    assert rounded(continued) == {
+        (r["trajectory"], r["step"], r["direction"]): (r["sharpness"], r["loss"]) for r in whole
+    }
+
+
+def test_a_killed_run_goes_on(experiment, pairs, tmp_path):
+    code = f"""
+import torch
+torch.set_num_threads(1)
+from stepscope.paper.experiments.trajectory import run_trajectory, trajectory_experiment
+run_trajectory(trajectory_experiment("smoke", source={pairs!r}), {str(tmp_path / "run")!r})
+"""
+    child = subprocess.Popen([sys.executable, "-c", code])
+    lines = tmp_path / "run" / "measurements.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (lines.exists() and lines.stat().st_size):
+        time.sleep(0.02)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    _, kept = read_run(tmp_path / "run")
+    assert kept
+    assert run_trajectory(experiment, tmp_path / "run") == 4 * len(DIRECTIONS) - len(kept)
+
+
+def test_another_configuration_is_refused(run, experiment):
+    other = dataclasses.replace(experiment, seeds=(1,))
+    with pytest.raises(UsageError, match=r"another configuration .*seeds"):
+        run_trajectory(other, run[0])
+
+
+def test_other_data_are_refused(experiment, run, pairs, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    head = json.loads((run[0] / "run.json").read_bytes())
+    head["context"]["source"]["sha256"] = "0" * 64
+    (out / "run.json").write_text(json.dumps(head))
+    with pytest.raises(UsageError, match=r"data of .* have changed"):
+        run_trajectory(experiment, out)
+
+
+def test_no_data_leaves_nothing_behind(tmp_path):
+    experiment = trajectory_experiment("smoke", source=str(tmp_path / "missing.tsv"))
+    with pytest.raises(UsageError):
+        run_trajectory(experiment, tmp_path / "deep" / "run")
+    assert not (tmp_path / "deep").exists()
+
+
+def test_divergence_is_said(experiment, tmp_path):
+    wild = dataclasses.replace(experiment, training_lr={"sgd": 1e30}, steps=(5,))
+    with pytest.raises(UsageError, match=r"loss is nan on the sgd trajectory, step \d \(lr 1e\+30\): it has diverged"):
+        run_trajectory(wild, tmp_path / "run")
+
+
+def test_one_that_diverges_does_not_keep_the_others_from_being_measured(experiment, tmp_path):
+    wild = dataclasses.replace(experiment, training_lr={"sgd": 1e30, "adam": 2e-4}, steps=(5,))
+    with pytest.raises(UsageError, match=r"on the sgd trajectory, step .* diverged"):
+        run_trajectory(wild, tmp_path / "run")
+    assert {r["trajectory"] for r in read_run(tmp_path / "run")[1]} == {"adam"}
+
+
+def test_several_seeds(experiment, tmp_path):
+    two = dataclasses.replace(experiment, seeds=(0, 1), steps=(1,), directions=("sgd", "adam"))
+    assert run_trajectory(two, tmp_path / "run") == 8
+    _, records = read_run(tmp_path / "run")
+    losses = {r["loss"] for r in records}
+    assert len(losses) == 2  # the first step of both trajectories starts from the seed's own weights
+
+
+def test_progress_grows_to_the_end(experiment, tmp_path):
+    told = []
+    one = dataclasses.replace(experiment, steps=(2,), directions=("sgd",))
+    run_trajectory(one, tmp_path / "run", lambda part, what: told.append((part, what)))
+    parts = [part for part, _ in told]
+    assert parts == sorted(parts)
+    assert parts[-1] == 1.0
+    assert any("sgd trajectory, step 2: sgd" in what for _, what in told)
+
+
+@pytest.mark.parametrize(
+    ("scale", "seeds", "message"),
+    [
+        ("huge", (0,), "choose smoke or cpu"),
+        ("smoke", (), "seeds"),
+        ("smoke", (1, 1), "seeds"),
+        ("smoke", (-1,), "seeds"),
+    ],
+)
+def test_wrong_settings(scale, seeds, message):
+    for make in (trajectory_experiment, demonstration):
+        with pytest.raises(UsageError, match=message):
+            make(scale, seeds=seeds)
+
+
+def test_tasks_that_there_are_not():
+    with pytest.raises(UsageError, match="no task 'poetry': choose translation, code"):
+        trajectory_experiment("smoke", "poetry")
+    with pytest.raises(UsageError, match="pretrained weights are for images, not for code"):
+        trajectory_experiment("smoke", "code", pretrained=True)
+
+
+def test_the_demo_is_a_part_of_the_experiment():
+    whole, part = trajectory_experiment("cpu"), demonstration("cpu")
+    assert (part.task, part.training_lr) == (whole.task, whole.training_lr)
+    assert set(part.directions) < set(whole.directions)
+    assert {"adagrad", "amsgrad", "adamw", "muon"} < set(whole.directions)
+
+
+@pytest.mark.parametrize("kind", ["code", "images"])
+def test_other_tasks(kind, tmp_path):
+    """A causal model, and one with batch norm whose pretrained start differs from the random one."""
+    few = {"steps": (2,), "directions": ("sgd", "adam"), "training_lr": {"adam": 1e-3}}
+    experiments = [dataclasses.replace(trajectory_experiment("smoke", kind, source=data_of(kind, tmp_path)), **few)]
+    if kind == "images":
+        task = dataclasses.replace(experiments[0].task, initialisation="pretrained")
+        experiments.append(dataclasses.replace(experiments[0], task=task))
+    found = []
+    for number, experiment in enumerate(experiments):
+        assert run_trajectory(experiment, tmp_path / str(number)) == 2
+        head, records = read_run(tmp_path / str(number))
+        assert head["context"]["task"] == kind
+        found.append((head["context"]["model"]["initialisation"].partition(":")[0], records[0]["loss"]))
+    assert [start for start, _ in found] == ["random", "pretrained"][: len(found)]
+    assert len({loss for _, loss in found}) == len(found)
+
+
+def test_without_masks_padding_is_attended_to(experiment, tmp_path):
+    (tmp_path / "uneven.tsv").write_text("".join(f"a{' new' * (n % 9 + 1)} house\tla maison {n}\n" for n in range(99)))
+    few = dataclasses.replace(
+        experiment, source=str(tmp_path / "uneven.tsv"), steps=(1,), directions=("sgd",), training_lr={"sgd": 1.0}
+    )
+    losses = []
+    for masked in (True, False):
+        run_trajectory(dataclasses.replace(few, masked=masked), tmp_path / str(masked))
+        losses.append(read_run(tmp_path / str(masked))[1][0]["loss"])
+    assert losses[0] != losses[1]
+
+
+def test_the_configuration_is_whole():
+    configuration = TrajectoryExperiment("cpu", "translation", SCALES["cpu"]).configuration()
+    assert json.loads(json.dumps(configuration))["task"]["d_model"] == SCALES["cpu"].d_model

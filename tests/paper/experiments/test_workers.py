@@ -1,0 +1,146 @@
+"""Jobs side by side: messages arrive, mistakes arrive, nobody is left behind."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from stepscope import UsageError
+from stepscope.paper.experiments.workers import run_jobs
+
+
+def say(job, tell):
+    for number in range(3):
+        tell((job, number, os.getpid()))
+
+
+def fail(job, tell):
+    tell(job)
+    if job == "bad":
+        raise UsageError("the job is bad")
+    for _ in range(600):  # until it is told to stop
+        time.sleep(0.05)
+        tell(job)
+
+
+def die(job, tell):
+    tell(job)
+    os._exit(3)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_all_messages_arrive_in_the_order_of_their_job(processes):
+    found = {}
+    run_jobs(say, ["a", "b", "c"], processes, lambda job, message: found.setdefault(job, []).append(message))
+    assert {job: [m[:2] for m in messages] for job, messages in found.items()} == {
+        i: [(name, k) for k in range(3)] for i, name in enumerate("abc")
+    }
+    pids = {m[2] for messages in found.values() for m in messages}
+    assert (pids == {os.getpid()}) == (processes == 1)
+
+
+def test_a_jobs_mistake_is_raised_here_and_the_others_stop():
+    started = time.monotonic()
+    with pytest.raises(UsageError, match="the job is bad"):
+        run_jobs(fail, ["long", "bad"], 2, lambda *_: None)
+    assert time.monotonic() - started < 25  # the other would go on for 30 seconds more
+
+
+def test_a_process_that_dies_is_one_line():
+    with pytest.raises(UsageError, match="a process died, perhaps for want of memory"):
+        run_jobs(die, ["a", "b"], 2, lambda *_: None)
+
+
+def test_an_interruption_here_stops_them():
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(fail, ["long", "longer"], 2, interrupted)
+    assert time.monotonic() - started < 25
+    assert multiprocessing.active_children() == []
+
+
+def chatter(job, tell):
+    for _ in range(2000):
+        tell("x" * 6000)
+
+
+def test_an_interruption_while_messages_are_waiting_is_no_hang():
+    """The pipes are full by then: workers that wait to be heard are stopped all the same."""
+
+    def slow(*_):
+        time.sleep(2)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(chatter, ["a", "b"], 2, slow)
+    assert multiprocessing.active_children() == []
+
+
+def test_a_process_that_is_killed_in_the_middle_of_a_message_is_one_line():
+    def kill(*_):
+        for child in multiprocessing.active_children()[:1]:
+            time.sleep(0.5)  # its pipe is full: it is writing
+            os.kill(child.pid, signal.SIGKILL)
+
+    with pytest.raises(UsageError, match="a process died"):
+        run_jobs(chatter, ["a", "b"], 2, kill)
+    assert multiprocessing.active_children() == []
+
+
+def mask(job, tell):
+    tell(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs POSIX signals")
+def test_ctrl_c_is_this_processs_alone_from_the_workers_first_moment():
+    """A worker that imports for seconds before it could ignore the signal would print a traceback."""
+    found = []
+    run_jobs(mask, [0, 1], 2, lambda _, blocked: found.append(blocked))
+    assert found == [True, True]
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def silent(job, tell):
+    tell(os.getpid())
+    time.sleep(120)
+
+
+@pytest.mark.slow
+def test_silent_workers_end_with_a_parent_that_is_killed():
+    """One that says nothing can't notice by its pipe that nobody listens."""
+    code = (
+        "from test_workers import silent; from stepscope.paper.experiments.workers import run_jobs; "
+        "run_jobs(silent, [0, 1], 2, lambda _, pid: print(pid, flush=True))"
+    )
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    environment = os.environ | {"PYTHONPATH": path}
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+    pids = [int(parent.stdout.readline()) for _ in range(2)]
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    limit = time.monotonic() + 20
+    while any(alive(pid) for pid in pids):
+        assert time.monotonic() < limit, "workers outlive their parent"
+        time.sleep(0.1)
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_no_processes():
+    with pytest.raises(UsageError, match="0 jobs at a time"):
+        run_jobs(say, ["a"], 0, lambda *_: None)

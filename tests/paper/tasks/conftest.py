@@ -1,0 +1,43 @@
+"""What the tests of tasks and their data share: an empty cache, a package index that serves made-up wheels."""
+
+import hashlib
+import io
+import subprocess
+import zipfile
+from dataclasses import replace
+
+import pytest
+
+from stepscope.paper.tasks import downloads
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("STEPSCOPE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def serve_wheel(monkeypatch):
+    """Serves what is put into it, through a stand-in for pip; pins the wheels to that."""
+    contents = {}
+
+    def run(command, *, cwd, seconds):
+        requirement = next(word for word in command if "==" in word)
+        if requirement not in contents:
+            return subprocess.CompletedProcess(command, 1, b"", b"No matching distribution")
+        (cwd / "served.whl").write_bytes(contents[requirement])
+        return subprocess.CompletedProcess(command, 0, b"", b"")
+
+    def serve(module, constant, members):
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+        wheel = replace(getattr(module, constant), sha256=hashlib.sha256(buffer.getvalue()).hexdigest())
+        monkeypatch.setattr(module, constant, wheel)
+        contents[wheel.requirement] = buffer.getvalue()
+        return wheel
+
+    monkeypatch.setattr(downloads, "run_tool", run)
+    return serve
