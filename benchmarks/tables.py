@@ -12,11 +12,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from stepscope.paper.claims import claims_grid, conclusion, departures_grid, finals_of, judge, pairs_of
-from stepscope.paper.report import GRIDS
-from stepscope.paper.report.loss_tables import loss_grid, verdict_grid
+from stepscope.paper.claims import claims_table, conclusion, departures_table, finals_of, judge, pairs_of
+from stepscope.paper.report import TABLES
+from stepscope.paper.report.loss_tables import loss_table, verdict_table
 from stepscope.paper.runs import Run, read_runs
-from stepscope.report import Grid, sharpness_table
+from stepscope.report import Table, sharpness_rows
 from stepscope.runs import Record, read_run
 
 HERE = Path(__file__).parent
@@ -65,12 +65,12 @@ def clipping(stored: dict[str, Any]) -> str:
 
 def losses(records: list[Record]) -> str:
     """A row for each optimizer, columns for each task."""
-    return grid(loss_grid(records))
+    return markdown(loss_table(records))
 
 
 def verdicts(records: list[Record]) -> str:
     """A row for each variant, with what its losses minus its original's say."""
-    return "\n".join([grid(verdict_grid(records)), "", conclusion(pairs_of(finals_of(records)))])
+    return "\n".join([markdown(verdict_table(records)), "", conclusion(pairs_of(finals_of(records)))])
 
 
 def sharpness(runs: list[Run]) -> str:
@@ -79,7 +79,7 @@ def sharpness(runs: list[Run]) -> str:
     found: dict[str, dict[str, list[float]]] = {}
     for run in along:
         for trajectory in run.head["configuration"]["training_lr"]:
-            for row in sharpness_table(run.records, trajectory):
+            for row in sharpness_rows(run.records, trajectory):
                 if row.sharpness is not None:
                     found.setdefault(row.direction, {}).setdefault(run.name, []).append(row.sharpness)
     names = [run.name.removeprefix("trajectory-") for run in along]
@@ -87,10 +87,10 @@ def sharpness(runs: list[Run]) -> str:
         (direction, *(f"{min(by[run.name]):.2g} to {max(by[run.name]):.2g}" for run in along))
         for direction, by in found.items()
     )
-    return grid(Grid("", ("direction", *names), rows, ""))
+    return markdown(Table("", ("direction", *names), rows, ""))
 
 
-def grid(table: Grid) -> str:
+def markdown(table: Table) -> str:
     """A table of text."""
     rows = [table.headers, ("---",) * len(table.headers), *table.rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
@@ -102,10 +102,10 @@ def filled(text: str) -> str:
     made |= {table.__name__: table(read_run(RESULTS / "convergence")[1]) for table in (losses, verdicts)}
     runs = read_runs(RESULTS)
     claims = judge(runs)
-    made |= {"claims": grid(claims_grid(claims)), "departures": grid(departures_grid(claims))}
+    made |= {"claims": markdown(claims_table(claims)), "departures": markdown(departures_table(claims))}
     made["sharpness"] = sharpness(runs)
-    for name, grids in GRIDS.items():
-        made[name] = "\n\n".join(map(grid, grids(read_run(RESULTS / name)[1])))
+    for name, tables in TABLES.items():
+        made[name] = "\n\n".join(map(markdown, tables(read_run(RESULTS / name)[1])))
     end = "<!-- end -->"
     for name, content in made.items():
         mark = f"<!-- {name} -->"

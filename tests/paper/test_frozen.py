@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stepscope.paper.claims import claims_grid, claims_json, departures_grid, judge, parts_grid
+from stepscope.paper.claims import claims_json, claims_table, departures_table, judge, parts_table
 from stepscope.paper.report.figures import figures_of, numbers_of, tables_of
 from stepscope.paper.runs import read_runs
 
@@ -14,12 +14,12 @@ FROZEN = json.loads((Path(__file__).parent / "frozen.json").read_text())
 RUNS = {run.name: run for run in read_runs(STORED)}
 
 
-def as_json(grid):
+def as_json(table):
     return {
-        "title": grid.title,
-        "headers": list(grid.headers),
-        "rows": [list(row) for row in grid.rows],
-        "note": grid.note,
+        "title": table.title,
+        "headers": list(table.headers),
+        "rows": [list(row) for row in table.rows],
+        "note": table.note,
     }
 
 
@@ -34,7 +34,7 @@ def test_each_claim_has_the_same_verdict_and_statistics(claims, number):
 
 
 def test_the_tables_of_the_claims_are_the_same(claims):
-    assert [as_json(grid(claims)) for grid in (claims_grid, parts_grid, departures_grid)] == FROZEN["claim tables"]
+    assert [as_json(table(claims)) for table in (claims_table, parts_table, departures_table)] == FROZEN["claim tables"]
 
 
 def test_the_same_runs_are_read():
@@ -44,7 +44,7 @@ def test_the_same_runs_are_read():
 @pytest.mark.parametrize("name", FROZEN["runs"])
 def test_the_tables_numbers_and_figures_of_each_run_are_the_same(name):
     run, frozen = RUNS[name], FROZEN["runs"][name]
-    assert {table.name: as_json(table.grid) for table in tables_of(run.experiment, run.records)} == frozen["tables"]
+    assert {table.name: as_json(table) for table in tables_of(run.experiment, run.records)} == frozen["tables"]
     headers, rows = numbers_of(run.experiment, run.records)
     assert [list(headers), *map(list, rows)] == frozen["numbers"]
     assert [figure.name for figure in figures_of(run.experiment, run.records)] == frozen["figures"]

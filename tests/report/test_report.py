@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from stepscope.errors import UsageError
-from stepscope.report import print_tables, render_report, sharpness_table, summary_sentence, write_report
+from stepscope.report import print_directions, render_report, sharpness_rows, summary_sentence, write_report
 from stepscope.report.drawing import vega_script
 from stepscope.report.page import format_number
 from synthetic_records import (
@@ -42,7 +42,7 @@ def test_sharpness_is_a_ratio_to_sgd_with_its_sign():
         record("sgd", 1, "lion"),
         record("adam", 1, "sgd", sharpness=1000.0),
     ]
-    adam, sgd, muon, lion = sharpness_table(records, "sgd")
+    adam, sgd, muon, lion = sharpness_rows(records, "sgd")
     assert (adam.direction, adam.sharpness, adam.correlation, adam.best_step, adam.best_decrease) == (
         "adam", 0.25, -0.5, 3.0, 0.1,
     )  # fmt: skip
@@ -59,7 +59,7 @@ def test_negative_sgd_is_replaced_by_its_robust_sharpness_and_marked():
         record("sgd", 2, "sgd", sharpness=-2.0, sharpness_robust=None),
         record("sgd", 2, "adam", sharpness=4.0),
     ]
-    rows = sharpness_table(records, "sgd")
+    rows = sharpness_rows(records, "sgd")
     assert [(row.step, row.direction, row.sharpness, row.baseline) for row in rows] == [
         (1, "sgd", -0.25, "robust"),
         (1, "adam", 0.5, "robust"),
@@ -70,7 +70,7 @@ def test_negative_sgd_is_replaced_by_its_robust_sharpness_and_marked():
 
 @pytest.mark.parametrize("sgd", [[], [record("sgd", 1, "sgd")], [record("sgd", 1, "sgd", sharpness=0.0)]])
 def test_without_a_baseline_numbers_are_absolute(sgd):
-    (row,) = [r for r in sharpness_table([*sgd, record("sgd", 1, "adam", sharpness=4.0)], "sgd") if r.seeds][-1:]
+    (row,) = [r for r in sharpness_rows([*sgd, record("sgd", 1, "adam", sharpness=4.0)], "sgd") if r.seeds][-1:]
     assert (row.sharpness, row.relative, row.baseline) == (4.0, False, "none")
 
 
@@ -80,21 +80,21 @@ def test_seeds_have_a_mean_and_a_spread_and_can_be_chosen():
         for seed, (sgd, adam) in enumerate([(10.0, 1.0), (10.0, 3.0), (2.0, 1.0)])
         for name, value in (("sgd", sgd), ("adam", adam))
     ]
-    row = sharpness_table(records, "sgd")[1]
+    row = sharpness_rows(records, "sgd")[1]
     assert row.seeds == 3
     assert row.sharpness == pytest.approx((0.1 + 0.3 + 0.5) / 3)
     assert row.sharpness_spread == pytest.approx(0.2)
     assert row.best_decrease_spread == pytest.approx(2 / 3**0.5)
-    assert ratios(sharpness_table(records, "sgd", seed=1)) == {"sgd": 1.0, "adam": 0.3}
+    assert ratios(sharpness_rows(records, "sgd", seed=1)) == {"sgd": 1.0, "adam": 0.3}
     # A seed without SGD has no ratio and must not be averaged with ratios.
     more = [*records, record("sgd", 1, "adam", seed=3, sharpness=500.0)]
-    assert sharpness_table(more, "sgd")[1].sharpness == row.sharpness
+    assert sharpness_rows(more, "sgd")[1].sharpness == row.sharpness
 
 
 def test_the_later_of_two_measurements_counts_and_steps_are_in_order():
     records = [record("sgd", step, "sgd", sharpness=1.0, best_decrease=step) for step in (60, 20, 60)]
     records[-1]["best_decrease"] = 7.0
-    assert [(row.step, row.best_decrease) for row in sharpness_table(records, "sgd")] == [(20, 20.0), (60, 7.0)]
+    assert [(row.step, row.best_decrease) for row in sharpness_rows(records, "sgd")] == [(20, 20.0), (60, 7.0)]
 
 
 # The sentence
@@ -181,7 +181,7 @@ def test_the_sentence_is_one_line(name):
 
 def printed(records, width=80):
     console = Console(file=io.StringIO(), width=width, color_system=None)
-    print_tables(records, console)
+    print_directions(records, console)
     return console.file.getvalue()
 
 
@@ -192,7 +192,7 @@ def test_the_terminal_tables_fit_and_are_complete():
     assert max(map(len, lines)) <= 80
     for name in DIRECTIONS:
         assert sum(line.strip().startswith(f"{name}  ") for line in lines) == 6, name
-    row = next(r for r in sharpness_table(records, "sgd") if (r.step, r.direction) == (20, "adam"))
+    row = next(r for r in sharpness_rows(records, "sgd") if (r.step, r.direction) == (20, "adam"))
     place = next(i for i, line in enumerate(lines) if line.strip() == "sgd trajectory, step 20")
     shown = next(line for line in lines[place:] if line.strip().startswith("adam  ")).split()[1:]
     assert shown == [f"{v:.2g}" for v in (row.sharpness, row.correlation, row.best_step, row.best_decrease)]

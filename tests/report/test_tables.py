@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stepscope import UsageError
-from stepscope.report import Grid, write_tables
+from stepscope.report import Table, write_tables
 from stepscope.report.tables import latex, tex, write_csv
 
 NASTY = r"\&%$#_{}~^[]*<>|`'" + '"-−±×†‡…≥⁻⁵¹–\n\x1b\u2028 a1'
@@ -76,7 +76,7 @@ def test_every_minus_of_a_cell_is_one():
 @given(st.lists(st.text(st.sampled_from(NASTY), max_size=12), min_size=3, max_size=3))
 def test_a_row_keeps_its_cells_on_one_line(cells):
     """A `&`, a `%` or an end of line in a name would move the cells; a `[` or `*` would be eaten by the row before."""
-    lines = latex(Grid("t", ("a", "b", "c"), (tuple(cells), ("x", "y", "z")), "n")).splitlines()
+    lines = latex(Table("t", ("a", "b", "c"), (tuple(cells), ("x", "y", "z")), "n")).splitlines()
     assert len(lines) == 11
     row = lines[7]
     assert row.endswith(r" \\")
@@ -85,23 +85,23 @@ def test_a_row_keeps_its_cells_on_one_line(cells):
 
 
 def test_titles_and_notes_stay_comments():
-    text = latex(Grid("one\n\\end{document}", ("a",), (("x",),), "two\r\\evil\u2028"))
+    text = latex(Table("one\n\\end{document}", ("a",), (("x",),), "two\r\\evil\u2028"))
     lines = [line for line in text.splitlines() if "document" in line or "evil" in line]
     assert len(lines) == 2
     assert all(line.startswith("% ") for line in lines)
 
 
 def test_columns_of_words_stand_on_the_left():
-    grid = Grid("t", ("name", "loss", "verdict"), (("sgd", "diverged", "faster"), ("x", "1.0", "slower")), "")
-    assert r"\begin{tabular}{lrl}" in latex(grid)
-    grid = Grid("t", ("name", "loss"), (("sgd", "diverged"), ("x", "1.0"), ("y", "2.0")), "")
-    assert r"\begin{tabular}{lr}" in latex(grid)
+    table = Table("t", ("name", "loss", "verdict"), (("sgd", "diverged", "faster"), ("x", "1.0", "slower")), "")
+    assert r"\begin{tabular}{lrl}" in latex(table)
+    table = Table("t", ("name", "loss"), (("sgd", "diverged"), ("x", "1.0"), ("y", "2.0")), "")
+    assert r"\begin{tabular}{lr}" in latex(table)
 
 
 @pytest.mark.skipif(not (shutil.which("pdflatex") or shutil.which("tectonic")), reason="no LaTeX is installed")
 def test_a_table_of_hostile_names_compiles(tmp_path):
     rows = tuple((name, name, "1.0") for name in HOSTILE)
-    body = latex(Grid("t", ("a", "b", "c"), rows, "n"))
+    body = latex(Table("t", ("a", "b", "c"), rows, "n"))
     preamble = r"\documentclass{article}\usepackage[T1]{fontenc}\usepackage{booktabs,textcomp}\begin{document}"
     (tmp_path / "x.tex").write_text(f"{preamble}\n{body}\\end{{document}}\n")
     command = ["pdflatex", "-halt-on-error", "x.tex"] if shutil.which("pdflatex") else ["tectonic", "x.tex"]
@@ -119,19 +119,19 @@ def test_csv_gives_back_what_was_written(tmp_path_factory, cells):
 
 
 def test_tables_are_written_twice(tmp_path):
-    grid = Grid("Losses", ("optimizer", "loss"), (("sgd clip 10%", "−0.5 ± 0.1"),), "Means.")
-    written = write_tables({"losses": grid, "other": grid}, tmp_path / "tables")
+    table = Table("Losses", ("optimizer", "loss"), (("sgd clip 10%", "−0.5 ± 0.1"),), "Means.")
+    written = write_tables({"losses": table, "other": table}, tmp_path / "tables")
     assert [path.name for path in written] == ["losses.csv", "losses.tex", "other.csv", "other.tex"]
     assert written[0].read_text() == "optimizer,loss\nsgd clip 10%,−0.5 ± 0.1\n"
     assert r"sgd clip 10\% & $-$0.5 $\pm$ 0.1 \\" in written[1].read_text()
 
 
 def test_a_lone_surrogate_is_written_as_a_question_mark(tmp_path):
-    written = write_tables({"t": Grid("\ud800", ("\ud800",), (("\ud800",),), "")}, tmp_path)
+    written = write_tables({"t": Table("\ud800", ("\ud800",), (("\ud800",),), "")}, tmp_path)
     assert [path.read_bytes().count(b"?") for path in written] == [2, 3]
 
 
 def test_a_table_that_cannot_be_written_is_said(tmp_path):
     (tmp_path / "t.tex").mkdir()
     with pytest.raises(UsageError, match="cannot write"):
-        write_tables({"t": Grid("t", ("a",), (("x",),), "")}, tmp_path)
+        write_tables({"t": Table("t", ("a",), (("x",),), "")}, tmp_path)

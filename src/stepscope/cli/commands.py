@@ -17,7 +17,7 @@ from stepscope.errors import UsageError, require
 if TYPE_CHECKING:
     from stepscope.paper.experiments.reproduction import Planned
     from stepscope.paper.experiments.trajectory import TrajectoryExperiment
-    from stepscope.report import Grid
+    from stepscope.report import Table
 
 
 def demo(asked: argparse.Namespace) -> None:
@@ -42,7 +42,7 @@ def trajectory(asked: argparse.Namespace) -> None:
 def _directions(name: str, asked: argparse.Namespace, experiment: TrajectoryExperiment) -> None:
     """Runs an experiment along trajectories, and shows the directions."""
     from stepscope.paper.experiments.trajectory import run_trajectory
-    from stepscope.report import print_tables, summary_sentence, write_report
+    from stepscope.report import print_directions, summary_sentence, write_report
     from stepscope.runs import read_run
 
     if asked.scale == "smoke":
@@ -58,7 +58,7 @@ def _directions(name: str, asked: argparse.Namespace, experiment: TrajectoryExpe
     source, model = (run["context"].get(key) or {} for key in ("source", "model"))
     print(f"Data: {source.get('title')} ({source.get('license')}), {source.get('examples')} examples")
     print(f"Model: {model.get('title')}, {model.get('initialisation')} start")
-    print_tables(records)
+    print_directions(records)
     print(summary_sentence(records))
     print(f"\n{measured} new measurements in {seconds:.0f} s." if measured else "\nThe run was complete already.")
     print(f"Records: {out / 'measurements.jsonl'}\nPage:    {page}")
@@ -121,8 +121,8 @@ def theory(asked: argparse.Namespace) -> None:
 
 def _measured(name: str, asked: argparse.Namespace, run: Callable[[Path, Callable[[float, str], None]], int]) -> None:
     """Runs an experiment whose results are tables of text, and shows them."""
-    from stepscope.paper.report import GRIDS, write_page
-    from stepscope.report import print_grids
+    from stepscope.paper.report import TABLES, write_page
+    from stepscope.report import print_tables
     from stepscope.runs import read_run
 
     out = Path(asked.out or f"runs/{name}-{asked.scale}")
@@ -134,7 +134,7 @@ def _measured(name: str, asked: argparse.Namespace, run: Callable[[Path, Callabl
     head, records = read_run(out)
     source, model = (head["context"].get(key) or {} for key in ("source", "model"))
     print(f"{model.get('title')}, {model.get('initialisation')} start; {source.get('title')} ({source.get('license')})")
-    print_grids(GRIDS[name](records))
+    print_tables(TABLES[name](records))
     print(f"\n{measured} new records in {seconds:.0f} s." if measured else "\nThe run was complete already.")
     print(f"Records: {out / 'measurements.jsonl'}\nPage:    {page}")
 
@@ -162,7 +162,7 @@ def reproduce(asked: argparse.Namespace) -> None:
     from stepscope.paper.experiments.costs import cost_of, wall_minutes
     from stepscope.paper.experiments.reproduction import prepare_directory, reproduction, run_reproduction
     from stepscope.paper.experiments.workers import check_processes
-    from stepscope.report import print_grids
+    from stepscope.report import print_tables
 
     if asked.seeds is not None and asked.seeds < 1:
         raise UsageError(f"--seeds {asked.seeds}: it is how many, at least 1")
@@ -176,14 +176,14 @@ def reproduce(asked: argparse.Namespace) -> None:
     on_cores = asked.scale in ("smoke", "cpu")
     jobs = asked.jobs if asked.jobs is not None else (os.cpu_count() or 1) if on_cores else 1
     check_processes(jobs)
-    grid = _plan_grid(plan, wall_minutes(plan, jobs), jobs)
+    table = _plan_table(plan, wall_minutes(plan, jobs), jobs)
     if asked.dry_run:
-        print_grids([grid])
+        print_tables([table])
         return
     out = Path(asked.out or f"runs/reproduce-{asked.scale}")
     prepare_directory(plan, out)
     # Like the progress: whoever reads the results may stop reading, and the runs are to go on.
-    print_grids([grid], require("rich.console", "cli").Console(stderr=True))
+    print_tables([table], require("rich.console", "cli").Console(stderr=True))
     if on_cores:
         require("torch", "all").set_num_threads(1)
     started = time.perf_counter()
@@ -200,9 +200,9 @@ def reproduce(asked: argparse.Namespace) -> None:
         raise UsageError(f"{len(failures)} of {len(plan)} runs failed (above); the same command tries them again")
 
 
-def _plan_grid(plan: Sequence[Planned], wall: float, jobs: int) -> Grid:
+def _plan_table(plan: Sequence[Planned], wall: float, jobs: int) -> Table:
     from stepscope.paper.experiments.costs import cost_of
-    from stepscope.report import Grid
+    from stepscope.report import Table
 
     costs = [cost_of(planned) for planned in plan]
     rows = [
@@ -221,24 +221,24 @@ def _plan_grid(plan: Sequence[Planned], wall: float, jobs: int) -> Grid:
         f"Minutes are those of one {'core' if measured else 'GPU'}, memory is in GiB. Together about {time} and at "
         f"most {most:.1f} GiB with {jobs} at a time. {basis}"
     )
-    return Grid("Plan", ("run", "minutes", "memory", "basis", "what"), tuple(rows), note)
+    return Table("Plan", ("run", "minutes", "memory", "basis", "what"), tuple(rows), note)
 
 
 def _reproduced(out: Path) -> None:
     """Writes all that is made of a reproduction's records, and shows the claims."""
-    from stepscope.paper.claims import claims_grid, claims_json, departures_grid, judge, parts_grid
+    from stepscope.paper.claims import claims_json, claims_table, departures_table, judge, parts_table
     from stepscope.paper.report import write_reproduction
     from stepscope.paper.runs import read_runs
-    from stepscope.report import print_grids
+    from stepscope.report import print_tables
     from stepscope.runs import write_atomically
 
     claims = judge(read_runs(out))
-    grid = claims_grid(claims)
+    table = claims_table(claims)
     with shown_progress() as progress:
-        write_reproduction(out, [grid, parts_grid(claims), departures_grid(claims)], progress)
+        write_reproduction(out, [table, parts_table(claims), departures_table(claims)], progress)
     text = json.dumps(claims_json(claims), indent=1, ensure_ascii=False) + "\n"
     write_atomically(out / "claims.json", text.encode(errors="replace"))
-    print_grids([grid])
+    print_tables([table])
     for title, name in (
         ("Claims", "claims.json"),
         ("Page", "report.html"),

@@ -115,7 +115,7 @@ class Row:
     best_decrease_spread: float | None
 
 
-def sharpness_table(records: Sequence[Record], trajectory: str, seed: int | None = None) -> list[Row]:
+def sharpness_rows(records: Sequence[Record], trajectory: str, seed: int | None = None) -> list[Row]:
     """Directional sharpness as a ratio to |SGD's|, with what goes with it, for each step and direction.
 
     Where SGD's own sharpness is negative, its robust sharpness (the paper's eq. 4) is the divisor and the rows are
@@ -131,7 +131,7 @@ def sharpness_table(records: Sequence[Record], trajectory: str, seed: int | None
 
     Example:
         >>> at = {"trajectory": "sgd", "seed": 0, "step": 20}
-        >>> rows = sharpness_table(
+        >>> rows = sharpness_rows(
         ...     [{**at, "direction": "sgd", "sharpness": 8.0}, {**at, "direction": "adam", "sharpness": -2.0}], "sgd"
         ... )
         >>> [(row.direction, row.sharpness) for row in rows]

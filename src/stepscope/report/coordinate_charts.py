@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from stepscope.errors import UsageError, require
+from stepscope.report.direction_tables import top_shares
 from stepscope.report.drawing import dressed, finish, line_look, pick_directions, powers_of_ten, tooltips
-from stepscope.report.grids import top_shares
 from stepscope.runs import Record, number
 
 _WHOLES = {"norm": "squared norm", "sharpness": "sharpness"}

@@ -18,9 +18,9 @@ from stepscope.report.charts import (
     overshoot_over_steps,
     sharpness_over_steps,
 )
-from stepscope.report.comparison import Row, directions_of, sharpness_table, trajectories_of
+from stepscope.report.comparison import Row, directions_of, sharpness_rows, trajectories_of
+from stepscope.report.direction_tables import format_number
 from stepscope.report.drawing import Style, script_json, styles, vega_script
-from stepscope.report.grids import format_number
 from stepscope.report.summary import summary_sentence
 from stepscope.runs import Record, read_run, write_atomically
 
@@ -240,7 +240,7 @@ def render_report(run: Mapping[str, Any], records: Sequence[Record]) -> str:
     require("altair", "report")
     charts: dict[str, Any] = {}
     names = directions_of(records)
-    tables = {trajectory: sharpness_table(records, trajectory) for trajectory in trajectories_of(records)}
+    tables = {trajectory: sharpness_rows(records, trajectory) for trajectory in trajectories_of(records)}
     parts = [_section(records, name, rows, styles(names), charts) for name, rows in tables.items() if rows]
     return render(
         "directions.html", title_of(run), summary_sentence(records), parts, facts=facts_of(run), names=names,

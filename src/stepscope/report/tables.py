@@ -16,7 +16,7 @@ Cell = str | int | float | None
 
 
 @dataclass(frozen=True)
-class Grid:
+class Table:
     """A table of text.
 
     Attributes:
@@ -24,19 +24,23 @@ class Grid:
         headers: of the columns; the first column names the rows.
         rows: as many cells as headers.
         note: how to read it.
+        name: of its files, without the suffix.
+        on_page: whether a page shows it, or only links to its files.
     """
 
     title: str
     headers: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str
+    name: str = ""
+    on_page: bool = True
 
     @property
     def wordy(self) -> tuple[bool, ...]:
         """Of each column, whether most of its cells are words: those stand on the left, numbers on the right.
 
         Example:
-            >>> Grid("", ("name", "loss", "verdict"), (("a b", "diverged", "faster"), ("c", "1", "slower")), "").wordy
+            >>> Table("", ("name", "loss", "verdict"), (("a b", "diverged", "faster"), ("c", "1", "slower")), "").wordy
             (True, False, True)
         """
         columns = [[row[place] for row in self.rows] for place in range(len(self.headers))]
@@ -85,11 +89,11 @@ def _in_tex(found: re.Match[str]) -> str:
     return _TEX.get(part, part if part.isprintable() else "?")
 
 
-def latex(grid: Grid) -> str:
+def latex(table: Table) -> str:
     r"""A table as a `tabular` with the rules of the package booktabs, to be put into a `table` of a paper.
 
     Example:
-        >>> print(latex(Grid("Losses", ("optimizer", "loss"), (("sgd clip 10%", "−0.5"),), "Means.")))
+        >>> print(latex(Table("Losses", ("optimizer", "loss"), (("sgd clip 10%", "−0.5"),), "Means.")))
         % Losses
         % Means.
         % Needs \usepackage{booktabs,textcomp} and, with pdfLaTeX, \usepackage[T1]{fontenc}.
@@ -103,14 +107,14 @@ def latex(grid: Grid) -> str:
         <BLANKLINE>
     """
     lines = [
-        f"% {tex(grid.title)}",
-        f"% {tex(grid.note)}",
+        f"% {tex(table.title)}",
+        f"% {tex(table.note)}",
         r"% Needs \usepackage{booktabs,textcomp} and, with pdfLaTeX, \usepackage[T1]{fontenc}.",
-        rf"\begin{{tabular}}{{{''.join('l' if wordy else 'r' for wordy in grid.wordy)}}}",
+        rf"\begin{{tabular}}{{{''.join('l' if wordy else 'r' for wordy in table.wordy)}}}",
         r"\toprule",
-        _tex_row(grid.headers),
+        _tex_row(table.headers),
         r"\midrule",
-        *map(_tex_row, grid.rows),
+        *map(_tex_row, table.rows),
         r"\bottomrule",
         r"\end{tabular}",
     ]
@@ -135,11 +139,11 @@ def write_csv(path: str | os.PathLike[str], headers: Sequence[str], rows: Iterab
     return Path(path)
 
 
-def write_tables(grids: Mapping[str, Grid], directory: str | os.PathLike[str]) -> list[Path]:
+def write_tables(tables: Mapping[str, Table], directory: str | os.PathLike[str]) -> list[Path]:
     """Writes each table twice: ``NAME.csv`` with its cells as they are shown, and ``NAME.tex``.
 
     Args:
-        grids: ``{NAME: table}``; names are file names.
+        tables: ``{NAME: table}``; names are file names.
         directory: created if missing.
 
     Returns:
@@ -149,9 +153,9 @@ def write_tables(grids: Mapping[str, Grid], directory: str | os.PathLike[str]) -
         UsageError: a file cannot be written.
     """
     written = []
-    for name, grid in grids.items():
-        written.append(write_csv(Path(directory) / f"{name}.csv", grid.headers, grid.rows))
+    for name, table in tables.items():
+        written.append(write_csv(Path(directory) / f"{name}.csv", table.headers, table.rows))
         target = Path(directory) / f"{name}.tex"
-        write_atomically(target, latex(grid).encode(errors="replace"))
+        write_atomically(target, latex(table).encode(errors="replace"))
         written.append(target)
     return written

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from stepscope.errors import require
-from stepscope.report.comparison import Row, sharpness_table, trajectories_of
-from stepscope.report.tables import Grid
+from stepscope.report.comparison import Row, sharpness_rows, trajectories_of
+from stepscope.report.tables import Table
 from stepscope.runs import Record
 
 
-def print_tables(records: Sequence[Record], console: Any = None) -> None:
+def print_directions(records: Sequence[Record], console: Any = None) -> None:
     """Prints a table for each trajectory and step: sharpness, correlation, best step and best decrease by direction.
 
     Args:
@@ -24,7 +24,7 @@ def print_tables(records: Sequence[Record], console: Any = None) -> None:
     text, target = text_and_console(console)
     marked = False
     for trajectory in trajectories_of(records):
-        rows = sharpness_table(records, trajectory)
+        rows = sharpness_rows(records, trajectory)
         for step in dict.fromkeys(row.step for row in rows):
             found = [row for row in rows if row.step == step]
             target.print(_table(found, f"{printable(trajectory)} trajectory, step {step:g}", text))
@@ -33,28 +33,28 @@ def print_tables(records: Sequence[Record], console: Any = None) -> None:
         target.print(text("† SGD's sharpness is negative there: the ratio is to its robust value (eq. 4) if measured."))
 
 
-def print_grids(grids: Sequence[Grid], console: Any = None) -> None:
+def print_tables(tables: Sequence[Table], console: Any = None) -> None:
     """Prints tables of text.
 
     Args:
-        grids: the tables.
+        tables: the tables.
         console: a `rich.console.Console`; None makes one.
 
     Raises:
         MissingExtraError: rich is not installed.
     """
     text, target = text_and_console(console)
-    for grid in grids:
-        first, *others = grid.headers
-        table = plain_table(text(grid.title), first, [printable(row[0]) for row in grid.rows])
-        for header, words in zip(others, grid.wordy[1:], strict=True):
+    for table in tables:
+        first, *others = table.headers
+        drawn = plain_table(text(table.title), first, [printable(row[0]) for row in table.rows])
+        for header, words in zip(others, table.wordy[1:], strict=True):
             # What is narrow in numbers is to stay whole where words leave too little room.
             shown = text(header.replace(" ", "\n"))
-            table.add_column(shown, justify="left" if words else "right", overflow="fold", no_wrap=not words)
-        for row in grid.rows:
-            table.add_row(*(text(printable(cell)) for cell in row))
-        target.print(table)
-        target.print(text(grid.note))
+            drawn.add_column(shown, justify="left" if words else "right", overflow="fold", no_wrap=not words)
+        for row in table.rows:
+            drawn.add_row(*(text(printable(cell)) for cell in row))
+        target.print(drawn)
+        target.print(text(table.note))
 
 
 def plain_table(title: Any, first: str, names: Sequence[str]) -> Any:

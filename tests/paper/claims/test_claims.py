@@ -14,7 +14,7 @@ from claim_records import (
     everything,
     trajectory,
 )
-from stepscope.paper.claims.claims import claims_grid, claims_json, departures_grid, judge, parts_grid
+from stepscope.paper.claims.claims import claims_json, claims_table, departures_table, judge, parts_table
 from stepscope.paper.claims.losses import finals_of, pairs_of
 from stepscope.paper.claims.verdicts import Claim, Part, Threshold
 from stepscope.paper.runs import Run, read_runs
@@ -59,7 +59,7 @@ def test_nothing_measured_is_twelve_times_cannot_tell():
     claims = judge([])
     assert [each.id for each in claims] == ALL
     assert {(each.verdict, each.statistic) for each in claims} == {("cannot tell", "not measured")}
-    assert parts_grid(claims).rows == departures_grid(claims).rows == ()
+    assert parts_table(claims).rows == departures_table(claims).rows == ()
 
 
 def test_all_hold_where_everything_was_made_so():
@@ -142,17 +142,17 @@ def test_json_has_all_numbers():
 
 def test_tables_have_a_row_a_claim_and_a_row_a_part():
     claims = judge(everything())
-    grid, parts = claims_grid(claims), parts_grid(claims)
-    assert [row[0] for row in grid.rows] == ALL
-    assert {row[4] for row in grid.rows} == {"3"}
+    table, parts = claims_table(claims), parts_table(claims)
+    assert [row[0] for row in table.rows] == ALL
+    assert {row[4] for row in table.rows} == {"3"}
     assert len(parts.rows) == sum(len(each.parts) for each in claims)
-    for table in (grid, parts, departures_grid(claims)):
-        assert {len(row) for row in table.rows} == {len(table.headers)}
+    for each in (table, parts, departures_table(claims)):
+        assert {len(row) for row in each.rows} == {len(each.headers)}
     beside = [row[1] for row in parts.rows if row[0] == "C3" and "gradient" in row[1]]
     assert beside[0] == "(translation, adam clip 50% (gradient))"
-    mixed = claims_grid(judge([trajectory("code"), trajectory("translation", seeds=(0,))]))
+    mixed = claims_table(judge([trajectory("code"), trajectory("translation", seeds=(0,))]))
     assert mixed.rows[0][4] == "0 to 3"  # sentiment wasn't measured
-    assert grid.title == "The paper's claims, scale cpu"
+    assert table.title == "The paper's claims, scale cpu"
 
 
 @pytest.mark.parametrize("name", ["C1", "C2", "C3", "C4", "C5", "C6"])
@@ -169,9 +169,9 @@ def test_names_pass_through_as_they_are():
     run = convergence(tasks=(EVIL,))
     named = [Run(EVIL, run.head, run.records), trajectory("code", name=EVIL, start=EVIL)]
     claims = judge(named)
-    assert f"{EVIL}, sgd clip 10%" in [row[1] for row in parts_grid(claims).rows]
+    assert f"{EVIL}, sgd clip 10%" in [row[1] for row in parts_table(claims).rows]
     assert json.loads(json.dumps(claims_json(claims)))[0]["parts"][0]["name"] == EVIL
-    assert any(EVIL in row[0] for row in departures_grid(claims).rows)
+    assert any(EVIL in row[0] for row in departures_table(claims).rows)
 
 
 def test_stored_runs_end_to_end():

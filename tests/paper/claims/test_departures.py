@@ -3,7 +3,7 @@
 import pytest
 
 from claim_records import claim, convergence, head, trajectory
-from stepscope.paper.claims.claims import departures_grid, judge
+from stepscope.paper.claims.claims import departures_table, judge
 from stepscope.paper.claims.departures import departures
 from stepscope.paper.runs import Run
 
@@ -58,7 +58,7 @@ def test_trainings_as_long_as_the_papers_are_no_departure(steps, told):
 
 def test_the_same_departure_of_two_runs_is_told_once_with_the_claims():
     claims = judge([trajectory("code"), trajectory("translation")])
-    rows = dict(departures_grid(claims).rows)
+    rows = dict(departures_table(claims).rows)
     both = "trajectory-translation, trajectory-code: initialisation is random, not pretrained"
     assert rows[both] == "C1, C2, C3, C4, C5, C6"
 

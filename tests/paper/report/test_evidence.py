@@ -3,34 +3,34 @@
 import pytest
 
 from experiment_records import bound, correlation, removal
-from stepscope.paper.report import GRIDS, render_run
-from stepscope.report import print_grids
+from stepscope.paper.report import TABLES, render_run
+from stepscope.report import print_tables
 
 EVIL = "</script><img src=x onerror=alert(1)>[red]"
 
 
 def test_robust_smoothness_is_told_by_group_and_cut():
     records = [removal("attention", 4.0, ratio, seed) for seed, ratio in enumerate((1.5, 3.0, 6.0))]
-    (grid,) = GRIDS["robustness"]([*records, removal("all", 2.0, 1.0) | {"ratio": None}])
-    assert grid.rows == (("attention, cut 4", "3", "3", "1.5…6", "2/3", "4.0%", "1.06"),)
-    assert grid.title == "Robust smoothness, 3 seeds"
+    (table,) = TABLES["robustness"]([*records, removal("all", 2.0, 1.0) | {"ratio": None}])
+    assert table.rows == (("attention, cut 4", "3", "3", "1.5…6", "2/3", "4.0%", "1.06"),)
+    assert table.title == "Robust smoothness, 3 seeds"
 
 
 def test_violations_and_margins_of_all_bounds_count():
     broken = {"violations": 3, "least_margin": -0.25, "median_margin": 0.1}
-    (grid,) = GRIDS["theory"]([bound(0), bound(1, block=broken, disagreements=2)])
-    assert grid.rows == (("quadratic, clip 10%", "80", "3", "-0.25", "25.0%", "50.0%", "2"),)
+    (table,) = TABLES["theory"]([bound(0), bound(1, block=broken, disagreements=2)])
+    assert table.rows == (("quadratic, clip 10%", "80", "3", "-0.25", "25.0%", "50.0%", "2"),)
 
 
 def test_correlations_count_intervals_above_zero():
     records = [correlation("code, all", 0, 0.2, 0.4), correlation("code, all", 1, -0.1, 0.3)]
-    (grid,) = GRIDS["theory"](records)
-    assert grid.rows == (("code, all", "2", "0.10…0.30", "1/2", "-", "0/0"),)
+    (table,) = TABLES["theory"](records)
+    assert table.rows == (("code, all", "2", "0.10…0.30", "1/2", "-", "0/0"),)
 
 
-@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("name", TABLES)
 def test_nothing_measured_is_no_table(name):
-    assert GRIDS[name]([]) == []
+    assert TABLES[name]([]) == []
 
 
 @pytest.mark.parametrize(
@@ -40,5 +40,5 @@ def test_names_do_no_harm(name, record, capsys):
     pytest.importorskip("altair")
     run = {"configuration": {"experiment": name}, "context": {}}
     assert "<img src=x" not in render_run(run, [record])
-    print_grids(GRIDS[name]([record]))
+    print_tables(TABLES[name]([record]))
     assert "[red]" in capsys.readouterr().out.replace("\n", "").replace(" ", "")

@@ -20,7 +20,7 @@ from stepscope.paper.report import render_run, write_reproduction
 from stepscope.paper.report import reproduction as module
 from stepscope.paper.report.figures import figures_of, file_name, tables_of
 from stepscope.paper.runs import read_runs
-from stepscope.report import Grid, sharpness_table
+from stepscope.report import Table, sharpness_rows
 from stepscope.report.drawing import vega_script
 from synthetic_records import (
     CONFIGURATION,
@@ -32,7 +32,7 @@ from synthetic_records import (
     with_coordinates,
 )
 
-CLAIMS = [Grid("Claims", ("claim", "verdict"), (("C1 SGD is the sharpest", "cannot tell"),), "Of 3 seeds.")]
+CLAIMS = [Table("Claims", ("claim", "verdict"), (("C1 SGD is the sharpest", "cannot tell"),), "Of 3 seeds.")]
 
 
 def trainings():
@@ -91,7 +91,7 @@ def test_numbers_are_those_of_the_table(made):
     path, records, *_ = made
     with (path / "tables" / "trajectory-code-numbers.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    expected = sharpness_table(records, "sgd")
+    expected = sharpness_rows(records, "sgd")
     assert [(row["step"], row["direction"]) for row in rows] == [(str(row.step), row.direction) for row in expected]
     assert [float(row["mean"]) for row in rows] == [row.sharpness for row in expected]
     assert [float(row["spread"]) for row in rows] == [row.sharpness_spread for row in expected]
@@ -149,7 +149,7 @@ def test_nothing_that_a_user_named_becomes_markup_or_a_path(tmp_path):
     run_directory(out / "<img src=x>", records, context, {"experiment": HOSTILE[1], "scale": HOSTILE[1]})
     removals = [removal(HOSTILE[1], 4.0, 3.0) | {"trajectory": HOSTILE[1], "step": 1}]
     run_directory(out / "robustness", removals, context, {"experiment": "robustness", "scale": "cpu"})
-    claims = [Grid(HOSTILE[1], (HOSTILE[1], HOSTILE[0]), ((HOSTILE[1], HOSTILE[0]),), HOSTILE[1])]
+    claims = [Table(HOSTILE[1], (HOSTILE[1], HOSTILE[0]), ((HOSTILE[1], HOSTILE[0]),), HOSTILE[1])]
     written = write_reproduction(out, claims)
     page = written[-1].read_text().replace(vega_script(), "")
     assert page.count("<script") == page.count("</script>") == 4

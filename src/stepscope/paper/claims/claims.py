@@ -21,7 +21,7 @@ from stepscope.paper.claims.trajectory_claims import (
 )
 from stepscope.paper.claims.verdicts import CONFIDENCE, Claim, Part
 from stepscope.paper.runs import Run
-from stepscope.report import Grid
+from stepscope.report import Table
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,11 @@ def judge(runs: Sequence[Run]) -> list[Claim]:
     return claims
 
 
-def claims_grid(claims: Sequence[Claim]) -> Grid:
+def claims_table(claims: Sequence[Claim]) -> Table:
     """One row a claim.
 
     Example:
-        >>> claims_grid(judge([])).rows[11]
+        >>> claims_table(judge([])).rows[11]
         ('C12', 'The bound of appendix A holds.', 'cannot tell', 'not measured', '-')
     """
     rows = tuple((each.id, each.statement, each.verdict, each.statistic, _counts(each)) for each in claims)
@@ -110,12 +110,12 @@ def claims_grid(claims: Sequence[Claim]) -> Grid:
         "it lies wholly beyond; one seed never tells. A claim holds if all its deciding parts do, and does not hold if "
         "one does not."
     )
-    return Grid(
+    return Table(
         f"The paper's claims{_at_scale(claims)}", ("claim", "statement", "verdict", "statistic", "seeds"), rows, note
     )
 
 
-def parts_grid(claims: Sequence[Claim]) -> Grid:
+def parts_table(claims: Sequence[Claim]) -> Table:
     """One row a part of a claim."""
     rows = tuple(
         (
@@ -133,10 +133,10 @@ def parts_grid(claims: Sequence[Claim]) -> Grid:
     )
     headers = ("claim", "part", "claimed", "mean over seeds", "seeds", "scale", "verdict", "remark")
     note = "In square brackets Student's interval. A part in parentheses stands beside: no verdict depends on it."
-    return Grid("The parts of the claims", headers, rows, note)
+    return Table("The parts of the claims", headers, rows, note)
 
 
-def departures_grid(claims: Sequence[Claim]) -> Grid:
+def departures_table(claims: Sequence[Claim]) -> Table:
     """One row a departure from the paper's settings, with the claims that it touches."""
     found: dict[str, list[str]] = {}
     for claim in claims:
@@ -144,7 +144,7 @@ def departures_grid(claims: Sequence[Claim]) -> Grid:
             found.setdefault(departure, []).append(claim.id)
     rows = tuple((departure, ", ".join(ids)) for departure, ids in found.items())
     note = "Read off the records. A verdict is on these runs; on the paper's own settings it may be another."
-    return Grid("Departures from the paper's settings", ("departure", "claims"), rows, note)
+    return Table("Departures from the paper's settings", ("departure", "claims"), rows, note)
 
 
 def claims_json(claims: Sequence[Claim]) -> list[dict[str, Any]]:

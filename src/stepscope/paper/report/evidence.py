@@ -6,16 +6,16 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from stepscope.report import Grid
+from stepscope.report import Table
 from stepscope.runs import Record, number
 
 
-def robustness_grids(records: Sequence[Record]) -> list[Grid]:
+def robustness_tables(records: Sequence[Record]) -> list[Table]:
     """Robust smoothness by group of coordinates and cut, over trajectories, steps, batches and seeds (Table 8).
 
     Example:
         >>> one = {"group": "attention", "cut": 4.0, "seed": 0, "ratio": 3.0, "fraction": 0.05, "random_ratio": 1.01}
-        >>> robustness_grids([one])[0].rows
+        >>> robustness_tables([one])[0].rows
         (('attention, cut 4', '1', '3', '3…3', '1/1', '5.0%', '1.01'),)
     """
     rows = []
@@ -37,15 +37,15 @@ def robustness_grids(records: Sequence[Record]) -> list[Grid]:
         "Spectral norm of the Gauss-Newton matrix divided by that without the coordinates whose column norm is at "
         "least so many times (cut) the mean. Medians; 'at random': the largest ratio where as many go at random."
     )
-    return [Grid(f"Robust smoothness, {_seeds(records)}", headers, tuple(rows), note)] if rows else []
+    return [Table(f"Robust smoothness, {_seeds(records)}", headers, tuple(rows), note)] if rows else []
 
 
-def theory_grids(records: Sequence[Record]) -> list[Grid]:
+def theory_tables(records: Sequence[Record]) -> list[Table]:
     """The bound of appendix A on drawn losses, and curvature against gradient by coordinates (§4.2)."""
-    return [grid for grid in (_bounds(records), _correlations(records)) if grid.rows]
+    return [table for table in (_bounds(records), _correlations(records)) if table.rows]
 
 
-def _bounds(records: Sequence[Record]) -> Grid:
+def _bounds(records: Sequence[Record]) -> Table:
     rows = []
     for (family, fraction), found in _by(records, "family", "fraction").items():
         if family is None:
@@ -65,10 +65,10 @@ def _bounds(records: Sequence[Record]) -> Grid:
         "Measured decrease against the guaranteed one, with clipping, without, and by blocks; the margin is relative. "
         "'Larger': with clipping than without. 'Disagreements': draws in which the derived condition says otherwise."
     )
-    return Grid(f"The bound of appendix A, {_seeds(records)}", headers, tuple(rows), note)
+    return Table(f"The bound of appendix A, {_seeds(records)}", headers, tuple(rows), note)
 
 
-def _correlations(records: Sequence[Record]) -> Grid:
+def _correlations(records: Sequence[Record]) -> Table:
     rows = []
     for (group,), found in _by([record for record in records if "diagonal" in record], "group").items():
         cells = [str(group), str(len(found))]
@@ -84,15 +84,15 @@ def _correlations(records: Sequence[Record]) -> Grid:
         "coordinate by coordinate. 'Above 0': 95% intervals that lie wholly above 0; they cover the sampling of "
         "coordinates alone."
     )
-    return Grid(f"Curvature against gradient, {_seeds(records)}", headers, tuple(rows), note)
+    return Table(f"Curvature against gradient, {_seeds(records)}", headers, tuple(rows), note)
 
 
-def agreement_grids(records: Sequence[Record]) -> list[Grid]:
+def agreement_tables(records: Sequence[Record]) -> list[Table]:
     """Sharpness by two independent paths, at one point of each task.
 
     Example:
         >>> one = {"task": "code", "direction": "sgd", "step": 15, "sharpness": 2.0, "independent": 2.0}
-        >>> agreement_grids([one])[0].rows
+        >>> agreement_tables([one])[0].rows
         (('code', '15', '1', '0e+00', 'sgd', '2'),)
     """
     rows = []
@@ -119,13 +119,13 @@ def agreement_grids(records: Sequence[Record]) -> list[Grid]:
         "Sharpness as recorded (float32, double backward) against differences of float64 gradients that share no code "
         "with it. The difference is relative to the largest sharpness among the directions."
     )
-    return [Grid("The measured sharpness, by another path", headers, tuple(rows), note)] if rows else []
+    return [Table("The measured sharpness, by another path", headers, tuple(rows), note)] if rows else []
 
 
-GRIDS: Mapping[str, Callable[[Sequence[Record]], list[Grid]]] = {
-    "agreement": agreement_grids,
-    "robustness": robustness_grids,
-    "theory": theory_grids,
+TABLES: Mapping[str, Callable[[Sequence[Record]], list[Table]]] = {
+    "agreement": agreement_tables,
+    "robustness": robustness_tables,
+    "theory": theory_tables,
 }
 """Tables by the name of the experiment."""
 

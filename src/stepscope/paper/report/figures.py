@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from stepscope.errors import MissingExtraError, UsageError
 from stepscope.paper.claims.losses import finals_of
-from stepscope.paper.report.evidence import GRIDS
+from stepscope.paper.report.evidence import TABLES
 from stepscope.paper.report.evidence_charts import (
     bound_margins,
     correlations,
@@ -19,24 +19,24 @@ from stepscope.paper.report.evidence_charts import (
     smoothness_over_steps,
 )
 from stepscope.paper.report.loss_charts import differences, losses_over_rates, losses_over_steps
-from stepscope.paper.report.loss_tables import loss_grid, verdict_grid
+from stepscope.paper.report.loss_tables import loss_table, verdict_table
 from stepscope.report import (
     BASELINE,
     Cell,
-    Grid,
+    Table,
     concentration,
-    concentration_grids,
     concentration_over_steps,
+    concentration_tables,
     decrease_against_sharpness,
-    decrease_grids,
+    decrease_tables,
     directions_of,
     family,
     landscapes,
     magnitudes,
     points_of,
-    sharpness_grids,
     sharpness_over_steps,
-    sharpness_table,
+    sharpness_rows,
+    sharpness_tables,
     trajectories_of,
 )
 from stepscope.runs import Record, number
@@ -70,21 +70,6 @@ class Figure:
             raise
         except UsageError:
             return None
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table.
-
-    Attributes:
-        name: of its files, without the suffix.
-        grid: what stands in it.
-        on_page: whether a page shows it, or only links to its files.
-    """
-
-    name: str
-    grid: Grid
-    on_page: bool = True
 
 
 def file_name(*parts: object) -> str:
@@ -204,19 +189,22 @@ def tables_of(experiment: str, records: Sequence[Record]) -> list[Table]:
     Returns:
         Tables; their names differ.
     """
-    if experiment in GRIDS:
-        tables = [Table(file_name(grid.title.partition(",")[0].lower()), grid) for grid in GRIDS[experiment](records)]
+    if experiment in TABLES:
+        tables = TABLES[experiment](records)
+        tables = [replace(table, name=file_name(table.title.partition(",")[0].lower())) for table in tables]
     elif experiment == "convergence":
-        found = {"verdicts": verdict_grid(records), "losses": loss_grid(records)}
-        tables = [Table(name, grid) for name, grid in found.items() if grid.rows]
+        named = {"verdicts": verdict_table(records), "losses": loss_table(records)}
+        tables = [replace(table, name=name) for name, table in named.items() if table.rows]
     else:
-        tables = [Table(file_name("sharpness", name), grid) for name, grid in sharpness_grids(records).items()]
-        tables += [Table(file_name("decrease", name), grid) for name, grid in decrease_grids(records).items()]
-        carried = concentration_grids(records)
+        kinds = {"sharpness": sharpness_tables(records), "decrease": decrease_tables(records)}
+        tables = [
+            replace(table, name=file_name(kind, name)) for kind, found in kinds.items() for name, table in found.items()
+        ]
+        carried = concentration_tables(records)
         last = {name: max(step for other, step in carried if other == name) for name, _ in carried}
         tables += [
-            Table(file_name("concentration", name, f"step {step:g}"), grid, on_page=step == last[name])
-            for (name, step), grid in carried.items()
+            replace(table, name=file_name("concentration", name, f"step {step:g}"), on_page=step == last[name])
+            for (name, step), table in carried.items()
         ]
     return _with_names_that_differ(tables)
 
@@ -228,7 +216,7 @@ def numbers_of(experiment: str, records: Sequence[Record]) -> tuple[tuple[str, .
         experiment: its kind, as in its configuration.
         records: its measurements.
     """
-    if experiment in GRIDS:
+    if experiment in TABLES:
         return (), []
     if experiment == "convergence":
         headers: tuple[str, ...] = ("task", "optimizer", "original", "learning_rate", "bracketed", "seed", "loss")
@@ -247,7 +235,7 @@ def numbers_of(experiment: str, records: Sequence[Record]) -> tuple[tuple[str, .
             row.correlation, row.best_step, row.best_decrease, row.best_decrease_spread,
         )
         for name in trajectories_of(records)
-        for row in sharpness_table(records, name)
+        for row in sharpness_rows(records, name)
     ]  # fmt: skip
 
 

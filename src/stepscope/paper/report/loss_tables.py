@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 
 from stepscope.paper.claims.losses import CONFIDENCE, Final, Pair, finals_of, pairs_of
-from stepscope.report import NOTHING, Grid
+from stepscope.report import NOTHING, Table
 from stepscope.runs import Record
 
 
-def loss_grid(records: Sequence[Record]) -> Grid:
+def loss_table(records: Sequence[Record]) -> Table:
     """Each optimizer's learning rate and loss on each task (Table 3)."""
     finals = {(final.task, final.optimizer): final for final in finals_of(records)}
     tasks = list(dict.fromkeys(task for task, _ in finals))
@@ -25,7 +25,7 @@ def loss_grid(records: Sequence[Record]) -> Grid:
         "Loss after the last step, means over seeds ± standard deviation, each optimizer at the best learning rate of "
         "its own search. * A better rate may lie beyond those tried. ↓ It diverged on a seed and was lowered."
     )
-    return Grid("Learning rates and losses", headers, tuple(rows), note)
+    return Table("Learning rates and losses", headers, tuple(rows), note)
 
 
 def _rate_and_loss(final: Final | None) -> tuple[str, str]:
@@ -37,7 +37,7 @@ def _rate_and_loss(final: Final | None) -> tuple[str, str]:
     return rate, f"{final.mean:.3f}" + ("" if final.spread is None else f" ± {final.spread:.3f}")
 
 
-def verdict_grid(records: Sequence[Record]) -> Grid:
+def verdict_table(records: Sequence[Record]) -> Table:
     """What the losses of each variant minus its original's say."""
     headers = ("variant", "task", f"difference [{CONFIDENCE:.0%}]", "p", "steps needed", "verdict")
     note = (
@@ -46,7 +46,7 @@ def verdict_grid(records: Sequence[Record]) -> Grid:
         "original's last one."
     )
     rows = tuple(_verdict(pair) for pair in pairs_of(finals_of(records)))
-    return Grid("Variants against their originals", headers, rows, note)
+    return Table("Variants against their originals", headers, rows, note)
 
 
 def _verdict(pair: Pair) -> tuple[str, ...]:

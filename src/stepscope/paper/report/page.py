@@ -10,7 +10,7 @@ from typing import Any
 
 from stepscope.errors import require
 from stepscope.paper.claims.losses import CONFIDENCE, Final, conclusion, finals_of, pairs_of
-from stepscope.paper.report.evidence import GRIDS
+from stepscope.paper.report.evidence import TABLES
 from stepscope.paper.report.figures import figures_of
 from stepscope.paper.report.loss_charts import differences, losses_over_rates, losses_over_steps
 from stepscope.report import drawn, facts_of, render, render_report, save, title_of
@@ -49,12 +49,12 @@ def render_run(run: Mapping[str, Any], records: Sequence[Record]) -> str:
     charts: dict[str, Any] = {}
     experiment = (run.get("configuration") or {}).get("experiment")
     page = functools.partial(render, title=title_of(run), facts=facts_of(run), charts=charts, templates=__package__)
-    if isinstance(experiment, str) and experiment in GRIDS:
-        grids = GRIDS[experiment](records)
-        summary = ". ".join(grid.title for grid in grids)
+    if isinstance(experiment, str) and experiment in TABLES:
+        tables = TABLES[experiment](records)
+        summary = ". ".join(table.title for table in tables)
         shown = [figure for figure in figures_of(experiment, records) if figure.on_page]
         places = [place for figure in shown for place in drawn(charts, f"chart-{len(charts)}", figure.draw)]
-        return page("grids.html", summary=summary, sections=grids, names=[], figures=places)
+        return page("tables.html", summary=summary, sections=tables, names=[], figures=places)
     if experiment == "convergence":
         finals = finals_of(records)
         names = list(dict.fromkeys(final.optimizer for final in finals))

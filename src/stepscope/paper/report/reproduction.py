@@ -12,11 +12,11 @@ from urllib.parse import quote
 
 from stepscope.errors import UsageError, require
 from stepscope.paper.claims.losses import conclusion, finals_of, pairs_of
-from stepscope.paper.report.evidence import GRIDS
-from stepscope.paper.report.figures import Figure, Table, figures_of, file_name, numbers_of, tables_of
+from stepscope.paper.report.evidence import TABLES
+from stepscope.paper.report.figures import Figure, figures_of, file_name, numbers_of, tables_of
 from stepscope.paper.runs import Run, read_runs
 from stepscope.report import (
-    Grid,
+    Table,
     directions_of,
     facts_of,
     render,
@@ -31,8 +31,8 @@ from stepscope.runs import write_atomically
 
 Progress = Callable[[float, str], None]
 
-TABLES = "tables"
-FIGURES = "figures"
+TABLE_FOLDER = "tables"
+FIGURE_FOLDER = "figures"
 PAGE = "report.html"
 WRITTEN = "written.json"
 """The names of the files that were written, so that the next call knows which it may remove."""
@@ -57,7 +57,7 @@ class _Part:
 
 def write_reproduction(
     path: str | os.PathLike[str],
-    claims: Sequence[Grid] = (),
+    claims: Sequence[Table] = (),
     progress: Progress = lambda part, what: None,  # noqa: ARG005
 ) -> list[Path]:
     """Writes the tables, the figures and the page of a reproduction beside its runs.
@@ -81,8 +81,8 @@ def write_reproduction(
     out = Path(path)
     parts = [_part(run) for run in sorted(_checked(read_runs(out)), key=_place)]
     progress(0.0, "tables")
-    claimed = {file_name("claims", number if number > 1 else ""): grid for number, grid in enumerate(claims, start=1)}
-    written = write_tables(claimed, out / TABLES)
+    claimed = {file_name("claims", number if number > 1 else ""): table for number, table in enumerate(claims, start=1)}
+    written = write_tables(claimed, out / TABLE_FOLDER)
     for part in parts:
         written += _write_tables(part, out)
     charts: dict[str, Any] = {}
@@ -97,16 +97,17 @@ def write_reproduction(
             chart = figure.chart()
             if chart is not None:
                 drawn[figure.name] = chart
-                written.append(save(chart, out / part.file(FIGURES, figure.name, ".pdf")))
+                written.append(save(chart, out / part.file(FIGURE_FOLDER, figure.name, ".pdf")))
         sections.append(_section(part, drawn, charts))
     progress(1.0, PAGE)
-    tops = [_shown(f"{TABLES}/{name}", grid) for name, grid in claimed.items()]
+    tops = [_shown(f"{TABLE_FOLDER}/{name}", table) for name, table in claimed.items()]
     names = list(dict.fromkeys(name for part in parts for name in _directions(part.run)))
     scales = sorted({part.run.scale for part in parts})
     summary = f"{len(parts)} run{'s' if len(parts) > 1 else ''} at scale {' and '.join(scales)}."
     page = render(
-        "reproduction.html", "Reproduction", summary, sections, facts=[], names=names, charts=charts, claims=tops
-    )
+        "reproduction.html", "Reproduction", summary, sections, facts=[], names=names, charts=charts, claims=tops,
+        templates=__package__,
+    )  # fmt: skip
     write_atomically(out / PAGE, page.encode(errors="replace"))
     written.append(out / PAGE)
     _remove_stale(out, written)
@@ -122,7 +123,7 @@ def _remove_stale(out: Path, written: Sequence[Path]) -> None:
         before = []
     for name in before if isinstance(before, list) else []:
         path = out / str(name)
-        if name not in names and path.parent in (out / TABLES, out / FIGURES):
+        if name not in names and path.parent in (out / TABLE_FOLDER, out / FIGURE_FOLDER):
             path.unlink(missing_ok=True)
     write_atomically(manifest, (json.dumps(names, indent=0) + "\n").encode())
 
@@ -152,10 +153,10 @@ def _checked(runs: Sequence[Run]) -> list[Run]:
 
 
 def _write_tables(part: _Part, out: Path) -> list[Path]:
-    written = write_tables({file_name(part.run.name, each.name): each.grid for each in part.tables}, out / TABLES)
+    written = write_tables({file_name(part.run.name, each.name): each for each in part.tables}, out / TABLE_FOLDER)
     headers, rows = numbers_of(part.run.experiment, part.run.records)
     if rows:
-        written.append(write_csv(out / part.file(TABLES, "numbers", ".csv"), headers, rows))
+        written.append(write_csv(out / part.file(TABLE_FOLDER, "numbers", ".csv"), headers, rows))
     return written
 
 
@@ -165,28 +166,28 @@ def _section(part: _Part, drawn: Mapping[str, Any], charts: dict[str, Any]) -> d
     for figure in part.figures:
         if figure.name not in drawn:
             continue
-        pdf = quote(part.file(FIGURES, figure.name, ".pdf"))
+        pdf = quote(part.file(FIGURE_FOLDER, figure.name, ".pdf"))
         if figure.on_page:
             place = f"chart-{len(charts)}"
             charts[place] = {**drawn[figure.name].to_dict(), "width": "container"}
             shown.append({"place": place, "pdf": pdf})
         else:
             links.append({"title": f"{figure.title} (PDF)", "path": pdf})
-    tables = [(part.file(TABLES, table.name, ""), table) for table in part.tables]
+    tables = [(part.file(TABLE_FOLDER, table.name, ""), table) for table in part.tables]
     links += [
-        {"title": f"{table.grid.title} ({kind})", "path": quote(f"{name}.{suffix}")}
+        {"title": f"{table.title} ({kind})", "path": quote(f"{name}.{suffix}")}
         for name, table in tables
         if not table.on_page
         for kind, suffix in (("CSV", "csv"), ("LaTeX", "tex"))
     ]
     if numbers_of(part.run.experiment, part.run.records)[1]:
-        links.append({"title": "all numbers (CSV)", "path": quote(part.file(TABLES, "numbers", ".csv"))})
+        links.append({"title": "all numbers (CSV)", "path": quote(part.file(TABLE_FOLDER, "numbers", ".csv"))})
     return {
         "place": f"run-{file_name(part.run.name)}",
         "name": part.run.name,
         "title": _title(part.run),
         "summary": _summary(part.run),
-        "tables": [_shown(name, table.grid) for name, table in tables if table.on_page],
+        "tables": [_shown(name, table) for name, table in tables if table.on_page],
         "swatches": swatches_of(_directions(part.run)),
         "charts": shown,
         "links": links,
@@ -194,8 +195,8 @@ def _section(part: _Part, drawn: Mapping[str, Any], charts: dict[str, Any]) -> d
     }
 
 
-def _shown(name: str, grid: Grid) -> dict[str, Any]:
-    return {"grid": grid, "csv": quote(f"{name}.csv"), "tex": quote(f"{name}.tex")}
+def _shown(name: str, table: Table) -> dict[str, Any]:
+    return {"table": table, "csv": quote(f"{name}.csv"), "tex": quote(f"{name}.tex")}
 
 
 def _title(run: Run) -> str:
@@ -211,7 +212,7 @@ def _title(run: Run) -> str:
 def _summary(run: Run) -> str:
     if not run.records:
         return "Nothing has been measured yet."
-    if run.experiment in GRIDS:
+    if run.experiment in TABLES:
         return f"{len(run.records):,} measurements."
     if run.experiment == "convergence":
         return conclusion(pairs_of(finals_of(run.records)))
@@ -219,7 +220,7 @@ def _summary(run: Run) -> str:
 
 
 def _directions(run: Run) -> list[str]:
-    if run.experiment in GRIDS:
+    if run.experiment in TABLES:
         return []
     if run.experiment == "convergence":
         return list(dict.fromkeys(final.optimizer for final in finals_of(run.records)))

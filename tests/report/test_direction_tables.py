@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from stepscope.report import concentration_grids, decrease_grids, sharpness_grids
-from stepscope.report.grids import top_shares
+from stepscope.report import concentration_tables, decrease_tables, sharpness_tables
+from stepscope.report.direction_tables import top_shares
 from synthetic_records import record
 
 
@@ -19,30 +19,32 @@ def test_sharpness_is_a_ratio_with_spread_sign_and_mark():
             (30, 0, "sgd", -2.0, None),
         )
     ]  # fmt: skip
-    grids = sharpness_grids([*records, record("adam", 20, "sgd", sharpness=1e9)])
-    assert list(grids) == ["sgd", "adam"]
-    grid = grids["sgd"]
-    assert grid.headers == ("direction", "step 5† (1 of 2 seeds)", "step 20", "step 30‡ (1 of 2 seeds)")
-    assert grid.rows == (
+    tables = sharpness_tables([*records, record("adam", 20, "sgd", sharpness=1e9)])
+    assert list(tables) == ["sgd", "adam"]
+    table = tables["sgd"]
+    assert table.headers == ("direction", "step 5† (1 of 2 seeds)", "step 20", "step 30‡ (1 of 2 seeds)")
+    assert table.rows == (
         ("sgd", "−0.250", "1.00 ± 0.00", "−1.00"),
         ("adam", "–", "−0.500 ± 0.354", "–"),
         ("muon", "0.500", "–", "–"),
     )
-    assert grid.title == "Directional sharpness / |SGD's|: weights moved by sgd"
-    assert "eq. 4" in grid.note
-    assert "‡" in grid.note
-    assert "†" not in grids["adam"].note
+    assert table.title == "Directional sharpness / |SGD's|: weights moved by sgd"
+    assert "eq. 4" in table.note
+    assert "‡" in table.note
+    assert "†" not in tables["adam"].note
 
 
 def test_without_sgd_the_title_says_that_numbers_are_absolute():
-    grid = sharpness_grids([record("sgd", 1, "adam", sharpness=4.0)])["sgd"]
-    assert grid.title == "Directional sharpness: weights moved by sgd"
-    assert grid.rows == (("adam", "4.00"),)
+    table = sharpness_tables([record("sgd", 1, "adam", sharpness=4.0)])["sgd"]
+    assert table.title == "Directional sharpness: weights moved by sgd"
+    assert table.rows == (("adam", "4.00"),)
 
 
 def test_decreases_are_in_units_of_the_loss():
     records = [record("sgd", 1, "adam", seed=seed, best_decrease=value) for seed, value in enumerate((0.5, 1.5))]
-    assert decrease_grids([*records, record("sgd", 1, "sgd", sharpness=1.0)])["sgd"].rows == (("adam", "1.00 ± 0.707"),)
+    assert decrease_tables([*records, record("sgd", 1, "sgd", sharpness=1.0)])["sgd"].rows == (
+        ("adam", "1.00 ± 0.707"),
+    )
 
 
 def test_what_the_largest_coordinates_carry():
@@ -51,10 +53,10 @@ def test_what_the_largest_coordinates_carry():
         for seed, part in enumerate((-4.0, 2.0, 88.0))
     ]
     records.append(record("sgd", 1, "adam", sharpness=-1.0, top={"0.1": {"norm": 0.25, "sharpness": -1.0}}))
-    grids = concentration_grids([*records, record("sgd", 2, "sgd", sharpness=1.0)])
-    assert list(grids) == [("sgd", 1)]
-    assert grids["sgd", 1].headers == ("direction", "squared norm in 10%", "sharpness in 10%")
-    assert grids["sgd", 1].rows == (("sgd", "50.0%", "25.0%"), ("adam", "25.0%", "–"))
+    tables = concentration_tables([*records, record("sgd", 2, "sgd", sharpness=1.0)])
+    assert list(tables) == [("sgd", 1)]
+    assert tables["sgd", 1].headers == ("direction", "squared norm in 10%", "sharpness in 10%")
+    assert tables["sgd", 1].rows == (("sgd", "50.0%", "25.0%"), ("adam", "25.0%", "–"))
 
 
 @pytest.mark.parametrize("top", [None, 3, {}, {"x": {}}, {"0.1": None}, {"0.1": {"norm": "1"}}, {"0": {"norm": 1.0}}])
@@ -63,4 +65,4 @@ def test_parts_that_are_not_there_are_no_shares(top):
 
 
 def test_nothing_measured_is_no_table():
-    assert sharpness_grids([{}]) == decrease_grids([]) == concentration_grids([{}]) == {}
+    assert sharpness_tables([{}]) == decrease_tables([]) == concentration_tables([{}]) == {}

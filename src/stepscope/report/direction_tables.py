@@ -1,4 +1,4 @@
-"""Directions along a training as `Grid`s: for the page, for LaTeX and for the documentation."""
+"""Directions along a training as `Table`s: for the page, for LaTeX and for the documentation."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from stepscope.report.comparison import Row, directions_of, points_of, sharpness_table, trajectories_of
-from stepscope.report.tables import Grid
+from stepscope.report.comparison import Row, directions_of, points_of, sharpness_rows, trajectories_of
+from stepscope.report.tables import Table
 from stepscope.runs import Record, number
 
 NOTHING = "–"
@@ -32,20 +32,20 @@ def format_number(value: float | None) -> str:
     return mantissa.replace("-", "−") + power
 
 
-def sharpness_grids(records: Sequence[Record]) -> dict[str, Grid]:
+def sharpness_tables(records: Sequence[Record]) -> dict[str, Table]:
     """Directional sharpness as a ratio to |SGD's|, by trajectory, a column a step (Tables 1, 4–7, 9).
 
     Example:
         >>> at = {"trajectory": "sgd", "seed": 0, "step": 20}
-        >>> grids = sharpness_grids(
+        >>> tables = sharpness_tables(
         ...     [{**at, "direction": "sgd", "sharpness": 8.0}, {**at, "direction": "adam", "sharpness": -2.0}]
         ... )
-        >>> grids["sgd"].headers, grids["sgd"].rows
+        >>> tables["sgd"].headers, tables["sgd"].rows
         (('direction', 'step 20'), (('sgd', '1.00'), ('adam', '−0.250')))
     """
-    grids = {}
+    tables = {}
     for trajectory in trajectories_of(records):
-        rows = [row for row in sharpness_table(records, trajectory) if row.sharpness is not None]
+        rows = [row for row in sharpness_rows(records, trajectory) if row.sharpness is not None]
         relative = any(row.relative for row in rows)
         headers, cells = _by_step(records, rows, lambda row: _spread(row.sharpness, row.sharpness_spread), True)
         note = "Means over seeds ± standard deviation. Signs are kept: where it is negative, the loss curves downwards."
@@ -56,28 +56,28 @@ def sharpness_grids(records: Sequence[Record]) -> dict[str, Grid]:
             note += " ‡ SGD's sharpness is negative there: the ratios are to its absolute value."
         what = "Directional sharpness / |SGD's|" if relative else "Directional sharpness"
         if cells:
-            grids[trajectory] = Grid(f"{what}: weights moved by {trajectory}", headers, cells, note)
-    return grids
+            tables[trajectory] = Table(f"{what}: weights moved by {trajectory}", headers, cells, note)
+    return tables
 
 
-def decrease_grids(records: Sequence[Record]) -> dict[str, Grid]:
+def decrease_tables(records: Sequence[Record]) -> dict[str, Table]:
     """How far the loss falls at the best step along each direction, by trajectory, a column a step."""
-    grids = {}
+    tables = {}
     for trajectory in trajectories_of(records):
-        rows = [row for row in sharpness_table(records, trajectory) if row.best_decrease is not None]
+        rows = [row for row in sharpness_rows(records, trajectory) if row.best_decrease is not None]
         headers, cells = _by_step(records, rows, lambda row: _spread(row.best_decrease, row.best_decrease_spread))
         note = "Loss at the start minus loss at the first minimum along the direction, means over seeds ± deviation."
         if cells:
-            grids[trajectory] = Grid(f"Best local decrease: weights moved by {trajectory}", headers, cells, note)
-    return grids
+            tables[trajectory] = Table(f"Best local decrease: weights moved by {trajectory}", headers, cells, note)
+    return tables
 
 
-def concentration_grids(records: Sequence[Record]) -> dict[tuple[str, int | float], Grid]:
+def concentration_tables(records: Sequence[Record]) -> dict[tuple[str, int | float], Table]:
     """What the largest coordinates carry of a direction's squared norm and sharpness, by trajectory and step."""
     measured: dict[tuple[str, int | float], list[Record]] = {}
     for (trajectory, step, _), by_direction in points_of(records).items():
         measured.setdefault((trajectory, step), []).extend(by_direction.values())
-    grids = {}
+    tables = {}
     for (trajectory, step), found in measured.items():
         fractions = sorted({fraction for record in found for fraction in top_shares(record, "norm")})
         cells = []
@@ -97,8 +97,8 @@ def concentration_grids(records: Sequence[Record]) -> dict[tuple[str, int | floa
                 "have either sign, so that a share can be above 100%; where it is negative itself there are no shares."
             )
             title = f"Carried by the largest coordinates: weights moved by {trajectory}, step {step:g}"
-            grids[trajectory, step] = Grid(title, headers, tuple(cells), note)
-    return grids
+            tables[trajectory, step] = Table(title, headers, tuple(cells), note)
+    return tables
 
 
 def top_shares(record: Record, part: str) -> dict[float, float]:
