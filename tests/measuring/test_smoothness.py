@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from test_gauss_newton import matrix_of, tiny
+from test_gauss_newton_matrix import matrix_of, tiny
 from torch import nn
 
 from cases import case
 from stepscope import Objective, UsageError
-from stepscope.measuring import gauss_newton
+from stepscope.measuring import gauss_newton_matrix
 from stepscope.measuring.smoothness import removals, robust_smoothness
 from traces import fingerprint
 
@@ -29,7 +29,7 @@ def top(matrix):
 def test_removal_agrees_with_a_dense_construction(classes, cut):
     model, batch = tiny(classes)
     objective = Objective(model, None, [batch])
-    matrix = matrix_of(gauss_newton.gauss_newton(objective))
+    matrix = matrix_of(gauss_newton_matrix.gauss_newton(objective))
     columns = matrix.diagonal().sqrt()
     drop = columns >= cut * columns.mean()
     [found] = robust_smoothness(objective, cuts=[cut], draws=0)
@@ -47,7 +47,7 @@ def test_the_mean_is_of_the_chosen_coordinates():
     model, batch = tiny(2)
     objective = Objective(model, None, [batch])
     chosen = ["first.weight", "head.weight"]
-    matrix = matrix_of(gauss_newton.gauss_newton(objective, chosen))
+    matrix = matrix_of(gauss_newton_matrix.gauss_newton(objective, chosen))
     columns = matrix.diagonal().sqrt()
     drop = columns >= 2 * columns.mean()
     [found] = robust_smoothness(objective, chosen, cuts=[2], draws=0)
@@ -58,7 +58,7 @@ def test_the_mean_is_of_the_chosen_coordinates():
 def test_columns_at_the_cut_are_removed():
     """Norms 3, 1, 1, 1, 1, 1: of their mean, 4/3, the first is 2.25 times."""
     rows = {"a": [torch.tensor([3.0, 1.0, 1.0, 1.0, 1.0, 1.0])]}
-    matrix = gauss_newton.GaussNewton(rows, 1)
+    matrix = gauss_newton_matrix.GaussNewton(rows, 1)
     at, above = removals(matrix, cuts=[2.25, 2.2501], draws=0, seed=0)
     assert (at.removed, above.removed) == (1, 0)
     assert (at.before, at.after) == pytest.approx((14.0, 5.0))
@@ -68,7 +68,9 @@ def test_columns_at_the_cut_are_removed():
 def test_random_removal_takes_as_many_and_any_of_them():
     """Orthogonal rows of one coordinate each: what is left of the norm tells which were taken."""
     values = torch.arange(1.0, 41.0)
-    matrix = gauss_newton.GaussNewton({"a": list(torch.diag(values)[:, :15]), "b": list(torch.diag(values)[:, 15:])}, 1)
+    matrix = gauss_newton_matrix.GaussNewton(
+        {"a": list(torch.diag(values)[:, :15]), "b": list(torch.diag(values)[:, 15:])}, 1
+    )
     [found] = removals(matrix, cuts=[1.9], draws=200, seed=3)  # 38.95 is 1.9 times the mean
     assert found.removed == 2
     assert found.after == 38.0**2
@@ -92,7 +94,7 @@ def test_a_cut_does_not_depend_on_the_other_cuts():
 
 def test_nothing_left_has_no_ratio():
     rows = {"a": [torch.tensor([2.0, 2.0])]}
-    [found] = removals(gauss_newton.GaussNewton(rows, 1), cuts=[1], draws=1, seed=0)
+    [found] = removals(gauss_newton_matrix.GaussNewton(rows, 1), cuts=[1], draws=1, seed=0)
     assert (found.removed, found.after, found.ratio, found.random_ratio) == (2, 0.0, None, None)
 
 

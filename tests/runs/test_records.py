@@ -282,7 +282,7 @@ def test_a_closed_directory_takes_nothing(tmp_path):
 WRITER = textwrap.dedent(
     """
     import sys
-    from stepscope.records import RunDirectory
+    from stepscope.runs import RunDirectory
     run = RunDirectory.open(sys.argv[1], {"steps": [1]})
     step = 0
     while True:
@@ -295,7 +295,7 @@ WRITER = textwrap.dedent(
 
 
 def test_a_second_writer_is_refused_and_kill_9_leaves_a_whole_directory(tmp_path):
-    source = Path(stepscope.runs.storage.__file__).parents[1]
+    source = Path(stepscope.runs.storage.__file__).parents[2]
     child = subprocess.Popen(
         [sys.executable, "-c", WRITER, str(tmp_path / "run")],
         stdout=subprocess.PIPE,

@@ -2,7 +2,7 @@
 
 from stepscope.measuring.breakdown import Grouping, grouping
 from stepscope.measuring.curvature import Coordinate, hessian_rows
-from stepscope.measuring.gauss_newton import chosen_names, gauss_newton
+from stepscope.measuring.gauss_newton_matrix import chosen_names, gauss_newton
 from stepscope.measuring.measurement import Measurement, measure
 from stepscope.measuring.selfcheck import ANOTHER_GRADIENT, SelfCheck, self_check
 from stepscope.measuring.smoothness import check_removal, removals

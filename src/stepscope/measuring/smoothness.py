@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stepscope.errors import UsageError
-from stepscope.measuring.gauss_newton import Chosen, GaussNewton, Logits, gauss_newton
+from stepscope.measuring.gauss_newton_matrix import Chosen, GaussNewton, Logits, gauss_newton
 from stepscope.objective import Objective
 
 

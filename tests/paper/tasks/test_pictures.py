@@ -175,7 +175,7 @@ def test_cifar10_without_pillow_is_said_before_anything_is_fetched(monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
     monkeypatch.setattr(pictures, "cached_dataset", lambda dataset: pytest.fail("nothing has to be fetched"))
-    with pytest.raises(UsageError, match=r"cifar10: PIL is not installed: pip install 'stepscope\[tasks\]'"):
+    with pytest.raises(UsageError, match=r"cifar10: PIL is not installed: pip install 'stepscope\[paper\]'"):
         load_pictures("cifar10")
 
 

@@ -8,8 +8,8 @@ from torch.autograd.functional import hessian, jacobian
 
 from cases import bert, case, substituted
 from stepscope import Objective, UsageError
-from stepscope.measuring import gauss_newton
-from stepscope.measuring.gauss_newton import softmax_root
+from stepscope.measuring import gauss_newton_matrix
+from stepscope.measuring.gauss_newton_matrix import softmax_root
 from traces import fingerprint
 
 
@@ -88,7 +88,7 @@ def test_agrees_with_the_dense_matrix(make, classes):
     model, batch = make(classes)
     model.train()
     expected = dense(model, batch)
-    found = gauss_newton.gauss_newton(Objective(model, None, [batch]))
+    found = gauss_newton_matrix.gauss_newton(Objective(model, None, [batch]))
     b = len(batch["labels"])
     assert {len(parts) for parts in found.rows.values()} == {b * (classes - 1)}
     assert found.examples == b
@@ -111,7 +111,7 @@ def test_is_the_hessian_of_a_linear_model(classes):
 
     expected = hessian(loss, model.weight.detach().reshape(-1))
     objective = Objective(model, lambda m, b: F.cross_entropy(m(b[0]), b[1]), [(x, labels)])
-    found = gauss_newton.gauss_newton(objective, logits_fn=lambda m, b: m(b[0]))
+    found = gauss_newton_matrix.gauss_newton(objective, logits_fn=lambda m, b: m(b[0]))
     torch.testing.assert_close(matrix_of(found), expected, atol=1e-12, rtol=0)
 
 
@@ -119,7 +119,7 @@ def test_two_classes_have_the_papers_rows():
     """``√(p₀p₁)·(∇z₀ − ∇z₁)``, one an example, up to its sign."""
     model, batch = tiny(2)
     model.eval()
-    found = gauss_newton.gauss_newton(Objective(model, None, [batch]), "head.weight")
+    found = gauss_newton_matrix.gauss_newton(Objective(model, None, [batch]), "head.weight")
     z = model(**batch)["logits"]
     for example, row in enumerate(found.rows["head.weight"]):
         p = z[example].softmax(0)
@@ -151,20 +151,20 @@ def test_root_of_certain_predictions_keeps_its_digits():
 @pytest.mark.parametrize("classes", [2, 5])
 def test_micro_batches_change_nothing(classes):
     model, batch = tiny(classes)
-    whole = matrix_of(gauss_newton.gauss_newton(Objective(model, None, [batch])))
+    whole = matrix_of(gauss_newton_matrix.gauss_newton(Objective(model, None, [batch])))
     for sizes in ([1] * 6, [4, 2]):
         parts = list(zip(*(value.split(sizes) for value in batch.values()), strict=True))
         batches = [dict(zip(batch, part, strict=True)) for part in parts]
-        found = gauss_newton.gauss_newton(Objective(model, None, batches))
+        found = gauss_newton_matrix.gauss_newton(Objective(model, None, batches))
         torch.testing.assert_close(matrix_of(found), whole, atol=1e-14, rtol=0)
 
 
 def test_blocks_of_columns_change_nothing(monkeypatch):
     model, batch = tiny(5)
-    found = gauss_newton.gauss_newton(Objective(model, None, [batch]))
+    found = gauss_newton_matrix.gauss_newton(Objective(model, None, [batch]))
     keep = {name: torch.rand(size) < 0.7 for name, size in found.sizes.items()}
     norms, spectral = found.column_norms(), found.spectral_norms([None, keep])
-    monkeypatch.setattr(gauss_newton, "_BLOCK", 60)  # two columns of the 24 rows
+    monkeypatch.setattr(gauss_newton_matrix, "_BLOCK", 60)  # two columns of the 24 rows
     assert spectral == pytest.approx(found.spectral_norms([None, keep]), rel=1e-12)
     for name, part in found.column_norms().items():
         torch.testing.assert_close(part, norms[name], rtol=1e-12, atol=0)
@@ -175,16 +175,16 @@ def test_examples_without_a_label_are_left_out():
     fewer = {name: value[[0, 2, 3]] for name, value in batch.items()}
     labels = batch["labels"].clone()
     labels[[1, 4, 5]] = -100
-    found = gauss_newton.gauss_newton(Objective(model, None, [batch | {"labels": labels}]))
+    found = gauss_newton_matrix.gauss_newton(Objective(model, None, [batch | {"labels": labels}]))
     assert found.examples == 3
-    expected = gauss_newton.gauss_newton(Objective(model, None, [fewer]))
+    expected = gauss_newton_matrix.gauss_newton(Objective(model, None, [fewer]))
     torch.testing.assert_close(matrix_of(found), matrix_of(expected), atol=1e-14, rtol=0)
 
 
 def test_weights_of_micro_batches_are_the_objectives():
     model, batch = tiny(2)
     parts = [{n: v[i : i + 1] for n, v in batch.items()} for i in range(2)]
-    one, other = (matrix_of(gauss_newton.gauss_newton(Objective(model, None, [part]))) for part in parts)
+    one, other = (matrix_of(gauss_newton_matrix.gauss_newton(Objective(model, None, [part]))) for part in parts)
     for number, part in enumerate(parts):
         part["weight"] = torch.tensor([1 + 2 * number])
     objective = Objective(
@@ -193,7 +193,7 @@ def test_weights_of_micro_batches_are_the_objectives():
         parts,
         weight_fn=lambda b: float(b["weight"]),
     )
-    found = gauss_newton.gauss_newton(
+    found = gauss_newton_matrix.gauss_newton(
         objective, logits_fn=lambda m, b: m(b["input_ids"], b["attention_mask"])["logits"]
     )
     torch.testing.assert_close(matrix_of(found), (one + 3 * other) / 4, atol=1e-14, rtol=0)
@@ -209,8 +209,8 @@ def test_weights_of_micro_batches_are_the_objectives():
 )
 def test_chosen_coordinates_are_a_diagonal_block(chosen, names):
     model, batch = tiny(2)
-    whole = gauss_newton.gauss_newton(Objective(model, None, [batch]))
-    found = gauss_newton.gauss_newton(Objective(model, None, [batch]), chosen)
+    whole = gauss_newton_matrix.gauss_newton(Objective(model, None, [batch]))
+    found = gauss_newton_matrix.gauss_newton(Objective(model, None, [batch]), chosen)
     assert list(found.rows) == names
     torch.testing.assert_close(matrix_of(found), matrix_of(whole.of(names)))
     assert all(whole.of(names).rows[name][0] is whole.rows[name][0] for name in names)
@@ -220,10 +220,12 @@ def test_attention_of_a_transformer_in_training_mode_and_single_precision():
     """Dropout off, masks as they are: what a float32 model gives is what its float64 copy gives."""
     exact, single = case("bert"), case("bert", torch.float32)
     pattern = "*.attention.*.weight"
-    expected = gauss_newton.gauss_newton(exact.objective(), pattern)
-    found = gauss_newton.gauss_newton(single.objective(), pattern)
+    expected = gauss_newton_matrix.gauss_newton(exact.objective(), pattern)
+    found = gauss_newton_matrix.gauss_newton(single.objective(), pattern)
     assert found.spectral_norms([None]) == pytest.approx(expected.spectral_norms([None]), rel=1e-4)
-    raised = gauss_newton.gauss_newton(Objective(single.model, None, single.batches, dtype=torch.float64), pattern)
+    raised = gauss_newton_matrix.gauss_newton(
+        Objective(single.model, None, single.batches, dtype=torch.float64), pattern
+    )
     assert next(iter(raised.rows.values()))[0].dtype == torch.float64
     assert raised.spectral_norms([None]) == pytest.approx(expected.spectral_norms([None]), rel=1e-10)
 
@@ -234,10 +236,10 @@ def test_leaves_no_trace():
     c.model(**c.batches[0]).loss.backward()
     next(c.model.parameters()).register_hook(lambda g: 2 * g)
     before = fingerprint(c.model, optimizer)
-    gauss_newton.gauss_newton(c.objective())
+    gauss_newton_matrix.gauss_newton(c.objective())
     assert fingerprint(c.model, optimizer) == before
     with pytest.raises(UsageError, match="finite"):
-        gauss_newton.gauss_newton(c.objective(), logits_fn=lambda m, b: m(**b).logits * float("inf"))
+        gauss_newton_matrix.gauss_newton(c.objective(), logits_fn=lambda m, b: m(**b).logits * float("inf"))
     assert fingerprint(c.model, optimizer) == before
 
 
@@ -270,14 +272,14 @@ def logits_of(change):
 def test_what_is_no_classifier(logits_fn, message):
     model, batch = tiny(3)
     with pytest.raises(UsageError, match=message):
-        gauss_newton.gauss_newton(Objective(model, None, [batch]), logits_fn=logits_fn)
+        gauss_newton_matrix.gauss_newton(Objective(model, None, [batch]), logits_fn=logits_fn)
 
 
 def test_no_logits_in_the_output():
     model, batch = tiny(3)
     model.forward = lambda **batch: {"loss": Classifier.forward(model, **batch)["loss"]}
     with pytest.raises(UsageError, match="not a classifier: no logits where logits were expected"):
-        gauss_newton.gauss_newton(Objective(model, None, [batch]))
+        gauss_newton_matrix.gauss_newton(Objective(model, None, [batch]))
 
 
 def test_another_loss_is_refused():
@@ -289,8 +291,8 @@ def test_another_loss_is_refused():
 
     model.forward = forward
     with pytest.raises(UsageError, match="only the cross-entropy's Gauss-Newton matrix"):
-        gauss_newton.gauss_newton(Objective(model, None, [batch]))
-    found = gauss_newton.gauss_newton(Objective(model, None, [batch]), logits_fn=lambda m, b: m(**b)["logits"])
+        gauss_newton_matrix.gauss_newton(Objective(model, None, [batch]))
+    found = gauss_newton_matrix.gauss_newton(Objective(model, None, [batch]), logits_fn=lambda m, b: m(**b)["logits"])
     assert found.examples == 6
 
 
@@ -301,13 +303,15 @@ def test_labels_of_several_classes_an_example_are_refused():
         "loss": F.binary_cross_entropy_with_logits(z, labels),
     }
     with pytest.raises(UsageError, match=r"one class an example: labels are torch.float64 of shape \(6, 3\)"):
-        gauss_newton.gauss_newton(Objective(model, None, [batch | {"labels": torch.rand(6, 3, dtype=torch.float64)}]))
+        gauss_newton_matrix.gauss_newton(
+            Objective(model, None, [batch | {"labels": torch.rand(6, 3, dtype=torch.float64)}])
+        )
 
 
 def test_infinite_gradients():
     batch = {"x": torch.ones(2, 1), "labels": torch.tensor([0, 1])}
     with pytest.raises(UsageError, match="gradient by weight isn't finite"):
-        gauss_newton.gauss_newton(Objective(Infinite(), None, [batch]))
+        gauss_newton_matrix.gauss_newton(Objective(Infinite(), None, [batch]))
 
 
 @pytest.mark.parametrize(
@@ -322,11 +326,11 @@ def test_infinite_gradients():
 def test_nothing_chosen(chosen, message):
     model, batch = tiny(2)
     with pytest.raises(UsageError, match=message):
-        gauss_newton.gauss_newton(Objective(model, None, [batch]), chosen)
+        gauss_newton_matrix.gauss_newton(Objective(model, None, [batch]), chosen)
 
 
 def test_frozen_parameters_cannot_be_chosen():
     model, batch = tiny(2)
     model.head.weight.requires_grad_(False)
     with pytest.raises(UsageError, match=r"'head.weight' fits no trainable parameter"):
-        gauss_newton.gauss_newton(Objective(model, None, [batch]), "head.weight")
+        gauss_newton_matrix.gauss_newton(Objective(model, None, [batch]), "head.weight")
