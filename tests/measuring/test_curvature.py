@@ -211,7 +211,7 @@ def test_vectors():
     a = {"x": torch.full((1000,), 1e-20), "y": torch.tensor([2.0])}
     assert vectors.norm({"x": a["x"]}) == pytest.approx(1e-20 * math.sqrt(1000))
     assert vectors.dot(a, {"y": torch.tensor([3.0]), "z": torch.ones(2)}) == 6.0
-    u = vectors.unit({"x": a["x"]}, {"x": torch.zeros(1000, dtype=torch.float64)})
+    u = vectors.UnitDirection.of({"x": a["x"]}, {"x": torch.zeros(1000, dtype=torch.float64)}).u
     assert vectors.norm(u) == pytest.approx(1.0, rel=1e-6)
     assert u["x"].dtype == torch.float64
 

@@ -81,7 +81,7 @@ def test_an_infinite_gradient_is_not_followed():
     candidates.follow(w)
     give_gradients(w)
     found = candidates.updates(w)
-    assert all(torch.isfinite(vectors.unit(d, w)["w"]).all() for d in found.values())
+    assert all(torch.isfinite(vectors.UnitDirection.of(d, w).u["w"]).all() for d in found.values())
     assert {"sgd", "adam"} < set(found)
 
 

@@ -105,13 +105,13 @@ class BreakdownObserver:
     """Collects the parts of each direction from the products that `stepscope.measuring.curvature.curvature` makes.
 
     Args:
-        directions: ``{label: direction}``.
+        labels: of the directions.
         layer: the layer of a parameter, by its name.
     """
 
-    def __init__(self, directions: Mapping[str, Mapping[str, Tensor]], layer: Grouping = layer_of) -> None:
+    def __init__(self, labels: Iterable[str], layer: Grouping = layer_of) -> None:
         self._layer = layer
-        self._labels = list(directions)
+        self._labels = list(labels)
         self.clear()
         self._norms: dict[str, dict[float, float]] = {}
         self._largest: dict[str, dict[float, _Largest]] = {}
@@ -175,14 +175,16 @@ def within_layers(
     restricted: dict[str, Direction] = {}
     for name, part in direction.items():
         restricted.setdefault(layer(name), {})[name] = part
-    whole = vectors.norm(direction) ** 2
-    squares = {label: vectors.norm(part) ** 2 for label, part in restricted.items()}
-    moving = {label: part for label, part in restricted.items() if squares[label] > 0}
-    found = curvature(objective, moving, method)
-    return {
-        label: objective.mean(found.sharpness[label]) * squares[label] / whole if label in moving else 0.0
-        for label in restricted
-    }
+    with objective.measuring():
+        units = {
+            label: vectors.UnitDirection.of(part, objective.parameters)
+            for label, part in restricted.items()
+            if any(bool(tensor.any()) for tensor in part.values())
+        }
+        terms = curvature(objective, {label: unit.u for label, unit in units.items()}, method)
+    whole = math.fsum(unit.norm**2 for unit in units.values())
+    sharpness = {label: objective.mean(values) for label, values in terms.sharpness.items()}
+    return {label: sharpness[label] * units[label].norm ** 2 / whole if label in units else 0.0 for label in restricted}
 
 
 def grouping(layer: Grouping | Mapping[str, str] | None, names: Iterable[str]) -> Grouping:

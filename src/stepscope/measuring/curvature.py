@@ -86,15 +86,15 @@ class Curvature:
 
 def curvature(
     objective: Objective,
-    directions: Mapping[str, Mapping[str, torch.Tensor]],
+    units: Mapping[str, Direction],
     method: Method = "auto",
     observe: Observer | None = None,
 ) -> Curvature:
-    """The loss, its gradient, and ``uᵀHu`` along each direction ``d``, ``u = d/‖d‖``, at the present parameters.
+    """The loss, its gradient, and ``uᵀHu`` along each unit direction ``u``, at the present parameters.
 
     Args:
         objective: what is measured.
-        directions: ``{label: {parameter name: tensor}}``; any length but zero.
+        units: ``{label: u}``, of length 1 and in the parameters' dtype (`vectors.UnitDirection`).
         method: ``"autograd"``, ``"difference"``, or ``"auto"``: autograd where the model has a second
             derivative that can be trusted.
         observe: called with the products that the method makes.
@@ -104,11 +104,11 @@ def curvature(
     """
     check_objective(objective)
     if method == "difference":
-        return difference(objective, directions, observe)
+        return difference(objective, units, observe)
     if method not in ("auto", "autograd"):
         raise UsageError(f"unknown method {method!r}: choose auto, autograd or difference")
     try:
-        result = autograd(objective, directions, observe, trusting=method == "autograd")
+        result = autograd(objective, units, observe, trusting=method == "autograd")
     except RuntimeError as error:
         obstacle = _missing_second_derivative(error)
         if obstacle is None:
@@ -123,7 +123,7 @@ def curvature(
         raise UsageError(f'{obstacle}: use method="difference"')
     if observe is not None:
         observe.clear()
-    result = difference(objective, directions, observe)
+    result = difference(objective, units, observe)
     result.reason = obstacle
     return result
 
@@ -134,7 +134,7 @@ def _is_finite(found: Curvature) -> bool:
 
 def autograd(
     objective: Objective,
-    directions: Mapping[str, Mapping[str, torch.Tensor]],
+    units: Mapping[str, Direction],
     observe: Observer | None = None,
     *,
     trusting: bool = False,
@@ -145,15 +145,15 @@ def autograd(
 
     Args:
         objective: what is measured.
-        directions: ``{label: direction}``.
+        units: ``{label: u}``.
         observe: see `Observer`.
         trusting: whether a custom `torch.autograd.Function` in the graph is taken at its word.
 
     Raises:
         RuntimeError: there is no second derivative, or none to be trusted.
     """
-    result = Curvature("autograd", sharpness={label: [] for label in directions})
-    result.numerical_error = dict.fromkeys(directions)
+    result = Curvature("autograd", sharpness={label: [] for label in units})
+    result.numerical_error = dict.fromkeys(units)
     with objective.measuring():
         for share, loss in objective.losses():
             result.loss += share * objective.finite(loss)
@@ -166,8 +166,7 @@ def autograd(
                 result.reason = f"asked for; {custom} is a custom autograd function, taken at its word"
             gradient = objective.derivative(loss, create_graph=True)
             _accumulate(result.gradient, gradient, share)
-            for label, direction in directions.items():
-                u = vectors.unit(direction, objective.parameters)
+            for label, u in units.items():
                 product = _hessian_product(objective, gradient, u)
                 result.sharpness[label].append(vectors.dot(u, product))
                 if observe is not None:
@@ -231,9 +230,7 @@ def _some_rows(objective: Objective, coordinates: Sequence[Coordinate]) -> list[
     return rows
 
 
-def difference(
-    objective: Objective, directions: Mapping[str, Mapping[str, torch.Tensor]], observe: Observer | None = None
-) -> Curvature:
+def difference(objective: Objective, units: Mapping[str, Direction], observe: Observer | None = None) -> Curvature:
     """``uᵀHu`` by central differences of the slope ``s(t) = uᵀ∇f(x+tu)``, at two step lengths.
 
     ``D(h) = (s(h) − s(−h)) / 2h`` has an error of order ``h²`` on smooth losses, which ``(4D(h/2) − D(h)) / 3`` cancels
@@ -247,8 +244,7 @@ def difference(
     with objective.measuring():
         result.loss, result.gradient = objective.gradient()
         h = difference_step(objective)
-        for label, direction in directions.items():
-            u = vectors.unit(direction, objective.parameters)
+        for label, u in units.items():
             product: Direction | None = None if observe is None else {}
             # (4D(h/2) − D(h)) / 3, written out.
             (f, a), (e, b) = (_slopes_at(objective, u, t, product, -1 / (6 * t)) for t in (h, -h))
@@ -269,16 +265,14 @@ def difference(
     return result
 
 
-def segment(
-    objective: Objective, direction: Mapping[str, torch.Tensor], h: float, slope: float
-) -> tuple[float, SlopeCheck]:
+def segment(objective: Objective, u: Direction, h: float, slope: float) -> tuple[float, SlopeCheck]:
     """The mean of ``uᵀHu`` over the segment ``x ± hu``, and whether the gradient is that of the loss there.
 
     The mean is ``(uᵀ∇f(x+hu) − uᵀ∇f(x−hu)) / 2h``.
 
     Args:
         objective: what is measured.
-        direction: ``d``, any length but zero.
+        u: a unit direction.
         h: half-length of the segment.
         slope: ``uᵀ∇f(x)``.
 
@@ -286,7 +280,6 @@ def segment(
         UsageError: the loss isn't finite at an end.
     """
     with objective.measuring():
-        u = vectors.unit(direction, objective.parameters)
         (ahead, after), (behind, before) = (_slopes_at(objective, u, t) for t in (h, -h))
         slopes = objective.mean(before), slope, objective.mean(after)
         check = _slope_check(objective, h, objective.mean(behind), slopes, objective.mean(ahead))

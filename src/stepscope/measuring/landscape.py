@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
 
-from stepscope.objective import Objective, vectors
+from stepscope.objective import Direction, Objective, vectors
 
 Status = Literal["bracketed", "no descent", "unbounded"]
 
@@ -45,22 +44,21 @@ class Landscape:
 
 
 def trace(
-    objective: Objective, direction: Mapping[str, Tensor], *, slope: float, sharpness: float, also: Sequence[float] = ()
+    objective: Objective, u: Direction, *, slope: float, sharpness: float, also: Sequence[float] = ()
 ) -> Landscape:
-    """Evaluates the loss along ``u = d/‖d‖`` until the first local minimum is bracketed, then refines it.
+    """Evaluates the loss along a unit direction ``u`` until the first local minimum is bracketed, then refines it.
 
     Natural scales of directions differ by 10⁴ and more, so the first step comes from the second-order model, and
     the next ones double (or shrink) from there. The parameters are back at ``x`` on return, bit for bit.
 
     Args:
         objective: what is evaluated, about 15 to 25 times.
-        direction: ``d``, any length but zero.
+        u: the unit direction.
         slope: ``∇f(x)ᵀu``.
         sharpness: ``uᵀHu``.
         also: further steps to evaluate the loss at.
     """
     with objective.measuring():
-        u = vectors.unit(direction, objective.parameters)
         eps = max(torch.finfo(objective.parameters[name].dtype).eps for name in u)
         scale = vectors.norm(objective.parameters) or 1.0
         line = _Line(lambda step: objective.loss_at(u, step), noise=8 * eps)

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -17,7 +17,7 @@ from stepscope.measuring import curvature as curvatures
 from stepscope.measuring.breakdown import Breakdown, BreakdownObserver, Grouping, grouping
 from stepscope.measuring.curvature import Curvature, Method
 from stepscope.measuring.landscape import Landscape, trace
-from stepscope.objective import Objective, check_objective, vectors
+from stepscope.objective import Direction, Objective, check_objective, vectors
 
 FINITE_STEP = 1e-3
 """Half-length of the segment of `sharpness_finite`, and the displacement of `sharpness_robust`, relative to ``‖x‖``."""
@@ -155,94 +155,145 @@ def measure(
         raise UsageError("no directions to measure")
     for label, direction in directions.items():
         objective.check_direction(label, direction)
+    with objective.measuring():
+        units = {label: vectors.UnitDirection.of(d, objective.parameters) for label, d in directions.items()}
+        return measure_units(
+            objective, units, method, landscape,
+            breakdown=breakdown, within_layers=within_layers, layer=layer, progress=progress,
+        )  # fmt: skip
+
+
+def measure_units(
+    objective: Objective,
+    units: Mapping[str, vectors.UnitDirection],
+    method: Method = "auto",
+    landscape: bool = False,
+    *,
+    breakdown: bool = False,
+    within_layers: bool = False,
+    layer: Grouping | Mapping[str, str] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Measurement]:
+    """As `measure`, of directions whose unit vectors are there already: nothing is copied."""
     started = time.perf_counter()
     with objective.measuring():
         layer_of = grouping(layer, objective.parameters)
-        observer = BreakdownObserver(directions, layer_of) if breakdown else None
-        terms = curvatures.curvature(objective, directions, method, observer)
-        gradient_norm = vectors.norm(terms.gradient)
-        if not math.isfinite(gradient_norm):
-            raise UsageError("the loss has infinite or NaN derivatives at the present parameters")
-        again = objective.loss()
-        if abs(again - terms.loss) > 1e-4 * abs(terms.loss) + 1e-12:
-            raise UsageError(
-                f"two evaluations of the loss give {terms.loss:.6g} and {again:.6g}: it draws random numbers from a "
-                "generator of its own, or keeps state from call to call"
-            )
-        dtype = "/".join(sorted({str(p.dtype).removeprefix("torch.") for p in objective.parameters.values()}))
-        common = (time.perf_counter() - started) / len(directions)
+        observer = BreakdownObserver(units, layer_of) if breakdown else None
+        terms = curvatures.curvature(objective, {label: unit.u for label, unit in units.items()}, method, observer)
+        point = _Point(objective, terms, landscape, observer, layer_of if within_layers else None)
+        point.check()
+        shared_seconds = (time.perf_counter() - started) / len(units)
         measured = {}
-        for label, direction in directions.items():
+        for label, unit in units.items():
             if progress is not None:
                 progress(label)
-            found = _measure_one(objective, label, direction, terms, gradient_norm, dtype, common, landscape)
-            if observer is not None:
-                found = replace(found, breakdown=observer.result(label))
-            if within_layers:
-                split: Method = "autograd" if terms.method == "autograd" else "difference"
-                within = math.fsum(breakdowns.within_layers(objective, direction, layer_of, split).values())
-                found = replace(found, within_layer=within, cross_layer=found.sharpness - within)
-            measured[label] = found
+            measured[label] = point.measurement(label, unit, shared_seconds)
         return measured
 
 
-def _measure_one(
-    objective: Objective,
-    label: str,
-    direction: Mapping[str, Tensor],
-    terms: Curvature,
-    gradient_norm: float,
-    dtype: str,
-    common_seconds: float,
-    with_landscape: bool,
-) -> Measurement:
-    started = time.perf_counter()
-    u = vectors.unit(direction, objective.parameters)
-    slope = vectors.dot(u, terms.gradient)
-    sharpness = objective.mean(terms.sharpness[label])
-    finite_step = curvatures.relative_step(objective, FINITE_STEP)
-    robust = None
-    if sharpness < 0:
-        method: Method = "autograd" if terms.method == "autograd" else "difference"
-        # Where the loss isn't finite there, there is no such number.
-        with suppress(UsageError), objective.displaced(u, finite_step):
-            robust = objective.mean(curvatures.curvature(objective, {label: u}, method).sharpness[label])
-    over_segment, check = None, None
-    with suppress(UsageError):
-        over_segment, check = curvatures.segment(objective, u, finite_step, slope)
-    norm = vectors.norm(direction)
-    curve = trace(objective, u, slope=slope, sharpness=sharpness, also=(norm,)) if with_landscape else None
-    has_minimum = slope < 0 < sharpness
-    return Measurement(
-        loss=terms.loss,
-        gradient_norm=gradient_norm,
-        norm=norm,
-        slope=slope,
-        loss_slope=check.by_losses if check else None,
-        gradient_agrees=check.agrees if check else None,
-        correlation=slope / gradient_norm if gradient_norm > 0 else 0.0,
-        sharpness=sharpness,
-        sharpness_stderr=_standard_error(objective.shares, terms.sharpness[label]),
-        numerical_error=terms.numerical_error[label],
-        sharpness_finite=over_segment,
-        finite_step=finite_step,
-        sharpness_robust=robust,
-        predicted_step=-slope / sharpness if has_minimum else None,
-        predicted_decrease=slope**2 / (2 * sharpness) if has_minimum else None,
-        best_step=curve.best_step if curve else None,
-        best_decrease=curve.best_decrease if curve else None,
-        landscape=curve,
-        lr_step=norm,
-        lr_loss=curve.losses[curve.steps.index(norm)] if curve else None,
-        overshoot=norm / curve.best_step if curve and curve.status == "bracketed" else None,
-        breakdown=None,
-        within_layer=None,
-        cross_layer=None,
-        method=terms.method,
-        method_reason=terms.reason,
-        dtype=dtype,
-        seconds=common_seconds + time.perf_counter() - started,
-    )
+class _Point:
+    """The point ``x`` at which several directions are measured, with what they share.
+
+    Args:
+        objective: the loss.
+        terms: its gradient at ``x``, and its curvature along the directions.
+        with_landscape: whether the loss is followed along each of them.
+        observer: has collected their breakdowns; ``None`` for none.
+        layer_of: layers to split the sharpness by; ``None`` for no split.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        terms: Curvature,
+        with_landscape: bool,
+        observer: BreakdownObserver | None,
+        layer_of: Grouping | None,
+    ) -> None:
+        self._objective, self._terms = objective, terms
+        self._with_landscape, self._observer, self._layer_of = with_landscape, observer, layer_of
+        self._gradient_norm = vectors.norm(terms.gradient)
+        self._finite_step = curvatures.relative_step(objective, FINITE_STEP)
+        dtypes = {str(p.dtype).removeprefix("torch.") for p in objective.parameters.values()}
+        self._dtype = "/".join(sorted(dtypes))
+        # What is worked out beside `x`, or of parts of a direction, takes the method that worked at `x`.
+        self._method: Method = "autograd" if terms.method == "autograd" else "difference"
+
+    def check(self) -> None:
+        """Refuses a point where there is nothing to measure, and a loss that isn't a function.
+
+        Raises:
+            UsageError: an infinite gradient, or two evaluations that differ.
+        """
+        if not math.isfinite(self._gradient_norm):
+            raise UsageError("the loss has infinite or NaN derivatives at the present parameters")
+        again = self._objective.loss()
+        if abs(again - self._terms.loss) > 1e-4 * abs(self._terms.loss) + 1e-12:
+            raise UsageError(
+                f"two evaluations of the loss give {self._terms.loss:.6g} and {again:.6g}: it draws random numbers "
+                "from a generator of its own, or keeps state from call to call"
+            )
+
+    def measurement(self, label: str, unit: vectors.UnitDirection, shared_seconds: float) -> Measurement:
+        """Everything about one direction.
+
+        Args:
+            label: its name.
+            unit: the direction.
+            shared_seconds: its part of the time that went before.
+        """
+        started = time.perf_counter()
+        objective, terms, u, norm = self._objective, self._terms, unit.u, unit.norm
+        slope, sharpness = vectors.dot(u, terms.gradient), objective.mean(terms.sharpness[label])
+        robust = self._robust(u) if sharpness < 0 else None
+        over_segment, check = None, None
+        with suppress(UsageError):
+            over_segment, check = curvatures.segment(objective, u, self._finite_step, slope)
+        curve = trace(objective, u, slope=slope, sharpness=sharpness, also=(norm,)) if self._with_landscape else None
+        within = self._within_layers(u)
+        has_minimum = slope < 0 < sharpness
+        return Measurement(
+            loss=terms.loss,
+            gradient_norm=self._gradient_norm,
+            norm=norm,
+            slope=slope,
+            loss_slope=check.by_losses if check else None,
+            gradient_agrees=check.agrees if check else None,
+            correlation=slope / self._gradient_norm if self._gradient_norm > 0 else 0.0,
+            sharpness=sharpness,
+            sharpness_stderr=_standard_error(objective.shares, terms.sharpness[label]),
+            numerical_error=terms.numerical_error[label],
+            sharpness_finite=over_segment,
+            finite_step=self._finite_step,
+            sharpness_robust=robust,
+            predicted_step=-slope / sharpness if has_minimum else None,
+            predicted_decrease=slope**2 / (2 * sharpness) if has_minimum else None,
+            best_step=curve.best_step if curve else None,
+            best_decrease=curve.best_decrease if curve else None,
+            landscape=curve,
+            lr_step=norm,
+            lr_loss=curve.losses[curve.steps.index(norm)] if curve else None,
+            overshoot=norm / curve.best_step if curve and curve.status == "bracketed" else None,
+            breakdown=self._observer.result(label) if self._observer else None,
+            within_layer=within,
+            cross_layer=None if within is None else sharpness - within,
+            method=terms.method,
+            method_reason=terms.reason,
+            dtype=self._dtype,
+            seconds=shared_seconds + time.perf_counter() - started,
+        )
+
+    def _robust(self, u: Direction) -> float | None:
+        """``uᵀ∇²f(x + εu)u`` (eq. 4); ``None`` where the loss isn't finite there."""
+        with suppress(UsageError), self._objective.displaced(u, self._finite_step):
+            beside = curvatures.curvature(self._objective, {"u": u}, self._method)
+            return self._objective.mean(beside.sharpness["u"])
+        return None
+
+    def _within_layers(self, u: Direction) -> float | None:
+        if self._layer_of is None:
+            return None
+        return math.fsum(breakdowns.within_layers(self._objective, u, self._layer_of, self._method).values())
 
 
 def _standard_error(shares: Sequence[float], values: Sequence[float]) -> float | None:

@@ -82,7 +82,7 @@ def self_check(objective: Objective) -> SelfCheck:
         seconds_loss = time.perf_counter() - started
         loss_difference = abs(objective.loss() - first)
         started = time.perf_counter()
-        _, a = objective.gradient()
+        _, gradient = objective.gradient()
         seconds_gradient = time.perf_counter() - started
         eps = max(torch.finfo(p.dtype).eps for p in objective.parameters.values())
         repeatable = loss_difference <= 64 * eps * abs(first)
@@ -91,11 +91,11 @@ def self_check(objective: Objective) -> SelfCheck:
                 f"two evaluations of the same loss differ by {loss_difference:.3g}: it draws random numbers that "
                 "torch.manual_seed doesn't reach, or keeps state from call to call"
             )
-        if vectors.norm(a) == 0:
-            a = _random_direction(objective, 1)
-        b = _random_direction(objective, 2)
-        exact, asymmetry = _by_autograd(objective, a, b)
-        finite = difference(objective, {"a": a})
+        along = _random_direction(objective, 1) if vectors.norm(gradient) == 0 else gradient
+        directions = {"a": along, "b": _random_direction(objective, 2)}
+        units = {label: vectors.UnitDirection.of(d, objective.parameters).u for label, d in directions.items()}
+        exact, asymmetry = _by_autograd(objective, units)
+        finite = difference(objective, {"a": units["a"]})
         by_difference, bar = objective.mean(finite.sharpness["a"]), finite.numerical_error["a"] or 0.0
     verdict = _verdict(exact, by_difference, bar)
     slopes = finite.slope_checks["a"]
@@ -154,9 +154,8 @@ class _Crossed:
         self.crossed, self.sizes = {"a": 0.0, "b": 0.0}, {"a": 0.0, "b": 0.0}
 
 
-def _by_autograd(objective: Objective, a: Direction, b: Direction) -> tuple[float | None, float | None]:
-    """``uᵀHu`` for ``u`` along `a`, and how far ``aᵀHb`` and ``bᵀHa`` are apart, relative to ``‖Ha‖`` and ``‖Hb‖``."""
-    units = {"a": vectors.unit(a, objective.parameters), "b": vectors.unit(b, objective.parameters)}
+def _by_autograd(objective: Objective, units: dict[str, Direction]) -> tuple[float | None, float | None]:
+    """``aᵀHa``, and how far ``aᵀHb`` and ``bᵀHa`` are apart, relative to ``‖Ha‖``; ``None`` where there is none."""
     seen = _Crossed(units)
     try:
         found = curvature(objective, units, "autograd", seen)

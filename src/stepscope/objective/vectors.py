@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -45,12 +46,30 @@ def norm(a: Mapping[str, Tensor]) -> float:
     )
 
 
-def unit(a: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Direction:
-    """``a / ‖a‖``, each tensor in the dtype and on the device of the tensor of that name in `like`."""
-    length = norm(a)
-    return {
-        name: (tensor.detach().to(like[name].device, torch.promote_types(tensor.dtype, like[name].dtype)) / length).to(
-            like[name].dtype
-        )
-        for name, tensor in a.items()
-    }
+@dataclass(frozen=True)
+class UnitDirection:
+    """A direction ``d`` as its unit vector and its length, which are worked out once.
+
+    Attributes:
+        u: ``d / ‖d‖``, each tensor in the dtype and on the device of the parameter of that name.
+        norm: ``‖d‖``.
+    """
+
+    u: Direction
+    norm: float
+
+    @classmethod
+    def of(cls, direction: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> UnitDirection:
+        """The unit direction of ``d``, of any length but zero.
+
+        Example:
+            >>> UnitDirection.of({"w": torch.tensor([3.0, 4.0])}, {"w": torch.zeros(2)})
+            UnitDirection(u={'w': tensor([0.6000, 0.8000])}, norm=5.0)
+        """
+        length = norm(direction)
+        u = {}
+        for name, tensor in direction.items():
+            like = parameters[name]
+            exact = tensor.detach().to(like.device, torch.promote_types(tensor.dtype, like.dtype))
+            u[name] = (exact / length).to(like.dtype)
+        return cls(u, length)
