@@ -132,23 +132,23 @@ def test_it_measures_the_step_that_is_then_taken():
 @pytest.mark.parametrize("where", ["before", "middle", "interrupt"])
 def test_training_is_identical_when_measuring_fails(where, monkeypatch, caplog):
     plain, _ = train(OPTIMIZERS["adamw"])
-    real, calls = module.measure, []
+    real, calls = module.measure_units, []
 
-    def failing(objective, directions, *rest, **named):
+    def failing(objective, units, *rest, **named):
         calls.append(1)
         if where == "middle":
-            with objective.measuring(), objective.displaced(next(iter(directions.values())), 1.0):
+            with objective.measuring(), objective.displaced(next(iter(units.values())).u, 1.0):
                 objective.loss()
                 raise RuntimeError("out of memory")
         raise RuntimeError("out of memory")
 
     if where == "interrupt":
 
-        def failing(objective, directions, *rest, **named):
-            with objective.measuring(), objective.displaced(next(iter(directions.values())), 1.0):
+        def failing(objective, units, *rest, **named):
+            with objective.measuring(), objective.displaced(next(iter(units.values())).u, 1.0):
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "measure", failing)
+    monkeypatch.setattr(module, "measure_units", failing)
     if where == "interrupt":
         model = net().train()
         optimizer = OPTIMIZERS["adamw"](model.parameters())
@@ -158,7 +158,7 @@ def test_training_is_identical_when_measuring_fails(where, monkeypatch, caplog):
         with pytest.raises(KeyboardInterrupt):
             optimizer.step()
         assert fingerprint(model, optimizer) == before
-        monkeypatch.setattr(module, "measure", real)
+        monkeypatch.setattr(module, "measure_units", real)
         optimizer.step()
         assert {r["step"] for r in probe.records} == {1}
         return
@@ -385,7 +385,7 @@ def test_after_ctrl_c_the_step_is_measured_as_if_nothing_had_been(monkeypatch):
         model = net().train()
         optimizer = OPTIMIZERS["adamw"](model.parameters())
         probe = attached(every=4)(model, optimizer)
-        real, calls = module.measure, []
+        real, calls = module.measure_units, []
 
         def once(*args, real=real, calls=calls, interrupted=interrupted, **named):
             calls.append(1)
@@ -393,7 +393,7 @@ def test_after_ctrl_c_the_step_is_measured_as_if_nothing_had_been(monkeypatch):
                 raise KeyboardInterrupt
             return real(*args, **named)
 
-        monkeypatch.setattr(module, "measure", once)
+        monkeypatch.setattr(module, "measure_units", once)
         for batch in data(12):
             optimizer.zero_grad()
             loss_fn(model, batch).backward()
@@ -401,7 +401,7 @@ def test_after_ctrl_c_the_step_is_measured_as_if_nothing_had_been(monkeypatch):
                 optimizer.step()
             except KeyboardInterrupt:
                 optimizer.step()
-        monkeypatch.setattr(module, "measure", real)
+        monkeypatch.setattr(module, "measure_units", real)
         kept = ("step", "direction", "sharpness", "lr_step", "followed_steps", "step_error")
         found.append([tuple(r[name] for name in kept) for r in probe.records])
     assert [step for step, *_ in found[0]] == [4] * 4 + [8] * 4 + [12] * 4

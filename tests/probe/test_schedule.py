@@ -1,5 +1,7 @@
 """The schedule keeps to the overhead, on a clock that the test moves."""
 
+from contextlib import suppress
+
 import pytest
 
 from stepscope import UsageError
@@ -27,14 +29,13 @@ def train(schedule, clock, *, steps, step_seconds, cost, follow_cost=0.0, first=
     plans = []
     for step in range(first, first + steps):
         clock.now += step_seconds
-        schedule.arrive()
-        plans.append(schedule.plan(step))
-        if plans[-1] == "measure":
-            clock.now += cost
-            schedule.measured(cost)
-        elif plans[-1] == "follow":
-            clock.now += follow_cost
-        schedule.leave()
+        with schedule.turn(step) as turn:
+            plans.append(turn.plan)
+            if turn.plan == "measure":
+                clock.now += cost
+                turn.measured()
+            elif turn.plan == "follow":
+                clock.now += follow_cost
     return plans
 
 
@@ -97,9 +98,10 @@ def test_a_step_that_is_not_made_comes_again(clock):
     schedule = Schedule(4, None, 1.0, 2)
     plans = []
     for step in (1, 2, 3, 4, 4, 5, 6, 7, 8):
-        plans.append(schedule.plan(step))
-        if plans.count("measure") == 1 and step == 4 and plans[-2] != "measure":
-            schedule.retract()
+        with suppress(KeyboardInterrupt), schedule.turn(step) as turn:
+            plans.append(turn.plan)
+            if plans.count("measure") == 1 and step == 4 and plans[-2] != "measure":
+                raise KeyboardInterrupt
     assert plans == ["pass", "follow", "follow", "measure", "measure", "pass", "follow", "follow", "measure"]
 
 
@@ -108,10 +110,8 @@ def test_one_schedule_takes_no_measuring_of_another_for_training(clock):
     for step in range(1, 11):
         clock.now += 1.0
         for schedule, cost in ((first, 3.0), (second, 5.0)):
-            schedule.arrive()
-            schedule.plan(step)
-            clock.now += cost
-            schedule.leave()
+            with schedule.turn(step):
+                clock.now += cost
         with module.paused():  # somebody measures at will
             clock.now += 2.0
             with module.paused():
@@ -121,12 +121,36 @@ def test_one_schedule_takes_no_measuring_of_another_for_training(clock):
 
 def test_work_that_was_still_queued_is_the_trainings(clock):
     schedule = Schedule(1, None, 1.0, 0)
-    schedule.arrive()
-    clock.now += 1.0
-    schedule.settle()
-    clock.now += 0.5
-    schedule.leave()
+    with schedule.turn(1) as turn:
+        clock.now += 1.0
+        turn.settle()
+        clock.now += 0.5
     assert schedule.overhead == 0.5
+
+
+def test_a_failure_inside_leaves_the_step_made(clock):
+    schedule = Schedule(2, None, 1.0, 0)
+    plans = []
+    for step in (1, 2, 3, 4):
+        with suppress(ValueError), schedule.turn(step) as turn:
+            plans.append(turn.plan)
+            clock.now += 1.0
+            raise ValueError
+    assert plans == ["pass", "measure", "pass", "measure"]
+    clock.now += 4.0
+    with schedule.turn(5):
+        assert schedule.overhead == 1.0
+
+
+def test_what_could_not_be_measured_is_due_at_the_next_step(clock):
+    schedule = Schedule(2, None, 1.0, 0)
+    plans = []
+    for step in (1, 2, 3, 4):
+        with schedule.turn(step) as turn:
+            plans.append(turn.plan)
+            if step == 2:
+                turn.postpone()
+    assert plans == ["pass", "measure", "measure", "measure"]
 
 
 def test_what_to_expect_in_words(clock):

@@ -3,7 +3,7 @@
 from stepscope.measuring.breakdown import Grouping, grouping
 from stepscope.measuring.curvature import Coordinate, hessian_rows
 from stepscope.measuring.gauss_newton_matrix import chosen_names, gauss_newton
-from stepscope.measuring.measurement import Measurement, measure
+from stepscope.measuring.measurement import Measurement, measure, measure_units
 from stepscope.measuring.selfcheck import ANOTHER_GRADIENT, SelfCheck, self_check
 from stepscope.measuring.smoothness import check_removal, removals
 from stepscope.measuring.sweep import clip_sweep
@@ -21,6 +21,7 @@ __all__ = [
     "grouping",
     "hessian_rows",
     "measure",
+    "measure_units",
     "removals",
     "self_check",
 ]

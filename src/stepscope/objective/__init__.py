@@ -12,7 +12,7 @@ from stepscope.objective.objective import (
 )
 from stepscope.objective.sharding import sharded
 from stepscope.objective.state import State
-from stepscope.objective.vectors import Direction, accumulator
+from stepscope.objective.vectors import Direction, UnitDirection, accumulator
 from stepscope.objective.weights import IGNORED_LABEL, averaged_over, predicts_next_token
 from stepscope.objective.writes import WatchedWrites, memory_of
 
@@ -23,6 +23,7 @@ __all__ = [
     "LossFunction",
     "Objective",
     "State",
+    "UnitDirection",
     "WatchedWrites",
     "accumulator",
     "averaged_over",

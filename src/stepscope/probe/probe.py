@@ -20,10 +20,27 @@ from torch.optim import Optimizer
 from stepscope.clipping import StepHook, unwrapped
 from stepscope.directions import Factory
 from stepscope.errors import UsageError, said
-from stepscope.measuring import ANOTHER_GRADIENT, Grouping, Measurement, SelfCheck, grouping, measure, self_check
-from stepscope.objective import HALF, Direction, LossFunction, Objective, held, is_out_of_memory, random_state
+from stepscope.measuring import (
+    ANOTHER_GRADIENT,
+    Grouping,
+    Measurement,
+    SelfCheck,
+    grouping,
+    measure_units,
+    self_check,
+)
+from stepscope.objective import (
+    HALF,
+    Direction,
+    LossFunction,
+    Objective,
+    UnitDirection,
+    held,
+    is_out_of_memory,
+    random_state,
+)
 from stepscope.probe.candidates import Candidates, NoUpdateError
-from stepscope.probe.schedule import Plan, Schedule, paused
+from stepscope.probe.schedule import Schedule, Turn, paused
 from stepscope.probe.step_check import ExpectedStep
 from stepscope.probe.trackers import as_log, values_of
 from stepscope.runs import Record, RunDirectory, latest, versions, write_atomically
@@ -232,29 +249,25 @@ class Probe:
         """A step of the training is about to be made, its gradients on the parameters."""
         if self._off:
             return
-        self._schedule.arrive(entered)
         self._untrained = []
         self.step += 1
         try:
-            if self._pending:  # the step before was not made
-                self._keep_pending()
-            plan = self._schedule.plan(self.step)
-            if not self._quiet and (plan == "measure" or self._schedule.step_seconds is not None):
-                self._quiet = True
-                self._announce()
-            if plan == "pass":
-                self._candidates.lose()
-            else:
-                with held():
-                    self._carry_out(plan)
+            with self._schedule.turn(self.step, entered) as turn:
+                if self._pending:  # the step before was not made
+                    self._keep_pending()
+                if not self._quiet and (turn.plan == "measure" or self._schedule.step_seconds is not None):
+                    self._quiet = True
+                    self._announce()
+                if turn.plan == "pass":
+                    self._candidates.lose()
+                else:
+                    with held():
+                        self._carry_out(turn)
         except Exception as error:
             self._failed(error)
         except BaseException:  # Ctrl-C: the step isn't made
             self.step -= 1
-            self._schedule.retract()
             raise
-        finally:
-            self._schedule.leave()
 
     def _after_step(self, _: Optimizer, entered: float) -> None:
         """The step has been made: was it the one that was measured?"""
@@ -264,20 +277,20 @@ class Probe:
                 self._keep_pending()
             except Exception as error:
                 self._failed(error)
-        self._schedule.spend(time.perf_counter() - entered)
+        self._schedule.count(time.perf_counter() - entered)
 
-    def _carry_out(self, plan: Plan) -> None:
+    def _carry_out(self, turn: Turn) -> None:
         _synchronize(self._objective.parameters)
-        self._schedule.settle()
+        turn.settle()
         with random_state():
             if self._candidates.skipped():
-                if plan == "measure":
-                    self._schedule.postpone()
+                if turn.plan == "measure":
+                    turn.postpone()
                 return
             self._refresh()
             try:
-                if plan == "measure":
-                    self._measure_step()
+                if turn.plan == "measure":
+                    self._measure_step(turn)
             except Exception:
                 self._candidates.follow(self._objective.parameters)
                 raise
@@ -285,8 +298,7 @@ class Probe:
             self._candidates.follow(self._objective.parameters)
         _synchronize(self._objective.parameters)
 
-    def _measure_step(self) -> None:
-        started = time.perf_counter()
+    def _measure_step(self, turn: Turn) -> None:
         try:
             updates = self._candidates.updates(self._objective.parameters)
         except NoUpdateError as error:
@@ -294,25 +306,30 @@ class Probe:
                 self._idle = True
                 _logger.warning("nothing to measure at step %d: %s", self.step, error)
             return
+        own = updates.get(self._candidates.own)
         _, self._pending = self._measured(updates, self.step, "training")
-        if (own := updates.get(self._candidates.own)) is not None:
+        if own is not None:
             self._expected = ExpectedStep(self._held(), own)
         self._failures = 0
         _synchronize(self._objective.parameters)
-        self._schedule.measured(time.perf_counter() - started)
+        turn.measured()
 
     def _measured(
-        self, updates: Mapping[str, Direction], step: int, source: str, within_layers: bool = False
+        self, updates: dict[str, Direction], step: int, source: str, within_layers: bool = False
     ) -> tuple[dict[str, Measurement], list[Record]]:
-        found = measure(
-            self._objective,
-            updates,
-            self.check.method,
-            landscape=True,
-            breakdown=True,
-            within_layers=within_layers,
-            layer=self._layer,
-        )
+        with self._objective.measuring():
+            # Each update becomes its unit direction and goes: two copies of a model for each would be many.
+            parameters = self._objective.parameters
+            units = {label: UnitDirection.of(updates.pop(label), parameters) for label in list(updates)}
+            found = measure_units(
+                self._objective,
+                units,
+                self.check.method,
+                landscape=True,
+                breakdown=True,
+                within_layers=within_layers,
+                layer=self._layer,
+            )
         if self.check.gradient_agrees and not self._surrogate:
             another = [label for label, m in found.items() if m.gradient_agrees is False]
             if another:

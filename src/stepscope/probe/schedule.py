@@ -63,8 +63,14 @@ class Schedule:
 
     Example:
         >>> schedule = Schedule(4, None, cost=1.0, window=1)
-        >>> [schedule.plan(step) for step in range(1, 6)]
-        ['pass', 'pass', 'follow', 'measure', 'pass']
+        >>> for step in range(1, 6):
+        ...     with schedule.turn(step) as turn:
+        ...         print(turn.plan)
+        pass
+        pass
+        follow
+        measure
+        pass
     """
 
     def __init__(
@@ -99,7 +105,6 @@ class Schedule:
         self._training = 0.0
         self._measuring = 0.0
         self._steps = 0
-        self._plan: Plan = "pass"
         self._before = (False, False, 0, True, False)
         self._left = self._arrived = time.perf_counter()
         self._standstill_then = _standstill.seconds
@@ -120,68 +125,39 @@ class Schedule:
         self._left = time.perf_counter()
         self._standstill_then = _standstill.seconds
 
-    def arrive(self, at: float | None = None) -> None:
-        """The training has come to a step: what went before was its time."""
-        self._arrived = self._left + (_standstill.seconds - self._standstill_then)
-        self.settle(at)
-        self._steps += 1
+    @contextmanager
+    def turn(self, step: int, at: float | None = None) -> Iterator[Turn]:
+        """The time between two steps of the training: what went before was the training's, what passes inside is not.
 
-    def settle(self, at: float | None = None) -> None:
-        """What went by since `arrive` was the training's too: work that was still queued."""
-        now = time.perf_counter() if at is None else at
-        self._training += now - self._arrived
-        self._arrived = now
+        Where an interruption leaves it (`KeyboardInterrupt`), the step isn't made: it will come again.
 
-    def leave(self) -> None:
-        """The training goes on: what went before was measuring."""
-        self._left = time.perf_counter()
-        spent = self._left - self._arrived
-        if self._plan == "follow":
-            self._follow_cost = max(spent, 0.5 * (self._follow_cost + spent))
-        self._measuring += spent
-        _standstill.add(spent)
-        self._standstill_then = _standstill.seconds
-        self._arrived = self._left
+        Args:
+            step: the step that is about to be made.
+            at: when the training came to it, on the clock of `time.perf_counter`; ``None`` for now.
+        """
+        self._arrive(at)
+        turn = Turn(self, "pass")
+        try:
+            turn.plan = self._plan_for(step)
+            yield turn
+        except Exception:
+            raise
+        except BaseException:
+            self._retract()
+            raise
+        finally:
+            self._leave(turn.plan)
 
-    def spend(self, seconds: float) -> None:
-        """Time that was spent measuring between `leave` and `arrive`."""
+    def count(self, seconds: float) -> None:
+        """Adds time that was spent measuring between two turns."""
         self._measuring += seconds
         _standstill.add(seconds)
-
-    def plan(self, step: int) -> Plan:
-        """What to do at this step; asked once a step. What was due and not afforded is made up for later."""
-        asked = self._ask(step)
-        self._before = (self._owed, self._promised, self._history, self._unbroken, asked)
-        self._owed |= asked
-        known = self._history >= self._window or self._unbroken
-        if self._owed and known and (self._promised or self._affordable(self._training, self._cost)):
-            self._owed = self._promised = False
-            self._plan = "measure"
-        else:
-            self._plan = "follow" if self._follows() else "pass"
-        self._history = 0 if self._plan == "pass" else self._history + 1
-        self._unbroken &= self._plan != "pass"
-        return self._plan
-
-    def retract(self) -> None:
-        """The step that was planned last isn't made: it will come again."""
-        self._owed, self._promised, self._history, self._unbroken, asked = self._before
-        self._answers.appendleft(asked)
-        self._steps -= 1
-
-    def postpone(self) -> None:
-        """Nothing could be measured at this step, through no fault of the model's: as soon as it can be, then."""
-        self._owed = True
 
     def forget(self) -> None:
         """The others have lost what they followed."""
         self._history = 0
         self._promised = False
         self._unbroken = False
-
-    def measured(self, seconds: float) -> None:
-        """A measurement has been made, and took so long."""
-        self._cost = seconds
 
     def described(self, step: int) -> str:
         """What to expect, in words."""
@@ -194,6 +170,46 @@ class Schedule:
         asked = next((step + i for i, asked in enumerate(self._answers, 1) if asked), step + len(self._answers))
         text += f", at {100 * self._max_overhead:g}% overhead not more often than every {max(interval, 1):,.0f} steps"
         return f"{text}, so first at about step {max(first, asked):,.0f}"
+
+    def _arrive(self, at: float | None) -> None:
+        self._arrived = self._left + (_standstill.seconds - self._standstill_then)
+        self._settle(at)
+        self._steps += 1
+
+    def _settle(self, at: float | None = None) -> None:
+        now = time.perf_counter() if at is None else at
+        self._training += now - self._arrived
+        self._arrived = now
+
+    def _leave(self, plan: Plan) -> None:
+        self._left = time.perf_counter()
+        spent = self._left - self._arrived
+        if plan == "follow":
+            self._follow_cost = max(spent, 0.5 * (self._follow_cost + spent))
+        self.count(spent)
+        self._standstill_then = _standstill.seconds
+        self._arrived = self._left
+
+    def _plan_for(self, step: int) -> Plan:
+        """What to do at this step; asked once a step. What was due and not afforded is made up for later."""
+        asked = self._ask(step)
+        self._before = (self._owed, self._promised, self._history, self._unbroken, asked)
+        self._owed |= asked
+        known = self._history >= self._window or self._unbroken
+        plan: Plan
+        if self._owed and known and (self._promised or self._affordable(self._training, self._cost)):
+            self._owed = self._promised = False
+            plan = "measure"
+        else:
+            plan = "follow" if self._follows() else "pass"
+        self._history = 0 if plan == "pass" else self._history + 1
+        self._unbroken &= plan != "pass"
+        return plan
+
+    def _retract(self) -> None:
+        self._owed, self._promised, self._history, self._unbroken, asked = self._before
+        self._answers.appendleft(asked)
+        self._steps -= 1
 
     def _ask(self, step: int) -> bool:
         """Whether a measurement is wanted at this step; looks `window` steps ahead."""
@@ -218,3 +234,27 @@ class Schedule:
 
     def _affordable(self, training: float, cost: float) -> bool:
         return math.isinf(self._max_overhead) or self._measuring + cost <= self._max_overhead * training
+
+
+class Turn:
+    """What the schedule plans between two steps of the training.
+
+    Attributes:
+        plan: ``"measure"``; ``"follow"``: the other optimizers see the gradients; or ``"pass"``.
+    """
+
+    def __init__(self, schedule: Schedule, plan: Plan) -> None:
+        self._schedule = schedule
+        self.plan: Plan = plan
+
+    def settle(self) -> None:
+        """The time so far was the training's: work that was still queued on a GPU."""
+        self._schedule._settle()
+
+    def measured(self) -> None:
+        """A measurement has been made, in the time since the training's."""
+        self._schedule._cost = time.perf_counter() - self._schedule._arrived
+
+    def postpone(self) -> None:
+        """Nothing could be measured at this step, through no fault of the model's: the next one is due."""
+        self._schedule._owed = True
