@@ -41,7 +41,10 @@ def test_the_code_of_the_readme_runs(capsys, tmp_path, monkeypatch):
     exec(BLOCKS[3], names)
 
 
-@pytest.mark.parametrize("page", ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))])
+PAGES = sorted(str(path.relative_to(ROOT)) for folder in (ROOT, ROOT / "docs") for path in folder.glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
     """Links to files, and the files that are named in code."""
     text = (ROOT / page).read_text()
@@ -49,6 +52,14 @@ def test_links_lead_somewhere(page):
     assert all(((ROOT / page).parent / link).exists() for link in links), links
     named = re.findall(r"`((?:examples|benchmarks|docs|tests)/[\w./]+\.\w+)`", text)
     assert all((ROOT / name).exists() for name in named), named
+
+
+def test_the_table_of_places_names_what_exists():
+    """Where to change what, in docs/architecture.md."""
+    rows = [line for line in (ROOT / "docs/architecture.md").read_text().splitlines() if line.startswith("| ")]
+    named = re.findall(r"`([\w/]+(?:\.py|/))`", "".join(rows))
+    assert len(named) > 30
+    assert [name for name in named if not (ROOT / "src/stepscope" / name).exists()] == []
 
 
 def test_the_figures_are_those_that_were_stored(monkeypatch):

@@ -1,4 +1,7 @@
-"""What can be asked for, and the help that says so."""
+"""What can be asked for, and the help that says so.
+
+With argparse: a mistake is to be one line, which takes a small subclass there; tyro and click print several.
+"""
 
 from __future__ import annotations
 

@@ -140,7 +140,10 @@ class _Follower:
             shadow.data.copy_(here[name])
 
     def _copied(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Anew for each: a rule may write to its gradients (weight decay, say), or keep them."""
+        """Copies, for this follower and step alone: rules write to their gradients (weight decay, say), or keep them.
+
+        Some write behind autograd's back (``p.grad.data``), where no version counter tells.
+        """
         return {name: as_gradient(gradient, self._shadows[name]) for name, gradient in gradients.items()}
 
 

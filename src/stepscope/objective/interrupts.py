@@ -1,4 +1,8 @@
-"""Signals while a model is measured: they wait until everything is put back."""
+"""Signals while a model is measured: they wait until everything is restored.
+
+A signal can arrive between any two lines, also those of a `finally`, and a handler that saves a checkpoint would save a
+displaced point. So `held` takes the handlers' place from before the first change until after the last one.
+"""
 
 from __future__ import annotations
 

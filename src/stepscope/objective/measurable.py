@@ -1,7 +1,32 @@
 """Makes a user's model measurable, with all that its loss reaches, and leaves everything exactly as it was found.
 
 Second derivatives need a deterministic, twice differentiable function in enough precision; a model in training is none
-of that. What is changed, and restored: `docs/architecture.md` lists each with its reason.
+of that. What changes while a model is measured, and why:
+
+- What the loss leads to. One walk (`State`) finds modules, tensors, counters, lists and generators of random numbers,
+  in closures, defaults, attributes and containers, and the globals that a function of the user's names: a loss calls
+  more than its model. All modules are made measurable as the model is. A module that no walk found (a teacher that is
+  imported inside the loss) is taken in when it is called; memory that no name leads to is copied just before it is
+  first written to.
+- State. Each evaluation starts from the state that was found, counters included: a loss with a queue, a running mean,
+  or a counter that changes it at each seventh call would otherwise be another function at some points. Iterators are
+  copied, or refuse to be read. A loss that writes to a parameter is refused. Tensors of a batch are copied.
+- Random numbers. Each evaluation of a micro-batch starts from its own fixed seed, so that dropout that is left on is a
+  fixed mask. The global random states are restored at the end: the user's next batch is the same.
+- Modes. The ``training`` flags are cleared and restored module by module, not by ``eval()``, which modules override.
+  A frozen batch norm in a training model stays one.
+- Precision. Half precision is raised to float32 and autocast is off: second derivatives in half precision are mostly
+  rounding. Exchanging ``parameter.data`` for another dtype makes autograd forget the node that gathers the gradient,
+  and with it the hooks of `DistributedDataParallel`, whose processes then drift apart without an error: where there may
+  be hooks, another parameter stands in.
+- Memory. Buffers are copied, since modules write to them; so are weights of an embedding with ``max_norm``, which
+  rescales them when it is called. Tensors that are views of a parameter move with it.
+- Operations without a second derivative. Attention uses the math kernel, compiled modules run eagerly, cuDNN is off
+  for recurrent layers, reentrant checkpoints call their function directly. Of a `DistributedDataParallel` the module
+  inside is called, since the wrapper waits for the other processes.
+- Hooks and caches. Gradients and hooks of parameters and backward hooks of modules are taken off: they run in
+  `autograd.grad` too. The fast path of torch's transformer layers is off, since it computes another function without
+  gradients; so is the cache of `parametrize.cached()`, which holds the weight of another point.
 """
 
 from __future__ import annotations

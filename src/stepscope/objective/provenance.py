@@ -20,7 +20,8 @@ ATOMS = {
     torch.Size, torch.layout, torch.memory_format,
 }  # fmt: skip
 
-# Packages whose objects are no state of a loss: they log, load data, schedule, or run threads of their own.
+# Packages whose objects are no state of a loss: they log, load data, schedule, or run threads of their own. They aren't
+# walked into: what another thread writes meanwhile would be undone.
 FOREIGN = frozenset(sys.stdlib_module_names) | {
     "accelerate", "aim", "clearml", "comet_ml", "dask", "datasets", "deepspeed", "filelock", "huggingface_hub",
     "joblib", "lightning", "lightning_fabric", "loguru", "matplotlib", "mlflow", "neptune", "numpy", "pandas",

@@ -1,4 +1,11 @@
-"""What a mean loss averages over, so that micro-batches are pooled rightly: ``f = Σ wᵢfᵢ / Σ wᵢ``."""
+"""What a mean loss averages over, so that micro-batches are pooled rightly: ``f = Σ wᵢfᵢ / Σ wᵢ``.
+
+The weights are tried, not looked up: the loss of two micro-batches together must be the mean of theirs, by valid labels
+(shifted or not), ones in a mask, or examples (of the first dimension, or of the second where time comes first). Where
+the losses are too close to tell, as with a head that is zero, their gradients decide. Micro-batches of other shapes are
+split instead of joined. A loss that none of the weights explains, such as a sum or a contrast within the batch, is
+refused.
+"""
 
 from __future__ import annotations
 

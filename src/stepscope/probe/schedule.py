@@ -1,4 +1,9 @@
-"""When to measure: at the steps that were asked for, as far as the overhead allows."""
+"""When to measure: at the steps that were asked for, as far as the overhead allows.
+
+Other optimizers need some steps to gather their moments, so a measurement is preceded by 20 steps at which they follow
+the run, or by all steps since the beginning. Where following costs more than the overhead allows, the schedule saves up
+for measurement and following together.
+"""
 
 from __future__ import annotations
 

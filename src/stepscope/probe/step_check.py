@@ -1,4 +1,8 @@
-"""Whether the step that an optimizer makes is the one that was measured."""
+"""Whether the step that an optimizer makes is the one that was measured.
+
+The comparison costs one copy of the weights during the step, and notices what no inspection would: hooks of others,
+rounding, random rules. A measurement is withdrawn if another step is made.
+"""
 
 from __future__ import annotations
 
