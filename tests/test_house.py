@@ -7,9 +7,11 @@ import pkgutil
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from setuptools.config.expand import read_attr
 
 import stepscope
 
@@ -31,10 +33,27 @@ def test_of_the_environment_only_python_is_run(file):
     assert set(re.findall(r"(?:\.venv|\$\(VENV\))/bin/(\S+)", (ROOT / file).read_text())) == {"python"}
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_examples_in_docstrings_run(name):
-    result = doctest.testmod(importlib.import_module(name))
-    assert result.failed == 0
+def test_examples_in_docstrings_run():
+    results = {name: doctest.testmod(importlib.import_module(name)) for name in MODULES}
+    assert [name for name, result in results.items() if result.failed] == []
+    assert sum(result.attempted for result in results.values()) > 100
+
+
+def test_the_version_is_written_once():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["project"]["dynamic"] == ["version"]
+    attribute = project["tool"]["setuptools"]["dynamic"]["version"]["attr"]
+    assert read_attr(attribute, {"": "src"}, ROOT) == stepscope.__version__
+    assert not re.search(r"^version:", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+
+
+def test_pages_and_figures_are_not_in_git():
+    """They are made from the records: `stepscope report docs/reproduction`."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    made = [name for name in listed.stdout.splitlines() if name.endswith((".pdf", ".html"))]
+    assert [name for name in made if "/templates/" not in name] == []
 
 
 def test_every_public_function_at_the_top_has_an_example():

@@ -15,10 +15,10 @@ class MissingExtraError(UsageError, ImportError):
 
 
 def said(error: BaseException) -> str:
-    """What an error says, in one line: the first of its text, or its name where it has none.
+    r"""What an error says, in one line: the first of its text, or its name where it has none.
 
     Example:
-        >>> said(ValueError("wrong\\nin detail")), said(KeyboardInterrupt())
+        >>> said(ValueError("wrong\nin detail")), said(KeyboardInterrupt())
         ('wrong', 'KeyboardInterrupt')
     """
     return (str(error).strip() or type(error).__name__).splitlines()[0]

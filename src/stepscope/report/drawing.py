@@ -200,11 +200,11 @@ def vega_script() -> str:
 
 
 def script_json(value: Any) -> str:
-    """JSON that can stand inside a `<script>` element, whatever is in its strings.
+    r"""JSON that can stand inside a `<script>` element, whatever is in its strings.
 
     Example:
         >>> script_json("</script>")
-        '"\\\\u003c/script\\\\u003e"'
+        '"\\u003c/script\\u003e"'
     """
     text = json.dumps(value, allow_nan=False)  # ASCII, so U+2028 and lone surrogates are escapes too
     for character in "<>&":
@@ -213,10 +213,10 @@ def script_json(value: Any) -> str:
 
 
 def xml_text(value: Any) -> Any:
-    """A specification whose strings hold only what XML can: on anything else the converter ends the whole process.
+    r"""A specification whose strings hold only what XML can: on anything else the converter ends the whole process.
 
     Example:
-        >>> xml_text({"title": ["a\\x1bb", 1]}) == {"title": ["a\\ufffdb", 1]}
+        >>> xml_text({"title": ["a\x1bb", 1]}) == {"title": ["a\ufffdb", 1]}
         True
     """
     if isinstance(value, str):

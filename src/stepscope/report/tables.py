@@ -67,14 +67,14 @@ _RAISED = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
 
 
 def tex(text: str) -> str:
-    """Text as LaTeX that prints it, whatever is in it.
+    r"""Text as LaTeX that prints it, whatever is in it.
 
     Letters of other alphabets are left as they are: those beyond Latin need LuaLaTeX or XeLaTeX and a font that has
     them. What can't be printed becomes a question mark.
 
     Example:
         >>> tex("50% of_all ± 1.2×10⁻⁵")
-        '50\\\\% of\\\\_all $\\\\pm$ 1.2$\\\\times$10$^{-5}$'
+        '50\\% of\\_all $\\pm$ 1.2$\\times$10$^{-5}$'
     """
     signed = re.sub(r"(?<![\w.)\]])-(?=\d)|(?<=\de)-(?=\d)", "−", text)
     return re.sub(r"⁻?[⁰¹²³⁴⁵⁶⁷⁸⁹]+|⁻|--+|.", _in_tex, signed, flags=re.DOTALL)

@@ -155,7 +155,7 @@ def show(path: str | os.PathLike[str]) -> str:
 
 
 def lines_of(content: bytes) -> Iterator[bytes]:
-    """Cuts at ``\\n`` alone: names may hold U+2028 and the other ends of line that `str.splitlines` knows."""
+    r"""Cuts at ``\n`` alone: names may hold U+2028 and the other ends of line that `str.splitlines` knows."""
     start = 0
     while start < len(content):
         end = content.find(b"\n", start) + 1 or len(content)

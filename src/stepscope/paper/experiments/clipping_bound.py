@@ -78,7 +78,7 @@ class Guarantee:
 
 
 def clip(gradient: Tensor, fraction: float) -> tuple[Tensor, float]:
-    """``c = clip(g, τ)``, and the ``τ`` above which that fraction of the coordinates lies.
+    """The clipped gradient ``c``, and the ``τ`` above which that fraction of the coordinates of ``g`` lies.
 
     Args:
         gradient: ``g``, shape (n,); left as it is.
