@@ -21,7 +21,7 @@ demo: $(INSTALLED)
 	$(RUN) stepscope demo
 
 test: $(INSTALLED)
-	$(RUN) pytest -n auto --dist loadfile
+	$(RUN) pytest -n auto --dist worksteal
 
 check: $(INSTALLED)
 	$(RUN) ruff check src tests examples benchmarks

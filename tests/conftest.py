@@ -25,7 +25,7 @@ def _interruptible():
 
 
 class FamilyTable:
-    """What was found of each family of models, a column for each thing that is promised."""
+    """The results of each family of models, a column for each thing that is promised."""
 
     COLUMNS = ("uᵀHu float64", "uᵀHu float32", "Σ shares", "training", "raises", "Ctrl-C", "NaN")
 
@@ -34,6 +34,15 @@ class FamilyTable:
 
     def worst(self, family, column, error):
         self.rows[family][column] = max(error, self.rows[family].get(column, 0.0))
+
+    def merge(self, rows):
+        """Takes in the rows of another process, which may have had other tests of the same families."""
+        for family, row in rows.items():
+            for column, result in row.items():
+                if isinstance(result, float):
+                    self.worst(family, column, result)
+                else:
+                    self.identical(family, column)
 
     def identical(self, family, column):
         self.rows[family][column] = "identical"
@@ -61,8 +70,7 @@ def pytest_sessionfinish(session):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node):
-    for family, row in getattr(node, "workeroutput", {}).get("families", {}).items():
-        _TABLE.rows[family] |= row
+    _TABLE.merge(getattr(node, "workeroutput", {}).get("families", {}))
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -367,13 +367,13 @@ class _Watch:
             missed += float(gap.square().sum())
             moved += float(movement.square().sum())
             weights += float(before.square().sum()) if direction is not None else 0.0
-        if missed == 0:
-            return
-        self._step.error = math.sqrt(missed / moved) if moved > 0 else math.inf
         eps = max(torch.finfo(p.dtype).eps for p in self._parameters.values())
+        rounding = WRITES * 0.5 * eps * math.sqrt(weights)
+        if missed == 0 or (moved == 0 and math.sqrt(missed) <= rounding):
+            return  # a step that rounds to nothing can't be compared
+        self._step.error = math.sqrt(missed / moved) if moved > 0 else math.inf
         # Each operation of a rule on half-precision numbers rounds, too.
-        relative = max(RELATIVE, 4 * eps)
-        self._step.tolerance = relative + (WRITES * 0.5 * eps * math.sqrt(weights / moved) if moved > 0 else 0.0)
+        self._step.tolerance = max(RELATIVE, 4 * eps) + (rounding / math.sqrt(moved) if moved > 0 else 0.0)
 
 
 def _seed(seed: int) -> None:

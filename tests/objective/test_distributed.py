@@ -17,12 +17,20 @@ def loss_fn(model, batch):
     return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
 
-def train(rank, store, folder, every):
+def work(rank, folder, trainings):
+    """Trains several times, each time with a probe at some steps of some ranks."""
     torch.set_num_threads(1)
     # By a file: a port that was free a moment ago may be taken.
-    dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=120)
-    )
+    store, timeout = folder / "store", datetime.timedelta(seconds=120)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timeout)
+    torch.save([train(rank, every[rank]) for every in trainings], folder / f"{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+    # What was to be found out is on the disk. torch's own threads now and then abort an interpreter that winds down.
+    os._exit(0)
+
+
+def train(rank, every):
     torch.manual_seed(0)
     # Buffers: calling the wrapper sends them from process to process.
     inside = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
@@ -31,27 +39,22 @@ def train(rank, store, folder, every):
     generator = torch.Generator().manual_seed(rank)
     batches = [(torch.randn(8, 4, generator=generator), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])) for _ in range(6)]
     probe = None
-    if every[rank]:
-        probe = Probe(model, optimizer, loss_fn, batches[:2], every=every[rank], max_overhead=None, quiet=True)
+    if every:
+        probe = Probe(model, optimizer, loss_fn, batches[:2], every=every, max_overhead=None, quiet=True)
     for batch in batches:
         optimizer.zero_grad()
         loss_fn(model, batch).backward()
         optimizer.step()
     state = [t.clone() for t in inside.state_dict().values()]
-    torch.save((state, sorted({r["step"] for r in probe.records}) if probe else []), folder / f"{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-    # What was to be found out is on the disk. torch's own threads now and then abort an interpreter that winds down.
-    os._exit(0)
+    if probe:
+        probe.close()
+    return state, sorted({r["step"] for r in probe.records}) if probe else []
 
 
 @pytest.mark.slow
 def test_it_measures_alone_and_changes_nothing(tmp_path):
-    found = []
-    for number, every in enumerate(([None, None], [2, None], [2, 3])):
-        mp.spawn(train, (tmp_path / f"store-{number}", tmp_path, every), nprocs=2)
-        found.append([torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)])
-    plain, one, both = found
+    mp.spawn(work, (tmp_path, ([None, None], [2, None], [2, 3])), nprocs=2)
+    plain, one, both = zip(*(torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)), strict=True)
     assert [steps for _, steps in one] == [[2, 4, 6], []]
     assert [steps for _, steps in both] == [[2, 4, 6], [3, 6]]
     for probed in (one, both):
