@@ -369,8 +369,10 @@ class _Watch:
             weights += float(before.square().sum()) if direction is not None else 0.0
         eps = max(torch.finfo(p.dtype).eps for p in self._parameters.values())
         rounding = WRITES * 0.5 * eps * math.sqrt(weights)
-        if missed == 0 or (moved == 0 and math.sqrt(missed) <= rounding):
-            return  # a step that rounds to nothing can't be compared
+        if moved == 0 and math.sqrt(missed) <= rounding:
+            self._step.tolerance = math.inf  # a step that rounds to nothing can't be compared
+        if missed == 0 or self._step.tolerance:
+            return
         self._step.error = math.sqrt(missed / moved) if moved > 0 else math.inf
         # Each operation of a rule on half-precision numbers rounds, too.
         self._step.tolerance = max(RELATIVE, 4 * eps) + (rounding / math.sqrt(moved) if moved > 0 else 0.0)

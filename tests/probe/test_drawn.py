@@ -1,5 +1,7 @@
-"""Drawn combinations of loss, model, optimizer, batch and loop: training is the same with the probe, and the direction
-is the step made; and that the table notices what it is there to notice."""
+"""Drawn combinations of loss, model, optimizer, batch and loop: the probe changes nothing, and the direction is the step.
+
+Further, that the table notices what it is there to notice.
+"""
 
 import random
 from dataclasses import replace
@@ -11,6 +13,7 @@ import torch
 
 import stepscope
 from drawn.draw import drawn
+from drawn.optimizers import OPTIMIZERS, Spec
 from drawn.trial import Combination, attach_probe, tried
 
 SMALL = drawn(40, seed=4)
@@ -189,3 +192,14 @@ def test_a_refusal_is_one_and_a_refusal_that_disturbs_is_none():
 
     assert tried(PLAIN, attach).line == "refused: not this one"
     assert tried(PLAIN, disturbing).kind == "DISTURBED"
+
+
+@pytest.mark.parametrize(("factor", "kind"), [(1, "identical"), (1e9, "WRONG")])
+def test_a_step_that_rounds_to_nothing_is_compared_with_rounding_alone(factor, kind, monkeypatch):
+    monkeypatch.setitem(OPTIMIZERS, "SGD", Spec(lambda parameters: torch.optim.SGD(parameters, lr=1e-9)))
+
+    def ask(optimizer, parameters):
+        return {name: d * factor for name, d in stepscope.next_update(optimizer, parameters).items()}
+
+    verdict = tried(replace(PLAIN, model="MLP in bfloat16", optimizer="SGD"), attach_probe, ask)
+    assert verdict.kind == kind, verdict.line
