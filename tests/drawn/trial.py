@@ -2,6 +2,7 @@
 
 import logging
 import math
+import queue
 import random
 import re
 import time
@@ -331,7 +332,10 @@ class _Watch:
         self._step = Step(0)
         hooked = optimizer if hasattr(optimizer, "_optimizer_step_pre_hooks") else optimizer.optimizer
         self._optimizer = optimizer if isinstance(optimizer, Optimizer) else hooked
-        self._handle = hooked.register_step_pre_hook(lambda *_: self._asked())
+        # In a queue, which no walk looks into: through the hook all these tables would be the optimizer's state.
+        hidden: queue.SimpleQueue[_Watch] = queue.SimpleQueue()
+        hidden.put(self)
+        self._handle = hooked.register_step_pre_hook(lambda *_: _called_inside(hidden))
 
     def remove(self) -> None:
         self._handle.remove()
@@ -376,6 +380,12 @@ class _Watch:
         self._step.error = math.sqrt(missed / moved) if moved > 0 else math.inf
         # Each operation of a rule on half-precision numbers rounds, too.
         self._step.tolerance = max(RELATIVE, 4 * eps) + (rounding / math.sqrt(moved) if moved > 0 else 0.0)
+
+
+def _called_inside(hidden: Any) -> None:
+    watch = hidden.get()
+    hidden.put(watch)
+    watch._asked()
 
 
 def _seed(seed: int) -> None:

@@ -1,4 +1,4 @@
-"""Drawn combinations of loss, model, optimizer, batch and loop: the probe changes nothing, and the direction is the step.
+"""Drawn combinations of loss, model, optimizer, batch, loop: the probe changes nothing, the direction is the step made.
 
 Further, that the table notices what it is there to notice.
 """
