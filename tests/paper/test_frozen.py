@@ -1,6 +1,12 @@
-"""The stored records of the reproduction say what they said when `frozen.json` was written, value by value."""
+"""The stored records of the reproduction say what they said when `frozen.json` was written, value by value.
+
+Two things differ. Numbers agree up to a relative 1e-9, since scipy's last digits of Student's distribution aren't those
+that were frozen. And remarks that only described the numbers are gone: of the frozen ones, those of C7 are left, which
+say what stands in the way of a comparison.
+"""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -23,6 +29,22 @@ def as_json(table):
     }
 
 
+def agree(ours, frozen, path=""):
+    """Compares trees: the same keys, lengths and texts, and numbers up to rounding."""
+    if isinstance(frozen, dict):
+        assert list(ours) == list(frozen), path
+        frozen = list(frozen.values())
+        ours = list(ours.values())
+    if isinstance(frozen, list):
+        assert len(ours) == len(frozen), path
+        for place, pair in enumerate(zip(ours, frozen, strict=True)):
+            agree(*pair, f"{path}/{place}")
+    elif isinstance(frozen, float):
+        assert math.isclose(ours, frozen, rel_tol=1e-9), path
+    else:
+        assert ours == frozen, path
+
+
 @pytest.fixture(scope="module")
 def claims():
     return judge(list(RUNS.values()))
@@ -30,11 +52,17 @@ def claims():
 
 @pytest.mark.parametrize("number", range(12))
 def test_each_claim_has_the_same_verdict_and_statistics(claims, number):
-    assert json.loads(json.dumps(claims_json(claims)[number])) == FROZEN["claims"][number]
+    frozen = FROZEN["claims"][number]
+    parts = [part | {"remark": part["remark"] if frozen["id"] == "C7" else ""} for part in frozen["parts"]]
+    agree(json.loads(json.dumps(claims_json(claims)[number])), frozen | {"parts": parts})
 
 
 def test_the_tables_of_the_claims_are_the_same(claims):
-    assert [as_json(table(claims)) for table in (claims_table, parts_table, departures_table)] == FROZEN["claim tables"]
+    summary, parts, departures = FROZEN["claim tables"]
+    rows = [[*row[:-1], row[-1] if row[0] == "C7" else ""] for row in parts["rows"]]
+    assert as_json(claims_table(claims)) == summary
+    assert as_json(parts_table(claims)) == parts | {"rows": rows}
+    assert as_json(departures_table(claims)) == departures
 
 
 def test_the_same_runs_are_read():

@@ -50,6 +50,17 @@ class Run:
         return self.head.get("context") or {}
 
 
+def section(head: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A mapping in a mapping; empty where there is none.
+
+    Example:
+        >>> section({"model": {"parameters": 9}}, "model"), section({"model": None}, "model")
+        ({'parameters': 9}, {})
+    """
+    value = head.get(name)
+    return value if isinstance(value, Mapping) else {}
+
+
 def read_runs(path: str | os.PathLike[str]) -> list[Run]:
     """The runs of a reproduction, by name.
 

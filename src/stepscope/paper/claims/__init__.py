@@ -1,7 +1,8 @@
 """What the records say of the paper's twelve claims."""
 
-from stepscope.paper.claims.claims import claims_json, claims_table, departures_table, judge, parts_table
+from stepscope.paper.claims.claims import judge
 from stepscope.paper.claims.losses import conclusion, finals_of, pairs_of
+from stepscope.paper.claims.tables import claims_json, claims_table, departures_table, parts_table
 
 __all__ = [
     "claims_json",

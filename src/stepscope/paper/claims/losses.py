@@ -7,10 +7,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stepscope.paper.statistics import PairedDifference, paired_difference
+from stepscope.paper.statistics import CONFIDENCE, PairedDifference, paired_difference
 from stepscope.runs import Record, number
-
-CONFIDENCE = 0.95
 
 Curve = dict[int, float]
 """``{step: loss}``."""
@@ -112,21 +110,10 @@ def finals_of(records: Sequence[Record]) -> list[Final]:
                 curves.setdefault(record["seed"], {})[record["step"]] = loss
         ends = {r["seed"]: number(r, "loss") for r in own if r["step"] == whole}
         if ends:
-            first = own[0]
-            original = first.get("original")
-            name = None if original is None else str(original)
-            finals.append(
-                Final(
-                    task,
-                    optimizer,
-                    name,
-                    rates[0],
-                    len(rates) - 1,
-                    bool(first.get("bracketed")),
-                    dict(sorted(ends.items())),
-                    curves,
-                )
-            )
+            original, bracketed = own[0].get("original"), bool(own[0].get("bracketed"))
+            name, retreats = None if original is None else str(original), len(rates) - 1
+            losses = dict(sorted(ends.items()))
+            finals.append(Final(task, optimizer, name, rates[0], retreats, bracketed, losses, curves))
     tasks = [str(record.get("task")) for record in records]
     optimizers = [str(record.get("optimizer")) for record in records]
 
@@ -139,25 +126,20 @@ def finals_of(records: Sequence[Record]) -> list[Final]:
     return sorted(finals, key=place)
 
 
-def pairs_of(finals: Sequence[Final], confidence: float = CONFIDENCE) -> list[Pair]:
+def pairs_of(finals: Sequence[Final]) -> list[Pair]:
     """Each variant against its original.
 
     *Faster* and *slower* are said where the interval of the mean difference, paired by seed, doesn't hold 0.
-
-    Args:
-        finals: of all tasks.
-        confidence: of the intervals.
     """
-    by_name = {(final.task, final.optimizer): final for final in finals}
-    pairs = []
-    for variant in finals:
-        original = by_name.get((variant.task, variant.original)) if variant.original else None
-        if original is not None:
-            pairs.append(_pair(variant, original, confidence))
-    return pairs
+    originals = {(final.task, final.optimizer): final for final in finals}
+    return [
+        _pair(variant, original)
+        for variant in finals
+        if (original := originals.get((variant.task, variant.original or "")))
+    ]
 
 
-def _pair(variant: Final, original: Final, confidence: float) -> Pair:
+def _pair(variant: Final, original: Final) -> Pair:
     seeds = [seed for seed in variant.losses if seed in original.losses]
     ours, theirs = ([final.losses[seed] for seed in seeds] for final in (variant, original))
     remarks = [
@@ -176,7 +158,7 @@ def _pair(variant: Final, original: Final, confidence: float) -> Pair:
     first, second = ([loss for loss in losses if loss is not None] for losses in (ours, theirs))
     if not seeds or len(first) < len(seeds) or len(second) < len(seeds):
         return Pair(variant, original, None, None, "cannot tell", "; ".join(remarks) or "no seed has both")
-    difference = paired_difference(first, second, confidence=confidence)
+    difference = paired_difference(first, second)
     verdict = "faster" if difference.high < 0 else "slower" if difference.low > 0 else "cannot tell"
     if len(seeds) == 1:
         remarks.insert(0, "one seed")

@@ -1,33 +1,31 @@
-"""What a claim is, what it is split into, and the one rule by which all of them are judged.
+"""What a claim is, and the one rule by which all of them are judged.
 
-A *part* has one number a seed and a threshold that was fixed before any result. Student's 95% interval of the seeds'
-mean decides: a part *holds* if the interval lies wholly on the claimed side of the threshold, *does not hold* if it
-lies wholly beyond, and else *cannot tell*. A claim holds if all its deciding parts do, and does not if one does not.
+A claim is tested on *samples* (a task, a method) by *criteria* (a statistic of one seed, a threshold that was fixed
+before any result). Student's 95% interval of the seeds' mean decides: a *part*, one criterion on one sample, *holds* if
+the interval lies wholly on the claimed side of the threshold, *does not hold* if it lies wholly beyond, and else
+*cannot tell*. A claim holds if all its deciding parts do, and does not if one does not.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean as mean
-from typing import Any, TypeVar
+from typing import Any
 
+from stepscope.paper.claims.departures import departures
 from stepscope.paper.runs import Run
 from stepscope.paper.statistics import MeanInterval, mean_interval
 from stepscope.runs import Record, number
 
 HOLDS, FAILS, UNCLEAR = "holds", "does not hold", "cannot tell"
 
-CONFIDENCE = 0.95
-
 FEW = 3
 """Parts that a claim's line names one by one."""
 
 Key = tuple[Any, ...]
 """What tells the measurements of one seed apart."""
-
-Data = TypeVar("Data")
 
 
 class Unmeasured(Exception):  # noqa: N818
@@ -36,7 +34,7 @@ class Unmeasured(Exception):  # noqa: N818
 
 @dataclass(frozen=True)
 class Threshold:
-    """What a part claims of its number.
+    """What is claimed of a number.
 
     Attributes:
         relation: ``"<"``, ``"≤"``, ``">"`` or ``"≥"``.
@@ -69,8 +67,68 @@ class Threshold:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """What a claim is tested on.
+
+    Attributes:
+        name: of what, such as ``"code"``.
+        runs: the runs that it was measured by; none for a task that the claim is about and that has no run.
+        seeds: ``{seed: what the statistic takes}``, whole seeds only.
+        remarks: why it can't decide, or what is missing.
+        deciding: whether the claim's verdict may depend on it.
+    """
+
+    name: str
+    runs: tuple[Run, ...] = ()
+    seeds: Mapping[Any, Any] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+    deciding: bool = True
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A statistic of one seed, and what is claimed of it.
+
+    Attributes:
+        statistic: of a sample's seed; raises `Unmeasured` where a number that it needs is missing.
+        text: what that number is.
+        threshold: what is claimed of it.
+        name: behind the sample's, where a claim has several.
+        deciding: whether the claim's verdict may depend on it.
+    """
+
+    statistic: Callable[[Any], float]
+    text: str
+    threshold: Threshold
+    name: str = ""
+    deciding: bool = True
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the paper says, and how it is tested.
+
+    Attributes:
+        id: such as ``"C1"``.
+        statement: what the paper says.
+        samples: of the runs, what it is tested on.
+        criteria: each is tested on every sample.
+    """
+
+    id: str
+    statement: str
+    samples: Callable[[Sequence[Run]], Iterable[Sample]]
+    criteria: tuple[Criterion, ...]
+
+    def judge(self, runs: Sequence[Run]) -> JudgedClaim:
+        """What the runs say of it."""
+        parts = (_part(sample, criterion) for sample in self.samples(runs) for criterion in self.criteria)
+        return JudgedClaim(self.id, self.statement, tuple(parts))
+
+
+@dataclass(frozen=True)
 class Part:
-    """One thing that a claim says: of a task, of a method.
+    """One criterion on one sample.
 
     Attributes:
         name: of what, such as ``"code, sgd"``.
@@ -78,7 +136,7 @@ class Part:
         threshold: what is claimed of it.
         runs: the runs that it is measured by.
         values: ``{seed: number}``, whole seeds only.
-        remarks: what has to be known beside.
+        remarks: why it can't be told, or can't decide.
         deciding: whether the claim's verdict depends on it.
     """
 
@@ -93,7 +151,7 @@ class Part:
     @property
     def interval(self) -> MeanInterval | None:
         """Of the seeds' mean; None if nothing was measured."""
-        return mean_interval(list(self.values.values()), confidence=CONFIDENCE) if self.values else None
+        return mean_interval(list(self.values.values())) if self.values else None
 
     @property
     def verdict(self) -> str:
@@ -124,20 +182,28 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Claim:
-    """One of the paper's claims, and what the records say of it.
+class JudgedClaim:
+    """What the records say of a claim.
 
     Attributes:
-        id: such as ``"C1"``.
+        id: of the claim.
         statement: what the paper says.
-        parts: what it is split into.
-        departures: in what the runs that were used differ from the paper's.
+        parts: each criterion on each sample.
     """
 
     id: str
     statement: str
     parts: tuple[Part, ...]
-    departures: tuple[str, ...]
+
+    @property
+    def runs(self) -> list[Run]:
+        """All that were used, each once."""
+        return list({run.name: run for part in self.parts for run in part.runs}.values())
+
+    @property
+    def departures(self) -> tuple[str, ...]:
+        """In what these runs differ from the paper's."""
+        return departures(self.runs)
 
     @property
     def deciding(self) -> tuple[Part, ...]:
@@ -162,21 +228,43 @@ class Claim:
         """The numbers in words, of many parts the least and the greatest; and how many parts hold.
 
         Example:
-            >>> Claim("C1", "", (Part("code", "ratio", Threshold("<", 0.5), (), {0: 0.25, 1: 0.25}),), ()).statistic
+            >>> JudgedClaim("C1", "", (Part("code", "ratio", Threshold("<", 0.5), (), {0: 0.25, 1: 0.25}),)).statistic
             'code 0.25 [0.25, 0.25]; 1 of 1 holds'
         """
         if not self.deciding:
             return "not measured"
-        told_of = self.deciding
-        measured = sorted((part for part in told_of if part.interval), key=lambda part: mean(part.values.values()))
-        if len(told_of) > FEW and len(measured) > 1:
-            told_of = (measured[0], measured[-1])
-        numbers = (" to " if len(told_of) < len(self.deciding) else "; ").join(f"{p.name} {p.number}" for p in told_of)
+        shown = self.deciding
+        measured = sorted((part for part in shown if part.values), key=lambda part: mean(part.values.values()))
+        if len(shown) > FEW and len(measured) > 1:
+            shown = (measured[0], measured[-1])
+        numbers = (" to " if len(shown) < len(self.deciding) else "; ").join(f"{p.name} {p.number}" for p in shown)
         verdicts = [part.verdict for part in self.deciding]
         held, failed = verdicts.count(HOLDS), verdicts.count(FAILS)
-        told = f"{held} of {len(verdicts)} {'holds' if held == 1 else 'hold'}"
         against = f", {failed} {'does' if failed == 1 else 'do'} not" if failed else ""
-        return f"{numbers}; {told}{against}"
+        return f"{numbers}; {held} of {len(verdicts)} {'holds' if held == 1 else 'hold'}{against}"
+
+
+def _part(sample: Sample, criterion: Criterion) -> Part:
+    values, lost = {}, []
+    for seed, measured in sample.seeds.items():
+        try:
+            value = float(criterion.statistic(measured))
+        except Unmeasured as missing:
+            lost.append(f"seed {seed} doesn't count: {missing}")
+            continue
+        if math.isfinite(value):
+            values[seed] = value
+        else:
+            lost.append(f"seed {seed} doesn't count: its value is not finite")
+    return Part(
+        f"{sample.name}, {criterion.name}" if criterion.name else sample.name,
+        criterion.text,
+        criterion.threshold,
+        sample.runs,
+        values,
+        (*sample.remarks, *lost),
+        sample.deciding and criterion.deciding,
+    )
 
 
 def whole_seeds(
@@ -193,14 +281,13 @@ def whole_seeds(
     Returns:
         ``{seed: {key: record}}`` in the configuration's order, of equal keys the later; and what is missing, in words.
     """
-    found: dict[Any, dict[Key, Record]] = {}
+    measured: dict[Any, dict[Key, Record]] = {}
     for record in run.records if records is None else records:
         if (own := key(record)) in wanted:
-            found.setdefault(record.get("seed"), {})[own] = record
+            measured.setdefault(record.get("seed"), {})[own] = record
     seeds = run.head["configuration"].get("seeds") or ()
-    whole = {seed: found[seed] for seed in seeds if wanted and len(found.get(seed, ())) == len(set(wanted))}
-    rest = [str(seed) for seed in seeds if seed not in whole]
-    return whole, unfinished(rest)
+    whole = {seed: measured[seed] for seed in seeds if wanted and len(measured.get(seed, ())) == len(set(wanted))}
+    return whole, unfinished([seed for seed in seeds if seed not in whole])
 
 
 def unfinished(seeds: Sequence[Any]) -> tuple[str, ...]:
@@ -212,44 +299,22 @@ def unfinished(seeds: Sequence[Any]) -> tuple[str, ...]:
     """
     if not seeds:
         return ()
-    return (
-        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} {'are' if len(seeds) > 1 else 'is'} not finished",
-    )
+    several = len(seeds) > 1
+    return (f"seed{'s' * several} {', '.join(map(str, seeds))} {'are' if several else 'is'} not finished",)
 
 
-def by_seed(seeds: Mapping[Any, Data], statistic: Callable[[Data], float]) -> tuple[dict[Any, float], tuple[str, ...]]:
-    """A statistic of each seed; and in words, for which seeds it has no value.
-
-    Args:
-        seeds: ``{seed: what was measured}``.
-        statistic: raises `Unmeasured` where a number that it needs is missing.
-    """
-    values, lost = {}, []
-    for seed, measured in seeds.items():
-        try:
-            value = statistic(measured)
-        except Unmeasured as missing:
-            lost.append(f"seed {seed} doesn't count: {missing}")
-            continue
-        if math.isfinite(value):
-            values[seed] = value
-        else:
-            lost.append(f"seed {seed} doesn't count: its value is not finite")
-    return values, tuple(lost)
-
-
-def needed(record: Record, name: str, what: str) -> float:
+def needed(record: Mapping[str, Any], name: str, owner: str) -> float:
     """A number of a record.
 
     Args:
         record: the record.
         name: of the number.
-        what: whose number it is, for the message.
+        owner: whose number it is, for the message.
 
     Raises:
         Unmeasured: it isn't there, or isn't finite.
     """
     value = number(record, name)
     if value is None:
-        raise Unmeasured(f"there is no {name} of {what}")
+        raise Unmeasured(f"there is no {name} of {owner}")
     return value

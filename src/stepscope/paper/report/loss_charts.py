@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from stepscope.errors import UsageError, require
-from stepscope.paper.claims.losses import CONFIDENCE, finals_of, pairs_of
+from stepscope.paper.claims.losses import finals_of, pairs_of
+from stepscope.paper.statistics import CONFIDENCE
 from stepscope.report import dressed, finish, line_look, pick_directions, powers_of_ten, tooltips
 from stepscope.runs import Record, number
 

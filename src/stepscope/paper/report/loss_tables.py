@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from stepscope.paper.claims.losses import CONFIDENCE, Final, Pair, finals_of, pairs_of
+from stepscope.paper.claims.losses import Final, Pair, finals_of, pairs_of
+from stepscope.paper.statistics import CONFIDENCE
 from stepscope.report import NOTHING, Table
 from stepscope.runs import Record
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from stepscope.errors import require
-from stepscope.paper.claims.losses import CONFIDENCE, Final, conclusion, finals_of, pairs_of
+from stepscope.paper.claims.losses import Final, conclusion, finals_of, pairs_of
 from stepscope.paper.report.evidence import TABLES
 from stepscope.paper.report.figures import figures_of
 from stepscope.paper.report.loss_charts import differences, losses_over_rates, losses_over_steps
+from stepscope.paper.statistics import CONFIDENCE
 from stepscope.report import drawn, facts_of, render, render_report, save, title_of
 from stepscope.runs import Record, read_run, write_atomically
 

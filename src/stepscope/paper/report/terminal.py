@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from stepscope.paper.claims.losses import CONFIDENCE, Final, Pair, finals_of, pairs_of
+from stepscope.paper.claims.losses import Final, Pair, finals_of, pairs_of
+from stepscope.paper.statistics import CONFIDENCE
 from stepscope.report import plain_table, printable, text_and_console
 from stepscope.runs import Record
 

@@ -1,0 +1,181 @@
+"""What claims are tested on: from the runs of a reproduction to what their statistics take, seed by seed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from stepscope.paper.claims.losses import Final, finals_of, pairs_of
+from stepscope.paper.claims.seed_statistics import Point
+from stepscope.paper.claims.verdicts import Sample, unfinished, whole_seeds
+from stepscope.paper.runs import Run, section
+from stepscope.runs import Record
+
+TRANSFORMERS = ("translation", "code", "sentiment")
+
+CUT = 4.0
+"""The paper removes coordinates whose row norm is at least so many times the mean."""
+
+
+def directions(*tasks: str) -> Callable[[Sequence[Run]], Iterator[Sample]]:
+    """Runs along trajectories of these tasks: the points of each seed.
+
+    Where one of the tasks was measured, those without a run are samples too: their silence is no agreement. On images
+    a random start decides nothing, since the paper's is pretrained and the claim is on that.
+    """
+
+    def samples(runs: Sequence[Run]) -> Iterator[Sample]:
+        chosen = [run for run in _of("trajectory", runs) if run.task in tasks]
+        for run in sorted(chosen, key=lambda run: (tasks.index(run.task), run.name)):
+            seeds, remarks = _points(run)
+            deciding = run.task != "images" or _start(run.context).startswith("pretrained")
+            yield Sample(_label(run), (run,), seeds, remarks, deciding)
+        measured = {run.task for run in chosen}
+        yield from (Sample(task) for task in tasks if measured and task not in measured)
+
+    return samples
+
+
+def clipped_trainings(runs: Sequence[Run]) -> Iterator[Sample]:
+    """Coordinate-wise clipped variants, each with its original: both final losses, as in `pairs_of`."""
+    for run in _of("convergence", runs):
+        asked = run.head["configuration"]
+        pairs = {(pair.variant.task, pair.variant.optimizer): pair for pair in pairs_of(_finals(run))}
+        for task, name in itertools.product(_tasks(run), asked.get("optimizers") or ()):
+            # By a fraction, not by norm.
+            if " clip " not in name or "%" not in name:
+                continue
+            pair = pairs.get((task, name))
+            if pair is None:
+                yield Sample(f"{task}, {name}", (run,), {}, ("it or its original is not finished",))
+                continue
+            ours, theirs = pair.variant.losses, pair.original.losses
+            both = {seed: (ours[seed], theirs[seed]) for seed in ours if seed in theirs}
+            remarks = (pair.remark, *unfinished([seed for seed in asked.get("seeds") or () if seed not in both]))
+            # There is no difference where a training diverged.
+            yield Sample(f"{task}, {name}", (run,), both if pair.difference else {}, remarks)
+
+
+def rankings(runs: Sequence[Run]) -> Iterator[Sample]:
+    """Tasks that were both measured along a trajectory and trained: the points and the final loss of each optimizer."""
+    for local, trained in itertools.product(_of("trajectory", runs), _of("convergence", runs)):
+        if local.task in _tasks(trained):
+            yield _ranking(local, trained)
+
+
+def _ranking(local: Run, trained: Run) -> Sample:
+    points, remarks = _points(local)
+    losses = {final.optimizer: final.losses for final in _finals(trained) if final.task == local.task}
+    asked = trained.head["configuration"].get("optimizers") or ()
+    names = [name for name in local.head["configuration"].get("directions") or () if name in asked]
+    seeds = [seed for seed in points if all(seed in losses.get(name, {}) for name in names)]
+    remarks += tuple(f"trainings: {each}" for each in unfinished([seed for seed in points if seed not in seeds]))
+    diverged = [name for name in names if any(losses[name][seed] is None for seed in seeds)]
+    if diverged:
+        remarks += (f"left out, since it diverged: {', '.join(diverged)}",)
+    ranked = {
+        seed: (points[seed], {name: losses[name][seed] for name in names if name not in diverged}) for seed in seeds
+    }
+    unlike = _unlike(local, trained)
+    return Sample(_label(local), (local, trained), ranked, (*remarks, *unlike), not unlike)
+
+
+def _unlike(local: Run, trained: Run) -> list[str]:
+    """In what two runs on a task differ that must not, in words."""
+    own, others = local.context, section(section(trained.context, "tasks"), local.task)
+    begun, begins = _start(own), _start(others)
+    remarks = []
+    if begun.partition(":")[0] != begins.partition(":")[0]:
+        remarks.append(f"not of the same start: measured from {begun}, trained from {begins}")
+    compared = {
+        "scale": (local.scale, trained.scale),
+        "attention mask": tuple(run.head["configuration"].get("masked") is not False for run in (local, trained)),
+        "model": tuple(section(context, "model").get("parameters") for context in (own, others)),
+        "data set": tuple(section(context, "source").get("sha256") for context in (own, others)),
+    }
+    if other := [name for name, (one, two) in compared.items() if one != two]:
+        remarks.append(f"measured and trained with another {' and '.join(other)}")
+    return remarks
+
+
+def smoothed_groups(runs: Sequence[Run]) -> Iterator[Sample]:
+    """Groups of parameters of which the few largest coordinates were removed: all steps and batches of a seed."""
+    for run in _of("robustness", runs):
+        batches = range(run.head["configuration"].get("batches") or 0)
+        for group in ("attention", "feed-forward"):
+            chosen = [r for r in run.records if r.get("group") == group and r.get("cut") == CUT]
+            wanted = itertools.product(*_trajectories(run.head["configuration"]), batches)
+            yield _records(group, run, wanted, ("trajectory", "step", "batch"), chosen, group == "attention")
+
+
+def correlated_scopes(runs: Sequence[Run]) -> Iterator[Sample]:
+    """Models whose coordinates were correlated, the translation model's parts too: all steps of a seed."""
+    for run in _of("theory", runs):
+        for task, settings in section(run.head["configuration"], "correlated").items():
+            for scope in settings.get("scopes") or ():
+                if scope and task != "translation":
+                    continue
+                chosen = [
+                    r for r in run.records if (r.get("task"), r.get("scope")) == (task, scope) and "diagonal" in r
+                ]
+                wanted = itertools.product(*_trajectories(settings))
+                yield _records(f"{task}, {scope or 'all'}", run, wanted, ("trajectory", "step"), chosen)
+
+
+def bounded_losses(runs: Sequence[Run]) -> Iterator[Sample]:
+    """The losses on which the bound of appendix A was tried: all of a seed."""
+    for run in _of("theory", runs):
+        asked = run.head["configuration"]
+        wanted = itertools.product(asked.get("families") or (), asked.get("fractions") or ())
+        yield _records("all losses", run, wanted, ("family", "fraction"), run.records)
+
+
+def _records(
+    name: str, run: Run, wanted: Iterator[Any], fields: Sequence[str], chosen: Sequence[Record], deciding: bool = True
+) -> Sample:
+    """A sample whose statistic takes all records of a seed; `fields` tell them apart."""
+    seeds, remarks = whole_seeds(run, set(wanted), lambda r: tuple(r.get(field) for field in fields), chosen)
+    return Sample(name, (run,), {seed: list(own.values()) for seed, own in seeds.items()}, remarks, deciding)
+
+
+def _points(run: Run) -> tuple[dict[Any, list[Point]], tuple[str, ...]]:
+    """The points of the seeds that are measured to the end; and which aren't, in words."""
+    asked = run.head["configuration"]
+    places = list(itertools.product(*_trajectories(asked)))
+    names = asked.get("directions") or ()
+    wanted = {(*place, name) for place in places for name in names}
+    seeds, remarks = whole_seeds(run, wanted, lambda r: (r.get("trajectory"), r.get("step"), r.get("direction")))
+    by_seed: dict[Any, list[Point]] = {
+        seed: [{name: own[*place, name] for name in names} for place in places] for seed, own in seeds.items()
+    }
+    return by_seed, remarks
+
+
+def _trajectories(asked: Mapping[str, Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+    """The optimizers that train, and the measured steps."""
+    return tuple(asked.get("training_lr") or ()), tuple(asked.get("steps") or ())
+
+
+def _finals(run: Run) -> list[Final]:
+    """Of trainings to the end that was asked for; `finals_of` takes the last step that there is for it."""
+    last = run.head["configuration"].get("steps")
+    ended = any(record.get("phase") == "final" and record.get("step") == last for record in run.records)
+    return finals_of(run.records) if ended else []
+
+
+def _of(experiment: str, runs: Sequence[Run]) -> list[Run]:
+    return [run for run in runs if run.experiment == experiment]
+
+
+def _tasks(run: Run) -> list[str]:
+    return list(run.head["configuration"].get("tasks") or ())
+
+
+def _label(run: Run) -> str:
+    return run.name.removeprefix("trajectory-")
+
+
+def _start(context: Mapping[str, Any]) -> str:
+    """How a task's model began."""
+    return str(section(context, "model").get("initialisation", "an unknown start"))

@@ -1,0 +1,109 @@
+"""Judged claims as tables and as JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from stepscope.paper.claims.verdicts import JudgedClaim, Part
+from stepscope.paper.statistics import CONFIDENCE
+from stepscope.report import Table
+
+
+def claims_table(claims: Sequence[JudgedClaim]) -> Table:
+    """One row a claim."""
+    scales = _unique(run.scale for claim in claims for run in claim.runs)
+    at_scale = f", scale{'s' * (len(scales) > 1)} {' and '.join(scales)}" if scales else ""
+    rows = tuple((each.id, each.statement, each.verdict, each.statistic, _counts(each)) for each in claims)
+    note = (
+        "Each claim is split into parts with a threshold that was fixed before the results (next table). A part holds "
+        f"if Student's {CONFIDENCE:.0%} interval of the seeds' mean lies wholly on the claimed side, and does not if "
+        "it lies wholly beyond; one seed never tells. A claim holds if all its deciding parts do, and does not hold if "
+        "one does not."
+    )
+    return Table(f"The paper's claims{at_scale}", ("claim", "statement", "verdict", "statistic", "seeds"), rows, note)
+
+
+def parts_table(claims: Sequence[JudgedClaim]) -> Table:
+    """One row a part of a claim."""
+    rows = tuple(
+        (
+            claim.id,
+            part.name if part.deciding else f"({part.name})",
+            f"{part.statistic} {part.threshold}",
+            part.number,
+            str(len(part.values)),
+            _scales(part),
+            part.verdict,
+            part.remark,
+        )
+        for claim in claims
+        for part in claim.parts
+    )
+    headers = ("claim", "part", "claimed", "mean over seeds", "seeds", "scale", "verdict", "remark")
+    note = "In square brackets Student's interval. A part in parentheses stands beside: no verdict depends on it."
+    return Table("The parts of the claims", headers, rows, note)
+
+
+def departures_table(claims: Sequence[JudgedClaim]) -> Table:
+    """One row a departure from the paper's settings, with the claims that it touches."""
+    touched: dict[str, list[str]] = {}
+    for claim in claims:
+        for departure in claim.departures:
+            touched.setdefault(departure, []).append(claim.id)
+    rows = tuple((departure, ", ".join(ids)) for departure, ids in touched.items())
+    note = "Read off the records. A verdict is on these runs; on the paper's own settings it may be another."
+    return Table("Departures from the paper's settings", ("departure", "claims"), rows, note)
+
+
+def claims_json(claims: Sequence[JudgedClaim]) -> list[dict[str, Any]]:
+    """The claims as plain JSON; ends of intervals that are infinite are null."""
+    return [
+        {
+            "id": claim.id,
+            "statement": claim.statement,
+            "verdict": claim.verdict,
+            "threshold": claim.threshold,
+            "statistic": claim.statistic,
+            "seeds": _unique(seed for part in claim.deciding for seed in part.values),
+            "scale": ", ".join(_unique(run.scale for run in claim.runs)),
+            "parts": [_part_json(part) for part in claim.parts],
+            "departures": list(claim.departures),
+        }
+        for claim in claims
+    ]
+
+
+def _part_json(part: Part) -> dict[str, Any]:
+    interval = part.interval
+    return {
+        "name": part.name,
+        "deciding": part.deciding,
+        "statistic": part.statistic,
+        "threshold": str(part.threshold),
+        "verdict": part.verdict,
+        "seeds": list(part.values),
+        "values": list(part.values.values()),
+        "mean": interval.mean if interval else None,
+        "interval": [end if math.isfinite(end) else None for end in interval[1:]] if interval else None,
+        "runs": [run.name for run in part.runs],
+        "scale": _scales(part),
+        "remark": part.remark,
+    }
+
+
+def _scales(part: Part) -> str:
+    return ", ".join(_unique(run.scale for run in part.runs))
+
+
+def _counts(claim: JudgedClaim) -> str:
+    """How many seeds each deciding part has: a number, or from fewest to most."""
+    counts = [len(part.values) for part in claim.deciding]
+    if not counts:
+        return "-"
+    return str(counts[0]) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+
+
+def _unique(values: Iterable[Any]) -> list[Any]:
+    return list(dict.fromkeys(values))
