@@ -21,27 +21,13 @@ _AT_ONCE = 1 << 20
 
 
 class MeanInterval(NamedTuple):
-    """The mean of a sample, with Student's interval.
+    """The mean of a sample, with Student's interval and two-sided test.
 
     Attributes:
         mean: of the values.
         low: lower end of the interval; −∞ for a single value.
         high: upper end; ∞ for a single value.
-    """
-
-    mean: float
-    low: float
-    high: float
-
-
-class PairedDifference(NamedTuple):
-    """The mean of paired differences, with Student's interval and two-sided test.
-
-    Attributes:
-        mean: of the differences.
-        low: lower end of the interval; −∞ for a single pair.
-        high: upper end; ∞ for a single pair.
-        p: the probability of a mean at least as far from 0 if the true one is 0; 1 for a single pair.
+        p: the probability of a mean at least as far from 0 if the true one is 0; 1 for a single value.
     """
 
     mean: float
@@ -65,43 +51,30 @@ class RankCorrelation(NamedTuple):
 
 
 def mean_interval(values: Sequence[float]) -> MeanInterval:
-    """The mean with Student's interval, which takes the values as normal; equal ones are a point.
+    """The mean with Student's interval and test, which take the values as normal; equal ones are a point.
+
+    Of paired differences, such as of two optimizers' losses from the same weights on the same batches, it is the paired
+    test: the seed's share in both drops out.
+
+    Raises:
+        UsageError: no values, or values that aren't finite.
 
     Example:
-        >>> interval = mean_interval([1.0, 0.5, 1.5])
-        >>> interval.mean, round(interval.low, 3), round(interval.high, 3)
-        (1.0, -0.242, 2.242)
+        >>> [round(number, 4) for number in mean_interval([-1.0, -0.5, -1.5])]
+        [-1.0, -2.2421, 0.2421, 0.0742]
     """
-    return MeanInterval(*_student(values)[:3])
-
-
-def paired_difference(first: Sequence[float], second: Sequence[float]) -> PairedDifference:
-    """The mean of ``first − second``, pair by pair, with Student's interval and two-sided test.
-
-    Pairs are such as the losses of two optimizers from the same weights on the same batches: the seed's share in both
-    drops out.
-
-    Example:
-        >>> difference = paired_difference([1.0, 2.0, 3.0], [2.0, 2.5, 4.5])
-        >>> difference.mean, round(difference.low, 3), round(difference.high, 3), round(difference.p, 4)
-        (-1.0, -2.242, 0.242, 0.0742)
-    """
-    return _student([a - b for a, b in zip(first, second, strict=True)])
-
-
-def _student(values: Sequence[float]) -> PairedDifference:
     if not values or not all(map(math.isfinite, values)):
         raise UsageError(f"{list(values)}: a mean needs at least one value, all of them finite")
     # The mean is exact before it is rounded: equal values have no spread.
     mean, n = float(statistics.mean(values)), len(values)
     if n == 1:
-        return PairedDifference(mean, -math.inf, math.inf, 1.0)
+        return MeanInterval(mean, -math.inf, math.inf, 1.0)
     error = statistics.stdev(values) / math.sqrt(n)
     if error == 0:
-        return PairedDifference(mean, mean, mean, float(mean == 0))
+        return MeanInterval(mean, mean, mean, float(mean == 0))
     student = require("scipy.stats", "paper").t(n - 1)
     low, high = student.interval(CONFIDENCE)
-    return PairedDifference(
+    return MeanInterval(
         mean, mean + float(low) * error, mean + float(high) * error, 2 * float(student.sf(abs(mean) / error))
     )
 

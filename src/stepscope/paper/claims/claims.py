@@ -31,13 +31,13 @@ from stepscope.paper.claims.seed_statistics import (
     ratio,
     violations,
 )
-from stepscope.paper.claims.verdicts import Claim, Criterion, JudgedClaim, Threshold
+from stepscope.paper.claims.verdicts import Claim, Criterion, JudgedClaim
 from stepscope.paper.runs import Run
 
 
-def _lowers(variant: str, threshold: float, deciding: bool = True) -> Criterion:
+def _lowers(value: float, variant: str, deciding: bool = True) -> Criterion:
     text = "median over points of the sharpness divided by the original's"
-    return Criterion(lowered(variant), text, Threshold("<", threshold), variant, deciding)
+    return Criterion("<", value, lowered(variant), text, variant, deciding)
 
 
 CLAIMS = (
@@ -46,54 +46,37 @@ CLAIMS = (
         "On transformers SGD's directional sharpness is far above every adaptive method's, at every measured step, on "
         "both trajectories.",
         directions(*TRANSFORMERS),
-        (Criterion(largest_ratio, "largest ratio to SGD of an adaptive method at any point", Threshold("<", 0.5)),),
+        (Criterion("<", 0.5, largest_ratio, "largest ratio to SGD of an adaptive method at any point"),),
     ),
     Claim(
         "C2",
         "Clipping 10% cuts the sharpness of SGD and of normalized SGD strongly.",
         directions(*TRANSFORMERS),
-        (_lowers("sgd clip 10%", 0.5), _lowers("normalized sgd clip 10%", 0.5)),
+        (_lowers(0.5, "sgd clip 10%"), _lowers(0.5, "normalized sgd clip 10%")),
     ),
     Claim(
         "C3",
         "Clipping 50% cuts the sharpness of Adam and of Adafactor.",
         directions(*TRANSFORMERS),
-        (
-            _lowers(ADAM_CLIPPED, 1.0),
-            _lowers(ADAFACTOR_CLIPPED, 1.0),
-            _lowers("adam clip 50% (gradient)", 1.0, deciding=False),
-        ),
+        (_lowers(1, ADAM_CLIPPED), _lowers(1, ADAFACTOR_CLIPPED), _lowers(1, "adam clip 50% (gradient)", False)),
     ),
     Claim(
         "C4",
         "Adafactor has the lowest sharpness, yet not the best local decrease: low sharpness alone is not enough.",
         directions(*TRANSFORMERS),
         (
-            Criterion(
-                lowest,
-                "share of points where Adafactor's sharpness is the lowest of the unclipped",
-                Threshold(">", 0.5),
-                "lowest",
-            ),
-            Criterion(
-                not_the_best,
-                "share of points where its best decrease isn't the largest",
-                Threshold(">", 0.5),
-                "not the best",
-            ),
+            Criterion(">", 0.5, lowest, "share of points where Adafactor's sharpness is the lowest of the unclipped",
+                      "lowest"),
+            Criterion(">", 0.5, not_the_best, "share of points where its best decrease isn't the largest",
+                      "not the best"),
         ),
     ),
     Claim(
         "C5",
         "The best local decrease ranks adaptive and clipped methods above SGD.",
         directions(*TRANSFORMERS),
-        (
-            Criterion(
-                least_often_ahead,
-                "share of points where the best decrease is larger than SGD's, for the method with the fewest",
-                Threshold(">", 0.5),
-            ),
-        ),
+        (Criterion(">", 0.5, least_often_ahead,
+                   "share of points where the best decrease is larger than SGD's, for the method with the fewest"),),
     ),
     Claim(
         "C6",
@@ -101,61 +84,39 @@ CLAIMS = (
         "magnitude.",
         directions(*TRANSFORMERS),
         (
-            Criterion(
-                carried,
-                "median share of SGD's sharpness that its 10% largest coordinates carry",
-                Threshold(">", 0.5),
-                "10% largest",
-            ),
-            Criterion(
-                decades_spanned,
-                "median decades between the magnitudes that bound the middle 99.8% of SGD's non-zero coordinates",
-                Threshold(">", 3.0),
-                "decades",
-            ),
+            Criterion(">", 0.5, carried, "median share of SGD's sharpness that its 10% largest coordinates carry",
+                      "10% largest"),
+            Criterion(">", 3, decades_spanned, "median decades between the magnitudes that bound the middle 99.8% of "
+                      "SGD's non-zero coordinates", "decades"),
         ),
     ),
     Claim(
         "C7",
         "Clipped variants converge faster than their originals, each at its own tuned learning rate.",
         clipped_trainings,
-        (Criterion(loss_difference, "difference of the final loss from the original's", Threshold("<", 0.0)),),
+        (Criterion("<", 0, loss_difference, "difference of the final loss from the original's"),),
     ),
     Claim(
         "C8",
         "The local ranking (decrease along the direction) predicts the global one (training loss).",
         rankings,
-        (
-            Criterion(
-                local_against_global,
-                "Spearman's ρ between the mean rank of the best decrease and the rank of the final loss, lowest first",
-                Threshold(">", 0.0),
-            ),
-        ),
+        (Criterion(">", 0, local_against_global, "Spearman's ρ between the mean rank of the best decrease and the rank "
+                   "of the final loss, lowest first"),),
     ),
     Claim(
         "C9",
         "On a ResNet the contrast is absent or reversed.",
         directions("images"),
-        (Criterion(median_ratio, "median ratio to SGD over points and adaptive methods", Threshold(">", 0.5)),),
+        (Criterion(">", 0.5, median_ratio, "median ratio to SGD over points and adaptive methods"),),
     ),
     Claim(
         "C10",
         "Without its few largest coordinates the loss is two to three times smoother.",
         smoothed_groups,
         (
-            Criterion(
-                ratio(median),
-                "median ratio of the spectral norm before and after",
-                Threshold("≥", 2.0),
-                "median",
-            ),
-            Criterion(
-                ratio(min),
-                "smallest ratio of the spectral norm before and after",
-                Threshold("≥", 2.0),
-                "every batch and step",
-            ),
+            Criterion("≥", 2, ratio(median), "median ratio of the spectral norm before and after", "median"),
+            Criterion("≥", 2, ratio(min), "smallest ratio of the spectral norm before and after",
+                      "every batch and step"),
         ),
     ),
     Claim(
@@ -163,29 +124,18 @@ CLAIMS = (
         "Coordinates of |Hessian| and |gradient| are positively correlated.",
         correlated_scopes,
         (
-            Criterion(mean_rho("diagonal"), "mean of ρ between |gradient| and |diagonal|", Threshold(">", 0.0)),
-            Criterion(
-                mean_rho("row_norm"),
-                "mean of ρ between |gradient| and row norm",
-                Threshold(">", 0.0),
-                "row norm",
-                deciding=False,
-            ),
+            Criterion(">", 0, mean_rho("diagonal"), "mean of ρ between |gradient| and |diagonal|"),
+            Criterion(">", 0, mean_rho("row_norm"), "mean of ρ between |gradient| and row norm", "row norm", False),
         ),
     ),
     Claim(
         "C12",
         "The bound of appendix A holds.",
         bounded_losses,
-        (
-            Criterion(
-                violations,
-                "draws in which the decrease is less than guaranteed",
-                Threshold("≤", 0.0, always=True),
-            ),
-        ),
+        (Criterion("≤", 0, violations, "draws in which the decrease is less than guaranteed", always=True),),
     ),
-)
+)  # fmt: skip
+"""Each with what it is tested on, the statistics of one seed, and their thresholds."""
 
 
 def judge(runs: Sequence[Run], claims: Sequence[Claim] = CLAIMS) -> list[JudgedClaim]:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stepscope.paper.statistics import CONFIDENCE, PairedDifference, paired_difference
+from stepscope.paper.statistics import CONFIDENCE, MeanInterval, mean_interval
 from stepscope.runs import Record, number
 
 Curve = dict[int, float]
@@ -69,7 +69,7 @@ class Pair:
 
     variant: Final
     original: Final
-    difference: PairedDifference | None
+    difference: MeanInterval | None
     steps_needed: float | None
     verdict: str
     remark: str
@@ -158,7 +158,7 @@ def _pair(variant: Final, original: Final) -> Pair:
     first, second = ([loss for loss in losses if loss is not None] for losses in (ours, theirs))
     if not seeds or len(first) < len(seeds) or len(second) < len(seeds):
         return Pair(variant, original, None, None, "cannot tell", "; ".join(remarks) or "no seed has both")
-    difference = paired_difference(first, second)
+    difference = mean_interval([a - b for a, b in zip(first, second, strict=True)])
     verdict = "faster" if difference.high < 0 else "slower" if difference.low > 0 else "cannot tell"
     if len(seeds) == 1:
         remarks.insert(0, "one seed")

@@ -31,7 +31,7 @@ def parts_table(claims: Sequence[JudgedClaim]) -> Table:
         (
             claim.id,
             part.name if part.deciding else f"({part.name})",
-            f"{part.statistic} {part.threshold}",
+            f"{part.criterion.text} {part.criterion.threshold}",
             part.number,
             str(len(part.values)),
             _scales(part),
@@ -80,21 +80,21 @@ def _part_json(part: Part) -> dict[str, Any]:
     return {
         "name": part.name,
         "deciding": part.deciding,
-        "statistic": part.statistic,
-        "threshold": str(part.threshold),
+        "statistic": part.criterion.text,
+        "threshold": part.criterion.threshold,
         "verdict": part.verdict,
         "seeds": list(part.values),
         "values": list(part.values.values()),
         "mean": interval.mean if interval else None,
-        "interval": [end if math.isfinite(end) else None for end in interval[1:]] if interval else None,
-        "runs": [run.name for run in part.runs],
+        "interval": [end if math.isfinite(end) else None for end in interval[1:3]] if interval else None,
+        "runs": [run.name for run in part.sample.runs],
         "scale": _scales(part),
         "remark": part.remark,
     }
 
 
 def _scales(part: Part) -> str:
-    return ", ".join(_unique(run.scale for run in part.runs))
+    return ", ".join(_unique(run.scale for run in part.sample.runs))
 
 
 def _counts(claim: JudgedClaim) -> str:

@@ -33,40 +33,6 @@ class Unmeasured(Exception):  # noqa: N818
 
 
 @dataclass(frozen=True)
-class Threshold:
-    """What is claimed of a number.
-
-    Attributes:
-        relation: ``"<"``, ``"≤"``, ``">"`` or ``"≥"``.
-        value: the number on its right.
-        always: whether it is claimed of every single case, so that one seed on the other side refutes it, whatever the
-            mean of several.
-    """
-
-    relation: str
-    value: float
-    always: bool = False
-
-    def verdict(self, interval: MeanInterval) -> str:
-        """The rule.
-
-        Example:
-            >>> [Threshold("<", 0.5).verdict(MeanInterval(m, m - 0.1, m + 0.1)) for m in (0.3, 0.45, 0.7)]
-            ['holds', 'cannot tell', 'does not hold']
-        """
-        below = self.relation in ("<", "≤")
-        # How far the interval's ends lie on the claimed side.
-        worst = self.value - interval.high if below else interval.low - self.value
-        best = self.value - interval.low if below else interval.high - self.value
-        if worst > 0 or (worst == 0 and self.relation in ("≤", "≥")):
-            return HOLDS
-        return FAILS if best < 0 else UNCLEAR
-
-    def __str__(self) -> str:
-        return f"{self.relation} {self.value:g}"
-
-
-@dataclass(frozen=True)
 class Sample:
     """What a claim is tested on.
 
@@ -87,32 +53,52 @@ class Sample:
 
 @dataclass(frozen=True)
 class Criterion:
-    """A statistic of one seed, and what is claimed of it.
+    """A statistic of one seed, and the threshold that it is claimed to keep.
 
     Attributes:
-        statistic: of a sample's seed; raises `Unmeasured` where a number that it needs is missing.
+        relation: ``"<"``, ``"≤"``, ``">"`` or ``"≥"``.
+        value: the number on its right.
+        statistic: of one seed of a sample; raises `Unmeasured` where a number that it needs is missing.
         text: what that number is.
-        threshold: what is claimed of it.
-        name: behind the sample's, where a claim has several.
+        name: behind the sample's, where a claim has several criteria.
         deciding: whether the claim's verdict may depend on it.
+        always: whether it is claimed of every single case, so that one seed on the other side refutes it, whatever the
+            mean of several.
     """
 
+    relation: str
+    value: float
     statistic: Callable[[Any], float]
     text: str
-    threshold: Threshold
     name: str = ""
     deciding: bool = True
+    always: bool = False
+
+    def verdict(self, interval: MeanInterval) -> str:
+        """The rule, for the interval of the seeds' mean."""
+        below = self.relation in ("<", "≤")
+        # How far the interval's ends lie on the claimed side.
+        worst = self.value - interval.high if below else interval.low - self.value
+        best = self.value - interval.low if below else interval.high - self.value
+        if worst > 0 or (worst == 0 and self.relation in ("≤", "≥")):
+            return HOLDS
+        return FAILS if best < 0 else UNCLEAR
+
+    @property
+    def threshold(self) -> str:
+        """In words."""
+        return f"{self.relation} {self.value:g}"
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper says, and how it is tested.
+    """What the paper says, and how it is tested: each criterion on every sample.
 
     Attributes:
         id: such as ``"C1"``.
         statement: what the paper says.
         samples: of the runs, what it is tested on.
-        criteria: each is tested on every sample.
+        criteria: what is claimed of them.
     """
 
     id: str
@@ -131,22 +117,26 @@ class Part:
     """One criterion on one sample.
 
     Attributes:
-        name: of what, such as ``"code, sgd"``.
-        statistic: what each seed's number is.
-        threshold: what is claimed of it.
-        runs: the runs that it is measured by.
+        sample: of what.
+        criterion: what is claimed.
         values: ``{seed: number}``, whole seeds only.
-        remarks: why it can't be told, or can't decide.
-        deciding: whether the claim's verdict depends on it.
+        lost: which seeds have no number, and why.
     """
 
-    name: str
-    statistic: str
-    threshold: Threshold
-    runs: tuple[Run, ...]
+    sample: Sample
+    criterion: Criterion
     values: Mapping[Any, float]
-    remarks: tuple[str, ...] = ()
-    deciding: bool = True
+    lost: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Such as ``"code, lowest"``."""
+        return f"{self.sample.name}, {self.criterion.name}" if self.criterion.name else self.sample.name
+
+    @property
+    def deciding(self) -> bool:
+        """Whether the claim's verdict depends on it."""
+        return self.sample.deciding and self.criterion.deciding
 
     @property
     def interval(self) -> MeanInterval | None:
@@ -156,28 +146,23 @@ class Part:
     @property
     def verdict(self) -> str:
         """``"holds"``, ``"does not hold"`` or ``"cannot tell"``."""
-        if self.threshold.always and len(self.values) > 1:
-            alone = [MeanInterval(value, value, value) for value in self.values.values()]
-            return FAILS if FAILS in map(self.threshold.verdict, alone) else HOLDS
-        return self.threshold.verdict(self.interval) if self.interval else UNCLEAR
+        if self.criterion.always and len(self.values) > 1:
+            alone = [MeanInterval(value, value, value, 0.0) for value in self.values.values()]
+            return FAILS if FAILS in map(self.criterion.verdict, alone) else HOLDS
+        return self.criterion.verdict(self.interval) if self.interval else UNCLEAR
 
     @property
     def remark(self) -> str:
-        """All remarks, first why nothing can be told from too few seeds."""
+        """Why it can't be told, or can't decide; first that seeds are too few."""
         few = {0: ("not measured",), 1: ("one seed",)}.get(len(self.values), ())
-        return "; ".join(dict.fromkeys(remark for remark in (*few, *self.remarks) if remark))
+        return "; ".join(dict.fromkeys(remark for remark in (*few, *self.sample.remarks, *self.lost) if remark))
 
     @property
     def number(self) -> str:
-        """Its mean and interval in words.
-
-        Example:
-            >>> Part("code", "ratio", Threshold("<", 0.5), (), {0: 0.3, 1: 0.31, 2: 0.32}).number
-            '0.31 [0.285, 0.335]'
-        """
+        """Its mean and interval in words."""
         if self.interval is None:
             return "not measured"
-        mean, low, high = self.interval
+        mean, low, high, _ = self.interval
         return f"{mean:.3g} [{low:.3g}, {high:.3g}]" if len(self.values) > 1 else f"{mean:.3g} (one seed)"
 
 
@@ -198,7 +183,7 @@ class JudgedClaim:
     @property
     def runs(self) -> list[Run]:
         """All that were used, each once."""
-        return list({run.name: run for part in self.parts for run in part.runs}.values())
+        return list({run.name: run for part in self.parts for run in part.sample.runs}.values())
 
     @property
     def departures(self) -> tuple[str, ...]:
@@ -221,16 +206,11 @@ class JudgedClaim:
     @property
     def threshold(self) -> str:
         """What is claimed of which number, in words."""
-        return "; ".join(dict.fromkeys(f"{part.statistic} {part.threshold}" for part in self.deciding))
+        return "; ".join(dict.fromkeys(f"{part.criterion.text} {part.criterion.threshold}" for part in self.deciding))
 
     @property
     def statistic(self) -> str:
-        """The numbers in words, of many parts the least and the greatest; and how many parts hold.
-
-        Example:
-            >>> JudgedClaim("C1", "", (Part("code", "ratio", Threshold("<", 0.5), (), {0: 0.25, 1: 0.25}),)).statistic
-            'code 0.25 [0.25, 0.25]; 1 of 1 holds'
-        """
+        """The numbers in words, of many parts the least and the greatest; and how many parts hold."""
         if not self.deciding:
             return "not measured"
         shown = self.deciding
@@ -256,15 +236,7 @@ def _part(sample: Sample, criterion: Criterion) -> Part:
             values[seed] = value
         else:
             lost.append(f"seed {seed} doesn't count: its value is not finite")
-    return Part(
-        f"{sample.name}, {criterion.name}" if criterion.name else sample.name,
-        criterion.text,
-        criterion.threshold,
-        sample.runs,
-        values,
-        (*sample.remarks, *lost),
-        sample.deciding and criterion.deciding,
-    )
+    return Part(sample, criterion, values, tuple(lost))
 
 
 def whole_seeds(
