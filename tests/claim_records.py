@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -139,22 +140,52 @@ def everything(**given):
 
 
 def claim(name, *runs):
-    """The claim of this name, by the tasks that there are: those without a run keep it open (tests of their own)."""
-    found = next(each for each in judge(runs) if each.id == name)
-    return replace(found, parts=tuple(part for part in found.parts if part.runs))
-
-
-def part(name, of, *runs):
-    """A part of a claim."""
-    (found,) = [each for each in claim(name, *runs).parts if each.name == of]
-    return found
+    """The claim of this name, by the tasks that there are: those without a run keep it open (a test of its own)."""
+    judged = next(each for each in judge(runs) if each.id == name)
+    return replace(judged, parts=tuple(part for part in judged.parts if part.sample.runs))
 
 
 def at(direction, *, place=(), seed=None, **values):
-    """Changes the records of one direction: all, or those of one trajectory and step, or of one seed."""
+    """Changes the records of one direction: all, or those of one trajectory and step, or of one seed.
+
+    A value that is a tuple is one a seed.
+    """
 
     def change(r):
         here = not place or (r.get("trajectory"), r.get("step")) == place
-        return values if r.get("direction") == direction and here and seed in (None, r["seed"]) else {}
+        if r.get("direction") != direction or not here or seed not in (None, r["seed"]):
+            return {}
+        return {name: value[r["seed"]] if isinstance(value, tuple) else value for name, value in values.items()}
 
     return change
+
+
+def all_of(*changes):
+    """Changes one after another."""
+    return lambda r: {name: value for change in changes for name, value in change(r).items()}
+
+
+def losses(**by_optimizer):
+    """Sets final losses by seed."""
+
+    def change(r):
+        name = r["optimizer"].replace(" ", "_").replace("%", "")
+        return {"loss": by_optimizer[name][r["seed"]]} if r["step"] == 20 and name in by_optimizer else {}
+
+    return change
+
+
+def agree(ours, frozen, path=""):
+    """Compares trees: the same keys, lengths and texts, and numbers up to rounding."""
+    if isinstance(frozen, dict):
+        assert list(ours) == list(frozen), path
+        frozen = list(frozen.values())
+        ours = list(ours.values())
+    if isinstance(frozen, list):
+        assert len(ours) == len(frozen), path
+        for place, pair in enumerate(zip(ours, frozen, strict=True)):
+            agree(*pair, f"{path}/{place}")
+    elif isinstance(frozen, float):
+        assert math.isclose(ours, frozen, rel_tol=1e-9), path
+    else:
+        assert ours == frozen, path

@@ -110,7 +110,7 @@ import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in {"rich", "altair", "jinja2", "vl_convert", "transformers", "tokenizers",
-                                      "datasets", "huggingface_hub", "safetensors", "filelock"}:
+                                      "datasets", "huggingface_hub", "safetensors", "filelock", "scipy"}:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Refuse())
 import torch
@@ -119,7 +119,7 @@ import stepscope, stepscope.cli, stepscope.report
 import stepscope.paper.tasks.translation, stepscope.paper.experiments.trajectory
 import stepscope.paper.tasks.sentiment, stepscope.paper.experiments.robustness
 import stepscope.paper.tasks.images
-import stepscope.paper.experiments.theory, stepscope.paper.statistics
+import stepscope.paper.experiments.theory, stepscope.paper.claims
 from stepscope.errors import MissingExtraError
 try:
     stepscope.cli.main(["demo"])

@@ -6,11 +6,11 @@ say what stands in the way of a comparison.
 """
 
 import json
-import math
 from pathlib import Path
 
 import pytest
 
+from claim_records import agree
 from stepscope.paper.claims import claims_json, claims_table, departures_table, judge, parts_table
 from stepscope.paper.report.figures import figures_of, numbers_of, tables_of
 from stepscope.paper.runs import read_runs
@@ -27,22 +27,6 @@ def as_json(table):
         "rows": [list(row) for row in table.rows],
         "note": table.note,
     }
-
-
-def agree(ours, frozen, path=""):
-    """Compares trees: the same keys, lengths and texts, and numbers up to rounding."""
-    if isinstance(frozen, dict):
-        assert list(ours) == list(frozen), path
-        frozen = list(frozen.values())
-        ours = list(ours.values())
-    if isinstance(frozen, list):
-        assert len(ours) == len(frozen), path
-        for place, pair in enumerate(zip(ours, frozen, strict=True)):
-            agree(*pair, f"{path}/{place}")
-    elif isinstance(frozen, float):
-        assert math.isclose(ours, frozen, rel_tol=1e-9), path
-    else:
-        assert ours == frozen, path
 
 
 @pytest.fixture(scope="module")

@@ -126,8 +126,8 @@ def rank_correlation(
         UsageError: as `spearman`.
 
     Example:
-        >>> rank_correlation([1, 2, 3, 4, 5], [1, 4, 9, 16, 25])
-        RankCorrelation(rho=1.0, low=1.0, high=1.0)
+        >>> [round(number, 3) for number in rank_correlation([1, 2, 3, 4, 5], [1, 4, 9, 16, 25])]
+        [1.0, 1.0, 1.0]
     """
     pairs = _numbers(x, y)
     rho = float(_spearman(*pairs))

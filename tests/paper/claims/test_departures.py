@@ -3,8 +3,9 @@
 import pytest
 
 from claim_records import claim, convergence, head, trajectory
-from stepscope.paper.claims.claims import departures_table, judge
+from stepscope.paper.claims.claims import judge
 from stepscope.paper.claims.departures import departures
+from stepscope.paper.claims.tables import departures_table
 from stepscope.paper.runs import Run
 
 
