@@ -104,6 +104,17 @@ def test_other_pretraining_and_other_models_are_told():
     assert "not BERT-base" not in told("sentiment", "pretrained: google-bert/bert-base-uncased")
 
 
+def test_robustness_and_unknown_tasks():
+    configuration = {"experiment": "robustness", "task": {"batch_size": 32}, "steps": [1, 30]}
+    for masked in (None, False):
+        asked = configuration | ({} if masked is None else {"masked": masked})
+        context = {"source": {"examples": 320}}
+        differences = departures([Run("robustness", head(asked, **context), [])])
+        assert "robustness: measured at steps 1, 30 (epochs 1, 3)" in differences
+        assert any("padding" in each for each in differences) == (masked is None)
+    assert departures([trajectory("chess", name="run")]) == ("run: the paper has no task chess",)
+
+
 def test_theory_has_the_departures_of_its_models():
     context = {"model": {"title": "T5 of 9 parameters", "initialisation": "random"}, "small": {"classifier": {}}}
     found = departures([Run("theory", head({"experiment": "theory"}, **context), [])])

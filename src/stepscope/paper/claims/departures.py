@@ -94,12 +94,8 @@ def _settings(run: Run, tasks: Sequence[str]) -> Iterator[tuple[str, str, Settin
         rates = {name: rate for name, rate in section(asked, "training_lr").items() if isinstance(rate, int | float)}
         own = section(asked, "task")
         measured = _as(_ALL["measured"], _epochs(context, own, steps) == list(EPOCHS), _steps(context, own, steps))
-        loss = _loss(context, own, asked)
-        yield (
-            run.name,
-            run.task,
-            {**rates, **_start(run.task, context), **loss, "measured": measured, "directions": "all"},
-        )
+        settings = {**rates, **_start(run.task, context), **_loss(context, own, asked)}
+        yield run.name, run.task, {**settings, "measured": measured, "directions": "all"}
     if run.experiment == "convergence":
         for task in section(asked, "tasks"):
             if tasks and task not in tasks:
@@ -111,8 +107,7 @@ def _settings(run: Run, tasks: Sequence[str]) -> Iterator[tuple[str, str, Settin
             yield f"{run.name} ({task})", task, {**_start(task, there), **_loss(there, own, asked), "trained": trained}
     if run.experiment == "robustness":
         robust = _steps(context, section(asked, "task"), steps)
-        # Experiments without this setting mask.
-        yield run.name, "sentiment", {**_start("sentiment", context), "masked": True, "robust": robust}
+        yield run.name, "sentiment", {**_start("sentiment", context), "masked": _masks(asked), "robust": robust}
     if run.experiment == "theory":
         if context.get("model"):
             yield run.name, "translation", _start("translation", context)
@@ -140,9 +135,14 @@ def _loss(context: Settings, own: Settings, asked: Settings) -> Settings:
     return {
         "batch": own.get("batch_size") or "unknown",
         "evaluation": section(context, "evaluation").get("examples") or "unknown",
-        "masked": asked.get("masked") is not False,
+        "masked": _masks(asked),
         "weights": "tokens",
     }
+
+
+def _masks(asked: Settings) -> bool:
+    # Experiments without this setting mask.
+    return asked.get("masked") is not False
 
 
 def _steps(context: Settings, own: Settings, steps: Any) -> str:
@@ -157,7 +157,7 @@ def _epochs(context: Settings, own: Settings, steps: Any) -> list[int]:
     """The epoch of each step, both counted from 1; none where they can't be known."""
     batch, examples = own.get("batch_size"), section(context, "source").get("examples")
     whole = (batch, examples, *steps) if isinstance(steps, list | tuple) else ()
-    if not whole or not all(type(each) is int and each > 0 for each in whole):
+    if not whole or not all(type(number) is int and number > 0 for number in whole):
         return []
     # The last examples of an epoch that fill no batch are left out.
     return [1 + (step - 1) // max(1, whole[1] // whole[0]) for step in whole[2:]]

@@ -42,14 +42,20 @@ class Final:
     @property
     def mean(self) -> float | None:
         """Of the losses; None if a training diverged."""
-        found = [loss for loss in self.losses.values() if loss is not None]
-        return statistics.fmean(found) if found and len(found) == len(self.losses) else None
+        losses = self._finite
+        return statistics.fmean(losses) if losses else None
 
     @property
     def spread(self) -> float | None:
         """Standard deviation over seeds; None for one seed, or if a training diverged."""
-        found = [loss for loss in self.losses.values() if loss is not None]
-        return statistics.stdev(found) if len(found) > 1 and len(found) == len(self.losses) else None
+        losses = self._finite
+        return statistics.stdev(losses) if len(losses) > 1 else None
+
+    @property
+    def _finite(self) -> list[float]:
+        """All losses; none if a training diverged."""
+        losses = [loss for loss in self.losses.values() if loss is not None]
+        return losses if len(losses) == len(self.losses) else []
 
 
 @dataclass(frozen=True)
@@ -89,18 +95,18 @@ def finals_of(records: Sequence[Record]) -> list[Final]:
 
     Example:
         >>> at = {"task": "code", "optimizer": "sgd", "phase": "final", "lr": 1.0, "bracketed": True, "seed": 0}
-        >>> found = finals_of([{**at, "step": 0, "loss": 5.0}, {**at, "step": 8, "loss": 2.0}])
-        >>> found[0].losses, found[0].curves
+        >>> finals = finals_of([{**at, "step": 0, "loss": 5.0}, {**at, "step": 8, "loss": 2.0}])
+        >>> finals[0].losses, finals[0].curves
         ({0: 2.0}, {0: {0: 5.0, 8: 2.0}})
     """
     whole_numbers = ("step", "seed")
     chosen = [r for r in records if r.get("phase") == "final" and all(type(r.get(k)) is int for k in whole_numbers)]
     whole = max((r["step"] for r in chosen), default=0)
-    found: dict[tuple[str, str], list[Record]] = {}
+    trainings: dict[tuple[str, str], list[Record]] = {}
     for record in chosen:
-        found.setdefault((str(record.get("task")), str(record.get("optimizer"))), []).append(record)
+        trainings.setdefault((str(record.get("task")), str(record.get("optimizer"))), []).append(record)
     finals = []
-    for (task, optimizer), tried in found.items():
+    for (task, optimizer), tried in trainings.items():
         rates = sorted({lr for record in tried if (lr := number(record, "lr")) is not None})
         # Rates are only ever lowered: the lowest is the one that holds.
         own = [record for record in tried if number(record, "lr") == rates[0]] if rates else []
@@ -163,7 +169,7 @@ def _pair(variant: Final, original: Final) -> Pair:
     if len(seeds) == 1:
         remarks.insert(0, "one seed")
     needed = [_steps_needed(variant.curves[seed], original.curves[seed]) for seed in seeds]
-    reached = [part for part in needed if part is not None]
+    reached = [share for share in needed if share is not None]
     steps = statistics.fmean(reached) if len(reached) == len(seeds) else None
     return Pair(variant, original, difference, steps, verdict, "; ".join(remarks))
 
@@ -198,12 +204,12 @@ def conclusion(pairs: Sequence[Pair]) -> str:
     counts = {verdict: sum(pair.verdict == verdict for pair in pairs) for verdict in ("faster", "slower")}
     rest = len(pairs) - sum(counts.values())
     seeds = max(len(pair.variant.losses) for pair in pairs)
-    told = (
+    counted = (
         f"Of {len(pairs)} comparisons with the original, {counts['faster']} are faster, {counts['slower']} slower, "
         f"{rest} cannot be told from {seeds} seed{'s' if seeds > 1 else ''}"
     )
     tested = sum(pair.difference is not None and math.isfinite(pair.difference.low) for pair in pairs)
     if not tested:
-        return f"{told}."
+        return f"{counted}."
     chance = f"about {tested * (1 - CONFIDENCE):.1f} would be called faster or slower by chance"
-    return f"{told}; where nothing differs, {chance}."
+    return f"{counted}; where nothing differs, {chance}."

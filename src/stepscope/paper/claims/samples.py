@@ -70,7 +70,7 @@ def _ranking(local: Run, trained: Run) -> Sample:
     asked = trained.head["configuration"].get("optimizers") or ()
     names = [name for name in local.head["configuration"].get("directions") or () if name in asked]
     seeds = [seed for seed in points if all(seed in losses.get(name, {}) for name in names)]
-    remarks += tuple(f"trainings: {each}" for each in unfinished([seed for seed in points if seed not in seeds]))
+    remarks += tuple(f"trainings: {remark}" for remark in unfinished([seed for seed in points if seed not in seeds]))
     diverged = [name for name in names if any(losses[name][seed] is None for seed in seeds)]
     if diverged:
         remarks += (f"left out, since it diverged: {', '.join(diverged)}",)

@@ -142,12 +142,12 @@ def local_against_global(measured: tuple[Points, Mapping[str, float]]) -> float:
 
 def ratio(average: Callable[[list[float]], float]) -> Callable[[Sequence[Record]], float]:
     """The median, or the least, of how many times smoother the loss is."""
-    return lambda records: average([needed(each, "ratio", f"{each.get('group')} at a batch") for each in records])
+    return lambda records: average([needed(r, "ratio", f"{r.get('group')} at a batch") for r in records])
 
 
 def mean_rho(name: str) -> Callable[[Sequence[Record]], float]:
     """The mean correlation of the gradient with ``"diagonal"`` or ``"row_norm"``."""
-    return lambda records: fmean(needed(section(each, name), "rho", f"the {name} at a step") for each in records)
+    return lambda records: fmean(needed(section(r, name), "rho", f"the {name} at a step") for r in records)
 
 
 def violations(records: Sequence[Record]) -> float:
@@ -160,7 +160,7 @@ def violations(records: Sequence[Record]) -> float:
 
 def _ratios(points: Points) -> list[float]:
     """The ratios of the adaptive methods at all points."""
-    return [ratio for point in points for ratio in _ratios_at(point)]
+    return [value for point in points for value in _ratios_at(point)]
 
 
 def _ratios_at(point: Point) -> list[float]:

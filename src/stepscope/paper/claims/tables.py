@@ -15,7 +15,7 @@ def claims_table(claims: Sequence[JudgedClaim]) -> Table:
     """One row a claim."""
     scales = _unique(run.scale for claim in claims for run in claim.runs)
     at_scale = f", scale{'s' * (len(scales) > 1)} {' and '.join(scales)}" if scales else ""
-    rows = tuple((each.id, each.statement, each.verdict, each.statistic, _counts(each)) for each in claims)
+    rows = tuple((claim.id, claim.statement, claim.verdict, claim.statistic, _counts(claim)) for claim in claims)
     note = (
         "Each claim is split into parts with a threshold that was fixed before the results (next table). A part holds "
         f"if Student's {CONFIDENCE:.0%} interval of the seeds' mean lies wholly on the claimed side, and does not if "

@@ -74,14 +74,14 @@ def scope_coordinates(
     chosen: Sequence[int] = range(total)
     if count is not None and count < total:
         chosen = sorted(random.Random(seed).sample(chosen, count))
-    found, start, names = [], 0, iter(sizes)
+    coordinates, start, names = [], 0, iter(sizes)
     name = next(names)
     for position in chosen:
         while position - start >= sizes[name]:
             start += sizes[name]
             name = next(names)
-        found.append((name, position - start))
-    return found
+        coordinates.append((name, position - start))
+    return coordinates
 
 
 def scope_size(parameters: Mapping[str, Tensor], scope: str = "") -> int:
@@ -109,7 +109,7 @@ def coordinate_values(objective: Objective, coordinates: Sequence[Coordinate]) -
     _, gradient = objective.gradient()
     values = []
     for (name, index), row in zip(coordinates, hessian_rows(objective, coordinates), strict=True):
-        slope, diagonal = (abs(float(part[name].view(-1)[index])) if name in part else 0.0 for part in (gradient, row))
+        slope, diagonal = (abs(float(own[name].view(-1)[index])) if name in own else 0.0 for own in (gradient, row))
         values.append((slope, diagonal, vectors.norm(row) if row else 0.0))
     return CoordinateValues(*torch.tensor(values, dtype=torch.float64).reshape(-1, 3).unbind(1))
 
@@ -130,15 +130,15 @@ def correlation_record(values: CoordinateValues, *, resamples: int, seed: int) -
         ``|gᵢ|`` with it, and ``low`` and ``high``; ``points``, the values of up to 200 coordinates, to four digits.
     """
     used = values.at((values.gradient > 0) | (values.row_norm > 0))
-    found: dict[str, Any] = {"coordinates": len(used), "left_out": len(values) - len(used)}
+    record: dict[str, Any] = {"coordinates": len(used), "left_out": len(values) - len(used)}
     for name in ("diagonal", "row_norm"):
-        one = RankCorrelation(math.nan, math.nan, math.nan)
+        correlation = RankCorrelation(math.nan, math.nan, math.nan)
         if len(used) > 1:
-            one = rank_correlation(used.gradient, getattr(used, name), resamples=resamples, seed=seed)
-        found[name] = one._asdict()
+            correlation = rank_correlation(used.gradient, getattr(used, name), resamples=resamples, seed=seed)
+        record[name] = correlation._asdict()
     shown = used.at(torch.randperm(len(used), generator=torch.Generator().manual_seed(seed))[:_POINTS])
-    found["points"] = {
+    record["points"] = {
         name: [float(f"{value:.3e}") for value in getattr(shown, name).tolist()]
         for name in ("gradient", "diagonal", "row_norm")
     }
-    return found
+    return record
