@@ -141,7 +141,7 @@ def everything(**given):
 
 def claim(name, *runs):
     """The claim of this name, by the tasks that there are: those without a run keep it open (a test of its own)."""
-    judged = next(each for each in judge(runs) if each.id == name)
+    judged = next(judged for judged in judge(runs) if judged.id == name)
     return replace(judged, parts=tuple(part for part in judged.parts if part.sample.runs))
 
 

@@ -207,7 +207,7 @@ def test_all_hold_where_everything_was_made_so_and_some_parts_stand_beside(name)
     judged = claim(name, *everything())
     assert judged.verdict == HOLDS
     beside = [part.name for part in judged.parts if not part.deciding]
-    assert any(each.endswith(BESIDE[name]) for each in beside) if name in BESIDE else not beside
+    assert any(other.endswith(BESIDE[name]) for other in beside) if name in BESIDE else not beside
 
 
 def test_a_random_start_on_images_stands_beside():
@@ -253,7 +253,7 @@ def test_seeds_that_are_not_finished_do_not_count(name):
 @pytest.mark.parametrize("name", ["C1", "C2", "C3", "C4", "C5", "C6"])
 def test_a_transformer_without_a_run_keeps_the_claim_open(name):
     """Otherwise the run of a task that speaks against a claim could turn it round by failing."""
-    judged = next(each for each in judge([trajectory("sentiment")]) if each.id == name)
+    judged = next(claim for claim in judge([trajectory("sentiment")]) if claim.id == name)
     assert judged.verdict == UNCLEAR
     absent = {(part.sample.name, part.remark) for part in judged.parts if not part.sample.runs}
     assert absent == {("translation", "not measured"), ("code", "not measured")}
@@ -348,7 +348,7 @@ def test_names_pass_through_as_they_are():
 def test_stored_runs_against_the_records_themselves():
     """By another way than the claims'."""
     runs = read_runs(STORED)
-    parts = {(each.id, part.name): part for each in judge(runs) for part in each.parts}
+    parts = {(claim.id, part.name): part for claim in judge(runs) for part in claim.parts}
     by_name = {run.name: run.records for run in runs}
     attention = [r for r in by_name["robustness"] if r["group"] == "attention" and r["cut"] == 4]
     least = [min(r["ratio"] for r in attention if r["seed"] == seed) for seed in (0, 1, 2)]
@@ -385,7 +385,7 @@ def test_tables_have_a_row_a_claim_and_a_row_a_part():
     table, parts = claims_table(claims), parts_table(claims)
     assert [row[0] for row in table.rows] == ALL
     assert {row[4] for row in table.rows} == {"3"}
-    assert len(parts.rows) == sum(len(each.parts) for each in claims)
+    assert len(parts.rows) == sum(len(claim.parts) for claim in claims)
     assert "(translation, adam clip 50% (gradient))" in [row[1] for row in parts.rows]
     mixed = claims_table(judge([trajectory("code"), trajectory("translation", seeds=(0,))]))
     assert mixed.rows[0][4] == "0 to 3"  # sentiment wasn't measured
