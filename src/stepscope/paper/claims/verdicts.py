@@ -3,7 +3,8 @@
 A claim is tested on *samples* (a task, a method) by *criteria* (a statistic of one seed, a threshold that was fixed
 before any result). Student's 95% interval of the seeds' mean decides: a *part*, one criterion on one sample, *holds* if
 the interval lies wholly on the claimed side of the threshold, *does not hold* if it lies wholly beyond, and else
-*cannot tell*. A claim holds if all its deciding parts do, and does not if one does not.
+*cannot tell*. A claim holds if all its deciding parts do, and does not if one does not. Only whole seeds count, and one
+seed never tells. An interval that touches a strict threshold can't tell, as between a variant and its equal original.
 """
 
 from __future__ import annotations
