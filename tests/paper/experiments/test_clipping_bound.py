@@ -112,16 +112,6 @@ def test_small_bad_gradients_leave_nothing_to_gain():
     assert critical_ratio(gradient, clipped, threshold, torch.tensor([True, False, False, False])) == math.inf
 
 
-def test_levels_are_the_largest_of_each_kind():
-    smoothness, bad = torch.tensor([7.0, 1.0, 9.0, 3.0]), torch.tensor([True, False, True, False])
-    levels = TwoLevels.of(smoothness, bad)
-    assert (levels.large, levels.small) == (9.0, 3.0)
-    turned = TwoLevels.of(smoothness, ~bad)  # where the good ones are the worse, L covers them too
-    assert (turned.large, turned.small) == (9.0, 9.0)
-    assert TwoLevels.of(smoothness, torch.zeros(4, dtype=torch.bool)).large == 9.0
-    assert TwoLevels.of(smoothness, torch.ones(4, dtype=torch.bool)).small == 0.0
-
-
 @pytest.mark.parametrize(("large", "small"), [(1.0, 2.0), (math.inf, 1.0), (1.0, -1.0), (math.nan, 1.0)])
 def test_levels_that_are_none(large, small):
     with pytest.raises(UsageError, match="0 ≤ ℓ ≤ L"):

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +13,12 @@ from stepscope.paper.experiments import theory as module
 from stepscope.paper.experiments.bounds import bound_record
 from stepscope.paper.experiments.compared import TRAINING
 from stepscope.paper.experiments.theory import CorrelatedTask, run_theory, theory_experiment
+from stepscope.paper.report.evidence import theory_tables
 from stepscope.paper.statistics import rank_correlation
 from stepscope.paper.tasks.small import small_task
 from stepscope.runs.directory import read_run
+
+STORED = Path(__file__).parents[3] / "docs" / "reproduction" / "theory"
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +63,7 @@ def test_the_run_is_complete(run, experiment):
     out, count = run
     head, records = read_run(out)
     scopes = sum(len(s.training_lr) * len(s.steps) * len(s.scopes) for s in experiment.correlated.values())
-    assert len(records) == len({key(r) for r in records}) == count == 4 * 3 + scopes
+    assert len(records) == len({key(r) for r in records}) == count == 3 * 3 + scopes
     bounds = [r for r in records if "family" in r]
     assert {(r["family"], r["fraction"]) for r in bounds} == {
         (family, fraction) for family in experiment.families for fraction in (0.1, 0.5, 1.0)
@@ -135,6 +140,20 @@ def test_a_torn_run_is_continued_to_the_same_records(run, experiment, tmp_path, 
 def test_another_configuration_is_refused(run, experiment):
     with pytest.raises(UsageError, match="draws: 40 there, 41 asked for"):
         run_theory(dataclasses.replace(experiment, draws=41), run[0])
+
+
+def test_a_stored_run_with_a_family_that_is_gone_is_read_and_shown_but_not_continued(tmp_path):
+    """Its records are data; what would be measured now is another configuration."""
+    out = shutil.copytree(STORED, tmp_path / "theory")
+    before = (out / "measurements.jsonl").read_bytes()
+    head, records = read_run(out)
+    (table,) = (table for table in theory_tables(records) if "bound" in table.title)
+    assert "gelu network" in head["configuration"]["families"]
+    assert sum("gelu network, clip" in str(row) for row in table.rows) == 3
+    with pytest.raises(UsageError, match=r"another configuration \(families: ") as caught:
+        run_theory(theory_experiment("cpu", seeds=(0, 1, 2)), out)
+    assert "\n" not in str(caught.value)
+    assert (out / "measurements.jsonl").read_bytes() == before
 
 
 def test_changed_data_are_refused(run, experiment, pairs, tmp_path):

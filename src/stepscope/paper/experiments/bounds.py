@@ -17,7 +17,6 @@ from torch import Tensor
 
 from stepscope.errors import UsageError
 from stepscope.paper.experiments.clipping_bound import (
-    Guarantee,
     TwoLevels,
     block_bound,
     clip,
@@ -25,7 +24,6 @@ from stepscope.paper.experiments.clipping_bound import (
     critical_ratio,
     plain_guarantee,
 )
-from stepscope.paper.experiments.gelu_network import GeluNetwork
 
 _EPS = torch.finfo(torch.float64).eps
 
@@ -37,14 +35,13 @@ class Draw:
     Attributes:
         gradient: ``g``, float64, shape (n,).
         loss: ``f`` at ``x − ηd``, from ``d`` and ``η``.
-        levels: smoothness that holds on the steps that the bound gives along ``c`` and along ``g``; called with the
-            clipped gradient ``c`` and ``τ``.
+        levels: the loss's coordinate-wise smoothness, the same everywhere.
         blocks: ``H`` where the inequality by blocks is to be tried, with the ``u`` to try it on; shapes (n, n), (n,).
     """
 
     gradient: Tensor
     loss: Callable[[Tensor, float], float]
-    levels: Callable[[Tensor, float], TwoLevels]
+    levels: TwoLevels
     blocks: tuple[Tensor, tuple[Tensor, ...]] | None = None
 
 
@@ -79,7 +76,7 @@ def examine(draw: Draw, fraction: float) -> Outcome:
     """
     gradient = draw.gradient
     clipped, threshold = clip(gradient, fraction)
-    levels = draw.levels(clipped, threshold)
+    levels = draw.levels
     guarantees = clipped_guarantee(gradient, clipped, threshold, levels), plain_guarantee(gradient, levels)
     start = draw.loss(gradient, 0.0)
     margins, decreases, violations = [], [], []
@@ -155,70 +152,20 @@ def block_quadratic(generator: torch.Generator) -> Draw:
     x = _normal(generator, n)
     null = torch.linalg.qr(factors, mode="complete").Q[:, -1]
     tried = (_normal(generator, n), torch.where(bad, null, -null))
-    levels = TwoLevels(bad, 2 * large, 2.0)
     return Draw(
         hessian @ x,
         lambda d, step: 0.5 * float((x - step * d) @ hessian @ (x - step * d)),
-        lambda c, threshold: levels,  # noqa: ARG005
+        TwoLevels(bad, 2 * large, 2.0),
         (hessian, tried),
     )
-
-
-def gelu_network(generator: torch.Generator) -> Draw:
-    """A GELU network of 31 parameters with random weights on 12 examples, one of whose inputs has another scale.
-
-    It is 1 to 30 times as large as the others: the weights that it enters by have large gradients and large ``Lᵢ``.
-    The tenth of the coordinates with the largest ``Lᵢ`` at the point is called bad; ``L`` and ``ℓ`` hold on the
-    segments that the steps go, by `GeluNetwork.smoothness`.
-    """
-    inputs = _normal(generator, 12 * 4).view(12, 4)
-    inputs[:, 0] *= 10 ** _uniform(generator, 0, 1.5)
-    network = GeluNetwork(inputs, (_normal(generator, 12) > 0).double(), hidden=5)
-    x = _normal(generator, network.parameters) * _uniform(generator, 0.3, 1.0)
-    gradient = network.gradient(x)
-
-    def levels(clipped: Tensor, threshold: float) -> TwoLevels:
-        return network_levels(network, x, gradient, clipped, threshold)
-
-    return Draw(gradient, lambda d, step: float(network.loss(x - step * d)), levels)
-
-
-def network_levels(network: GeluNetwork, x: Tensor, gradient: Tensor, clipped: Tensor, threshold: float) -> TwoLevels:
-    """``L`` and ``ℓ`` of a network that hold as far as the steps go that they lead to, along ``c`` and along ``g``.
-
-    A longer segment has larger ``Lᵢ``, so the steps that follow from it are shorter: the first segments are as long as
-    the smoothness at ``x`` alone would allow, and longer ones are needed only where that is not so.
-    """
-    here = network.smoothness(x, gradient, 0.0, 1)
-    bad = torch.zeros_like(here, dtype=torch.bool)
-    bad[here.topk(len(here) // 10).indices] = True
-    directions = (clipped, gradient)
-
-    def steps(levels: TwoLevels) -> list[float]:
-        both: tuple[Guarantee, ...] = (
-            clipped_guarantee(gradient, clipped, threshold, levels),
-            plain_guarantee(gradient, levels),
-        )
-        return [guarantee.step for guarantee in both]
-
-    reached = steps(TwoLevels.of(here, bad))
-    assert min(reached) > 0, "a step along a descent direction is positive"
-    while True:
-        along = [network.smoothness(x, d, step) for d, step in zip(directions, reached, strict=True)]
-        levels = TwoLevels.of(torch.maximum(*along), bad)
-        wanted = steps(levels)
-        if all(step <= end for step, end in zip(wanted, reached, strict=True)):
-            return levels
-        reached = [max(2 * step, end) for step, end in zip(wanted, reached, strict=True)]
 
 
 FAMILIES: dict[str, Callable[[torch.Generator], Draw]] = {
     "quadratic of section 1": paper_quadratic,
     "diagonal quadratic": diagonal_quadratic,
     "block quadratic": block_quadratic,
-    "gelu network": gelu_network,
 }
-"""The losses that are drawn, by the name of their group."""
+"""The losses that are drawn, by the name of their group: quadratics, whose coordinate-wise smoothness is exact."""
 
 
 def bound_record(family: str, fraction: float, draws: int, seed: int) -> dict[str, Any]:
@@ -269,11 +216,7 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def _diagonal(h: Tensor, x: Tensor, levels: TwoLevels) -> Draw:
-    return Draw(
-        h * x,
-        lambda d, step: 0.5 * float(h @ (x - step * d) ** 2),
-        lambda c, threshold: levels,  # noqa: ARG005
-    )
+    return Draw(h * x, lambda d, step: 0.5 * float(h @ (x - step * d) ** 2), levels)
 
 
 def _bad(generator: torch.Generator, n: int, count: int) -> Tensor:

@@ -42,17 +42,6 @@ class TwoLevels:
         if not 0 <= self.small <= self.large < math.inf:
             raise UsageError(f"smoothness of good and bad coordinates is {self.small} and {self.large}: 0 ≤ ℓ ≤ L")
 
-    @classmethod
-    def of(cls, smoothness: Tensor, bad: Tensor) -> TwoLevels:
-        """The smallest levels that bound each coordinate's own ``Lᵢ``, shape (n,); ``ℓ`` is at most ``L`` as it is.
-
-        Example:
-            >>> TwoLevels.of(torch.tensor([9.0, 1.0, 2.0]), torch.tensor([True, False, False])).small
-            2.0
-        """
-        small = float(smoothness[~bad].max()) if not bool(bad.all()) else 0.0
-        return cls(bad, max(small, float(smoothness[bad].max())) if bool(bad.any()) else small, small)
-
 
 @dataclass(frozen=True)
 class Guarantee:
