@@ -10,9 +10,9 @@ import tokenizers
 import torch
 import transformers
 
-from stepscope.paper.tasks import pictures, programs, reviews, sources
 from stepscope.paper.tasks.catalogue import TASKS
 from stepscope.paper.tasks.resnet import classifier, resnet_config
+from stepscope.paper.tasks.sources import pictures, programs, reviews, sentences
 
 WORDS = ["red", "big", "old", "new", "deep", "calm"]
 FRENCH = dict(zip(WORDS, ["rouge", "grand", "vieux", "neuf", "profond", "calme"], strict=True))
@@ -151,7 +151,7 @@ def put_on_hub(folder, monkeypatch, kind, write_model):
         The paper's configuration for them, and transformers' class of the model.
     """
     module, write_data, sizes = {
-        "translation": (sources, opus_books, {"max_tokens": 9}),
+        "translation": (sentences, opus_books, {"max_tokens": 9}),
         "code": (programs, the_stack, {"max_tokens": 14}),
         "sentiment": (reviews, imdb, {"max_tokens": 8}),
         "images": (pictures, cifar10, {"depths": (1, 2), "widths": (8, 12), "embedding": 4}),

@@ -139,7 +139,7 @@ def _add_demo(chosen: Any) -> None:
         default="auto",
         metavar="NAME|FILE",
         help="where the sentence pairs come from: auto (the default; the first that can be had), opus_books, "
-        "homeassistant, libreoffice, django, or a file of tab-separated pairs",
+        "homeassistant, or a file of tab-separated pairs",
     )
     _add_seeds(demo, 0)
 

@@ -15,10 +15,10 @@ pytest.importorskip("transformers")
 pytest.importorskip("tokenizers")
 
 from stepscope.errors import UsageError
-from stepscope.paper.tasks import programs
 from stepscope.paper.tasks.code import SCALES, code, collate
 from stepscope.paper.tasks.downloads import UnavailableError
-from stepscope.paper.tasks.programs import load_programs
+from stepscope.paper.tasks.sources import programs
+from stepscope.paper.tasks.sources.programs import load_programs
 
 SMOKE = SCALES["smoke"]
 PROGRAM = "\n\n".join(f"def add_{n}(first, second):\n    return first + {n} * second\n" for n in range(60))

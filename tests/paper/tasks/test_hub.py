@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import pytest
 
 from stepscope.errors import UsageError
-from stepscope.paper.tasks import hub, sources
+from stepscope.paper.tasks import hub
 from stepscope.paper.tasks.downloads import UnavailableError
 from stepscope.paper.tasks.hub import MODEL_FILES, HubDataset, cached_dataset, cached_model, dataset_rows
+from stepscope.paper.tasks.sources import sentences
 
 PART = "en-fr/train-00000-of-00001.parquet"
 BOOKS = HubDataset("someone/opus_books", "en-fr")
@@ -126,13 +127,13 @@ def test_rows_of_something_else(repository, tmp_path):
 
 
 def test_pairs_from_opus_books(server):
-    pairs, source = sources.load_pairs("opus_books", min_words=2, max_words=9)
+    pairs, source = sentences.load_pairs("opus_books", min_words=2, max_words=9)
     assert pairs == ROWS[:2]
     assert (source.name, source.sha256, source.examples) == ("opus_books", server.sha256, 2)
     assert REVISION[:12] in source.title
     server.error = ConnectionError()
     with pytest.raises(UsageError, match="no pair of 30 to 40 words"):
-        sources.load_pairs("opus_books", min_words=30, max_words=40)
+        sentences.load_pairs("opus_books", min_words=30, max_words=40)
 
 
 class FakeModels:

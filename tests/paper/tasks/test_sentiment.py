@@ -23,7 +23,7 @@ from stepscope.errors import UsageError
 from stepscope.paper.tasks import pretrained
 from stepscope.paper.tasks.pretrained import pretrained_bert
 from stepscope.paper.tasks.sentiment import SCALES, collate, sentiment
-from stepscope.paper.tasks.tokenizer import END, PAD
+from stepscope.paper.tasks.text import END, PAD
 
 SMOKE = SCALES["smoke"]
 GOOD, BAD = ("fine", "great", "moving", "lovely"), ("dull", "awful", "boring", "empty")

@@ -11,7 +11,7 @@ pytest.importorskip("tokenizers")
 
 from stepscope.errors import UsageError
 from stepscope.objective.weights import IGNORED_LABEL
-from stepscope.paper.tasks.tokenizer import END, PAD, SMALLEST_VOCABULARY, learn_tokenizer
+from stepscope.paper.tasks.text import END, PAD, SMALLEST_VOCABULARY, learn_tokenizer
 from stepscope.paper.tasks.translation import SCALES, collate, translation
 
 SMOKE = SCALES["smoke"]

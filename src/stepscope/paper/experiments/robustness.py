@@ -92,7 +92,7 @@ def robustness_experiment(
     Args:
         scale: ``"smoke"`` (seconds; to see that it works), ``"cpu"`` (minutes on two cores), ``"gpu"`` or ``"paper"``
             (the paper's own model and data, of the Hub).
-        source: where the reviews come from, see `stepscope.paper.tasks.reviews.load_reviews`.
+        source: where the reviews come from, see `stepscope.paper.tasks.sources.reviews.load_reviews`.
         seeds: see `RobustnessExperiment`.
         pretrained: whether to begin with the pretrained encoder (22.7 million parameters) in the place of a small one
             with random weights. Fewer steps, batches and draws, and not the group of all parameters, whose rows would

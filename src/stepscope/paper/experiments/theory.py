@@ -121,7 +121,7 @@ def theory_experiment(scale: str = "cpu", *, source: str = "auto", seeds: tuple[
     Args:
         scale: ``"smoke"`` (seconds; to see that it works), ``"cpu"`` (minutes on one core), ``"gpu"`` or ``"paper"``
             (the T5 of that size; the small models are the same).
-        source: where the sentence pairs come from, see `stepscope.paper.tasks.sources.load_pairs`.
+        source: where the sentence pairs come from, see `stepscope.paper.tasks.sources.sentences.load_pairs`.
         seeds: see `TheoryExperiment`.
 
     Raises:

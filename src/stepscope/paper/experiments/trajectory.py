@@ -130,7 +130,7 @@ def demonstration(scale: str = "cpu", *, source: str = "auto", seeds: tuple[int,
 
     Args:
         scale: see `trajectory_experiment`.
-        source: where the sentence pairs come from, see `stepscope.paper.tasks.sources.load_pairs`.
+        source: where the sentence pairs come from, see `stepscope.paper.tasks.sources.sentences.load_pairs`.
         seeds: see `TrajectoryExperiment`.
 
     Raises:

@@ -1,14 +1,13 @@
-"""What tasks share: which examples are used, batches in a seed's order, padding, a model with a seed's weights."""
+"""What tasks share: which examples are used, batches in a seed's order, a model with a seed's weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from stepscope.errors import UsageError
 from stepscope.paper.tasks.task import Batch
 
 # Which examples are used, and which of them are evaluated on, is the same for every seed of a task: runs with other
@@ -57,32 +56,6 @@ def training_batches(
     return batches
 
 
-def batches_by_length(
-    examples: Sequence[Example], size: int, length: Callable[[Example], Any], collate: Collate[Example]
-) -> tuple[Batch, ...]:
-    """Cuts examples into batches in the order of their lengths: little padding, and unlike numbers of tokens.
-
-    Args:
-        examples: such as those of the evaluation batch.
-        size: examples of a batch.
-        length: what to sort by; equal ones stay in their order.
-        collate: makes a batch of examples.
-    """
-    by_length = sorted(examples, key=length)
-    return tuple(collate(by_length[start : start + size]) for start in range(0, len(by_length), size))
-
-
-def padded(rows: Sequence[list[int]], filler: int) -> Tensor:
-    """Token numbers as one int64 tensor, shape (rows, longest), filled up at the end.
-
-    Example:
-        >>> padded([[5], [7, 8]], 0).tolist()
-        [[5, 0], [7, 8]]
-    """
-    longest = max(map(len, rows))
-    return torch.tensor([row + [filler] * (longest - len(row)) for row in rows])
-
-
 def initialised(make: Callable[[], object], seed: int) -> nn.Module:
     """Makes a model with the weights of a seed, in training mode; the global random state is left as it was.
 
@@ -96,38 +69,3 @@ def initialised(make: Callable[[], object], seed: int) -> nn.Module:
         model = make()
     assert isinstance(model, nn.Module)
     return model.train()
-
-
-def check_sizes(config: object, *names: str) -> None:
-    """Refuses a configuration in which one of these numbers is below 1.
-
-    Raises:
-        UsageError: one is.
-    """
-    for name in names:
-        if getattr(config, name) < 1:
-            raise UsageError(f"{name} is {getattr(config, name)}: at least 1 is needed")
-
-
-def check_model_sizes(config: Any, *names: str) -> None:
-    """Refuses sizes of a model beside a checkpoint, which has its own, and missing or impossible ones without one.
-
-    Args:
-        config: with a ``checkpoint``, empty for none.
-        names: of the settings that hold the sizes.
-
-    Raises:
-        UsageError: one is set beside a checkpoint, or isn't set or below 1 without one.
-    """
-    given = [name for name in names if getattr(config, name) is not None]
-    if config.checkpoint:
-        if given:
-            raise UsageError(f"{given[0]} is {getattr(config, given[0])}, but a checkpoint has its own: {_none(given)}")
-    elif missing := [name for name in names if name not in given]:
-        raise UsageError(f"{missing[0]} is not set: give it, or a checkpoint")
-    else:
-        check_sizes(config, *(name for name in names if isinstance(getattr(config, name), int)))
-
-
-def _none(names: Sequence[str]) -> str:
-    return f"set {', '.join(names)} to None"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -12,27 +13,11 @@ from torch import nn
 
 from stepscope.errors import UsageError, require
 from stepscope.objective import IGNORED_LABEL
-from stepscope.paper.tasks.batching import (
-    batches_by_length,
-    check_model_sizes,
-    check_sizes,
-    chosen,
-    initialised,
-    padded,
-    training_batches,
-)
-from stepscope.paper.tasks.pretrained import (
-    Weights,
-    check_length,
-    end_token,
-    pad_token,
-    published,
-    undropped,
-    with_weights,
-)
-from stepscope.paper.tasks.programs import load_programs
+from stepscope.paper.tasks.batching import chosen
+from stepscope.paper.tasks.pretrained import Weights, undropped, with_weights
+from stepscope.paper.tasks.sources.programs import load_programs
 from stepscope.paper.tasks.task import Batch, Task
-from stepscope.paper.tasks.tokenizer import END, PAD, learn_tokenizer
+from stepscope.paper.tasks.text import END, PAD, check_text, mask_of, padded, published_text, text_task, tokens_of
 
 Example = list[int]
 
@@ -147,42 +132,30 @@ def code(config: CodeConfig, *, seed: int = 0, source: str = "auto") -> Task:
         UsageError: no programs or no pretrained model can be had, or a value of ``config`` is impossible.
         MissingExtraError: transformers or tokenizers is not installed.
     """
-    check_model_sizes(config, "vocabulary", "hidden", "layers", "heads", "window")
-    check_sizes(config, "pieces", "batch_size", "eval_size", "micro_batch_size")
-    if config.max_tokens < 2:
-        raise UsageError(f"max_tokens is {config.max_tokens}: at least 2 are needed, a token and the next")
-    # Before the data, which may be a long download.
-    found = published(config.checkpoint, GPT_NEO, title="a GPT-Neo") if config.checkpoint else None
-    if found is not None:
-        check_length(config.max_tokens, found.config, config.checkpoint)
+    sizes = ("vocabulary", "hidden", "layers", "heads", "window")
+    check_text(config, examples="pieces", sizes=sizes, fewest=2, tokens="a token and the next")
+    pretrained = published_text(config, GPT_NEO, "a GPT-Neo")
     programs, origin = load_programs(source)
     programs = chosen(programs, len(programs))
-    if found is not None:
-        tokenizer, end, pad = found.tokenizer, end_token(found), pad_token(found)
-        model = undropped(found.config)
-    else:
-        assert config.vocabulary is not None
-        tokenizer = learn_tokenizer(programs[:_TOKENIZER_PROGRAMS], config.vocabulary)
-        model, end, pad = _gpt_neo(config, tokenizer.get_vocab_size()), END, PAD
-    encoded = ([*tokenizer.encode(program, add_special_tokens=False).ids, end] for program in programs)
-    pieces = chosen(_first(_pieces(encoded, config.max_tokens, config.first_only), 4 * config.pieces), config.pieces)
+    tokens = tokens_of(pretrained, programs[:_TOKENIZER_PROGRAMS], config.vocabulary)
+    model = undropped(pretrained.config) if pretrained else _gpt_neo(config, tokens.tokenizer.get_vocab_size())
+    encoded = ([*tokens.encoded(program), tokens.end] for program in programs)
+    # Of several programs, but not all of a large collection has to be encoded.
+    first = islice(_pieces(encoded, config.max_tokens, config.first_only), 4 * config.pieces)
+    pieces = chosen(list(first), config.pieces)
     if not pieces:
         raise UsageError("the programs are too short to learn from: give a longer file")
-    together = partial(collate, pad=pad)
-
-    def seeded(seed: int) -> Task:
-        return Task(
-            name="code",
-            model=initialised(partial(_model, model, found.weights if found else None), seed),
-            training_batches=training_batches(pieces, config.batch_size, seed, together),
-            # The pieces are in random order by now.
-            eval_batches=batches_by_length(pieces[: config.eval_size], config.micro_batch_size, len, together),
-            source=replace(origin, examples=len(pieces)),
-            seeded=seeded,
-            initialisation=f"pretrained: {found.origin}" if found else "random",
-        )
-
-    return seeded(seed)
+    return text_task(
+        "code",
+        config,
+        pieces,
+        seed=seed,
+        model=partial(_model, model, pretrained.weights if pretrained else None),
+        pretrained=pretrained,
+        length=len,
+        collate=partial(collate, pad=tokens.pad),
+        source=origin,
+    )
 
 
 def collate(examples: Sequence[Example], pad: int = PAD) -> Batch:
@@ -200,7 +173,7 @@ def collate(examples: Sequence[Example], pad: int = PAD) -> Batch:
         >>> collate([[5, 6, 1], [7, 1]])["labels"].tolist()
         [[5, 6, 1], [7, 1, -100]]
     """
-    mask = padded([[1] * len(example) for example in examples], 0)
+    mask = mask_of(examples)
     input_ids = padded(examples, pad)
     return {
         "input_ids": input_ids,
@@ -214,11 +187,6 @@ def _pieces(programs: Iterable[Example], size: int, first_only: bool) -> Iterato
         for start in range(0, size if first_only else len(tokens), size):
             if len(piece := tokens[start : start + size]) > 1:
                 yield piece
-
-
-def _first(pieces: Iterator[Example], count: int) -> list[Example]:
-    """So many pieces at most: of several programs, but not all of a large collection has to be encoded."""
-    return [piece for _, piece in zip(range(count), pieces, strict=False)]
 
 
 def _gpt_neo(config: CodeConfig, vocabulary: int) -> Any:

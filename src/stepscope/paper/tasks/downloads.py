@@ -48,7 +48,7 @@ class Wheel:
 
     @property
     def requirement(self) -> str:
-        """What pip is asked for, such as ``"django==5.2.19"``."""
+        """What pip is asked for, such as ``"homeassistant==2026.11.0"``."""
         return f"{self.project}=={self.version}"
 
 

@@ -28,9 +28,9 @@ from torch import Tensor
 
 from stepscope.errors import UsageError
 from stepscope.paper.tasks.batching import DATA_SEED, training_batches
-from stepscope.paper.tasks.pictures import Pictures, load_pictures
 from stepscope.paper.tasks.pretrained import Weights
 from stepscope.paper.tasks.resnet import Progress, classifier, pretrained_backbone, published_backbone, resnet_config
+from stepscope.paper.tasks.sources.pictures import Pictures, load_pictures
 from stepscope.paper.tasks.task import Batch, Task
 
 INITIALISATIONS = ("random", "pretrained")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,28 +11,19 @@ import torch
 from torch import nn
 
 from stepscope.errors import UsageError, require
-from stepscope.paper.tasks.batching import (
-    batches_by_length,
-    check_model_sizes,
-    check_sizes,
-    chosen,
-    initialised,
-    padded,
-    training_batches,
-)
+from stepscope.paper.tasks.batching import chosen
 from stepscope.paper.tasks.pretrained import (
     Pretrained,
     Weights,
     check_length,
     pad_token,
     pretrained_bert,
-    published,
     undropped,
     with_weights,
 )
-from stepscope.paper.tasks.reviews import load_reviews
+from stepscope.paper.tasks.sources.reviews import load_reviews
 from stepscope.paper.tasks.task import Batch, Task
-from stepscope.paper.tasks.tokenizer import END, PAD, learn_tokenizer
+from stepscope.paper.tasks.text import END, PAD, check_text, learn_tokenizer, mask_of, padded, published_text, text_task
 
 Example = tuple[list[int], int]
 Encode = Callable[[str], list[int]]
@@ -149,35 +140,26 @@ def sentiment(config: SentimentConfig, *, seed: int = 0, source: str = "auto") -
     """
     if config.pretrained and config.checkpoint:
         raise UsageError(f"pretrained is {config.pretrained!r} beside a checkpoint: give one of them")
-    if not config.pretrained:
-        check_model_sizes(config, "vocabulary", "hidden", "intermediate", "layers", "heads")
-    check_sizes(config, "reviews", "batch_size", "eval_size", "micro_batch_size")
-    if config.max_tokens < 3:
-        raise UsageError(f"max_tokens is {config.max_tokens}: at least 3 are needed, a token and the two ends")
-    found = _found(config)  # before the data, which may be a long download
+    sizes = () if config.pretrained else ("vocabulary", "hidden", "intermediate", "layers", "heads")
+    check_text(config, examples="reviews", sizes=sizes, fewest=3, tokens="a token and the two ends")
+    pretrained = _pretrained(config)
     reviews, classes, origin = load_reviews(source)
     # A word has one token at least, so what is cut off here would be cut off later.
     used = [(" ".join(text.split()[: config.max_tokens]), label) for text, label in chosen(reviews, config.reviews)]
-    model, encode, pad = _pretrained(config, found) if found else _small(config, [text for text, _ in used])
+    texts = [text for text, _ in used]
+    model, encode, pad = _encoder(config, pretrained) if pretrained else _small(config, texts)
     model = undropped(model, num_labels=len(classes), problem_type="single_label_classification")
-    examples: list[Example] = [(encode(text), label) for text, label in used]
-    together = partial(collate, pad=pad)
-
-    def seeded(seed: int) -> Task:
-        return Task(
-            name="sentiment",
-            model=initialised(partial(_model, model, found.weights if found else None), seed),
-            training_batches=training_batches(examples, config.batch_size, seed, together),
-            # The texts are in random order by now.
-            eval_batches=batches_by_length(
-                examples[: config.eval_size], config.micro_batch_size, lambda example: len(example[0]), together
-            ),
-            source=replace(origin, examples=len(used)),
-            seeded=seeded,
-            initialisation=f"pretrained: {found.origin}" if found else "random",
-        )
-
-    return seeded(seed)
+    return text_task(
+        "sentiment",
+        config,
+        [(encode(text), label) for text, label in used],
+        seed=seed,
+        model=partial(_model, model, pretrained.weights if pretrained else None),
+        pretrained=pretrained,
+        length=lambda example: len(example[0]),
+        collate=partial(collate, pad=pad),
+        source=origin,
+    )
 
 
 def collate(examples: Sequence[Example], pad: int = PAD) -> Batch:
@@ -195,23 +177,20 @@ def collate(examples: Sequence[Example], pad: int = PAD) -> Batch:
         >>> batch["attention_mask"].tolist(), batch["labels"].tolist()
         ([[1, 1, 1, 0], [1, 1, 1, 1]], [0, 1])
     """
+    texts = [tokens for tokens, _ in examples]
     return {
-        "input_ids": padded([tokens for tokens, _ in examples], pad),
-        "attention_mask": padded([[1] * len(tokens) for tokens, _ in examples], 0),
+        "input_ids": padded(texts, pad),
+        "attention_mask": mask_of(texts),
         "labels": torch.tensor([label for _, label in examples]),
     }
 
 
-def _found(config: SentimentConfig) -> Pretrained | None:
-    if config.pretrained:
-        found, whose = pretrained_bert(config.pretrained), config.pretrained
-    elif config.checkpoint:
-        encoders = {kind: encoder for kind, (encoder, _) in KINDS.items()}
-        found, whose = published(config.checkpoint, encoders, title="a BERT or DistilBERT"), config.checkpoint
-    else:
-        return None
-    check_length(config.max_tokens, found.config, whose)
-    return found
+def _pretrained(config: SentimentConfig) -> Pretrained | None:
+    if not config.pretrained:
+        return published_text(config, {kind: names[0] for kind, names in KINDS.items()}, "a BERT or DistilBERT")
+    package = pretrained_bert(config.pretrained)
+    check_length(config.max_tokens, package.config, config.pretrained)
+    return package
 
 
 def _small(config: SentimentConfig, texts: Sequence[str]) -> tuple[Any, Encode, int]:
@@ -239,9 +218,10 @@ def _bert(config: SentimentConfig, vocabulary: int) -> Any:
     )
 
 
-def _pretrained(config: SentimentConfig, found: Pretrained) -> tuple[Any, Encode, int]:
-    found.tokenizer.enable_truncation(config.max_tokens)
-    return found.config, lambda text: list(found.tokenizer.encode(text).ids), pad_token(found)
+def _encoder(config: SentimentConfig, pretrained: Pretrained) -> tuple[Any, Encode, int]:
+    """The same of a pretrained model."""
+    pretrained.tokenizer.enable_truncation(config.max_tokens)
+    return pretrained.config, lambda text: list(pretrained.tokenizer.encode(text).ids), pad_token(pretrained)
 
 
 def _model(config: Any, weights: Weights | None) -> nn.Module:

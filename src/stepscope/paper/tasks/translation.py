@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,19 +11,11 @@ from torch import nn
 
 from stepscope.errors import UsageError, require
 from stepscope.objective import IGNORED_LABEL
-from stepscope.paper.tasks.batching import (
-    batches_by_length,
-    check_model_sizes,
-    check_sizes,
-    chosen,
-    initialised,
-    padded,
-    training_batches,
-)
-from stepscope.paper.tasks.pretrained import Weights, end_token, pad_token, published, undropped, with_weights
-from stepscope.paper.tasks.sources import load_pairs
+from stepscope.paper.tasks.batching import chosen
+from stepscope.paper.tasks.pretrained import Weights, undropped, with_weights
+from stepscope.paper.tasks.sources.sentences import load_pairs
 from stepscope.paper.tasks.task import Batch, Task
-from stepscope.paper.tasks.tokenizer import END, PAD, learn_tokenizer
+from stepscope.paper.tasks.text import END, PAD, check_text, mask_of, padded, published_text, text_task, tokens_of
 
 PREFIX = "translate English to French: "
 ACTIVATIONS = ("gelu", "relu")
@@ -154,43 +146,31 @@ def translation(config: TranslationConfig, *, seed: int = 0, source: str = "auto
         MissingExtraError: transformers or tokenizers is not installed.
     """
     _check(config)
-    # Before the data, which may be a long download.
-    found = published(config.checkpoint, T5, title="a T5") if config.checkpoint else None
+    pretrained = published_text(config, T5, "a T5")
     pairs, origin = load_pairs(source, min_words=config.min_words, max_words=config.max_words)
     used = chosen(pairs, config.pairs)
-    if found is not None:
-        tokenizer, end, pad = found.tokenizer, end_token(found), pad_token(found)
-        start = found.config.decoder_start_token_id
-        model = undropped(found.config, pad_token_id=pad, decoder_start_token_id=pad if start is None else start)
+    tokens = tokens_of(pretrained, [PREFIX, *(side for pair in used for side in pair)], config.vocabulary)
+    if pretrained is not None:
+        start = pretrained.config.decoder_start_token_id
+        start = tokens.pad if start is None else start
+        model = undropped(pretrained.config, pad_token_id=tokens.pad, decoder_start_token_id=start)
     else:
-        assert config.vocabulary is not None
-        tokenizer = learn_tokenizer([PREFIX, *(side for pair in used for side in pair)], config.vocabulary)
-        model, end, pad = _t5(config, tokenizer.get_vocab_size()), END, PAD
+        model = _t5(config, tokens.tokenizer.get_vocab_size())
 
     def encode(text: str) -> list[int]:
-        return [*tokenizer.encode(text, add_special_tokens=False).ids[: config.max_tokens - 1], end]
+        return [*tokens.encoded(text)[: config.max_tokens - 1], tokens.end]
 
-    examples: list[Example] = [(encode(PREFIX + english), encode(french)) for english, french in used]
-    together = partial(collate, pad=pad)
-
-    def seeded(seed: int) -> Task:
-        return Task(
-            name="translation",
-            model=initialised(partial(_model, model, found.weights if found else None), seed),
-            training_batches=training_batches(examples, config.batch_size, seed, together),
-            # The pairs are in random order by now.
-            eval_batches=batches_by_length(
-                examples[: config.eval_size],
-                config.micro_batch_size,
-                lambda example: (len(example[0]), len(example[1])),
-                together,
-            ),
-            source=replace(origin, examples=len(used)),
-            seeded=seeded,
-            initialisation=f"pretrained: {found.origin}" if found else "random",
-        )
-
-    return seeded(seed)
+    return text_task(
+        "translation",
+        config,
+        [(encode(PREFIX + english), encode(french)) for english, french in used],
+        seed=seed,
+        model=partial(_model, model, pretrained.weights if pretrained else None),
+        pretrained=pretrained,
+        length=lambda example: (len(example[0]), len(example[1])),
+        collate=partial(collate, pad=tokens.pad),
+        source=origin,
+    )
 
 
 def collate(examples: Sequence[Example], pad: int = PAD) -> Batch:
@@ -208,20 +188,16 @@ def collate(examples: Sequence[Example], pad: int = PAD) -> Batch:
         >>> collate([([5, 1], [7, 8, 1]), ([5, 6, 1], [1])])["labels"].tolist()
         [[7, 8, 1], [1, -100, -100]]
     """
-    input_ids = padded([source for source, _ in examples], pad)
-    # Not `input_ids != pad`: only the lengths say what is padding.
-    mask = padded([[1] * len(source) for source, _ in examples], 0)
+    sources = [source for source, _ in examples]
     labels = padded([target for _, target in examples], IGNORED_LABEL)
-    return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
+    return {"input_ids": padded(sources, pad), "attention_mask": mask_of(sources), "labels": labels}
 
 
 def _check(config: TranslationConfig) -> None:
-    check_model_sizes(config, "vocabulary", "d_model", "d_ff", "d_kv", "layers", "heads", "activation")
+    sizes = ("vocabulary", "d_model", "d_ff", "d_kv", "layers", "heads", "activation")
+    check_text(config, examples="pairs", sizes=sizes, fewest=2, tokens="a token and the end")
     if not config.checkpoint and config.activation not in ACTIVATIONS:
         raise UsageError(f"activation is {config.activation!r}: choose {' or '.join(ACTIVATIONS)}")
-    check_sizes(config, "pairs", "batch_size", "eval_size", "micro_batch_size")
-    if config.max_tokens < 2:
-        raise UsageError(f"max_tokens is {config.max_tokens}: at least 2 are needed, a token and the end")
 
 
 def _t5(config: TranslationConfig, vocabulary: int) -> Any:

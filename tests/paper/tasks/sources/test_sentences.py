@@ -1,28 +1,31 @@
 """Sentence pairs: each source's reading, the cleaning, the order in which sources are tried."""
 
 import hashlib
-import io
 import json
 import os
-import shutil
-import tarfile
 from dataclasses import replace
 from functools import partial
 
 import pytest
-from test_messages import catalogue
 
 from stepscope.errors import MissingExtraError, UsageError
-from stepscope.paper.tasks import downloads, sources
 from stepscope.paper.tasks.downloads import UnavailableError
-from stepscope.paper.tasks.sources import PairSource, Reading, clean_pairs, load_pairs
+from stepscope.paper.tasks.sources import sentences
+from stepscope.paper.tasks.sources.sentences import (
+    PairSource,
+    Reading,
+    clean_pairs,
+    load_pairs,
+    nested_pairs,
+    plain_message_pair,
+)
 
 WORDS = {"min_words": 2, "max_words": 6}
 
 
 @pytest.fixture
 def package_index(serve_wheel):
-    return partial(serve_wheel, sources)
+    return partial(serve_wheel, sentences)
 
 
 def test_homeassistant(package_index, cache):
@@ -48,74 +51,35 @@ def test_homeassistant(package_index, cache):
 
 def test_tampered_wheel_is_refused(package_index, monkeypatch, cache):
     package_index("HOMEASSISTANT", {"a": "b"})
-    monkeypatch.setattr(sources, "HOMEASSISTANT", replace(sources.HOMEASSISTANT, sha256="0" * 64))
+    monkeypatch.setattr(sentences, "HOMEASSISTANT", replace(sentences.HOMEASSISTANT, sha256="0" * 64))
     with pytest.raises(UsageError, match="SHA-256"):
         load_pairs("homeassistant", **WORDS)
     assert list(cache.iterdir()) == []
 
 
-def test_django(package_index):
-    french, german = catalogue([("Save it", "Le sauver")]), catalogue([("Save it", "Sichere es")])
-    package_index("DJANGO", {"django/x/locale/fr/y/z.mo": french, "django/x/locale/de/y/z.mo": german})
-    assert load_pairs("django", **WORDS)[0] == [("Save it", "Le sauver")]
+def test_nested_pairs_follow_the_key_path():
+    english = {"b": {"title": "one", "gone": "lost"}, "a": "two", "list": ["x"], "number": 3, "shape": "text"}
+    french = {"a": "deux", "b": {"title": "un", "new": "neuf"}, "list": ["y"], "number": 4, "shape": {"a": "b"}}
+    assert list(nested_pairs(english, french)) == [("one", "un"), ("two", "deux")]
 
 
-def test_damaged_catalogue(package_index):
-    package_index("DJANGO", {"django/x/locale/fr/y/z.mo": b"rubbish, long enough to have a header"})
-    with pytest.raises(UsageError, match="django: not a compiled gettext catalogue"):
-        load_pairs("django", **WORDS)
-
-
-def test_installed_libreoffice(tmp_path, monkeypatch):
-    folder = tmp_path / "office" / sources.LIBREOFFICE_CATALOGUES
-    folder.mkdir(parents=True)
-    (folder / "b.mo").write_bytes(catalogue([("x\x04Fo_rmat cell", "Fo_rmater une cellule")]))
-    (folder / "a.mo").write_bytes(catalogue([("Open file", "Ouvrir le fichier")]))
-    monkeypatch.setattr(sources, "LIBREOFFICE_ROOTS", (tmp_path / "none", tmp_path / "office"))
-    pairs, source = load_pairs("libreoffice", **WORDS)
-    assert pairs == [("Open file", "Ouvrir le fichier"), ("Format cell", "Formater une cellule")]
-    (folder / "a.mo").write_bytes(catalogue([("Open file", "Ouvrir un fichier")]))
-    assert load_pairs("libreoffice", **WORDS)[1].sha256 != source.sha256
-
-
-@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg-deb")
-def test_debian_package(tmp_path, monkeypatch, cache):
-    tree = tmp_path / "tree"
-    folder = tree / "usr/lib/libreoffice" / sources.LIBREOFFICE_CATALOGUES
-    folder.mkdir(parents=True)
-    (folder / "a.mo").write_bytes(catalogue([("Open file", "Ouvrir le fichier")]))
-    (tree / "DEBIAN").mkdir()
-    control = "Package: libreoffice-l10n-fr\nVersion: 1:2.3\nArchitecture: all\nMaintainer: a <a@b.c>\nDescription: x\n"
-    (tree / "DEBIAN/control").write_text(control)
-    real = downloads.run_tool
-
-    def run(command, *, cwd, seconds):
-        if command[0] == "apt-get":
-            command = ["dpkg-deb", "--root-owner-group", "--build", str(tree), str(cwd / "libreoffice_1%3a2.3_all.deb")]
-        return real(command, cwd=cwd, seconds=seconds)
-
-    monkeypatch.setattr(downloads, "run_tool", run)
-    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr(sources, "LIBREOFFICE_ROOTS", ())
-    pairs, source = load_pairs("libreoffice", **WORDS)
-    assert pairs == [("Open file", "Ouvrir le fichier")]
-    assert source.title.endswith("libreoffice-l10n-fr 1:2.3")
-    assert source.sha256 == hashlib.sha256((cache / "libreoffice-l10n-fr.deb").read_bytes()).hexdigest()
-    assert sorted(path.name for path in cache.iterdir()) == [
-        "libreoffice-l10n-fr.deb",
-        "libreoffice-l10n-fr.deb.sha256",
-    ]
-
-
-def test_debian_package_without_catalogues(monkeypatch, tmp_path):
-    monkeypatch.setattr(sources, "LIBREOFFICE_ROOTS", ())
-    monkeypatch.setattr(sources, "cached_debian_package", lambda name: tmp_path / "x.deb")
-    empty = io.BytesIO()
-    tarfile.open(fileobj=empty, mode="w").close()
-    monkeypatch.setattr(downloads, "_dpkg", lambda package, action, *fields: empty.getvalue())
-    (tmp_path / "x.deb").write_bytes(b"")
-    with pytest.raises(UsageError, match="libreoffice: no pair of 2 to 6 words"):
-        load_pairs("libreoffice", **WORDS)
+@pytest.mark.parametrize(
+    ("english", "french", "expected"),
+    [
+        ("See [the docs]({url})", "Voir [la doc](https://x.org/a)", ("See the docs", "Voir la doc")),
+        ("Use `on` or **off**", "Utiliser `on` ou **off**", ("Use on or off", "Utiliser on ou off")),
+        ("<b>Bold</b> move", "Un <a href='x'>coup</a>", (" Bold  move", "Un  coup ")),
+        ("a < b", "a < c", ("a < b", "a < c")),
+        ("{a} then {b}", "{b} après {a}", ("{a} then {b}", "{b} après {a}")),
+        ("Set {name}", "Régler {nom}", None),
+        ("At most %(n)d", "Au plus", None),
+        ("{a} %s $(ARG1)", "{a} %s $(ARG1) !", None),
+        ("100 %", "100 %", None),
+        ("Fo_rmat", "_Format", ("Fo_rmat", "_Format")),
+    ],
+)
+def test_plain_message_pair(english, french, expected):
+    assert plain_message_pair(english, french) == expected
 
 
 @pytest.mark.parametrize(
@@ -159,7 +123,7 @@ def fails(key, asked, error):
 
 
 def use(monkeypatch, *candidates):
-    monkeypatch.setattr(sources, "SOURCES", {candidate.key: candidate for candidate in candidates})
+    monkeypatch.setattr(sentences, "SOURCES", {candidate.key: candidate for candidate in candidates})
 
 
 def test_auto_takes_the_first_that_works(monkeypatch):
@@ -175,7 +139,7 @@ def test_auto_takes_the_first_that_works(monkeypatch):
     pairs, source = load_pairs(**WORDS)
     assert asked == ["one", "two", "three"]
     assert pairs == [("the cat", "le three")]
-    assert source == sources.Source("three", "Title of three, version 1", "MIT", "0" * 64, 1)
+    assert source == sentences.Source("three", "Title of three, version 1", "MIT", "0" * 64, 1)
 
 
 def test_a_name_forces_its_source(monkeypatch):
@@ -204,11 +168,11 @@ def test_all_failing_is_one_line_with_each_reason_and_a_remedy(monkeypatch):
 
 
 def test_order_of_the_real_sources():
-    assert list(sources.SOURCES) == ["opus_books", "homeassistant", "libreoffice", "django"]
+    assert list(sentences.SOURCES) == ["opus_books", "homeassistant"]
 
 
 def test_unknown_source_lists_the_known():
-    with pytest.raises(UsageError, match="'nonsense': auto, opus_books, homeassistant, libreoffice, django"):
+    with pytest.raises(UsageError, match="'nonsense': auto, opus_books, homeassistant, or the path"):
         load_pairs("nonsense", **WORDS)
 
 

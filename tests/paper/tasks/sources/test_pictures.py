@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from stepscope.errors import MissingExtraError, UsageError
-from stepscope.paper.tasks import downloads, pictures
+from stepscope.paper.tasks import downloads
 from stepscope.paper.tasks.downloads import UnavailableError
-from stepscope.paper.tasks.pictures import Pictures, PictureSource, idx_tensor, load_pictures
+from stepscope.paper.tasks.sources import pictures
+from stepscope.paper.tasks.sources.pictures import Pictures, PictureSource, idx_tensor, load_pictures
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 PIXELS = torch.arange(3 * 4 * 5, dtype=torch.uint8).view(3, 4, 5)

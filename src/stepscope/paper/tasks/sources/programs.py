@@ -15,7 +15,7 @@ from pathlib import Path
 from stepscope.errors import UsageError
 from stepscope.paper.tasks.downloads import UnavailableError, files_sha256
 from stepscope.paper.tasks.hub import HubDataset, cached_dataset, dataset_rows
-from stepscope.paper.tasks.origins import DataSource, load_first
+from stepscope.paper.tasks.sources.source import DataSource, load_first
 from stepscope.paper.tasks.task import Source
 
 STACK = HubDataset("bigcode/the-stack-smol", "data/python", files="data.json")

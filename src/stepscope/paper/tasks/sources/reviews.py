@@ -19,7 +19,7 @@ from pathlib import Path
 from stepscope.errors import UsageError
 from stepscope.paper.tasks.downloads import UnavailableError, Wheel, cached_wheel, file_sha256, files_sha256
 from stepscope.paper.tasks.hub import HubDataset, cached_dataset, dataset_rows
-from stepscope.paper.tasks.origins import DataSource, load_first, table_rows
+from stepscope.paper.tasks.sources.source import DataSource, load_first, table_rows
 from stepscope.paper.tasks.task import Source
 
 IMDB = HubDataset("stanfordnlp/imdb", "plain_text")

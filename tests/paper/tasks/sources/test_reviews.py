@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from stepscope.errors import UsageError
-from stepscope.paper.tasks import reviews
-from stepscope.paper.tasks.reviews import clean_reviews, load_reviews
+from stepscope.paper.tasks.sources import reviews
+from stepscope.paper.tasks.sources.reviews import clean_reviews, load_reviews
 
 ROWS = [
     ("Bad, <br /><br />really bad.", "0", "imdb"),

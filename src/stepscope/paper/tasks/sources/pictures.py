@@ -28,7 +28,7 @@ from stepscope.paper.tasks.downloads import (
     files_sha256,
 )
 from stepscope.paper.tasks.hub import HubDataset, cached_dataset, dataset_rows
-from stepscope.paper.tasks.origins import DataSource, load_first
+from stepscope.paper.tasks.sources.source import DataSource, load_first
 from stepscope.paper.tasks.task import Source
 
 CIFAR10 = HubDataset("uoft-cs/cifar10", "plain_text")

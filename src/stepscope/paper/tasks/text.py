@@ -1,0 +1,230 @@
+"""What a text task is: checked settings, a tokenizer, encoded examples, and a model at random or pretrained.
+
+A task of this kind is its data, its model and its collate function; all else of it is here. In order: `check_text`;
+`published_text`, before the data, which may be a long download; its data; `tokens_of` or its own encoding; `text_task`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from stepscope.errors import UsageError, require
+from stepscope.paper.tasks.batching import Collate, initialised, training_batches
+from stepscope.paper.tasks.downloads import cache_directory, write_cached
+from stepscope.paper.tasks.pretrained import Pretrained, check_length, end_token, pad_token, published
+from stepscope.paper.tasks.task import Batch, Source, Task
+
+SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")  # with T5's numbers: 0, 1, 2
+PAD, END = 0, 1
+SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
+
+Example = TypeVar("Example")
+
+
+def check_text(config: Any, *, examples: str, sizes: Sequence[str], fewest: int, tokens: str) -> None:
+    """Refuses settings that no text task can have.
+
+    Args:
+        config: of the task.
+        examples: the setting that says how many examples are trained on.
+        sizes: the settings that hold the model's sizes; a checkpoint has its own, and leaves them None.
+        fewest: tokens that an example has at least.
+        tokens: what these are.
+
+    Raises:
+        UsageError: a number is too small, a size of the model is missing, or one is set beside a checkpoint.
+    """
+    _check_model_sizes(config, *sizes)
+    _check_sizes(config, examples, "batch_size", "eval_size", "micro_batch_size")
+    if config.max_tokens < fewest:
+        raise UsageError(f"max_tokens is {config.max_tokens}: at least {fewest} are needed, {tokens}")
+
+
+def published_text(config: Any, models: Mapping[str, str], title: str) -> Pretrained | None:
+    """The pretrained model that a configuration names as its ``checkpoint``; None where it names none.
+
+    Args:
+        config: of the task.
+        models: transformers' class for each type of model that fits.
+        title: what to call those types, such as ``"a T5"``.
+
+    Raises:
+        UsageError: it cannot be had (see `published`), or has fewer positions than the texts have tokens.
+    """
+    if not config.checkpoint:
+        return None
+    pretrained = published(config.checkpoint, models, title=title)
+    check_length(config.max_tokens, pretrained.config, config.checkpoint)
+    return pretrained
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """How texts become token numbers.
+
+    Attributes:
+        tokenizer: a ``tokenizers.Tokenizer``.
+        end: the number of the token that ends a text.
+        pad: the number of the token to fill up with.
+    """
+
+    tokenizer: Any
+    end: int
+    pad: int
+
+    def encoded(self, text: str) -> list[int]:
+        """The token numbers of a text, without an end."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def tokens_of(pretrained: Pretrained | None, texts: Sequence[str], vocabulary: int | None) -> Tokens:
+    """The tokens of a pretrained model; those learned from the texts where there is none."""
+    if pretrained is not None:
+        return Tokens(pretrained.tokenizer, end_token(pretrained), pad_token(pretrained))
+    assert vocabulary is not None, "checked by check_text"
+    return Tokens(learn_tokenizer(texts, vocabulary), END, PAD)
+
+
+def text_task(
+    name: str,
+    config: Any,
+    examples: Sequence[Example],
+    *,
+    seed: int,
+    model: Callable[[], nn.Module],
+    pretrained: Pretrained | None,
+    length: Callable[[Example], Any],
+    collate: Collate[Example],
+    source: Source,
+) -> Task:
+    """Makes a task of encoded examples, and of a model.
+
+    Args:
+        name: of the task.
+        config: with the sizes of batches.
+        examples: in random order; the first of them are evaluated on.
+        seed: of random weights and of the order of training batches.
+        model: makes the model, drawing random weights from torch's default generator.
+        pretrained: where its weights are from; None for random ones.
+        length: what the evaluation batch is sorted by.
+        collate: makes a batch of examples.
+        source: where the examples are from.
+    """
+
+    def seeded(seed: int) -> Task:
+        return Task(
+            name=name,
+            model=initialised(model, seed),
+            training_batches=training_batches(examples, config.batch_size, seed, collate),
+            eval_batches=_by_length(examples[: config.eval_size], config.micro_batch_size, length, collate),
+            source=replace(source, examples=len(examples)),
+            seeded=seeded,
+            initialisation=f"pretrained: {pretrained.origin}" if pretrained else "random",
+        )
+
+    return seeded(seed)
+
+
+def padded(rows: Sequence[list[int]], filler: int) -> Tensor:
+    """Token numbers as one int64 tensor, shape (rows, longest), filled up at the end.
+
+    Example:
+        >>> padded([[5], [7, 8]], 0).tolist()
+        [[5, 0], [7, 8]]
+    """
+    longest = max(map(len, rows))
+    return torch.tensor([row + [filler] * (longest - len(row)) for row in rows])
+
+
+def mask_of(rows: Sequence[Sequence[int]]) -> Tensor:
+    """1 for each token, 0 for what fills up: only the lengths say what is padding, a padding token may be a word too.
+
+    Example:
+        >>> mask_of([[5], [7, 8]]).tolist()
+        [[1, 0], [1, 1]]
+    """
+    return padded([[1] * len(row) for row in rows], 0)
+
+
+def learn_tokenizer(texts: Sequence[str], vocabulary: int) -> Any:
+    """Learns a byte-level BPE tokenizer, or takes the one learned from the same texts out of the cache.
+
+    Byte pair encoding (Sennrich, Haddow and Birch, 2016, arXiv 1508.07909) over bytes: any text can be
+    encoded, so no token is ever unknown. The result depends on the arguments alone.
+
+    Args:
+        texts: what to learn from.
+        vocabulary: most tokens, at least 259: the bytes and three special tokens.
+
+    Returns:
+        A ``tokenizers.Tokenizer``; ``<pad>`` is 0, ``</s>`` is 1.
+
+    Raises:
+        UsageError: the vocabulary is too small.
+        MissingExtraError: ``tokenizers`` is not installed.
+    """
+    if vocabulary < SMALLEST_VOCABULARY:
+        raise UsageError(f"vocabulary is {vocabulary}: byte-level tokens need at least {SMALLEST_VOCABULARY}")
+    tokenizers = require("tokenizers", "paper")
+    digest = hashlib.sha256(f"1 {tokenizers.__version__} {vocabulary} {SPECIAL_TOKENS}\n".encode())
+    for text in texts:
+        # With its length, so that no other split of the same characters has the same digest.
+        digest.update(f"{len(text)} {text}\n".encode())
+    name = f"tokenizers/{digest.hexdigest()[:32]}.json"
+    # Of a damaged file the library raises a bare Exception. It is learned anew, like a missing one.
+    with suppress(Exception):
+        return tokenizers.Tokenizer.from_str((cache_directory() / name).read_text("utf-8"))
+    tokenizer = _train(tokenizers, texts, vocabulary)
+    with suppress(OSError):  # the cache only saves time here
+        write_cached(name, tokenizer.to_str().encode("utf-8"))
+    return tokenizer
+
+
+def _train(tokenizers: Any, texts: Sequence[str], vocabulary: int) -> Any:
+    bytewise = tokenizers.pre_tokenizers.ByteLevel
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token=SPECIAL_TOKENS[2]))
+    tokenizer.pre_tokenizer = bytewise(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(bytewise.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _by_length(
+    examples: Sequence[Example], size: int, length: Callable[[Example], Any], collate: Collate[Example]
+) -> tuple[Batch, ...]:
+    """Cuts examples into batches in the order of their lengths: little padding, and unlike numbers of tokens."""
+    by_length = sorted(examples, key=length)
+    return tuple(collate(by_length[start : start + size]) for start in range(0, len(by_length), size))
+
+
+def _check_sizes(config: object, *names: str) -> None:
+    """Refuses a configuration in which one of these numbers is below 1."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise UsageError(f"{name} is {getattr(config, name)}: at least 1 is needed")
+
+
+def _check_model_sizes(config: Any, *names: str) -> None:
+    """Refuses sizes of a model beside a checkpoint, which has its own, and missing or impossible ones without one."""
+    given = [name for name in names if getattr(config, name) is not None]
+    if config.checkpoint:
+        if given:
+            remedy = f"set {', '.join(given)} to None"
+            raise UsageError(f"{given[0]} is {getattr(config, given[0])}, but a checkpoint has its own: {remedy}")
+    elif missing := [name for name in names if name not in given]:
+        raise UsageError(f"{missing[0]} is not set: give it, or a checkpoint")
+    else:
+        _check_sizes(config, *(name for name in names if isinstance(getattr(config, name), int)))
