@@ -40,10 +40,11 @@ def stand_ins(tmp_path, monkeypatch):
 
 
 def shrunk(planned, configs):
-    """The paper's run on the stand-ins: with fewer steps, and all else as it is."""
+    """The paper's run on the stand-ins: with fewer steps and directions, and all else as it is."""
     experiment = planned.experiment
     if isinstance(experiment, module.TrajectoryExperiment):
-        return replace(experiment, task=start_of(configs[experiment.kind], experiment.task), steps=(1, 2))
+        task = start_of(configs[experiment.kind], experiment.task)
+        return replace(experiment, task=task, steps=(1, 2), directions=("sgd", "adam clip 50% (first moment)"))
     if isinstance(experiment, module.AgreementExperiment):
         points = {
             name: replace(point, task=start_of(configs[point.kind], point.task), steps=(2,))
@@ -55,7 +56,7 @@ def shrunk(planned, configs):
         tasks = {name: configs[name] for name in experiment.tasks}
         return replace(experiment, tasks=tasks, steps=3, every=2, search=quick, optimizers=("sgd", "adam"))
     if isinstance(experiment, module.RobustnessExperiment):
-        return replace(experiment, task=replace(configs["sentiment"], micro_batch_size=1), steps=(1, 2))
+        return replace(experiment, task=replace(configs["sentiment"], micro_batch_size=1), steps=(1,), draws=1)
     part = replace(experiment.correlated["translation"], steps=(1,), coordinates=4)
     part = replace(part, training_lr={"sgd": 1e-3})
     task = replace(configs["translation"], eval_size=4)
@@ -68,7 +69,7 @@ def start_of(config, asked):
 
 
 def test_the_papers_scale_end_to_end(stand_ins, tmp_path):
-    plan = reproduction("paper", seeds=(0, 1))
+    plan = reproduction("paper", seeds=(0,))
     plan = [replace(planned, experiment=shrunk(planned, stand_ins)) for planned in plan]
     assert run_reproduction(plan, tmp_path / "out") == []
     for planned in plan:
