@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stepscope.paper.claims import claims_table, conclusion, departures_table, finals_of, judge, pairs_of
-from stepscope.paper.report import TABLES
+from stepscope.paper.experiments.registry import EXPERIMENTS
 from stepscope.paper.report.loss_tables import loss_table, verdict_table
 from stepscope.paper.runs import Run, read_runs
 from stepscope.report import Table, sharpness_rows
@@ -104,8 +104,8 @@ def filled(text: str) -> str:
     claims = judge(runs)
     made |= {"claims": markdown(claims_table(claims)), "departures": markdown(departures_table(claims))}
     made["sharpness"] = sharpness(runs)
-    for name, tables in TABLES.items():
-        made[name] = "\n\n".join(map(markdown, tables(read_run(RESULTS / name)[1])))
+    for name in ("agreement", "robustness", "theory"):
+        made[name] = "\n\n".join(map(markdown, EXPERIMENTS[name].tables(read_run(RESULTS / name)[1])))
     end = "<!-- end -->"
     for name, content in made.items():
         mark = f"<!-- {name} -->"

@@ -12,7 +12,7 @@ import pytest
 
 from claim_records import agree
 from stepscope.paper.claims import claims_json, claims_table, departures_table, judge, parts_table
-from stepscope.paper.report.figures import figures_of, numbers_of, tables_of
+from stepscope.paper.experiments.registry import EXPERIMENTS
 from stepscope.paper.runs import read_runs
 
 STORED = Path(__file__).parents[2] / "docs" / "reproduction"
@@ -56,7 +56,8 @@ def test_the_same_runs_are_read():
 @pytest.mark.parametrize("name", FROZEN["runs"])
 def test_the_tables_numbers_and_figures_of_each_run_are_the_same(name):
     run, frozen = RUNS[name], FROZEN["runs"][name]
-    assert {table.name: as_json(table) for table in tables_of(run.experiment, run.records)} == frozen["tables"]
-    headers, rows = numbers_of(run.experiment, run.records)
+    kind = EXPERIMENTS[run.experiment]
+    assert {table.name: as_json(table) for table in kind.tables(run.records)} == frozen["tables"]
+    headers, rows = kind.numbers(run.records)
     assert [list(headers), *map(list, rows)] == frozen["numbers"]
-    assert [figure.name for figure in figures_of(run.experiment, run.records)] == frozen["figures"]
+    assert [figure.name for figure in kind.figures(run.records)] == frozen["figures"]

@@ -25,76 +25,24 @@ A run that was interrupted goes on when the same command is given again. The run
 measurements.jsonl (one measurement a line) and report.html.
 """
 
-RUN = """\
-Runs one of the paper's experiments.
-
-  stepscope run trajectory       how sharp are the optimizers' directions, and how far could one go along them?
-  stepscope run convergence      does clipping make training faster?
-  stepscope run robustness       is the loss smooth but for a few coordinates?
-  stepscope run theory           does the bound of appendix A hold, and do curvature and gradient go together?
-"""
-
-TRAJECTORY = """\
-Measures the directions of 17 optimizers along two trainings of one task, by SGD with momentum and by Adam, after as
-many updates as the paper (Tables 1, 4-7 and 9, Figures 1-4).
-
-  stepscope run trajectory --task code               about 4 minutes a seed
-  stepscope run trajectory --task images --pretrained --seeds 0 1 2
-  stepscope run trajectory --scale smoke             seconds, to see that it works
-"""
-
 REPRODUCE = """\
-Makes every table and figure of the paper anew, and says of each of its claims whether it holds.
+Makes every table and figure of the paper, and says of each of its claims whether it holds.
 
-  A  directions along trajectories: translation, code, sentiment, images (random and pretrained)
-  B  convergence: every optimizer and its clipped variant, each at its own learning rate
-  C  robust smoothness of a classifier
-  D  theory: the bound of appendix A, curvature against gradient
+{experiments}
 
   stepscope reproduce                                within 100 minutes on two cores, three seeds
   stepscope reproduce --scale smoke                  within 3 minutes, to see that it works: claims cannot be told
   stepscope reproduce --only A C --seeds 5           some of the experiments
-  stepscope reproduce --scale paper --dry-run        what it would take: the plan, minutes and memory
+  stepscope reproduce --scale paper --dry-run        the plan; at the scales for two cores also minutes and memory
   stepscope reproduce --as code                      as the published code has it, where it differs from the text
 
 A plan is printed first. What was interrupted goes on when the same command is given again. The directory holds a run
 directory for each run, claims.json, report.html, tables/ (CSV and LaTeX) and figures/ (PDF).
 """
 
-ROBUSTNESS = """\
-Removes the few coordinates with the largest columns of the Gauss-Newton matrix of a BERT that learns to classify film
-reviews, and says how much smoother the loss is without them (the paper's appendix D, Table 8), with as many removed at
-random as a control.
-
-  stepscope run robustness --seeds 0 1 2     about 4 minutes
-  stepscope run robustness --pretrained      the same from pretrained weights (a download of 84 MB)
-  stepscope run robustness --scale smoke     seconds, to see that it works
-"""
-
-THEORY = """\
-Tries the bound of appendix A on thousands of drawn losses, with clipping and without, and correlates the coordinates of
-the gradient with those of the Hessian (the paper's section 4.2), exactly on small models and by samples on a T5.
-
-  stepscope run theory --seeds 0 1 2         about 5 minutes
-  stepscope run theory --scale smoke         seconds, to see that it works
-"""
-
-CONVERGENCE = """\
-Trains with every optimizer and with its clipped variant from the same start, each at a learning rate of its own, and
-says for each pair whether the variant is faster, slower, or whether that cannot be told from the seeds.
-
-Learning rates are looked for within the same budget for all: a grid of 5 rates, a factor of 4 apart, trains for a
-quarter of the steps (and grows while its best lies at the edge), the best 3 for a half, the best 2 to the end, and
-then the neighbours of the best, a factor of 2 apart. Then each optimizer trains once a seed.
-
-  stepscope run convergence                          within an hour on two cores
-  stepscope run convergence --scale smoke            within a minute, to see that it works
-  stepscope run convergence --tasks code --seeds 0 1 2 3 4
-  stepscope run convergence --as text                clip the gradient before everything else, as the paper's text says;
-                                                     code: as its published classes do, and no attention masks
-
+CONTINUED = """
 A run that was interrupted goes on when the same command is given again. The run directory holds run.json,
-measurements.jsonl (one loss a line), report.html, and each figure as a PDF.
+measurements.jsonl (one record a line) and report.html.
 """
 
 REPORT = """\
@@ -123,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--version", action="version", version=f"stepscope {__version__}")
     chosen = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_demo(chosen)
-    _add_experiments(chosen)
+    _add_run(chosen)
     _add_reproduce(chosen)
     report = _command(chosen, "report", "write the page of a run anew", REPORT, commands.report)
     report.add_argument("run_directory", metavar="RUN", help="the run directory, or that of a reproduction")
@@ -132,66 +80,51 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_demo(chosen: Any) -> None:
+    from stepscope.paper.experiments.options import add_seeds, add_source
+
     demo = _command(chosen, "demo", "measure 14 optimizers' directions along a real training run", DEMO, commands.demo)
     _add_scale(demo, "demo")
-    demo.add_argument(
-        "--source",
-        default="auto",
-        metavar="NAME|FILE",
-        help="where the sentence pairs come from: auto (the default; the first that can be had), opus_books, "
+    add_source(
+        demo,
+        "where the sentence pairs come from: auto (the default; the first that can be had), opus_books, "
         "homeassistant, or a file of tab-separated pairs",
     )
-    _add_seeds(demo, 0)
+    add_seeds(demo, 0)
 
 
-def _add_experiments(chosen: Any) -> None:
-    names = "trajectory, convergence, robustness, theory"
-    run = _command(chosen, "run", f"run one of the paper's experiments: {names}", RUN)
-    experiments = run.add_subparsers(dest="experiment", required=True, metavar="EXPERIMENT")
-    summaries = {
-        "trajectory": ("many optimizers' directions along a training of one task", TRAJECTORY, commands.trajectory),
-        "convergence": (
-            "every optimizer and its clipped variant from the same start",
-            CONVERGENCE,
-            commands.convergence,
-        ),
-        "robustness": ("is the loss smooth but for a few coordinates?", ROBUSTNESS, commands.robustness),
-        "theory": ("the bound of appendix A; curvature against gradient", THEORY, commands.theory),
-    }
-    made = {name: _command(experiments, name, *summary) for name, summary in summaries.items()}
-    for name, each in made.items():
-        _add_scale(each, name)
-        if name == "convergence":
-            _add_sources(each)
-            _add_seeds(each, 0, 1, 2)
-            _add_settings(each)
-            _add_jobs(each, "trainings")
-        else:
-            each.add_argument("--source", default="auto", metavar="NAME|FILE", help="where the data come from")
-            _add_seeds(each, 0)
-    made["convergence"].add_argument(
-        "--tasks", nargs="+", default=["translation", "code"], metavar="TASK", help="default: translation code"
+def _add_run(chosen: Any) -> None:
+    """A command for each experiment."""
+    from stepscope.paper.experiments.registry import EXPERIMENTS
+
+    summary = f"run one of the paper's experiments: {', '.join(EXPERIMENTS)}"
+    experiments = _command(chosen, "run", summary, "Runs one of the paper's experiments.").add_subparsers(
+        dest="experiment", required=True, metavar="EXPERIMENT"
     )
-    made["trajectory"].add_argument(
-        "--task", default="translation", metavar="TASK", help="translation (the default), code, sentiment or images"
-    )
-    made["trajectory"].add_argument(
-        "--pretrained", action="store_true", help="of images: begin with pretrained weights"
-    )
-    made["robustness"].add_argument("--pretrained", action="store_true", help="begin with pretrained weights")
+    for name, kind in EXPERIMENTS.items():
+        command = _command(experiments, name, kind.summary, kind.description + CONTINUED, commands.run)
+        _add_scale(command, name)
+        kind.add_options(command)
+        if kind.parallel:
+            _add_jobs(command, "trainings", "one at the smoke scale")
 
 
 def _add_reproduce(chosen: Any) -> None:
-    summary = "every table, figure and claim of the paper, by one command"
-    reproduce = _command(chosen, "reproduce", summary, REPRODUCE, commands.reproduce)
-    reproduce.add_argument("--only", nargs="+", default=["A", "B", "C", "D"], metavar="LETTER", help="default: A B C D")
+    from stepscope.paper.experiments.options import add_settings, add_sources
+    from stepscope.paper.experiments.registry import EXPERIMENTS
+    from stepscope.paper.reproduction.plan import letters
+
+    listed = "\n".join(f"  {kind.letter}  {name}: {kind.summary}" for name, kind in EXPERIMENTS.items())
+    text, summary = REPRODUCE.format(experiments=listed), "every table, figure and claim of the paper, by one command"
+    reproduce = _command(chosen, "reproduce", summary, text, commands.reproduce)
+    default = letters()
+    reproduce.add_argument("--only", nargs="+", default=default, metavar="LETTER", help=f"default: {' '.join(default)}")
     _add_scale(reproduce, "reproduce", "smoke, cpu (the default), gpu or paper")
     reproduce.add_argument(
         "--seeds", type=int, metavar="N", help="how many seeds, 0 to N-1 (default: 3; 1 at the smoke scale)"
     )
-    _add_settings(reproduce)
-    _add_sources(reproduce)
-    _add_jobs(reproduce, "runs")
+    add_settings(reproduce)
+    add_sources(reproduce)
+    _add_jobs(reproduce, "runs", "one on a GPU")
     reproduce.add_argument("--dry-run", action="store_true", help="print the plan and stop")
 
 
@@ -200,32 +133,9 @@ def _add_scale(command: argparse.ArgumentParser, name: str, scales: str = "smoke
     command.add_argument("--out", metavar="DIR", help=f"where the results go (default: runs/{name}-SCALE)")
 
 
-def _add_seeds(command: argparse.ArgumentParser, *default: int) -> None:
-    shown = " ".join(map(str, default))
-    command.add_argument(
-        "--seeds", type=int, nargs="+", default=list(default), metavar="N", help=f"one run a seed (default: {shown})"
-    )
-
-
-def _add_sources(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--source",
-        action="append",
-        default=[],
-        metavar="TASK=NAME|FILE",
-        help="where a task's data come from, such as translation=my_pairs.tsv; may be given once a task",
-    )
-
-
-def _add_settings(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--as", dest="settings", default="ours", metavar="SETTINGS", help="text, code or ours (the default)"
-    )
-
-
-def _add_jobs(command: argparse.ArgumentParser, what: str) -> None:
-    rest = "one at the smoke scale" if what == "trainings" else "one on a GPU"
-    command.add_argument("--jobs", type=int, metavar="J", help=f"{what} at a time (default: one a core, {rest})")
+def _add_jobs(command: argparse.ArgumentParser, jobs: str, otherwise: str) -> None:
+    text = f"{jobs} at a time (default: one a core, {otherwise})"
+    command.add_argument("--jobs", type=int, metavar="J", help=text)
 
 
 def _command(

@@ -11,7 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from made_data import data_of
 from stepscope import UsageError
 from stepscope.paper.experiments import agreement as module
-from stepscope.paper.experiments.agreement import DISPLACEMENT, AgreementExperiment, difference_sharpness, run_agreement
+from stepscope.paper.experiments.agreement import DISPLACEMENT, AgreementExperiment, difference_sharpness
+from stepscope.paper.experiments.experiment import run
 from stepscope.paper.experiments.trajectory import trajectory_experiment
 from stepscope.paper.tasks.small import small_task
 from stepscope.runs.directory import read_run
@@ -115,7 +116,7 @@ def experiment(tmp_path_factory):
 
 def test_the_measured_sharpness_agrees(experiment, tmp_path):
     """In float32 on one side and float64 differences on the other: what is left is the rounding of float32."""
-    assert run_agreement(experiment, tmp_path / "run") == 16
+    assert run(experiment, tmp_path / "run") == 16
     head, records = read_run(tmp_path / "run")
     assert list(head["context"]["tasks"]) == list(experiment.points)
     for kind in experiment.points:
@@ -124,17 +125,17 @@ def test_the_measured_sharpness_agrees(experiment, tmp_path):
         largest = max(abs(record["independent"]) for record in found)
         for record in found:
             assert record["sharpness"] == pytest.approx(record["independent"], abs=2e-5 * largest), (kind, record)
-    assert run_agreement(experiment, tmp_path / "run") == 0
+    assert run(experiment, tmp_path / "run") == 0
 
 
 def test_what_was_cut_off_is_made_and_nothing_twice(experiment, tmp_path, monkeypatch):
     few = dataclasses.replace(experiment, points={"code": experiment.points["code"]}, directions=("sgd", "adam"))
-    run_agreement(few, tmp_path / "run")
+    run(few, tmp_path / "run")
     lines = (tmp_path / "run" / "measurements.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "run" / "measurements.jsonl").write_text(lines[0])
     asked = []
     original = difference_sharpness
     monkeypatch.setattr(module, "difference_sharpness", lambda *a: asked.append(1) or original(*a))
-    assert run_agreement(few, tmp_path / "run") == len(asked) == 1
+    assert run(few, tmp_path / "run") == len(asked) == 1
     first, second = (read_run(tmp_path / "run")[1][1], json.loads(lines[1]))
     assert first["independent"] == pytest.approx(second["independent"], rel=1e-6)

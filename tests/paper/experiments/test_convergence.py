@@ -1,22 +1,16 @@
 """The convergence experiment end to end on a few sentences: complete, resumable, and fair to all optimizers."""
 
 import dataclasses
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from fractions import Fraction
 
 import pytest
 import torch
 
-from processes import children_of
 from stepscope import Objective, UsageError
 from stepscope.paper.experiments import convergence as module
 from stepscope.paper.experiments.compared import RULES, SETTINGS
-from stepscope.paper.experiments.convergence import SEARCH_SEED, convergence_experiment, run_convergence
+from stepscope.paper.experiments.convergence import SEARCH_SEED, Training, convergence_experiment
+from stepscope.paper.experiments.experiment import run as run_experiment
 from stepscope.paper.experiments.search import Search
 from stepscope.paper.tasks.catalogue import TASKS
 from stepscope.runs.directory import read_run
@@ -45,7 +39,7 @@ def experiment(sources):
 @pytest.fixture(scope="module")
 def run(experiment, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "convergence"
-    return out, run_convergence(experiment, out)
+    return out, run_experiment(experiment, out)
 
 
 def losses(records, **wanted):
@@ -106,96 +100,48 @@ def test_a_final_is_what_training_by_hand_gives(run, experiment, sources):
     assert list(found.values()) == [pytest.approx(expected, rel=1e-6)]
 
 
-def test_a_complete_run_does_nothing(run, experiment, monkeypatch):
-    monkeypatch.setattr(module, "_task", lambda *_: pytest.fail("data are prepared"))
-    assert run_convergence(experiment, run[0]) == 0
-
-
-@pytest.mark.parametrize("kept", [0, 1, 7, 20, 45])
+@pytest.mark.parametrize("kept", [1, 7, 45])
 def test_a_run_that_was_cut_off_goes_on_to_the_same_losses(run, experiment, tmp_path, kept):
     out = tmp_path / "cut"
     out.mkdir()
     (out / "run.json").write_bytes((run[0] / "run.json").read_bytes())
     lines = (run[0] / "measurements.jsonl").read_bytes().splitlines(keepends=True)
     (out / "measurements.jsonl").write_bytes(b"".join(lines[:kept]) + b'{"torn": ')
-    assert run_convergence(experiment, out) == len(lines) - kept
+    assert run_experiment(experiment, out) == len(lines) - kept
     assert losses(read_run(out)[1]) == losses(read_run(run[0])[1])
 
 
 def test_two_processes_find_the_same(run, experiment, tmp_path):
-    run_convergence(experiment, tmp_path / "two", processes=2)
+    run_experiment(experiment, tmp_path / "two", processes=2)
     one, two = losses(read_run(run[0])[1]), losses(read_run(tmp_path / "two")[1])
     assert one.keys() == two.keys()
     # Threads may sum in another order.
     assert all(two[key] == pytest.approx(one[key], rel=1e-4) for key in one)
 
 
-@pytest.mark.slow
-def test_killed_with_its_workers_it_goes_on(sources, tmp_path):
-    """SIGKILL to the parent: the workers end by themselves, and nothing that was recorded is lost."""
-    out = tmp_path / "killed"
-    arguments = ["--out", str(out), "--jobs", "2", "--seeds", "0", "--tasks", "code", "--scale", "smoke"]
-    command = [
-        sys.executable,
-        "-m",
-        "stepscope",
-        "run",
-        "convergence",
-        *arguments,
-        "--source",
-        f"code={sources['code']}",
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    measured = out / "measurements.jsonl"
-    limit = time.monotonic() + 120
-    while not (measured.is_file() and measured.stat().st_size > 2000):
-        assert time.monotonic() < limit, "nothing was recorded"
-        assert first.poll() is None
-        time.sleep(0.05)
-    workers = children_of(first.pid)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    before = measured.read_bytes().rpartition(b"\n")[0]
-    limit = time.monotonic() + 30
-    while any(os.path.exists(f"/proc/{pid}") for pid in workers):  # noqa: PTH110
-        assert time.monotonic() < limit, "workers outlive their parent"
-        time.sleep(0.1)
-    again = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
-    assert measured.read_bytes().startswith(before)
-    assert "cannot be told from 1 seed" in again.stdout
-    assert (out / "report.html").is_file()
-    assert (out / "code-losses-while-training.pdf").read_bytes().startswith(b"%PDF")
-    keys = [tuple(json.loads(line)[k] for k in ("run", "step")) for line in measured.read_bytes().splitlines()]
-    assert len(keys) == len(set(keys))
-
-
 def test_a_training_that_diverges_is_recorded_and_not_chosen(experiment, tmp_path, monkeypatch):
     wild = dataclasses.replace(RULES["sgd"], first_lr=1e12)
     monkeypatch.setitem(RULES, "sgd", wild)
     alone = dataclasses.replace(experiment, optimizers=("sgd",), tasks={"code": experiment.tasks["code"]})
-    run_convergence(alone, tmp_path / "run")
+    run_experiment(alone, tmp_path / "run")
     records = read_run(tmp_path / "run")[1]
     lost = [r for r in records if r["diverged"]]
     assert lost
     assert all(r["loss"] is None for r in lost)
     assert {r["seed"] for r in records if r["phase"] == "final" and r["step"] == 4} == {0, 1}
-    assert run_convergence(alone, tmp_path / "run") == 0
+    assert run_experiment(alone, tmp_path / "run") == 0
 
 
 def test_a_search_that_diverged_stays_so_when_it_is_repeated(experiment, tmp_path):
     """A loss that was too high at a rung's end alone isn't looked at there again: the resumed run has to remember."""
     alone = dataclasses.replace(experiment, optimizers=("sgd",), tasks={"code": experiment.tasks["code"]})
-    task = module._task(alone, "code")
+    unit, task = alone.units()[0], alone.make_task("code", alone.sources["code"])
     known = []
     for lr in (0.25, 1.0, 4.0, 16.0):
-        training = module._Training(module._Job(alone, "code", "sgd"), task, "search", lr, SEARCH_SEED)
+        training = Training(alone, unit, task, "search", lr, SEARCH_SEED)
         training.diverged = True
         known += training.advance(2, lambda: None)
-    told = []
-    module._carry_out(module._Job(alone, "code", "sgd", tuple(known), task.source.sha256), told.append)
-    found = [record for kind, content in told if kind == "records" for record in content]
+    found = [record for records in alone.measure(unit, task, known, lambda *_: None) for record in records]
     again = [r for r in found if r["phase"] == "search" and r["step"] == 4 and r["lr"] in (0.25, 1.0)]
     assert len(again) == 2
     assert all(record["diverged"] for record in again)
@@ -205,33 +151,33 @@ def test_a_rate_that_diverges_on_a_seed_is_lowered_for_all(experiment, tmp_path,
     """The weights of seed 1 are lost at once above a rate that the search knows nothing of."""
     limit = {}
 
-    class Fragile(module._Training):
+    class Fragile(module.Training):
         def _record(self, step, loss):
             record = super()._record(step, loss)
             if self.phase == "final":
-                best = limit.setdefault(job_of(record), self.lr)
+                best = limit.setdefault(unit_of(record), self.lr)
                 if self._seed == 1 and step and self.lr > best / 3:
                     self.diverged = True
                     return record | {"loss": None, "diverged": True}
             return record
 
-    def job_of(record):
+    def unit_of(record):
         return record["task"], record["optimizer"]
 
-    monkeypatch.setattr(module, "_Training", Fragile)
+    monkeypatch.setattr(module, "Training", Fragile)
     alone = dataclasses.replace(experiment, optimizers=("sgd",), tasks={"code": experiment.tasks["code"]})
-    run_convergence(alone, tmp_path / "run")
+    run_experiment(alone, tmp_path / "run")
     records = read_run(tmp_path / "run")[1]
     finals = [r for r in records if r["phase"] == "final"]
     best = max(r["lr"] for r in finals)
     assert {r["lr"] for r in finals} == {best, best / 2, best / 4}
     assert {(r["seed"], r["diverged"]) for r in finals if r["lr"] == best / 4} == {(0, False), (1, False)}
-    assert run_convergence(alone, tmp_path / "run") == 0
+    assert run_experiment(alone, tmp_path / "run") == 0
 
 
 def test_the_codes_setting_gives_no_mask(sources):
     experiment = convergence_experiment("smoke", settings="code", sources=sources)
-    task = module._task(experiment, "translation").seeded(5)
+    task = experiment.make_task("translation", sources["translation"]).seeded(5)
     assert not experiment.masked
     for batch in (next(task.training_batches()), *task.eval_batches):
         assert set(batch) == {"input_ids", "labels"}
@@ -280,21 +226,10 @@ def test_jobs_take_the_source_that_was_found(experiment, sources, tmp_path, monk
         return dataclasses.replace(found, source=named)
 
     monkeypatch.setitem(TASKS, "code", dataclasses.replace(TASKS["code"], make=make))
-    monkeypatch.setattr(module, "_tasks", {})
     config = experiment.tasks["code"]
     auto = dataclasses.replace(experiment, tasks={"code": config}, sources={"code": "auto"}, optimizers=("sgd",))
-    run_convergence(auto, tmp_path / "run")
+    run_experiment(auto, tmp_path / "run")
+    assert asked == ["auto"]
+    (tmp_path / "run" / "measurements.jsonl").unlink()
+    run_experiment(auto, tmp_path / "run")
     assert asked == ["auto", "standard-library"]
-    job = module._Job(auto, "code", "sgd", sha256="0" * 64)
-    with pytest.raises(UsageError, match="have changed while it ran"):
-        module._carry_out(job, print)
-
-
-def test_other_data_are_refused(run, experiment, sources, tmp_path):
-    out = tmp_path / "other"
-    out.mkdir()
-    content = (run[0] / "run.json").read_text()
-    digest = json.loads(content)["context"]["tasks"]["code"]["source"]["sha256"]
-    (out / "run.json").write_text(content.replace(digest, "0" * 64))
-    with pytest.raises(UsageError, match="have changed since it began"):
-        run_convergence(experiment, out)

@@ -1,4 +1,4 @@
-"""The robustness experiment end to end on a few sentences: complete, right, resumable, no influence on training."""
+"""The robustness experiment end to end on a few sentences: complete, right, no influence on training."""
 
 import copy
 import dataclasses
@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from stepscope import UsageError
-from stepscope.paper.experiments import robustness as module
 from stepscope.paper.experiments.compared import TRAINING
-from stepscope.paper.experiments.robustness import GROUPS, robustness_experiment, run_robustness
+from stepscope.paper.experiments.experiment import run as run_experiment
+from stepscope.paper.experiments.robustness import GROUPS, robustness_experiment
 from stepscope.paper.tasks.sentiment import sentiment
 from stepscope.runs.directory import read_run
 
@@ -36,7 +36,7 @@ def experiment(texts):
 @pytest.fixture(scope="module")
 def run(experiment, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "demo"
-    return out, run_robustness(experiment, out)
+    return out, run_experiment(experiment, out)
 
 
 def key(record):
@@ -139,22 +139,15 @@ def test_groups_are_the_matrices_that_they_say(experiment, texts):
     assert chosen["all"] == names
 
 
-def test_a_second_call_says_that_it_is_complete(run, experiment, monkeypatch):
-    monkeypatch.setattr(module, "sentiment", lambda *a, **k: pytest.fail("nothing has to be loaded"))
-    before = (run[0] / "measurements.jsonl").read_bytes()
-    assert run_robustness(experiment, run[0]) == 0
-    assert (run[0] / "measurements.jsonl").read_bytes() == before
-
-
-@pytest.mark.parametrize("whole", [0, 20, 40])
-def test_a_torn_run_is_continued_to_the_same_records(run, experiment, tmp_path, whole):
-    """Cut anywhere, also inside a batch's groups or a line: the rest is measured and nothing twice."""
+def test_a_torn_run_is_continued_to_the_same_records(run, experiment, tmp_path):
+    """Cut inside a batch's groups: the rest is measured and nothing twice."""
+    whole = 20
     lines = (run[0] / "measurements.jsonl").read_bytes().splitlines(keepends=True)
     out = tmp_path / "torn"
     out.mkdir()
     (out / "run.json").write_bytes((run[0] / "run.json").read_bytes())
     (out / "measurements.jsonl").write_bytes(b"".join(lines[:whole]) + lines[whole][:50])
-    assert run_robustness(experiment, out) == len(lines) - whole
+    assert run_experiment(experiment, out) == len(lines) - whole
     continued = {key(r): r for r in read_run(out)[1]}
     for each in read_run(run[0])[1]:
         other = continued.pop(key(each))
@@ -163,48 +156,11 @@ def test_a_torn_run_is_continued_to_the_same_records(run, experiment, tmp_path, 
     assert not continued
 
 
-def test_another_configuration_is_refused(run, experiment):
-    with pytest.raises(UsageError, match=r"another configuration .*draws"):
-        run_robustness(dataclasses.replace(experiment, draws=1), run[0])
-
-
-def test_other_data_are_refused(experiment, run, tmp_path):
-    out = tmp_path / "run"
-    out.mkdir()
-    head = json.loads((run[0] / "run.json").read_bytes())
-    head["context"]["source"]["sha256"] = "0" * 64
-    (out / "run.json").write_text(json.dumps(head))
-    with pytest.raises(UsageError, match=r"data of .* have changed"):
-        run_robustness(experiment, out)
-
-
-def test_no_data_leaves_nothing_behind(tmp_path):
-    with pytest.raises(UsageError):
-        run_robustness(robustness_experiment("smoke", source=str(tmp_path / "missing.tsv")), tmp_path / "deep" / "run")
-    assert not (tmp_path / "deep").exists()
-
-
-def test_divergence_is_said(experiment, tmp_path):
-    wild = dataclasses.replace(experiment, training_lr={"sgd": 1e30}, steps=(6,))
-    with pytest.raises(UsageError, match=r"loss is (nan|inf) on the sgd trajectory, step \d \(lr 1e\+30\)"):
-        run_robustness(wild, tmp_path / "run")
-
-
 def test_seeds_differ_and_trajectories_begin_alike(experiment, tmp_path):
     two = dataclasses.replace(experiment, seeds=(0, 1), steps=(1,), groups=("attention",), cuts=(4.0,))
-    assert run_robustness(two, tmp_path / "run") == 8
+    assert run_experiment(two, tmp_path / "run") == 8
     _, records = read_run(tmp_path / "run")
     assert len({r["before"] for r in records}) == 4  # a seed and a batch each
-
-
-def test_progress_grows_to_the_end(experiment, tmp_path):
-    told = []
-    one = dataclasses.replace(experiment, steps=(2,), groups=("attention",))
-    run_robustness(one, tmp_path / "run", lambda part, what: told.append((part, what)))
-    parts = [part for part, _ in told]
-    assert parts == sorted(parts)
-    assert parts[-1] == 1.0
-    assert any("sgd trajectory, step 2: batch 2" in what for _, what in told)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +178,7 @@ def test_impossible_settings(experiment, change, message, tmp_path):
     if "task" in change:
         change = {"task": dataclasses.replace(experiment.task, **change["task"])}
     with pytest.raises(UsageError, match=message):
-        run_robustness(dataclasses.replace(experiment, **change), tmp_path / "run")
+        run_experiment(dataclasses.replace(experiment, **change), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

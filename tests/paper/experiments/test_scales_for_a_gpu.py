@@ -13,14 +13,14 @@ pytest.importorskip("datasets")
 pytest.importorskip("PIL")
 
 import checkpoints
-from stepscope.paper.experiments import reproduction as module
 from stepscope.paper.experiments import running
+from stepscope.paper.experiments.agreement import AgreementExperiment
 from stepscope.paper.experiments.convergence import ConvergenceExperiment, convergence_experiment
-from stepscope.paper.experiments.costs import cost_of, wall_minutes
-from stepscope.paper.experiments.reproduction import reproduction, run_reproduction
+from stepscope.paper.experiments.robustness import RobustnessExperiment
 from stepscope.paper.experiments.running import accumulate, at_home, part_size
 from stepscope.paper.experiments.search import Search
-from stepscope.paper.experiments.trajectory import trajectory_experiment
+from stepscope.paper.experiments.trajectory import TrajectoryExperiment, trajectory_experiment
+from stepscope.paper.reproduction.plan import reproduction, run_reproduction
 from stepscope.paper.tasks.catalogue import TASKS
 from stepscope.runs.directory import read_run
 
@@ -39,13 +39,12 @@ def stand_ins(tmp_path, monkeypatch):
     return {kind: config for kind, (config, _) in made.items()}
 
 
-def shrunk(planned, configs):
+def shrunk(experiment, configs):
     """The paper's run on the stand-ins: with fewer steps and directions, and all else as it is."""
-    experiment = planned.experiment
-    if isinstance(experiment, module.TrajectoryExperiment):
+    if isinstance(experiment, TrajectoryExperiment):
         task = start_of(configs[experiment.kind], experiment.task)
         return replace(experiment, task=task, steps=(1, 2), directions=("sgd", "adam clip 50% (first moment)"))
-    if isinstance(experiment, module.AgreementExperiment):
+    if isinstance(experiment, AgreementExperiment):
         points = {
             name: replace(point, task=start_of(configs[point.kind], point.task), steps=(2,))
             for name, point in experiment.points.items()
@@ -55,7 +54,7 @@ def shrunk(planned, configs):
         quick = Search(rates=1, extensions=0, rungs=((Fraction(1), 1),), climbs=0)
         tasks = {name: configs[name] for name in experiment.tasks}
         return replace(experiment, tasks=tasks, steps=3, every=2, search=quick, optimizers=("sgd", "adam"))
-    if isinstance(experiment, module.RobustnessExperiment):
+    if isinstance(experiment, RobustnessExperiment):
         return replace(experiment, task=replace(configs["sentiment"], micro_batch_size=1), steps=(1,), draws=1)
     part = replace(experiment.correlated["translation"], steps=(1,), coordinates=4)
     part = replace(part, training_lr={"sgd": 1e-3})
@@ -70,13 +69,13 @@ def start_of(config, asked):
 
 def test_the_papers_scale_end_to_end(stand_ins, tmp_path):
     plan = reproduction("paper", seeds=(0,))
-    plan = [replace(planned, experiment=shrunk(planned, stand_ins)) for planned in plan]
+    plan = [shrunk(experiment, stand_ins) for experiment in plan]
     assert run_reproduction(plan, tmp_path / "out") == []
     for planned in plan:
-        head, records = read_run(tmp_path / "out" / planned.name)
+        head, records = read_run(tmp_path / "out" / planned.run_name)
         assert head["configuration"]["scale"] == "paper"
         assert records
-    starts = [read_run(tmp_path / "out" / p.name)[0]["context"]["model"]["initialisation"] for p in plan[:5]]
+    starts = [read_run(tmp_path / "out" / p.run_name)[0]["context"]["model"]["initialisation"] for p in plan[:5]]
     assert [start.partition(":")[0] for start in starts] == ["pretrained"] * 3 + ["random", "pretrained"]
     groups = read_run(tmp_path / "out" / "robustness")[0]["context"]["groups"]
     assert set(groups) == {"attention", "feed-forward"}
@@ -129,14 +128,3 @@ def test_the_papers_rates_and_starts():
     assert trajectory_experiment("paper", "images").task.initialisation == "random"
     assert trajectory_experiment("paper", "images", pretrained=True).task.initialisation == "pretrained"
     assert convergence_experiment("paper").tasks["translation"].checkpoint == "google-t5/t5-small"
-
-
-@pytest.mark.parametrize("scale", ["gpu", "paper"])
-def test_every_run_has_a_computed_cost(scale):
-    plan = reproduction(scale)
-    costs = {planned.name: cost_of(planned) for planned in plan}
-    assert {cost.basis for cost in costs.values()} == {"computed"}
-    assert all(cost.minutes > 0 and 0 < cost.memory < 1000 for cost in costs.values())
-    assert wall_minutes(plan, 1) == pytest.approx(sum(cost.minutes for cost in costs.values()))
-    twice = {planned.name: cost_of(planned) for planned in reproduction(scale, seeds=tuple(range(6)))}
-    assert twice["trajectory-code"].minutes == pytest.approx(2 * costs["trajectory-code"].minutes)

@@ -1,12 +1,7 @@
-"""The trajectory experiment end to end on a few sentences: complete, resumable, and no influence on training."""
+"""The trajectory experiment end to end on a few sentences: complete, right, and no influence on training."""
 
 import dataclasses
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
@@ -15,12 +10,11 @@ import stepscope
 from made_data import data_of
 from stepscope import Objective, UsageError
 from stepscope.directions.updates import PseudoUpdates
-from stepscope.paper.experiments import trajectory as module
 from stepscope.paper.experiments.compared import DIRECTIONS, TRAINING
+from stepscope.paper.experiments.experiment import run as run_experiment
 from stepscope.paper.experiments.trajectory import (
     TrajectoryExperiment,
     demonstration,
-    run_trajectory,
     trajectory_experiment,
 )
 from stepscope.paper.tasks.translation import SCALES, translation
@@ -46,12 +40,8 @@ def experiment(pairs):
 @pytest.fixture(scope="module")
 def run(experiment, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "demo"
-    count = run_trajectory(experiment, out)
+    count = run_experiment(experiment, out)
     return out, count
-
-
-def without_time(records):
-    return [{k: v for k, v in r.items() if k != "seconds"} for r in records]
 
 
 def test_the_run_is_complete(run, experiment, pairs):
@@ -107,13 +97,6 @@ def test_the_directions_differ_as_they_should(run):
     assert all(r["correlation"] < 0 for r in at if r["direction"] in ("sgd", "adam", "signsgd"))
 
 
-def test_a_second_call_says_that_it_is_complete(run, experiment, monkeypatch):
-    monkeypatch.setattr(module, "make_task", lambda *a, **k: pytest.fail("nothing has to be loaded"))
-    before = (run[0] / "measurements.jsonl").read_bytes()
-    assert run_trajectory(experiment, run[0]) == 0
-    assert (run[0] / "measurements.jsonl").read_bytes() == before
-
-
 def test_a_torn_run_is_continued_to_the_same_records(run, experiment, tmp_path):
     """Cut anywhere, also inside a line: the rest is measured and nothing twice."""
     complete = (run[0] / "measurements.jsonl").read_bytes()
@@ -122,7 +105,7 @@ def test_a_torn_run_is_continued_to_the_same_records(run, experiment, tmp_path):
     (out / "run.json").write_bytes((run[0] / "run.json").read_bytes())
     lines = complete.splitlines(keepends=True)
     (out / "measurements.jsonl").write_bytes(b"".join(lines[:20]) + lines[20][:50])
-    assert run_trajectory(experiment, out) == len(lines) - 20
+    assert run_experiment(experiment, out) == len(lines) - 20
     _, continued = read_run(out)
     _, whole = read_run(run[0])
 
@@ -138,64 +121,16 @@ def test_a_torn_run_is_continued_to_the_same_records(run, experiment, tmp_path):
     }
 
 
-def test_a_killed_run_goes_on(experiment, pairs, tmp_path):
-    code = f"""
-import torch
-torch.set_num_threads(1)
-from stepscope.paper.experiments.trajectory import run_trajectory, trajectory_experiment
-run_trajectory(trajectory_experiment("smoke", source={pairs!r}), {str(tmp_path / "run")!r})
-"""
-    child = subprocess.Popen([sys.executable, "-c", code])
-    lines = tmp_path / "run" / "measurements.jsonl"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (lines.exists() and lines.stat().st_size):
-        time.sleep(0.02)
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
-    _, kept = read_run(tmp_path / "run")
-    assert kept
-    assert run_trajectory(experiment, tmp_path / "run") == 4 * len(DIRECTIONS) - len(kept)
-
-
-def test_another_configuration_is_refused(run, experiment):
-    other = dataclasses.replace(experiment, seeds=(1,))
-    with pytest.raises(UsageError, match=r"another configuration .*seeds"):
-        run_trajectory(other, run[0])
-
-
-def test_other_data_are_refused(experiment, run, pairs, tmp_path):
-    out = tmp_path / "run"
-    out.mkdir()
-    head = json.loads((run[0] / "run.json").read_bytes())
-    head["context"]["source"]["sha256"] = "0" * 64
-    (out / "run.json").write_text(json.dumps(head))
-    with pytest.raises(UsageError, match=r"data of .* have changed"):
-        run_trajectory(experiment, out)
-
-
-def test_no_data_leaves_nothing_behind(tmp_path):
-    experiment = trajectory_experiment("smoke", source=str(tmp_path / "missing.tsv"))
-    with pytest.raises(UsageError):
-        run_trajectory(experiment, tmp_path / "deep" / "run")
-    assert not (tmp_path / "deep").exists()
-
-
-def test_divergence_is_said(experiment, tmp_path):
-    wild = dataclasses.replace(experiment, training_lr={"sgd": 1e30}, steps=(5,))
-    with pytest.raises(UsageError, match=r"loss is nan on the sgd trajectory, step \d \(lr 1e\+30\): it has diverged"):
-        run_trajectory(wild, tmp_path / "run")
-
-
 def test_one_that_diverges_does_not_keep_the_others_from_being_measured(experiment, tmp_path):
     wild = dataclasses.replace(experiment, training_lr={"sgd": 1e30, "adam": 2e-4}, steps=(5,))
     with pytest.raises(UsageError, match=r"on the sgd trajectory, step .* diverged"):
-        run_trajectory(wild, tmp_path / "run")
+        run_experiment(wild, tmp_path / "run")
     assert {r["trajectory"] for r in read_run(tmp_path / "run")[1]} == {"adam"}
 
 
 def test_several_seeds(experiment, tmp_path):
     two = dataclasses.replace(experiment, seeds=(0, 1), steps=(1,), directions=("sgd", "adam"))
-    assert run_trajectory(two, tmp_path / "run") == 8
+    assert run_experiment(two, tmp_path / "run") == 8
     _, records = read_run(tmp_path / "run")
     losses = {r["loss"] for r in records}
     assert len(losses) == 2  # the first step of both trajectories starts from the seed's own weights
@@ -204,7 +139,7 @@ def test_several_seeds(experiment, tmp_path):
 def test_progress_grows_to_the_end(experiment, tmp_path):
     told = []
     one = dataclasses.replace(experiment, steps=(2,), directions=("sgd",))
-    run_trajectory(one, tmp_path / "run", lambda part, what: told.append((part, what)))
+    run_experiment(one, tmp_path / "run", lambda part, what: told.append((part, what)))
     parts = [part for part, _ in told]
     assert parts == sorted(parts)
     assert parts[-1] == 1.0
@@ -250,7 +185,7 @@ def test_other_tasks(kind, tmp_path):
         experiments.append(dataclasses.replace(experiments[0], task=task))
     found = []
     for number, experiment in enumerate(experiments):
-        assert run_trajectory(experiment, tmp_path / str(number)) == 2
+        assert run_experiment(experiment, tmp_path / str(number)) == 2
         head, records = read_run(tmp_path / str(number))
         assert head["context"]["task"] == kind
         found.append((head["context"]["model"]["initialisation"].partition(":")[0], records[0]["loss"]))
@@ -265,7 +200,7 @@ def test_without_masks_padding_is_attended_to(experiment, tmp_path):
     )
     losses = []
     for masked in (True, False):
-        run_trajectory(dataclasses.replace(few, masked=masked), tmp_path / str(masked))
+        run_experiment(dataclasses.replace(few, masked=masked), tmp_path / str(masked))
         losses.append(read_run(tmp_path / str(masked))[1][0]["loss"])
     assert losses[0] != losses[1]
 

@@ -3,7 +3,7 @@
 import pytest
 
 from experiment_records import bound, correlation, removal
-from stepscope.paper.report import TABLES, render_run
+from stepscope.paper.experiments.registry import EXPERIMENTS, render_run
 from stepscope.report import print_tables
 
 EVIL = "</script><img src=x onerror=alert(1)>[red]"
@@ -11,26 +11,26 @@ EVIL = "</script><img src=x onerror=alert(1)>[red]"
 
 def test_robust_smoothness_is_told_by_group_and_cut():
     records = [removal("attention", 4.0, ratio, seed) for seed, ratio in enumerate((1.5, 3.0, 6.0))]
-    (table,) = TABLES["robustness"]([*records, removal("all", 2.0, 1.0) | {"ratio": None}])
+    (table,) = EXPERIMENTS["robustness"].tables([*records, removal("all", 2.0, 1.0) | {"ratio": None}])
     assert table.rows == (("attention, cut 4", "3", "3", "1.5…6", "2/3", "4.0%", "1.06"),)
     assert table.title == "Robust smoothness, 3 seeds"
 
 
 def test_violations_and_margins_of_all_bounds_count():
     broken = {"violations": 3, "least_margin": -0.25, "median_margin": 0.1}
-    (table,) = TABLES["theory"]([bound(0), bound(1, block=broken, disagreements=2)])
+    (table,) = EXPERIMENTS["theory"].tables([bound(0), bound(1, block=broken, disagreements=2)])
     assert table.rows == (("quadratic, clip 10%", "80", "3", "-0.25", "25.0%", "50.0%", "2"),)
 
 
 def test_correlations_count_intervals_above_zero():
     records = [correlation("code, all", 0, 0.2, 0.4), correlation("code, all", 1, -0.1, 0.3)]
-    (table,) = TABLES["theory"](records)
+    (table,) = EXPERIMENTS["theory"].tables(records)
     assert table.rows == (("code, all", "2", "0.10…0.30", "1/2", "-", "0/0"),)
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_nothing_measured_is_no_table(name):
-    assert TABLES[name]([]) == []
+    assert EXPERIMENTS[name].tables([]) == []
 
 
 @pytest.mark.parametrize(
@@ -40,5 +40,5 @@ def test_names_do_no_harm(name, record, capsys):
     pytest.importorskip("altair")
     run = {"configuration": {"experiment": name}, "context": {}}
     assert "<img src=x" not in render_run(run, [record])
-    print_tables(TABLES[name]([record]))
+    print_tables(EXPERIMENTS[name].tables([record]))
     assert "[red]" in capsys.readouterr().out.replace("\n", "").replace(" ", "")

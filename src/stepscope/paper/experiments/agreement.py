@@ -7,28 +7,33 @@ difference of the gradients. What the mean loss of a batch averages over is coun
 
 from __future__ import annotations
 
+import argparse
 import copy
 import math
-import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from typing_extensions import override
 
-from stepscope.directions import PseudoUpdates
 from stepscope.errors import UsageError
 from stepscope.measuring import measure
-from stepscope.objective import IGNORED_LABEL, Objective
-from stepscope.paper.experiments.compared import DIRECTIONS, TRAINING
-from stepscope.paper.experiments.running import Progress, backward, check_data, model_of, part_of, part_size, source_of
-from stepscope.paper.experiments.trajectory import TrajectoryExperiment, make_task
+from stepscope.objective import IGNORED_LABEL
+from stepscope.paper.experiments.compared import DIRECTIONS
+from stepscope.paper.experiments.experiment import Progress, Unit, described
+from stepscope.paper.experiments.options import add_sources, sources_of
+from stepscope.paper.experiments.running import sources_by_task
+from stepscope.paper.experiments.trajectories import AlongTrajectories, Point
+from stepscope.paper.experiments.trajectory import TrajectoryExperiment
+from stepscope.paper.report.evidence import agreement_tables
 from stepscope.paper.tasks import Batch, Task
 from stepscope.paper.tasks.catalogue import TASKS
-from stepscope.runs import Record, RunDirectory, read_run
+from stepscope.report import Table
+from stepscope.runs import Record
 
 DISPLACEMENT = 1e-10
 """Half-length of the difference, relative to ``‖x‖``: hardly any rectifier changes sides within it, each of which would
@@ -37,8 +42,11 @@ add a part of its own (at 1e-6 they are most of the difference on the ResNet), a
 
 
 @dataclass(frozen=True)
-class AgreementExperiment:
+class AgreementExperiment(AlongTrajectories):
     """What is run: everything that determines the numbers.
+
+    A record is one direction's at one task's point: its sharpness as the trajectories have it, and as the difference of
+    float64 gradients has it (``independent``).
 
     Attributes:
         scale: name of the size.
@@ -48,108 +56,106 @@ class AgreementExperiment:
         directions: names in `stepscope.paper.experiments.compared.DIRECTIONS`.
     """
 
-    scale: str
+    name = "agreement"
+    letter = "A"
+    summary = "the measured sharpness, once more by float64 differences"
+    description = """\
+Computes the sharpness of all directions at one point of each task a second time, by the difference of float64
+gradients, which shares no code with what the trajectories record.
+
+  stepscope run agreement                            about 2 minutes
+  stepscope run agreement --scale smoke              seconds, to see that it works
+"""
+    identity = ("task", "trajectory", "seed", "step", "direction")
+
     points: Mapping[str, TrajectoryExperiment]
     trained_by: str = "adam"
     directions: tuple[str, ...] = tuple(DIRECTIONS)
 
+    @override
+    def data_sources(self) -> Mapping[str, str]:
+        return {name: point.source for name, point in self.points.items()}
+
+    @override
+    def make_task(self, name: str, source: str) -> Task:
+        return self.points[name].make_task(self.points[name].kind, source)
+
+    @override
+    def context(self, tasks: Mapping[str, Task]) -> dict[str, Any]:
+        return {"tasks": {n: described(task, TASKS[self.points[n].kind].title) for n, task in tasks.items()}}
+
+    @override
+    def units(self) -> list[Unit]:
+        return [
+            unit for name, point in self.points.items() for unit in self.trainings(name, point.seeds[0], named=True)
+        ]
+
+    @override
+    def missing(self, unit: Unit, records: Iterable[Record]) -> list[Record]:
+        at = {"run": unit.task, "task": unit.task, "trajectory": unit.optimizer, "seed": unit.seed}
+        step = self._point(unit).steps[0]
+        return self.not_in(records, [{**at, "step": step, "direction": label} for label in self.directions])
+
+    @override
+    def learning_rates(self, task: str) -> Mapping[str, float]:
+        return {self.trained_by: self.points[task].training_lr[self.trained_by]}
+
+    @override
+    def followed(self) -> tuple[str, ...]:
+        return self.directions
+
+    @override
+    def in_memory(self, unit: Unit) -> int | None:
+        return self._point(unit).in_memory(unit)
+
+    @override
+    def measure_at(self, point: Point, missing: Sequence[Record], progress: Progress) -> Iterator[list[Record]]:
+        directions = {record["direction"]: point.directions[record["direction"]] for record in missing}
+        measured = measure(point.objectives[0], directions, "autograd")
+        for number, record in enumerate(missing):
+            label = record["direction"]
+            progress(number / len(missing), label)
+            started = time.perf_counter()
+            independent = difference_sharpness(point.task.model, point.task.eval_batches, directions[label])
+            yield [{
+                **record,
+                "sharpness": measured[label].sharpness,
+                "independent": independent,
+                "displacement": DISPLACEMENT,
+                "seconds": time.perf_counter() - started,
+            }]  # fmt: skip
+
+    @classmethod
+    @override
+    def tables(cls, records: Sequence[Record]) -> list[Table]:
+        return agreement_tables(records)
+
+    @classmethod
+    @override
+    def add_options(cls, command: argparse.ArgumentParser) -> None:
+        add_sources(command)
+
+    @classmethod
+    @override
+    def from_options(cls, options: argparse.Namespace) -> AgreementExperiment:
+        sources = sources_by_task(sources_of(options.source))
+        return cls.of_reproduction(options.scale, (0,), "ours", sources)[0]
+
+    @classmethod
+    @override
+    def of_reproduction(
+        cls, scale: str, seeds: tuple[int, ...], settings: str, sources: Mapping[str, str]
+    ) -> list[AgreementExperiment]:
+        trajectories = TrajectoryExperiment.of_reproduction(scale, seeds, settings, sources)
+        return [cls(scale, {along.run_name.removeprefix(f"{along.name}-"): along for along in trajectories})]
+
     @property
-    def seeds(self) -> tuple[int, ...]:
-        """The one of each point; all have the same."""
-        return next(iter(self.points.values())).seeds[:1]
+    @override
+    def extent(self) -> str:
+        return f"{len(self.points)} tasks × {len(self.directions)} directions, once more by float64 differences"
 
-    def configuration(self) -> dict[str, Any]:
-        """As JSON keeps it; a run directory is continued only by the same one."""
-        return {"experiment": "agreement", **asdict(self)}
-
-
-def run_agreement(
-    experiment: AgreementExperiment,
-    out: str | os.PathLike[str],
-    progress: Progress = lambda part, what: None,  # noqa: ARG005
-) -> int:
-    """Runs the experiment into a run directory, or continues one.
-
-    A record is one direction's at one task's point: its sharpness as the trajectories have it, and as the difference of
-    float64 gradients has it (``independent``).
-
-    Args:
-        experiment: what to run.
-        out: the run directory; created if missing.
-        progress: told how far it is.
-
-    Returns:
-        How many records were made; 0 if the run was complete already.
-
-    Raises:
-        UsageError: the directory can't be used (see `RunDirectory`), there are no data or they have changed since, or
-            a training loss isn't finite any more.
-    """
-    configuration = experiment.configuration()
-    begun = RunDirectory.check(out, configuration)
-    known = read_run(out)[1] if begun is not None else []
-    if begun is not None and not any(_missing(experiment, known, name) for name in experiment.points):
-        return 0
-    progress(0.0, "preparing the data")
-    contexts = (begun or {}).get("tasks", {})
-    tasks = {
-        name: make_task(point, point.seeds[0], source_of(contexts.get(name), point.source))
-        for name, point in experiment.points.items()
-    }
-    context = {"tasks": {name: _context(task, experiment.points[name].kind) for name, task in tasks.items()}}
-    for name in tasks:
-        check_data(contexts.get(name), context["tasks"][name], out)
-    with RunDirectory.open(out, configuration, context=context) as run:
-        before = len(run.records())
-        for number, name in enumerate(experiment.points):
-            if labels := _missing(experiment, run.records(), name):
-                told = part_of(progress, number, len(tasks))
-                for record in _compared(experiment, name, tasks[name], labels, told):
-                    run.append([record])
-        return len(run.records()) - before
-
-
-def _missing(experiment: AgreementExperiment, records: Sequence[Record], name: str) -> list[str]:
-    done = {r.get("direction") for r in records if r.get("task") == name}
-    return [label for label in experiment.directions if label not in done]
-
-
-def _compared(
-    experiment: AgreementExperiment, name: str, task: Task, labels: Sequence[str], progress: Progress
-) -> Iterator[Record]:
-    """Trains up to the point, and gives both sharpnesses of each direction there."""
-    point, trained_by = experiment.points[name], experiment.trained_by
-    step, seed = point.steps[0], point.seeds[0]
-    optimizer = TRAINING[trained_by](list(task.model.parameters()), point.training_lr[trained_by])
-    objective = Objective(task.model, None, task.eval_batches)
-    followers = PseudoUpdates(objective.parameters, {label: DIRECTIONS[label] for label in labels})
-    batches, part = task.training_batches(), part_size(point.task, experiment.scale)
-    directions: dict[str, dict[str, Tensor]] = {}
-    for number in range(1, step + 1):
-        backward(task.model, next(batches), f"{name}, {trained_by} trajectory, step {number}", part)
-        gradients = {key: p.grad for key, p in objective.parameters.items() if p.grad is not None}
-        directions = followers.step(gradients, capture=number == step)
-        if number < step:
-            optimizer.step()
-        progress(0.3 * number / step, f"{name}, step {number} of {step}")
-    found = measure(objective, directions, "autograd")
-    for number, label in enumerate(labels):
-        progress(0.4 + 0.6 * number / len(labels), f"{name}: {label}")
-        begun = time.perf_counter()
-        independent = difference_sharpness(task.model, task.eval_batches, directions[label])
-        yield {
-            "run": name,
-            "task": name,
-            "trajectory": trained_by,
-            "seed": seed,
-            "step": step,
-            "direction": label,
-            "sharpness": found[label].sharpness,
-            "independent": independent,
-            "displacement": DISPLACEMENT,
-            "seconds": time.perf_counter() - begun,
-        }
-    progress(1.0, name)
+    def _point(self, unit: Unit) -> TrajectoryExperiment:
+        return self.points[unit.task or ""]
 
 
 def difference_sharpness(model: nn.Module, batches: Sequence[Batch], direction: Mapping[str, Tensor]) -> float:
@@ -210,7 +216,3 @@ def _terms(model: nn.Module, batch: Batch) -> int:
     if "CausalLM" in type(model).__name__:
         labels = labels[:, 1:]  # each token is the target of the one before it
     return int((labels != IGNORED_LABEL).sum())
-
-
-def _context(task: Task, kind: str) -> dict[str, Any]:
-    return {"source": asdict(task.source), "model": model_of(task, TASKS[kind].title)}

@@ -8,33 +8,31 @@ loss is that of the fixed evaluation batch, which is drawn from the training dat
 
 from __future__ import annotations
 
+import argparse
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from functools import partial
 from typing import Any
+
+from typing_extensions import override
 
 from stepscope.errors import UsageError
 from stepscope.objective import Objective
+from stepscope.paper.claims.losses import conclusion, finals_of, pairs_of
 from stepscope.paper.experiments.compared import RULES, contenders
-from stepscope.paper.experiments.running import (
-    Progress,
-    accumulate,
-    at_home,
-    check_data,
-    check_settings,
-    model_of,
-    part_size,
-    source_of,
-    unmasked,
-)
+from stepscope.paper.experiments.experiment import Experiment, Progress, Unit, described
+from stepscope.paper.experiments.options import add_seeds, add_settings, add_sources, sources_of
+from stepscope.paper.experiments.running import accumulate, at_home, check_settings, count_of, part_size, unmasked
 from stepscope.paper.experiments.search import Search
-from stepscope.paper.experiments.workers import Tell, check_processes, run_jobs
+from stepscope.paper.report.figures import Figure
+from stepscope.paper.report.loss_tables import loss_figures, loss_numbers, loss_table, verdict_table
+from stepscope.paper.report.page import losses_page
+from stepscope.paper.report.terminal import model_and_data, print_losses
 from stepscope.paper.tasks import Task
 from stepscope.paper.tasks.catalogue import TASKS
-from stepscope.runs import Record, RunDirectory, number, read_run
+from stepscope.report import Cell, Table
+from stepscope.runs import Record, number
 
 SEARCH_SEED = 2**31 - 1
 """Weights and order that learning rates are looked for on: none of the seeds that are compared."""
@@ -70,7 +68,7 @@ _SIZES = {
 
 
 @dataclass(frozen=True)
-class ConvergenceExperiment:
+class ConvergenceExperiment(Experiment):
     """What is run: everything that determines the losses.
 
     Attributes:
@@ -86,7 +84,28 @@ class ConvergenceExperiment:
         masked: whether the models get an attention mask. The published code gives none.
     """
 
-    scale: str
+    name = "convergence"
+    letter = "B"
+    summary = "every optimizer and its clipped variant from the same start"
+    description = """\
+Trains with every optimizer and with its clipped variant from the same start, each at a learning rate of its own, and
+says for each pair whether the variant is faster, slower, or whether that cannot be told from the seeds.
+
+Learning rates are looked for within the same budget for all: a grid of 5 rates, a factor of 4 apart, trains for a
+quarter of the steps (and grows while its best lies at the edge), the best 3 for a half, the best 2 to the end, and
+then the neighbours of the best, a factor of 2 apart. Then each optimizer trains once a seed.
+
+  stepscope run convergence                          within an hour on two cores
+  stepscope run convergence --scale smoke            within a minute, to see that it works
+  stepscope run convergence --tasks code --seeds 0 1 2 3 4
+  stepscope run convergence --as text                clip the gradient before everything else, as the paper's text says;
+                                                     code: as its published classes do, and no attention masks
+"""
+    identity = ("run", "step")
+    counted = "losses"
+    parallel = True
+    writes_figures = True
+
     settings: str
     tasks: Mapping[str, Any]
     sources: Mapping[str, str]
@@ -97,11 +116,128 @@ class ConvergenceExperiment:
     seeds: tuple[int, ...] = (0, 1, 2)
     masked: bool = True
 
+    @override
     def configuration(self) -> dict[str, Any]:
-        """As JSON keeps it; a run directory is continued only by the same one."""
-        settings = asdict(self)
+        settings = super().configuration()
         settings["search"]["rungs"] = [[str(part), kept] for part, kept in self.search.rungs]
-        return {"experiment": "convergence", **settings}
+        return settings
+
+    @override
+    def data_sources(self) -> Mapping[str, str]:
+        return {task: self.sources[task] for task in self.tasks}
+
+    @override
+    def make_task(self, name: str, source: str) -> Task:
+        task = TASKS[name].make(self.tasks[name], seed=SEARCH_SEED, source=source)
+        return at_home(task if self.masked else unmasked(task), self.scale)
+
+    @override
+    def context(self, tasks: Mapping[str, Task]) -> dict[str, Any]:
+        return {"tasks": {name: described(task, TASKS[name].title) for name, task in tasks.items()}}
+
+    @override
+    def units(self) -> list[Unit]:
+        pairs = ((task, optimizer) for task in self.tasks for optimizer in self.optimizers)
+        return [Unit(f"{task}: {optimizer}", task, optimizer=optimizer) for task, optimizer in pairs]
+
+    @override
+    def missing(self, unit: Unit, records: Iterable[Record]) -> list[Record]:
+        """The seeds whose last training isn't there; which rates come before, the search says."""
+        finals = self._finals(_own(unit, records))
+        ends = finals[min(finals)] if finals else {}
+        lowered = any(ends.values()) and len(finals) <= RETREATS
+        return [{"seed": seed} for seed in self.seeds if lowered or seed not in ends]
+
+    @override
+    def measure(
+        self, unit: Unit, task: Task | None, records: Sequence[Record], progress: Progress
+    ) -> Iterator[list[Record]]:
+        """Looks for the learning rate, then trains with it."""
+        assert task is not None
+        known = _own(unit, records)
+        yield from _Contender(self, unit, task, known, progress).measure(self._finals(known))
+
+    def _finals(self, records: Iterable[Record]) -> dict[float, dict[int, bool]]:
+        """By learning rate and seed, whether the final training diverged; only of those that came to their end."""
+        finals: dict[float, dict[int, bool]] = {}
+        for r in records:
+            if r["phase"] == "final" and (r["diverged"] or r["step"] == self.steps):
+                finals.setdefault(r["lr"], {})[r["seed"]] = bool(r["diverged"])
+        return finals
+
+    @classmethod
+    @override
+    def tables(cls, records: Sequence[Record]) -> list[Table]:
+        return [table for table in (verdict_table(records), loss_table(records)) if table.rows]
+
+    @classmethod
+    @override
+    def figures(cls, records: Sequence[Record]) -> list[Figure]:
+        return loss_figures(records)
+
+    @classmethod
+    @override
+    def numbers(cls, records: Sequence[Record]) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
+        return loss_numbers(records)
+
+    @classmethod
+    @override
+    def conclusion(cls, records: Sequence[Record]) -> str:
+        return conclusion(pairs_of(finals_of(records)))
+
+    @classmethod
+    @override
+    def highlighted(cls, records: Sequence[Record]) -> list[str]:
+        return list(dict.fromkeys(final.optimizer for final in finals_of(records)))
+
+    @classmethod
+    @override
+    def page(cls, head: Mapping[str, Any], records: Sequence[Record]) -> str:
+        return losses_page(head, records)
+
+    @classmethod
+    @override
+    def show(cls, head: Mapping[str, Any], records: Sequence[Record]) -> None:
+        for line in model_and_data(head["context"]):
+            print(line)
+        print_losses(records)
+        print(cls.conclusion(records))
+
+    @classmethod
+    @override
+    def add_options(cls, command: argparse.ArgumentParser) -> None:
+        add_sources(command)
+        add_seeds(command, 0, 1, 2)
+        add_settings(command)
+        default = ("translation", "code")
+        command.add_argument(
+            "--tasks", nargs="+", default=list(default), metavar="TASK", help=f"default: {' '.join(default)}"
+        )
+
+    @classmethod
+    @override
+    def from_options(cls, options: argparse.Namespace) -> ConvergenceExperiment:
+        return convergence_experiment(
+            options.scale,
+            settings=options.settings,
+            tasks=tuple(options.tasks),
+            sources=sources_of(options.source),
+            seeds=tuple(options.seeds),
+        )
+
+    @classmethod
+    @override
+    def of_reproduction(
+        cls, scale: str, seeds: tuple[int, ...], settings: str, sources: Mapping[str, str]
+    ) -> list[ConvergenceExperiment]:
+        given = {task: sources[task] for task in ("translation", "code")}
+        return [convergence_experiment(scale, settings=settings, tasks=tuple(given), sources=given, seeds=seeds)]
+
+    @property
+    @override
+    def extent(self) -> str:
+        budget = f"a search worth {float(self.search.budget()):.3g} trainings"
+        return f"{len(self.tasks)} tasks × {len(self.optimizers)} optimizers × ({budget}, {count_of(self.seeds)})"
 
 
 def convergence_experiment(
@@ -151,169 +287,97 @@ def convergence_experiment(
     )
 
 
-def run_convergence(
-    experiment: ConvergenceExperiment,
-    out: str | os.PathLike[str],
-    progress: Progress = lambda part, what: None,  # noqa: ARG005
-    *,
-    processes: int = 1,
-) -> int:
-    """Runs the experiment into a run directory, or continues one.
-
-    What is recorded isn't trained again, but for those trainings of an unfinished search that go on.
-
-    Args:
-        experiment: what to run.
-        out: the run directory; created if missing.
-        progress: told how far it is.
-        processes: how many trainings at a time.
-
-    Returns:
-        How many losses were recorded; 0 if the run was complete already.
-
-    Raises:
-        UsageError: the directory can't be used (see `RunDirectory`), there are no data or they have changed since, or
-            a process died.
-    """
-    check_processes(processes)
-    configuration = experiment.configuration()
-    begun = RunDirectory.check(out, configuration)
-    known = read_run(out)[1] if begun is not None else []
-    wanted = [_Job(experiment, task, optimizer) for task in experiment.tasks for optimizer in experiment.optimizers]
-    if all(job.is_complete(known) for job in wanted):
-        return 0
-    progress(0.0, "preparing the data")
-    experiment = _with_sources(experiment, begun)
-    context = {"tasks": {name: _context(experiment, name) for name in experiment.tasks}}
-    for name in experiment.tasks:
-        check_data((begun or {}).get("tasks", {}).get(name), context["tasks"][name], out)
-    # What could be had here is what all processes take.
-    experiment = _with_sources(experiment, context)
-    with RunDirectory.open(out, configuration, context=context) as run:
-        known = run.records()
-        jobs = [
-            replace(
-                job,
-                experiment=experiment,
-                known=tuple(job.own(known)),
-                sha256=context["tasks"][job.task]["source"]["sha256"],
-            )
-            for job in wanted
-            if not job.is_complete(known)
-        ]
-        parts = [0.0] * len(jobs)
-
-        def receive(which: int, message: tuple[str, Any]) -> None:
-            kind, content = message
-            if kind == "records":
-                run.append(content)
-            else:
-                parts[which] = content
-                done = (len(wanted) - len(jobs) + sum(parts)) / len(wanted)
-                progress(done, f"{jobs[which].task}: {jobs[which].optimizer}")
-
-        run_jobs(_carry_out, jobs, processes, receive)
-        return len(run.records()) - len(known)
+def _own(unit: Unit, records: Iterable[Record]) -> list[Record]:
+    return [r for r in records if (r.get("task"), r.get("optimizer")) == (unit.task, unit.optimizer)]
 
 
-@dataclass(frozen=True)
-class _Job:
+class _Contender:
     """The search and the trainings of one optimizer on one task."""
 
-    experiment: ConvergenceExperiment
-    task: str
-    optimizer: str
-    known: tuple[Record, ...] = ()
-    sha256: str = ""
+    def __init__(
+        self,
+        experiment: ConvergenceExperiment,
+        unit: Unit,
+        task: Task,
+        known: Sequence[Record],
+        progress: Progress,
+    ) -> None:
+        self._experiment, self._unit, self._task, self._progress = experiment, unit, task, progress
+        self._known = list(known)
+        self._losses: dict[float, dict[int, float]] = {}
+        self._remember(known)
+        self._done = 0
 
-    def own(self, records: Iterable[Record]) -> Iterator[Record]:
-        return (r for r in records if (r.get("task"), r.get("optimizer")) == (self.task, self.optimizer))
+    def measure(self, finals: Mapping[float, Mapping[int, bool]]) -> Iterator[list[Record]]:
+        """Trains what isn't known; `finals` are those that came to their end."""
+        experiment, live = self._experiment, dict[float, Training]()
+        first = RULES[self._unit.optimizer].first_lr
+        while trainings := experiment.search.next_trainings(first, experiment.steps, self._losses):
+            # A rate that isn't asked for now hardly ever is again; it is trained from its start then.
+            live = {lr: live.get(lr) or self._training("search", lr, SEARCH_SEED) for lr, _ in trainings}
+            for lr, end in trainings:
+                yield self._train(live[lr], end)
+        live.clear()
+        lr, bracketed = experiment.search.best(experiment.steps, self._losses)
+        for retreats in range(RETREATS + 1):
+            ends = dict(finals.get(lr, {}))
+            for seed in experiment.seeds:
+                # One that diverged is enough, but for the last rate, of which all is told.
+                if seed not in ends and (retreats == RETREATS or not any(ends.values())):
+                    training = self._training("final", lr, seed, bracketed=bracketed)
+                    yield self._train(training, experiment.steps)
+                    ends[seed] = training.diverged
+            if not any(ends.values()):
+                break
+            lr = experiment.search.lower(lr)
 
-    def is_complete(self, records: Iterable[Record]) -> bool:
-        finals = self.finals(records)
-        if not finals:
-            return False
-        ends = finals[min(finals)]
-        whole = set(ends) >= set(self.experiment.seeds)
-        return whole and (not any(ends.values()) or len(finals) > RETREATS)
+    def _training(self, phase: str, lr: float, seed: int, *, bracketed: bool | None = None) -> Training:
+        return Training(self._experiment, self._unit, self._task, phase, lr, seed, bracketed=bracketed)
 
-    def finals(self, records: Iterable[Record]) -> dict[float, dict[int, bool]]:
-        """By learning rate and seed, whether the final training diverged; only of those that came to their end."""
-        found: dict[float, dict[int, bool]] = {}
-        for r in self.own(records):
-            if r["phase"] == "final" and (r["diverged"] or r["step"] == self.experiment.steps):
-                found.setdefault(r["lr"], {})[r["seed"]] = bool(r["diverged"])
-        return found
-
-
-def _carry_out(job: _Job, tell: Tell) -> None:
-    """Looks for the learning rate, then trains with it; tells the records, and what part is done."""
-    experiment, rule = job.experiment, RULES[job.optimizer]
-    task = _task(experiment, job.task)
-    if task.source.sha256 != job.sha256:
-        raise UsageError(f"the data of {job.task} have changed while it ran ({task.source.title})")
-    begin = partial(_Training, job, task)
-    losses: dict[float, dict[int, float]] = {}
-    for record in job.known:
-        if record["phase"] == "search":
-            losses.setdefault(record["lr"], {})[record["step"]] = _ranked(record)
-    recorded = {_identity(record) for record in job.known}
-    whole = float(experiment.search.budget() + len(experiment.seeds)) * experiment.steps
-    done = 0
-
-    def train(training: _Training, end: int) -> None:
-        nonlocal done
-
-        def stepped() -> None:
-            nonlocal done
-            done += 1
-            tell(("progress", min(1.0, done / whole)))
-
+    def _train(self, training: Training, end: int) -> list[Record]:
+        """Trains up to a step, and gives the records that are new: of one that is repeated to go on, some are known."""
         # One that diverged before stays so, also where it is repeated.
-        training.diverged |= training.phase == "search" and math.inf in losses.get(training.lr, {}).values()
-        records = training.advance(end, stepped)
-        # Of a training that is repeated to go on, what is new.
-        tell(("records", [record for record in records if _identity(record) not in recorded]))
-        recorded.update(map(_identity, records))
-        if training.phase == "search":
-            losses.setdefault(training.lr, {}).update({r["step"]: _ranked(r) for r in records})
+        training.diverged |= training.phase == "search" and math.inf in self._losses.get(training.lr, {}).values()
+        records = self._experiment.not_in(self._known, training.advance(end, self._stepped))
+        self._remember(records)
+        self._known += records
+        return records
 
-    live: dict[float, _Training] = {}
-    while todo := experiment.search.next_trainings(rule.first_lr, experiment.steps, losses):
-        # A rate that isn't asked for now hardly ever is again; it is trained anew then.
-        live = {lr: live.get(lr) or begin("search", lr, SEARCH_SEED) for lr, _ in todo}
-        for lr, end in todo:
-            train(live[lr], end)
-    live.clear()
-    lr, bracketed = experiment.search.best(experiment.steps, losses)
-    finals = job.finals(job.known)
-    for retreats in range(RETREATS + 1):
-        ends = finals.get(lr, {})
-        for seed in experiment.seeds:
-            # One that diverged is enough, but for the last rate, of which all is told.
-            if seed not in ends and (retreats == RETREATS or not any(ends.values())):
-                training = begin("final", lr, seed, bracketed=bracketed)
-                train(training, experiment.steps)
-                ends[seed] = training.diverged
-        if not any(ends.values()):
-            break
-        lr = experiment.search.lower(lr)
-    tell(("progress", 1.0))
+    def _remember(self, records: Iterable[Record]) -> None:
+        """The losses that the search goes by; of one that diverged, infinite."""
+        for record in records:
+            if record["phase"] == "search":
+                loss = number(record, "loss")
+                self._losses.setdefault(record["lr"], {})[record["step"]] = math.inf if loss is None else loss
+
+    def _stepped(self) -> None:
+        self._done += 1
+        experiment = self._experiment
+        whole = float(experiment.search.budget() + len(experiment.seeds)) * experiment.steps
+        self._progress(min(1.0, self._done / whole), self._unit.label)
 
 
-class _Training:
+class Training:
     """One training, which can be carried on."""
 
     def __init__(
-        self, job: _Job, task: Task, phase: str, lr: float, seed: int, *, bracketed: bool | None = None
+        self,
+        experiment: ConvergenceExperiment,
+        unit: Unit,
+        task: Task,
+        phase: str,
+        lr: float,
+        seed: int,
+        *,
+        bracketed: bool | None = None,
     ) -> None:
         self.phase, self.lr = phase, lr
-        self._part = part_size(job.experiment.tasks[job.task], job.experiment.scale)
-        self._job, self._seed, self._bracketed = job, seed, bracketed
+        self._part = part_size(experiment.tasks[unit.task or ""], experiment.scale)
+        self._unit, self._seed, self._bracketed, self._every = unit, seed, bracketed, experiment.every
         task = task.seeded(seed)
         self._model, self._batches = task.model, task.training_batches()
         self._objective = Objective(task.model, None, task.eval_batches)
-        self._optimizer = RULES[job.optimizer].build(list(self._objective.parameters.values()), lr)
+        self._optimizer = RULES[unit.optimizer].build(list(self._objective.parameters.values()), lr)
         self._step = 0
         self._start: float | None = None
         self.diverged = False
@@ -329,20 +393,20 @@ class _Training:
             self._optimizer.step()
             self._step += 1
             stepped()
-            if self._step % self._job.experiment.every == 0 or self._step == end:
-                found = self._objective.loss() if math.isfinite(loss) else math.inf
-                self.diverged = not found <= DIVERGED * self._start
+            if self._step % self._every == 0 or self._step == end:
+                value = self._objective.loss() if math.isfinite(loss) else math.inf
+                self.diverged = not value <= DIVERGED * self._start
                 if not self.diverged:
-                    records.append(self._record(self._step, found))
+                    records.append(self._record(self._step, value))
         return [*records, self._record(end, None)] if self.diverged else records
 
     def _record(self, step: int, loss: float | None) -> Record:
-        job = self._job
+        unit = self._unit
         return {
-            "run": f"{job.task}, {job.optimizer}, lr {self.lr!r}, {self.phase}, seed {self._seed}",
-            "task": job.task,
-            "optimizer": job.optimizer,
-            "original": RULES[job.optimizer].original,
+            "run": f"{unit.task}, {unit.optimizer}, lr {self.lr!r}, {self.phase}, seed {self._seed}",
+            "task": unit.task,
+            "optimizer": unit.optimizer,
+            "original": RULES[unit.optimizer].original,
             "phase": self.phase,
             "lr": self.lr,
             "bracketed": self._bracketed,
@@ -351,41 +415,3 @@ class _Training:
             "loss": loss,
             "diverged": loss is None,
         }
-
-
-def _identity(record: Record) -> tuple[Any, ...]:
-    return record["run"], record["step"]
-
-
-def _ranked(record: Record) -> float:
-    loss = number(record, "loss")
-    return math.inf if loss is None else loss
-
-
-_tasks: dict[tuple[Any, str, bool], Task] = {}
-"""Of this process, so that reading and encoding the data is done once for all optimizers."""
-
-
-def _task(experiment: ConvergenceExperiment, name: str) -> Task:
-    key = (experiment.tasks[name], experiment.sources[name], experiment.masked)
-    if key not in _tasks:
-        task = TASKS[name].make(key[0], seed=SEARCH_SEED, source=key[1])
-        _tasks[key] = at_home(task if experiment.masked else unmasked(task), experiment.scale)
-    return _tasks[key]
-
-
-def _with_sources(experiment: ConvergenceExperiment, begun: Mapping[str, Any] | None) -> ConvergenceExperiment:
-    """Names the sources that `auto` found when the run began."""
-    found = (begun or {}).get("tasks", {})
-    sources = {name: source_of(found.get(name), asked) for name, asked in experiment.sources.items()}
-    return replace(experiment, sources=sources)
-
-
-def _context(experiment: ConvergenceExperiment, name: str) -> dict[str, Any]:
-    """What a reader of the records has to know of a task beside the configuration."""
-    task = _task(experiment, name)
-    return {
-        "source": asdict(task.source),
-        "model": model_of(task, TASKS[name].title),
-        "evaluation": {"examples": sum(len(batch["labels"]) for batch in task.eval_batches)},
-    }

@@ -7,29 +7,30 @@ are removed at random.
 
 from __future__ import annotations
 
-import os
+import argparse
+import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
+
+from typing_extensions import override
 
 from stepscope.errors import UsageError
 from stepscope.measuring import check_removal, chosen_names, gauss_newton, removals
 from stepscope.objective import Objective
-from stepscope.paper.experiments.compared import TRAINING
-from stepscope.paper.experiments.running import (
-    GPU_SCALES,
-    Progress,
-    at_home,
-    backward,
-    check_settings,
-    model_of,
-    run_trajectories,
-)
+from stepscope.paper.experiments.experiment import Progress, Unit, described
+from stepscope.paper.experiments.options import add_seeds, add_source
+from stepscope.paper.experiments.running import GPU_SCALES, at_home, check_settings, count_of
+from stepscope.paper.experiments.trajectories import AlongTrajectories, Point
+from stepscope.paper.report.evidence import robustness_tables
+from stepscope.paper.report.evidence_charts import smoothness_over_steps
+from stepscope.paper.report.figures import Figure, distinct, file_name
 from stepscope.paper.tasks import Task
 from stepscope.paper.tasks.sentiment import SCALES, SentimentConfig, sentiment
-from stepscope.runs import Record, RunDirectory
+from stepscope.report import Table, trajectories_of
+from stepscope.runs import Record
 
 # As BERT has them, and DistilBERT.
 _ATTENTION = (
@@ -50,8 +51,10 @@ _PRETRAINED_LR = {"sgd": 0.03, "adam": 5e-5}
 
 
 @dataclass(frozen=True)
-class RobustnessExperiment:
+class RobustnessExperiment(AlongTrajectories):
     """What is run: everything that determines the measurements.
+
+    A record is one seed's, trajectory's, step's, evaluation batch's, group's and cut's.
 
     Attributes:
         scale: name of the size.
@@ -68,7 +71,20 @@ class RobustnessExperiment:
             the batches, and the coordinates that are removed at random.
     """
 
-    scale: str
+    name = "robustness"
+    letter = "C"
+    summary = "is the loss smooth but for a few coordinates?"
+    description = """\
+Removes the few coordinates with the largest columns of the Gauss-Newton matrix of a BERT that learns to classify film
+reviews, and says how much smoother the loss is without them (the paper's appendix D, Table 8), with as many removed at
+random as a control.
+
+  stepscope run robustness --seeds 0 1 2     about 4 minutes
+  stepscope run robustness --pretrained      the same from pretrained weights (a download of 84 MB)
+  stepscope run robustness --scale smoke     seconds, to see that it works
+"""
+    identity = ("trajectory", "seed", "step", "batch", "group", "cut")
+
     task: SentimentConfig
     source: str = "auto"
     training_lr: Mapping[str, float] = field(default_factory=lambda: {"sgd": 0.3, "adam": 1e-3})
@@ -79,9 +95,125 @@ class RobustnessExperiment:
     draws: int = 3
     seeds: tuple[int, ...] = (0,)
 
-    def configuration(self) -> dict[str, Any]:
-        """As JSON keeps it; a run directory is continued only by the same one."""
-        return {"experiment": "robustness", **asdict(self)}
+    @override
+    def check(self) -> None:
+        if unknown := [group for group in self.groups if group not in GROUPS]:
+            raise UsageError(f"no group {unknown[0]!r}: choose {', '.join(GROUPS)}")
+        check_removal(self.cuts, self.draws)
+        count, size = self.task.eval_size, self.task.micro_batch_size
+        if size != 1:
+            raise UsageError(f"evaluation texts are in parts of {size}: parts of 1 are needed (micro_batch_size)")
+        if not 1 <= self.batches <= count:
+            raise UsageError(f"{count} evaluation texts can't be dealt into {self.batches} batches")
+
+    @override
+    def data_sources(self) -> Mapping[str, str]:
+        return {"sentiment": self.source}
+
+    @override
+    def make_task(self, name: str, source: str) -> Task:
+        return at_home(sentiment(self.task, seed=self.seeds[0], source=source), self.scale)
+
+    @override
+    def context(self, tasks: Mapping[str, Task]) -> dict[str, Any]:
+        task = tasks["sentiment"]
+        sizes = {name: p.numel() for name, p in task.model.named_parameters() if p.requires_grad}
+        return {
+            **described(task, "BERT"),
+            "groups": {g: sum(size for name, size in sizes.items() if GROUPS[g](name)) for g in self.groups},
+            "evaluation": {"examples": len(task.eval_batches), "batches": self.batches},
+        }
+
+    @override
+    def units(self) -> list[Unit]:
+        return [unit for seed in self.seeds for unit in self.trainings("sentiment", seed)]
+
+    @override
+    def missing(self, unit: Unit, records: Iterable[Record]) -> list[Record]:
+        at = {"trajectory": unit.optimizer, "seed": unit.seed}
+        places = itertools.product(self.steps, range(self.batches), self.groups, self.cuts)
+        wanted = [
+            {**at, "step": step, "batch": batch, "group": group, "cut": cut} for step, batch, group, cut in places
+        ]
+        return self.not_in(records, wanted)
+
+    @override
+    def learning_rates(self, task: str) -> Mapping[str, float]:
+        return self.training_lr
+
+    @override
+    def evaluated(self, unit: Unit, task: Task) -> list[Objective]:
+        """The evaluation texts, which are in the order of their lengths, dealt in turn: each batch has all lengths."""
+        return [Objective(task.model, None, task.eval_batches[n :: self.batches]) for n in range(self.batches)]
+
+    @override
+    def measure_at(self, point: Point, missing: Sequence[Record], progress: Progress) -> Iterator[list[Record]]:
+        for batch, objective in enumerate(point.objectives):
+            if of_batch := [record for record in missing if record["batch"] == batch]:
+                progress(batch / self.batches, f"batch {batch + 1}")
+                yield self._measured(objective, of_batch)
+
+    def _measured(self, objective: Objective, missing: Sequence[Record]) -> list[Record]:
+        """The records of one evaluation batch at the present parameters."""
+        started = time.perf_counter()
+        cuts: dict[str, list[float]] = {}
+        for record in missing:
+            cuts.setdefault(record["group"], []).append(record["cut"])
+        names = {group: chosen_names(objective.parameters, GROUPS[group]) for group in cuts}
+        together = {name for group in names.values() for name in group}
+        loss = objective.loss()
+        matrix = gauss_newton(objective, together.__contains__)
+        seed = missing[0]["seed"]
+        smoothed = [
+            removal.record()
+            for group in cuts
+            for removal in removals(matrix.of(names[group]), cuts=cuts[group], draws=self.draws, seed=seed)
+        ]
+        more = {"examples": matrix.examples, "loss": loss, "seconds": (time.perf_counter() - started) / len(missing)}
+        return [{**record, **removal, **more} for record, removal in zip(missing, smoothed, strict=True)]
+
+    @classmethod
+    @override
+    def tables(cls, records: Sequence[Record]) -> list[Table]:
+        return robustness_tables(records)
+
+    @classmethod
+    @override
+    def figures(cls, records: Sequence[Record]) -> list[Figure]:
+        return distinct(
+            Figure(
+                file_name(name, "robust smoothness"),
+                f"robust smoothness, {name} trajectory",
+                partial(smoothness_over_steps, records, name),
+            )
+            for name in trajectories_of(records)
+        )
+
+    @classmethod
+    @override
+    def add_options(cls, command: argparse.ArgumentParser) -> None:
+        add_source(command)
+        add_seeds(command, 0)
+        command.add_argument("--pretrained", action="store_true", help="begin with pretrained weights")
+
+    @classmethod
+    @override
+    def from_options(cls, options: argparse.Namespace) -> RobustnessExperiment:
+        seeds, pretrained = tuple(options.seeds), options.pretrained
+        return robustness_experiment(options.scale, source=options.source, seeds=seeds, pretrained=pretrained)
+
+    @classmethod
+    @override
+    def of_reproduction(
+        cls, scale: str, seeds: tuple[int, ...], settings: str, sources: Mapping[str, str]
+    ) -> list[RobustnessExperiment]:
+        return [robustness_experiment(scale, source=sources["sentiment"], seeds=seeds)]
+
+    @property
+    @override
+    def extent(self) -> str:
+        places = f"{len(self.training_lr)} trajectories × {len(self.steps)} steps × {self.batches} batches"
+        return f"{places} × {len(self.groups)} groups × {len(self.cuts)} cuts × {count_of(self.seeds)}"
 
 
 def robustness_experiment(
@@ -129,122 +261,3 @@ def robustness_experiment(
         return replace(found, task=replace(found.task, pretrained="minilm", batch_size=2, eval_size=4), batches=2)
     task = replace(task, pretrained="minilm", batch_size=8, eval_size=32, max_tokens=64)
     return replace(found, task=task, steps=(1, 10, 40), batches=2)
-
-
-def run_robustness(
-    experiment: RobustnessExperiment,
-    out: str | os.PathLike[str],
-    progress: Progress = lambda part, what: None,  # noqa: ARG005
-) -> int:
-    """Runs the experiment into a run directory, or continues one.
-
-    A record is one seed's, trajectory's, step's, evaluation batch's, group's and cut's. Training is repeated from the
-    seed up to the last measurement that is missing: measuring leaves no trace, so the trajectory is the same.
-
-    Args:
-        experiment: what to run.
-        out: the run directory; created if missing.
-        progress: told how far it is.
-
-    Returns:
-        How many measurements were made; 0 if the run was complete already.
-
-    Raises:
-        UsageError: the directory can't be used (see `RunDirectory`), there are no data or they have changed since, the
-            settings don't fit the task, or the training loss isn't finite any more.
-    """
-    _check(experiment)
-    return run_trajectories(
-        experiment,
-        out,
-        progress,
-        make=lambda seed, source: at_home(sentiment(experiment.task, seed=seed, source=source), experiment.scale),
-        describe=partial(_context, experiment),
-        missing=partial(_missing, experiment),
-        run_one=partial(_run_one, experiment),
-    )
-
-
-def _run_one(
-    experiment: RobustnessExperiment, run: RunDirectory, task: Task, seed: int, name: str, progress: Progress
-) -> None:
-    """Trains with one optimizer, and measures what is missing along its trajectory."""
-    missing = _missing(experiment, run.records(), seed, name)
-    lr, last = experiment.training_lr[name], max(step for step, _ in missing)
-    optimizer = TRAINING[name](list(task.model.parameters()), lr)
-    # Dealt out in turn: the evaluation texts are in the order of their lengths, and each batch is to have all lengths.
-    objectives = [
-        Objective(task.model, None, task.eval_batches[n :: experiment.batches]) for n in range(experiment.batches)
-    ]
-    batches = task.training_batches()
-    for step in range(1, last + 1):
-        for number, objective in enumerate(objectives):
-            if (step, number) in missing:
-                progress((step - 1) / last, f"{name} trajectory, step {step}: batch {number + 1}")
-                where = {"trajectory": name, "seed": seed, "step": step, "batch": number}
-                run.append([where | r for r in _measured(experiment, objective, missing[step, number], seed)])
-        if step < last:
-            backward(task.model, next(batches), f"{name} trajectory, step {step} (lr {lr:g})")
-            optimizer.step()
-        progress(step / last, f"{name} trajectory, step {step} of {last}")
-
-
-def _measured(
-    experiment: RobustnessExperiment, objective: Objective, missing: Sequence[tuple[str, float]], seed: int
-) -> list[Record]:
-    """The records of one evaluation batch at the present parameters: of each group and cut that is missing."""
-    begun = time.perf_counter()
-    wanted = dict.fromkeys(group for group, _ in missing)
-    names = {group: chosen_names(objective.parameters, GROUPS[group]) for group in wanted}
-    together = {name for group in names.values() for name in group}
-    loss = objective.loss()
-    matrix = gauss_newton(objective, together.__contains__)
-    records: list[Record] = []
-    for group in wanted:
-        cuts = [cut for each, cut in missing if each == group]
-        found = removals(matrix.of(names[group]), cuts=cuts, draws=experiment.draws, seed=seed)
-        records += [{"group": group, **each.record(), "examples": matrix.examples, "loss": loss} for each in found]
-    seconds = (time.perf_counter() - begun) / len(records)
-    return [{**record, "seconds": seconds} for record in records]
-
-
-def _missing(
-    experiment: RobustnessExperiment, records: Sequence[Record], seed: int, name: str
-) -> dict[tuple[int, int], list[tuple[str, float]]]:
-    """The groups and cuts that have not been measured yet, by step and evaluation batch."""
-    done = {
-        (r.get("step"), r.get("batch"), r.get("group"), r.get("cut"))
-        for r in records
-        if (r.get("trajectory"), r.get("seed")) == (name, seed)
-    }
-    wanted = [(group, cut) for group in experiment.groups for cut in experiment.cuts]
-    missing = {
-        (step, batch): [each for each in wanted if (step, batch, *each) not in done]
-        for step in experiment.steps
-        for batch in range(experiment.batches)
-    }
-    return {place: each for place, each in missing.items() if each}
-
-
-def _check(experiment: RobustnessExperiment) -> None:
-    if unknown := [group for group in experiment.groups if group not in GROUPS]:
-        raise UsageError(f"no group {unknown[0]!r}: choose {', '.join(GROUPS)}")
-    check_removal(experiment.cuts, experiment.draws)
-    count, size = experiment.task.eval_size, experiment.task.micro_batch_size
-    if size != 1:
-        raise UsageError(f"evaluation texts are in parts of {size}: parts of 1 are needed (micro_batch_size)")
-    if not 1 <= experiment.batches <= count:
-        raise UsageError(f"{count} evaluation texts can't be dealt into {experiment.batches} batches")
-
-
-def _context(experiment: RobustnessExperiment, task: Task) -> dict[str, Any]:
-    """What a reader of the records has to know beside the configuration."""
-    names = [name for name, p in task.model.named_parameters() if p.requires_grad]
-    sizes = {name: p.numel() for name, p in task.model.named_parameters()}
-    groups = {g: sum(sizes[name] for name in names if GROUPS[g](name)) for g in experiment.groups}
-    return {
-        "source": asdict(task.source),
-        "model": model_of(task, "BERT"),
-        "groups": groups,
-        "evaluation": {"examples": len(task.eval_batches), "batches": experiment.batches},
-    }

@@ -1,12 +1,11 @@
-"""What the experiments' runners share: trajectories that are continued, progress, settings, data, a training step."""
+"""What the trainings of all experiments share: settings, sizes, and the backward pass of a step."""
 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,94 +13,9 @@ from torch import Tensor, nn
 from stepscope.errors import UsageError
 from stepscope.objective import averaged_over, predicts_next_token
 from stepscope.paper.tasks import Batch, Task
+from stepscope.paper.tasks.catalogue import TASKS
 from stepscope.paper.tasks.images import ImagesConfig
 from stepscope.paper.tasks.task import placed
-from stepscope.runs import Record, RunDirectory, read_run
-
-Progress = Callable[[float, str], None]
-"""Called with the part of the whole that has been done (0 to 1), and what is going on."""
-
-
-class AlongTrajectories(Protocol):
-    """An experiment that measures along one training run for each seed and each training optimizer.
-
-    Attributes:
-        source: where its data come from.
-        seeds: of the weights and of the order of the batches.
-        training_lr: ``{training optimizer: learning rate}``.
-    """
-
-    @property
-    def source(self) -> str: ...  # noqa: D102
-    @property
-    def seeds(self) -> tuple[int, ...]: ...  # noqa: D102
-    @property
-    def training_lr(self) -> Mapping[str, float]: ...  # noqa: D102
-
-    def configuration(self) -> dict[str, Any]:
-        """As JSON keeps it; a run directory is continued only by the same one."""
-
-
-def run_trajectories(
-    experiment: AlongTrajectories,
-    out: str | os.PathLike[str],
-    progress: Progress,
-    *,
-    make: Callable[[int, str], Task],
-    describe: Callable[[Task], dict[str, Any]],
-    missing: Callable[[Sequence[Record], int, str], Any],
-    run_one: Callable[[RunDirectory, Task, int, str, Progress], None],
-) -> int:
-    """Runs what is missing of an experiment along trajectories, into a run directory.
-
-    Args:
-        experiment: what to run.
-        out: the run directory; created if missing.
-        progress: told how far it is.
-        make: ``(seed, source) -> task``.
-        describe: the context of a run, of its task.
-        missing: ``(records, seed, training optimizer)``: what has not been measured, empty if all has.
-        run_one: trains with one optimizer on a fresh model of the seed, and measures what is missing.
-
-    Returns:
-        How many records were made; 0 if the run was complete already.
-
-    Raises:
-        UsageError: the directory can't be used (see `RunDirectory`), there are no data or they have changed since, or
-            some of the trainings failed; the others have been measured then.
-    """
-    configuration = experiment.configuration()
-    begun = RunDirectory.check(out, configuration)
-    runs = [(seed, name) for seed in experiment.seeds for name in experiment.training_lr]
-    if begun is not None:
-        _, records = read_run(out)
-        if not any(missing(records, seed, name) for seed, name in runs):
-            return 0
-    progress(0.0, "preparing the data")
-    task = make(runs[0][0], source_of(begun, experiment.source))
-    context = describe(task)
-    check_data(begun, context, out)
-    with RunDirectory.open(out, configuration, context=context) as run:
-        before = len(run.records())
-        failed = []
-        for number, (seed, name) in enumerate(runs):
-            if missing(run.records(), seed, name):
-                try:
-                    run_one(run, task.seeded(seed), seed, name, part_of(progress, number, len(runs)))
-                except UsageError as error:
-                    failed.append(str(error))  # one that diverges is no reason to lose the others
-        if failed:
-            raise UsageError("; ".join(dict.fromkeys(failed)))
-        return len(run.records()) - before
-
-
-def part_of(progress: Progress, number: int, count: int) -> Progress:
-    """The progress of part `number` of `count`, told as that of the whole."""
-
-    def told(part: float, what: str) -> None:
-        progress((number + part) / count, what)
-
-    return told
 
 
 def check_settings(scale: str, scales: Collection[str], seeds: tuple[int, ...]) -> None:
@@ -116,47 +30,14 @@ def check_settings(scale: str, scales: Collection[str], seeds: tuple[int, ...]) 
         raise UsageError(f"seeds are {seeds}: give different whole numbers from 0 to 2^63 - 1")
 
 
-def source_of(begun: Mapping[str, Any] | None, asked: str) -> str:
-    """Where the data come from: a run goes on with the source that it began with, whatever could be had now.
+def count_of(seeds: Sequence[int]) -> str:
+    """How many seeds, in words.
 
-    Args:
-        begun: the context of the run that is continued; None for a new one.
-        asked: the source that was asked for.
+    Example:
+        >>> count_of((0,)), count_of((0, 1, 2))
+        ('1 seed', '3 seeds')
     """
-    data = (begun or {}).get("source") or {}
-    return data.get("name", "auto") if asked == "auto" else asked
-
-
-def check_data(begun: Mapping[str, Any] | None, context: Mapping[str, Any], out: str | os.PathLike[str]) -> None:
-    """Refuses to continue a run with other data.
-
-    Args:
-        begun: the context of the run that is continued; None for a new one.
-        context: the same of now.
-        out: its directory.
-
-    Raises:
-        UsageError: the digests of the data differ.
-    """
-    data = (begun or {}).get("source") or {}
-    if data and data.get("sha256") != context["source"]["sha256"]:
-        changed = f"the data of {out} have changed since it began ({context['source']['title']})"
-        raise UsageError(f"{changed}: give another directory (--out)")
-
-
-def model_of(task: Task, title: str) -> dict[str, Any]:
-    """What a reader has to know of a task's model.
-
-    Args:
-        task: the task.
-        title: what its kind of model is called, such as ``"T5"``.
-    """
-    count = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
-    return {
-        "title": f"{title} of {count:,} parameters",
-        "initialisation": task.initialisation,
-        "parameters": count,
-    }
+    return f"{len(seeds)} seeds" if len(seeds) > 1 else "1 seed"
 
 
 def unmasked(task: Task) -> Task:
@@ -236,3 +117,14 @@ def accumulate(model: nn.Module, batch: Batch, part: int | None = None) -> float
         share.backward()  # type: ignore[no-untyped-call]
         total += float(share.detach())
     return total
+
+
+def sources_by_task(given: Mapping[str, str]) -> dict[str, str]:
+    """``{task: where its data come from}`` of all tasks: ``"auto"`` for those not given.
+
+    Raises:
+        UsageError: one is given for no task.
+    """
+    if others := set(given) - set(TASKS):
+        raise UsageError(f"a source is given for {', '.join(sorted(others))}: choose of {', '.join(TASKS)}")
+    return dict.fromkeys(TASKS, "auto") | dict(given)

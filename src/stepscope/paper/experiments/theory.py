@@ -6,46 +6,35 @@ and gradient coordinates are correlated (`stepscope.paper.experiments.correlatio
 
 from __future__ import annotations
 
-import os
+import argparse
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
+from typing_extensions import override
 
 from stepscope.errors import UsageError
 from stepscope.objective import Objective
 from stepscope.paper.experiments.bounds import FAMILIES, bound_record
 from stepscope.paper.experiments.compared import TRAINING
 from stepscope.paper.experiments.correlation import coordinate_values, correlation_record, scope_coordinates, scope_size
-from stepscope.paper.experiments.running import (
-    Progress,
-    at_home,
-    backward,
-    check_data,
-    check_settings,
-    model_of,
-    part_of,
-    source_of,
-)
+from stepscope.paper.experiments.experiment import Progress, Unit, described
+from stepscope.paper.experiments.options import add_seeds, add_source
+from stepscope.paper.experiments.running import at_home, check_settings, count_of
+from stepscope.paper.experiments.trajectories import AlongTrajectories, Point
+from stepscope.paper.report.evidence import theory_tables
+from stepscope.paper.report.evidence_charts import bound_margins, correlations, curvature_against_gradient
+from stepscope.paper.report.figures import Figure, distinct, file_name
 from stepscope.paper.tasks import Task
 from stepscope.paper.tasks.small import SMALL, small_task
 from stepscope.paper.tasks.translation import SCALES, TranslationConfig, translation
-from stepscope.runs import RunDirectory, read_run
+from stepscope.report import Table
+from stepscope.runs import Record, number
 
 TRANSLATION = "translation"
-
-_Key = tuple[str | None, int, int | None, str]
-"""What tells a record from others: trajectory, seed, step, group."""
-
-
-class _Training(NamedTuple):
-    """One run of a task by an optimizer."""
-
-    seed: int
-    task: str
-    trajectory: str
 
 
 @dataclass(frozen=True)
@@ -78,8 +67,11 @@ _TRANSLATION = CorrelatedTask(
 
 
 @dataclass(frozen=True)
-class TheoryExperiment:
+class TheoryExperiment(AlongTrajectories):
     """What is run: everything that determines the measurements.
+
+    A record is one seed's and group's: of a family of losses and a fraction clipped, or of a task's scope along a
+    trajectory at a step.
 
     Attributes:
         scale: name of the size.
@@ -94,7 +86,18 @@ class TheoryExperiment:
             resamples.
     """
 
-    scale: str
+    name = "theory"
+    letter = "D"
+    summary = "the bound of appendix A; curvature against gradient"
+    description = """\
+Tries the bound of appendix A on thousands of drawn losses, with clipping and without, and correlates the coordinates of
+the gradient with those of the Hessian (the paper's section 4.2), exactly on small models and by samples on a T5.
+
+  stepscope run theory --seeds 0 1 2         about 5 minutes
+  stepscope run theory --scale smoke         seconds, to see that it works
+"""
+    identity = ("trajectory", "seed", "step", "group")
+
     task: TranslationConfig
     source: str = "auto"
     draws: int = 1000
@@ -110,9 +113,144 @@ class TheoryExperiment:
     resamples: int = 1000
     seeds: tuple[int, ...] = (0,)
 
-    def configuration(self) -> dict[str, Any]:
-        """As JSON keeps it; a run directory is continued only by the same one."""
-        return {"experiment": "theory", **asdict(self)}
+    @override
+    def check(self) -> None:
+        known = (TRANSLATION, *SMALL)
+        if unknown := [name for name in self.correlated if name not in known]:
+            raise UsageError(f"no task {unknown[0]!r}: choose {', '.join(known)}")
+        if unknown := [family for family in self.families if family not in FAMILIES]:
+            raise UsageError(f"no family {unknown[0]!r}: choose {', '.join(FAMILIES)}")
+        for settings in self.correlated.values():
+            if unknown := [name for name in settings.training_lr if name not in TRAINING]:
+                raise UsageError(f"no training optimizer {unknown[0]!r}: choose {' or '.join(TRAINING)}")
+            if min(settings.steps, default=1) < 1:
+                raise UsageError(f"steps are {settings.steps}: they are counted from 1")
+
+    @override
+    def data_sources(self) -> Mapping[str, str]:
+        return {TRANSLATION: self.source} if TRANSLATION in self.correlated else {}
+
+    @override
+    def make_task(self, name: str, source: str) -> Task:
+        if name != TRANSLATION:
+            return small_task(name, seed=self.seeds[0])
+        return at_home(translation(self.task, seed=self.seeds[0], source=source), self.scale)
+
+    @override
+    def context(self, tasks: Mapping[str, Task]) -> dict[str, Any]:
+        small = {name: asdict(small_task(name).source) for name in self.correlated if name in SMALL}
+        return {**(described(tasks[TRANSLATION], "T5") if tasks else {}), "small": small}
+
+    @override
+    def units(self) -> list[Unit]:
+        """The bound of each seed, which needs no task, and the trainings."""
+        bounds = [Unit("the bound", seed=seed) for seed in self.seeds]
+        return bounds + [
+            unit for seed in self.seeds for task in self.correlated for unit in self.trainings(task, seed, named=True)
+        ]
+
+    @override
+    def missing(self, unit: Unit, records: Iterable[Record]) -> list[Record]:
+        if unit.task is None:
+            pairs = [(family, fraction) for family in self.families for fraction in self.fractions]
+            wanted = [
+                {
+                    "seed": unit.seed,
+                    "group": f"{family}, clip {100 * fraction:g}%",
+                    "family": family,
+                    "fraction": fraction,
+                }
+                for family, fraction in pairs
+            ]
+            return self.not_in(records, wanted)
+        settings, at = self.correlated[unit.task], {"trajectory": unit.optimizer, "seed": unit.seed}
+        return self.not_in(
+            records,
+            [
+                {**at, "step": step, "task": unit.task, "group": f"{unit.task}, {scope or 'all'}", "scope": scope}
+                for step in settings.steps
+                for scope in settings.scopes
+            ],
+        )
+
+    @override
+    def measure(
+        self, unit: Unit, task: Task | None, records: Sequence[Record], progress: Progress
+    ) -> Iterator[list[Record]]:
+        if unit.task is not None:
+            yield from super().measure(unit, task, records, progress)
+            return
+        missing = self.missing(unit, records)
+        for number_done, record in enumerate(missing):
+            progress(number_done / len(missing), f"{unit.label}, {record['group']}")
+            yield [{**record, **bound_record(record["family"], record["fraction"], self.draws, record["seed"])}]
+
+    @override
+    def learning_rates(self, task: str) -> Mapping[str, float]:
+        return self.correlated[task].training_lr
+
+    @override
+    def evaluated(self, unit: Unit, task: Task) -> list[Objective]:
+        objectives = super().evaluated(unit, task)
+        for scope in self.correlated[unit.task or ""].scopes:
+            scope_size(objectives[0].parameters, scope)  # refuses one that there isn't, before training
+        return objectives
+
+    @override
+    def measure_at(self, point: Point, missing: Sequence[Record], progress: Progress) -> Iterator[list[Record]]:
+        """A coordinate of several scopes is measured once."""
+        started, objective, seed = time.perf_counter(), point.objectives[0], missing[0]["seed"]
+        count = self.correlated[point.unit.task or ""].coordinates
+        chosen = [scope_coordinates(objective.parameters, record["scope"], count, seed) for record in missing]
+        places = {each: i for i, each in enumerate(dict.fromkeys(each for scope in chosen for each in scope))}
+        values = coordinate_values(objective, list(places))
+        loss = objective.loss()
+        seconds = (time.perf_counter() - started) / len(missing)
+        records = []
+        for record, coordinates in zip(missing, chosen, strict=True):
+            own = values.at(torch.tensor([places[each] for each in coordinates]))
+            measured = correlation_record(own, resamples=self.resamples, seed=seed)
+            size = scope_size(objective.parameters, record["scope"])
+            records.append({**record, "loss": loss, "of": size, **measured, "seconds": seconds})
+        yield records
+
+    @classmethod
+    @override
+    def tables(cls, records: Sequence[Record]) -> list[Table]:
+        return theory_tables(records)
+
+    @classmethod
+    @override
+    def figures(cls, records: Sequence[Record]) -> list[Figure]:
+        return distinct([
+            Figure("bound", "margins of the bound", partial(bound_margins, records)),
+            Figure("correlations", "correlations", partial(correlations, records)),
+            *_coordinate_figures(records),
+        ])  # fmt: skip
+
+    @classmethod
+    @override
+    def add_options(cls, command: argparse.ArgumentParser) -> None:
+        add_source(command)
+        add_seeds(command, 0)
+
+    @classmethod
+    @override
+    def from_options(cls, options: argparse.Namespace) -> TheoryExperiment:
+        return theory_experiment(options.scale, source=options.source, seeds=tuple(options.seeds))
+
+    @classmethod
+    @override
+    def of_reproduction(
+        cls, scale: str, seeds: tuple[int, ...], settings: str, sources: Mapping[str, str]
+    ) -> list[TheoryExperiment]:
+        return [theory_experiment(scale, source=sources[TRANSLATION], seeds=seeds)]
+
+    @property
+    @override
+    def extent(self) -> str:
+        draws = f"{len(self.families)} losses × {len(self.fractions)} fractions × {self.draws:,} draws"
+        return f"{draws}, correlations on {len(self.correlated)} models, {count_of(self.seeds)}"
 
 
 def theory_experiment(scale: str = "cpu", *, source: str = "auto", seeds: tuple[int, ...] = (0,)) -> TheoryExperiment:
@@ -141,204 +279,26 @@ def theory_experiment(scale: str = "cpu", *, source: str = "auto", seeds: tuple[
         return TheoryExperiment(scale, task, source, 40, correlated=correlated, resamples=200, seeds=seeds)
     # A row of the Hessian costs two backwards through the evaluation batch, and there are 160 at each step.
     task = replace(SCALES[scale], batch_size=32, eval_size=16, micro_batch_size=8)
-    found = TheoryExperiment(scale, task, source, seeds=seeds)
+    experiment = TheoryExperiment(scale, task, source, seeds=seeds)
     if not task.checkpoint:
-        return found
+        return experiment
     rates = replace(_TRANSLATION, training_lr={"sgd": 1e-3, "adam": 2e-4})
-    return replace(found, correlated={**found.correlated, TRANSLATION: rates})
+    return replace(experiment, correlated={**experiment.correlated, TRANSLATION: rates})
 
 
-class _Tasks:
-    """Makes the tasks, each for one training; one that was only looked at before is not made again."""
-
-    def __init__(self, experiment: TheoryExperiment, source: str) -> None:
-        self._experiment = experiment
-        self._source = source
-        self._untouched: dict[tuple[str, int], Task] = {}
-
-    def seen(self, name: str, seed: int) -> Task:
-        """A task to look at."""
-        self._untouched[name, seed] = task = self.fresh(name, seed)
-        return task
-
-    def fresh(self, name: str, seed: int) -> Task:
-        """A task to train."""
-        task = self._untouched.pop((name, seed), None)
-        if task is not None or name != TRANSLATION:
-            return task or small_task(name, seed=seed)
-        return at_home(translation(self._experiment.task, seed=seed, source=self._source), self._experiment.scale)
-
-
-def run_theory(
-    experiment: TheoryExperiment,
-    out: str | os.PathLike[str],
-    progress: Progress = lambda part, what: None,  # noqa: ARG005
-) -> int:
-    """Runs the experiment into a run directory, or continues one.
-
-    A record is one seed's and group's: of a family of losses and a fraction clipped, or of a task's part along a
-    trajectory at a step. Training is repeated from the seed up to the last measurement that is missing.
-
-    Args:
-        experiment: what to run.
-        out: the run directory; created if missing.
-        progress: told how far it is.
-
-    Returns:
-        How many records were made; 0 if the run was complete already.
-
-    Raises:
-        UsageError: the directory can't be used (see `RunDirectory`), there are no data or they have changed since, the
-            settings don't fit, or a training loss isn't finite any more.
-    """
-    _check(experiment)
-    configuration = experiment.configuration()
-    begun = RunDirectory.check(out, configuration)
-    wanted = _wanted(experiment)
-    if begun is not None and not wanted - {_key(record) for record in read_run(out)[1]}:
-        return 0
-    progress(0.0, "preparing the data")
-    tasks = _Tasks(experiment, source_of(begun, experiment.source))
-    context = _context(experiment, tasks)
-    check_data(begun, context, out)
-    trainings = [
-        _Training(seed, task, name)
-        for seed in experiment.seeds
-        for task, settings in experiment.correlated.items()
-        for name in settings.training_lr
-    ]
-    with RunDirectory.open(out, configuration, context=context) as run:
-        before = len(run.records())
-        missing = wanted - {_key(record) for record in run.records()}
-        parts = len(experiment.seeds) + len(trainings)
-        for number, seed in enumerate(experiment.seeds):
-            _bounds(experiment, run, missing, seed, part_of(progress, number, parts))
-        for number, training in enumerate(trainings, start=len(experiment.seeds)):
-            told = part_of(progress, number, parts)
-            _correlations(experiment, run, missing, training, tasks, told)
-        return len(run.records()) - before
-
-
-def _bounds(experiment: TheoryExperiment, run: RunDirectory, missing: set[_Key], seed: int, progress: Progress) -> None:
-    """Tries the bound on the families and fractions that are missing."""
-    pairs = [(family, fraction) for family in experiment.families for fraction in experiment.fractions]
-    for number, (family, fraction) in enumerate(pairs):
-        group = _bound_group(family, fraction)
-        progress(number / len(pairs), f"the bound, {group}")
-        if (None, seed, None, group) in missing:
-            found = bound_record(family, fraction, experiment.draws, seed)
-            run.append([{"seed": seed, "group": group, "family": family, **found}])
-    progress(1.0, "the bound")
-
-
-def _correlations(
-    experiment: TheoryExperiment,
-    run: RunDirectory,
-    missing: set[_Key],
-    training: _Training,
-    tasks: _Tasks,
-    progress: Progress,
-) -> None:
-    """Trains one task with one optimizer, and looks at the coordinates at the steps that are missing."""
-    seed, task_name, trajectory = training
-    settings = experiment.correlated[task_name]
-    scopes = {
-        step: [s for s in settings.scopes if (trajectory, seed, step, _scope_group(task_name, s)) in missing]
-        for step in settings.steps
-    }
-    last = max((step for step, some in scopes.items() if some), default=0)
-    if not last:
-        return
-    task = tasks.fresh(task_name, seed)
-    lr = settings.training_lr[trajectory]
-    optimizer = TRAINING[trajectory](list(task.model.parameters()), lr)
-    objective = Objective(task.model, None, task.eval_batches)
-    for scope in settings.scopes:
-        scope_size(objective.parameters, scope)  # refuses one that there isn't, before training
-    batches = task.training_batches()
-    for step in range(1, last + 1):
-        where = f"{task_name}, {trajectory} trajectory, step {step}"
-        progress((step - 1) / last, where)
-        if scopes.get(step):
-            found = _measured(objective, scopes[step], settings.coordinates, experiment.resamples, seed)
-            ours = {"trajectory": trajectory, "seed": seed, "step": step, "task": task_name}
-            run.append([{**ours, "group": _scope_group(task_name, each["scope"]), **each} for each in found])
-        if step < last:
-            backward(task.model, next(batches), f"{where} (lr {lr:g})")
-            optimizer.step()
-    progress(1.0, f"{task_name}, {trajectory} trajectory")
-
-
-def _measured(
-    objective: Objective, scopes: list[str], count: int | None, resamples: int, seed: int
-) -> list[dict[str, Any]]:
-    """The records of parts of a model at the present parameters; a coordinate of several parts is measured once."""
-    begun = time.perf_counter()
-    chosen = {scope: scope_coordinates(objective.parameters, scope, count, seed) for scope in scopes}
-    place = {each: i for i, each in enumerate(dict.fromkeys(each for some in chosen.values() for each in some))}
-    values = coordinate_values(objective, list(place))
-    loss = objective.loss()
-    seconds = (time.perf_counter() - begun) / len(scopes)
-    found = []
-    for scope, some in chosen.items():
-        mine = values.at(torch.tensor([place[each] for each in some]))
-        record = correlation_record(mine, resamples=resamples, seed=seed)
-        of = scope_size(objective.parameters, scope)
-        found.append({"scope": scope, "loss": loss, "of": of, **record, "seconds": seconds})
-    return found
-
-
-def _bound_group(family: str, fraction: float) -> str:
-    return f"{family}, clip {100 * fraction:g}%"
-
-
-def _scope_group(task: str, scope: str) -> str:
-    return f"{task}, {scope or 'all'}"
-
-
-def _key(record: Mapping[str, Any]) -> Any:
-    return record.get("trajectory"), record.get("seed"), record.get("step"), record.get("group")
-
-
-def _wanted(experiment: TheoryExperiment) -> set[_Key]:
-    bounds: set[_Key] = {
-        (None, seed, None, _bound_group(family, fraction))
-        for seed in experiment.seeds
-        for family in experiment.families
-        for fraction in experiment.fractions
-    }
-    return bounds | {
-        (trajectory, seed, step, _scope_group(task, scope))
-        for seed in experiment.seeds
-        for task, settings in experiment.correlated.items()
-        for trajectory in settings.training_lr
-        for step in settings.steps
-        for scope in settings.scopes
-    }
-
-
-def _check(experiment: TheoryExperiment) -> None:
-    known = (TRANSLATION, *SMALL)
-    if unknown := [name for name in experiment.correlated if name not in known]:
-        raise UsageError(f"no task {unknown[0]!r}: choose {', '.join(known)}")
-    if unknown := [family for family in experiment.families if family not in FAMILIES]:
-        raise UsageError(f"no family {unknown[0]!r}: choose {', '.join(FAMILIES)}")
-    for settings in experiment.correlated.values():
-        if unknown := [name for name in settings.training_lr if name not in TRAINING]:
-            raise UsageError(f"no training optimizer {unknown[0]!r}: choose {' or '.join(TRAINING)}")
-        if min(settings.steps, default=1) < 1:
-            raise UsageError(f"steps are {settings.steps}: they are counted from 1")
-
-
-def _context(experiment: TheoryExperiment, tasks: _Tasks) -> dict[str, Any]:
-    """What a reader of the records has to know beside the configuration."""
-    small = {name: asdict(small_task(name).source) for name in experiment.correlated if name in SMALL}
-    if TRANSLATION not in experiment.correlated:
-        return {"small": small}
-    task = tasks.seen(TRANSLATION, experiment.seeds[0])
-    return {
-        "source": asdict(task.source),
-        "model": model_of(task, "T5"),
-        "evaluation": {"examples": sum(len(batch["labels"]) for batch in task.eval_batches)},
-        "small": small,
-    }
+def _coordinate_figures(records: Sequence[Record]) -> list[Figure]:
+    """Curvature against gradient at the last step of each trajectory; a page shows those of whole models."""
+    last: dict[tuple[str, Any], float] = {}
+    whole = set()
+    for record in records:
+        if isinstance(record.get("points"), dict) and (step := number(record, "step")) is not None:
+            place = (str(record.get("group")), record.get("trajectory"))
+            last[place] = max(step, last.get(place, step))
+            if not record.get("scope"):
+                whole.add(place[0])
+    figures = []
+    for (group, trajectory), step in last.items():
+        title = f"curvature against gradient, {group}, {trajectory} trajectory, step {step:g}"
+        draw = partial(curvature_against_gradient, records, group, trajectory, step)
+        figures.append(Figure(file_name(title), title, draw, group in whole))
+    return figures

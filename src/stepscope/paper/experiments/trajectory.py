@@ -6,30 +6,26 @@ would make of the same gradients, and that direction is measured on a fixed eval
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+import argparse
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from stepscope.directions import PseudoUpdates
+from typing_extensions import override
+
 from stepscope.errors import UsageError
 from stepscope.measuring import measure
-from stepscope.objective import Objective
-from stepscope.paper.experiments.compared import DEMONSTRATED, DIRECTIONS, TRAINING
-from stepscope.paper.experiments.running import (
-    Progress,
-    at_home,
-    backward,
-    check_settings,
-    model_of,
-    part_size,
-    run_trajectories,
-    unmasked,
-)
+from stepscope.paper.experiments.compared import DEMONSTRATED, DIRECTIONS
+from stepscope.paper.experiments.experiment import Progress, Unit, described
+from stepscope.paper.experiments.options import add_seeds, add_source
+from stepscope.paper.experiments.running import at_home, check_settings, count_of, part_size, unmasked
+from stepscope.paper.experiments.trajectories import AlongTrajectories, Point
+from stepscope.paper.report.directions import direction_figures, direction_numbers, named_direction_tables
+from stepscope.paper.report.figures import Figure
 from stepscope.paper.tasks import Task
 from stepscope.paper.tasks.catalogue import TASKS
-from stepscope.runs import Record, RunDirectory
+from stepscope.report import Cell, Table, directions_of, print_directions, render_report, summary_sentence
+from stepscope.runs import Record
 
 # As many updates as the paper's have seen in the middle of epochs 2, 5, 10 and 20, with ten batches an epoch.
 _PAPERS = (15, 45, 95, 195)
@@ -55,7 +51,7 @@ _PAPERS_RATES = {
 
 
 @dataclass(frozen=True)
-class TrajectoryExperiment:
+class TrajectoryExperiment(AlongTrajectories):
     """What is run: everything that determines the measurements.
 
     Attributes:
@@ -71,7 +67,21 @@ class TrajectoryExperiment:
         masked: whether the models get an attention mask. The published code gives none.
     """
 
-    scale: str
+    name = "trajectory"
+    letter = "A"
+    summary = "many optimizers' directions along a training of one task"
+    description = """\
+Measures the directions of 17 optimizers along two trainings of one task, by SGD with momentum and by Adam, after as
+many updates as the paper (Tables 1, 4-7 and 9, Figures 1-4).
+
+  stepscope run trajectory --task code               about 4 minutes a seed
+  stepscope run trajectory --task images --pretrained --seeds 0 1 2
+  stepscope run trajectory --scale smoke             seconds, to see that it works
+"""
+    identity = ("trajectory", "seed", "step", "direction")
+    counted = "measurements"
+    one_thread = False
+
     kind: str
     task: Any
     source: str = "auto"
@@ -81,9 +91,129 @@ class TrajectoryExperiment:
     directions: tuple[str, ...] = tuple(DIRECTIONS)
     masked: bool = True
 
-    def configuration(self) -> dict[str, Any]:
-        """As JSON keeps it; a run directory is continued only by the same one."""
-        return {"experiment": "trajectory", **asdict(self)}
+    @property
+    @override
+    def run_name(self) -> str:
+        pretrained = self.kind == "images" and self.task.initialisation == "pretrained"
+        return f"{self.name}-{self.kind}{'-pretrained' * pretrained}"
+
+    @override
+    def data_sources(self) -> Mapping[str, str]:
+        return {self.kind: self.source}
+
+    @override
+    def make_task(self, name: str, source: str) -> Task:
+        task = TASKS[self.kind].make(self.task, seed=self.seeds[0], source=source)
+        return at_home(task if self.masked else unmasked(task), self.scale)
+
+    @override
+    def context(self, tasks: Mapping[str, Task]) -> dict[str, Any]:
+        return {**described(tasks[self.kind], TASKS[self.kind].title), "task": tasks[self.kind].name}
+
+    @override
+    def units(self) -> list[Unit]:
+        return [unit for seed in self.seeds for unit in self.trainings(self.kind, seed)]
+
+    @override
+    def missing(self, unit: Unit, records: Iterable[Record]) -> list[Record]:
+        at = {"trajectory": unit.optimizer, "seed": unit.seed}
+        wanted = [{**at, "step": step, "direction": label} for step in self.steps for label in self.directions]
+        return self.not_in(records, wanted)
+
+    @override
+    def learning_rates(self, task: str) -> Mapping[str, float]:
+        return self.training_lr
+
+    @override
+    def followed(self) -> tuple[str, ...]:
+        return self.directions
+
+    @override
+    def in_memory(self, unit: Unit) -> int | None:
+        return part_size(self.task, self.scale)
+
+    @override
+    def measure_at(self, point: Point, missing: Sequence[Record], progress: Progress) -> Iterator[list[Record]]:
+        directions = {record["direction"]: point.directions[record["direction"]] for record in missing}
+        measured = measure(
+            point.objectives[0], directions, landscape=True, breakdown=True, progress=lambda name: progress(0.0, name)
+        )
+        yield [{**record, **measured[record["direction"]].record()} for record in missing]
+
+    @classmethod
+    @override
+    def tables(cls, records: Sequence[Record]) -> list[Table]:
+        return named_direction_tables(records)
+
+    @classmethod
+    @override
+    def figures(cls, records: Sequence[Record]) -> list[Figure]:
+        return direction_figures(records)
+
+    @classmethod
+    @override
+    def numbers(cls, records: Sequence[Record]) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
+        return direction_numbers(records)
+
+    @classmethod
+    @override
+    def conclusion(cls, records: Sequence[Record]) -> str:
+        return summary_sentence(records)
+
+    @classmethod
+    @override
+    def highlighted(cls, records: Sequence[Record]) -> list[str]:
+        return directions_of(records)
+
+    @classmethod
+    @override
+    def page(cls, head: Mapping[str, Any], records: Sequence[Record]) -> str:
+        return render_report(head, records)
+
+    @classmethod
+    @override
+    def show(cls, head: Mapping[str, Any], records: Sequence[Record]) -> None:
+        source, model = (head["context"].get(key) or {} for key in ("source", "model"))
+        print(f"Data: {source.get('title')} ({source.get('license')}), {source.get('examples')} examples")
+        print(f"Model: {model.get('title')}, {model.get('initialisation')} start")
+        print_directions(records)
+        print(summary_sentence(records))
+
+    @classmethod
+    @override
+    def add_options(cls, command: argparse.ArgumentParser) -> None:
+        add_source(command)
+        add_seeds(command, 0)
+        command.add_argument(
+            "--task", default="translation", metavar="TASK", help="translation (the default), code, sentiment or images"
+        )
+        command.add_argument("--pretrained", action="store_true", help="of images: begin with pretrained weights")
+
+    @classmethod
+    @override
+    def from_options(cls, options: argparse.Namespace) -> TrajectoryExperiment:
+        seeds = tuple(options.seeds)
+        return trajectory_experiment(
+            options.scale, options.task, source=options.source, seeds=seeds, pretrained=options.pretrained
+        )
+
+    @classmethod
+    @override
+    def of_reproduction(
+        cls, scale: str, seeds: tuple[int, ...], settings: str, sources: Mapping[str, str]
+    ) -> list[TrajectoryExperiment]:
+        masked = settings != "code"
+        starts = [*((kind, False) for kind in TASKS), ("images", True)]
+        return [
+            trajectory_experiment(scale, kind, source=sources[kind], seeds=seeds, pretrained=start, masked=masked)
+            for kind, start in starts
+        ]
+
+    @property
+    @override
+    def extent(self) -> str:
+        places = f"{len(self.training_lr)} trajectories × {len(self.steps)} steps"
+        return f"{places} × {len(self.directions)} directions × {count_of(self.seeds)}"
 
 
 def trajectory_experiment(
@@ -143,99 +273,3 @@ def demonstration(scale: str = "cpu", *, source: str = "auto", seeds: tuple[int,
     check_settings(scale, _DEMO_STEPS, seeds)
     whole = trajectory_experiment(scale, source=source, seeds=seeds)
     return replace(whole, steps=_DEMO_STEPS[scale], directions=DEMONSTRATED)
-
-
-def run_trajectory(
-    experiment: TrajectoryExperiment,
-    out: str | os.PathLike[str],
-    progress: Progress = lambda part, what: None,  # noqa: ARG005
-) -> int:
-    """Runs the experiment into a run directory, or continues one.
-
-    Training is repeated from the seed up to the first measurement that is missing: measuring leaves no trace, so
-    the trajectory is the same.
-
-    Args:
-        experiment: what to run.
-        out: the run directory; created if missing.
-        progress: told how far it is.
-
-    Returns:
-        How many measurements were made; 0 if the run was complete already.
-
-    Raises:
-        UsageError: the directory can't be used (see `RunDirectory`), there are no data or they have changed since, or
-            the training loss isn't finite any more.
-    """
-    return run_trajectories(
-        experiment,
-        out,
-        progress,
-        make=partial(make_task, experiment),
-        describe=partial(_context, experiment),
-        missing=partial(_missing, experiment),
-        run_one=partial(_run_one, experiment),
-    )
-
-
-def make_task(experiment: TrajectoryExperiment, seed: int, source: str) -> Task:
-    """The task that is trained.
-
-    Args:
-        experiment: which one.
-        seed: of its weights and of the order of its batches.
-        source: where its data come from.
-
-    Raises:
-        UsageError: there are no data.
-    """
-    task = TASKS[experiment.kind].make(experiment.task, seed=seed, source=source)
-    return at_home(task if experiment.masked else unmasked(task), experiment.scale)
-
-
-def _run_one(
-    experiment: TrajectoryExperiment, run: RunDirectory, task: Task, seed: int, name: str, progress: Progress
-) -> None:
-    """Trains with one optimizer, and measures what is missing along its trajectory."""
-    missing = _missing(experiment, run.records(), seed, name)
-    model, lr = task.model, experiment.training_lr[name]
-    optimizer = TRAINING[name](list(model.parameters()), lr)
-    objective = Objective(model, None, task.eval_batches)
-    followers = PseudoUpdates(objective.parameters, {label: DIRECTIONS[label] for label in experiment.directions})
-    last = max(missing)
-    batches, part = task.training_batches(), part_size(experiment.task, experiment.scale)
-    for step in range(1, last + 1):
-        backward(model, next(batches), f"{name} trajectory, step {step} (lr {lr:g})", part)
-        gradients = {key: p.grad for key, p in objective.parameters.items() if p.grad is not None}
-        directions = followers.step(gradients, capture=step in missing)
-        if step in missing:
-            wanted = {label: directions[label] for label in missing[step]}
-            told = partial(_tell, progress, (step - 1) / last, f"{name} trajectory, step {step}")
-            found = measure(objective, wanted, landscape=True, breakdown=True, progress=told)
-            where = {"trajectory": name, "seed": seed, "step": step}
-            run.append([{**where, "direction": label, **m.record()} for label, m in found.items()])
-        optimizer.step()
-        progress(step / last, f"{name} trajectory, step {step} of {last}")
-
-
-def _tell(progress: Progress, part: float, where: str, label: str) -> None:
-    progress(part, f"{where}: {label}")
-
-
-def _missing(experiment: TrajectoryExperiment, records: Sequence[Record], seed: int, name: str) -> dict[int, list[str]]:
-    """The directions that have not been measured yet, by step."""
-    done = {
-        (r.get("step"), r.get("direction")) for r in records if (r.get("trajectory"), r.get("seed")) == (name, seed)
-    }
-    missing = {step: [d for d in experiment.directions if (step, d) not in done] for step in experiment.steps}
-    return {step: labels for step, labels in missing.items() if labels}
-
-
-def _context(experiment: TrajectoryExperiment, task: Task) -> dict[str, Any]:
-    """What a reader of the records has to know beside the configuration."""
-    return {
-        "source": asdict(task.source),
-        "model": model_of(task, TASKS[experiment.kind].title),
-        "evaluation": {"examples": sum(len(batch["labels"]) for batch in task.eval_batches)},
-        "task": task.name,
-    }

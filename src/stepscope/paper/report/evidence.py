@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from stepscope.report import Table
@@ -37,7 +37,11 @@ def robustness_tables(records: Sequence[Record]) -> list[Table]:
         "Spectral norm of the Gauss-Newton matrix divided by that without the coordinates whose column norm is at "
         "least so many times (cut) the mean. Medians; 'at random': the largest ratio where as many go at random."
     )
-    return [Table(f"Robust smoothness, {_seeds(records)}", headers, tuple(rows), note)] if rows else []
+    return (
+        [Table(f"Robust smoothness, {_seeds(records)}", headers, tuple(rows), note, "robust-smoothness")]
+        if rows
+        else []
+    )
 
 
 def theory_tables(records: Sequence[Record]) -> list[Table]:
@@ -65,7 +69,7 @@ def _bounds(records: Sequence[Record]) -> Table:
         "Measured decrease against the guaranteed one, with clipping, without, and by blocks; the margin is relative. "
         "'Larger': with clipping than without. 'Disagreements': draws in which the derived condition says otherwise."
     )
-    return Table(f"The bound of appendix A, {_seeds(records)}", headers, tuple(rows), note)
+    return Table(f"The bound of appendix A, {_seeds(records)}", headers, tuple(rows), note, "the-bound-of-appendix-a")
 
 
 def _correlations(records: Sequence[Record]) -> Table:
@@ -84,7 +88,9 @@ def _correlations(records: Sequence[Record]) -> Table:
         "coordinate by coordinate. 'Above 0': 95% intervals that lie wholly above 0; they cover the sampling of "
         "coordinates alone."
     )
-    return Table(f"Curvature against gradient, {_seeds(records)}", headers, tuple(rows), note)
+    return Table(
+        f"Curvature against gradient, {_seeds(records)}", headers, tuple(rows), note, "curvature-against-gradient"
+    )
 
 
 def agreement_tables(records: Sequence[Record]) -> list[Table]:
@@ -119,15 +125,8 @@ def agreement_tables(records: Sequence[Record]) -> list[Table]:
         "Sharpness as recorded (float32, double backward) against differences of float64 gradients that share no code "
         "with it. The difference is relative to the largest sharpness among the directions."
     )
-    return [Table("The measured sharpness, by another path", headers, tuple(rows), note)] if rows else []
-
-
-TABLES: Mapping[str, Callable[[Sequence[Record]], list[Table]]] = {
-    "agreement": agreement_tables,
-    "robustness": robustness_tables,
-    "theory": theory_tables,
-}
-"""Tables by the name of the experiment."""
+    title = "The measured sharpness, by another path"
+    return [Table(title, headers, tuple(rows), note, "the-measured-sharpness")] if rows else []
 
 
 def _by(records: Iterable[Record], *keys: str) -> dict[tuple[Any, ...], list[Record]]:

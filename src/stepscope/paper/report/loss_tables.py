@@ -1,13 +1,16 @@
-"""Trainings side by side as tables (Table 3)."""
+"""Trainings side by side: the tables (Table 3), numbers and figures of a convergence experiment."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 from stepscope.paper.claims.losses import Final, Pair, finals_of, pairs_of
+from stepscope.paper.report.figures import Figure, distinct, file_name
+from stepscope.paper.report.loss_charts import differences, losses_over_rates, losses_over_steps
 from stepscope.paper.statistics import CONFIDENCE
-from stepscope.report import NOTHING, Table
+from stepscope.report import NOTHING, Cell, Table
 from stepscope.runs import Record
 
 
@@ -26,7 +29,7 @@ def loss_table(records: Sequence[Record]) -> Table:
         "Loss after the last step, means over seeds ± standard deviation, each optimizer at the best learning rate of "
         "its own search. * A better rate may lie beyond those tried. ↓ It diverged on a seed and was lowered."
     )
-    return Table("Learning rates and losses", headers, tuple(rows), note)
+    return Table("Learning rates and losses", headers, tuple(rows), note, "losses")
 
 
 def _rate_and_loss(final: Final | None) -> tuple[str, str]:
@@ -47,7 +50,7 @@ def verdict_table(records: Sequence[Record]) -> Table:
         "original's last one."
     )
     rows = tuple(_verdict(pair) for pair in pairs_of(finals_of(records)))
-    return Table("Variants against their originals", headers, rows, note)
+    return Table("Variants against their originals", headers, rows, note, "verdicts")
 
 
 def _verdict(pair: Pair) -> tuple[str, ...]:
@@ -59,3 +62,27 @@ def _verdict(pair: Pair) -> tuple[str, ...]:
             told, cells[3] = f"{told} [{difference.low:+.3f}, {difference.high:+.3f}]", f"{difference.p:.3f}"
         cells[2] = told.replace("-", "−")
     return (*cells, NOTHING if needed is None else f"{needed:.0%}", pair.verdict)
+
+
+def loss_numbers(records: Sequence[Record]) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
+    """The losses as numbers, one training a row."""
+    headers = ("task", "optimizer", "original", "learning_rate", "bracketed", "seed", "loss")
+    return headers, [
+        (final.task, final.optimizer, final.original, final.lr, int(final.bracketed), seed, loss)
+        for final in finals_of(records)
+        for seed, loss in final.losses.items()
+    ]
+
+
+def loss_figures(records: Sequence[Record]) -> list[Figure]:
+    """The figures of each task."""
+    titles = {
+        differences: "variants against their originals",
+        losses_over_steps: "losses while training",
+        losses_over_rates: "losses against learning rates",
+    }
+    return distinct(
+        Figure(file_name(task, title), f"{title}, {task}", partial(draw, records, task))
+        for task in dict.fromkeys(final.task for final in finals_of(records))
+        for draw, title in titles.items()
+    )

@@ -1,15 +1,30 @@
-"""Trainings side by side, for the terminal."""
+"""What the terminal shows of a run: on what it was measured, and trainings side by side."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from stepscope.paper.claims.losses import Final, Pair, finals_of, pairs_of
 from stepscope.paper.statistics import CONFIDENCE
 from stepscope.report import plain_table, printable, text_and_console
 from stepscope.runs import Record
+
+
+def model_and_data(context: Mapping[str, Any]) -> list[str]:
+    """The model of each task, how it starts, and its data, a line for each.
+
+    Args:
+        context: that of `run.json`.
+    """
+    named = {f"{name}: ": task for name, task in context["tasks"].items()} if "tasks" in context else {"": context}
+    lines = []
+    for name, task in named.items():
+        source, model = (task.get(key) or {} for key in ("source", "model"))
+        start, data = f"{model.get('initialisation')} start", f"{source.get('title')} ({source.get('license')})"
+        lines.append(f"{name}{model.get('title')}, {start}; {data}")
+    return lines
 
 
 def print_losses(records: Sequence[Record], console: Any = None) -> None:

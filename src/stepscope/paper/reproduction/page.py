@@ -11,22 +11,12 @@ from typing import Any
 from urllib.parse import quote
 
 from stepscope.errors import UsageError, require
-from stepscope.paper.claims.losses import conclusion, finals_of, pairs_of
-from stepscope.paper.report.evidence import TABLES
-from stepscope.paper.report.figures import Figure, figures_of, file_name, numbers_of, tables_of
+from stepscope.paper.experiments.experiment import Experiment
+from stepscope.paper.experiments.registry import EXPERIMENTS, experiment_of
+from stepscope.paper.report.figures import Figure, file_name
 from stepscope.paper.runs import Run, read_runs
-from stepscope.report import (
-    Table,
-    directions_of,
-    facts_of,
-    render,
-    save,
-    summary_sentence,
-    swatches_of,
-    title_of,
-    write_csv,
-    write_tables,
-)
+from stepscope.paper.tasks.catalogue import TASKS
+from stepscope.report import Table, facts_of, render, save, swatches_of, title_of, write_csv, write_tables
 from stepscope.runs import write_atomically
 
 Progress = Callable[[float, str], None]
@@ -37,16 +27,13 @@ PAGE = "report.html"
 WRITTEN = "written.json"
 """The names of the files that were written, so that the next call knows which it may remove."""
 
-_EXPERIMENTS = ("trajectory", "agreement", "convergence", "robustness", "theory")
-_TASKS = ("translation", "code", "sentiment", "images")
-"""The order on the page; others come after them."""
-
 
 @dataclass(frozen=True)
 class _Part:
     """A run with what will be shown of it."""
 
     run: Run
+    kind: type[Experiment]
     tables: Sequence[Table]
     figures: Sequence[Figure]
 
@@ -101,12 +88,12 @@ def write_reproduction(
         sections.append(_section(part, drawn, charts))
     progress(1.0, PAGE)
     tops = [_shown(f"{TABLE_FOLDER}/{name}", table) for name, table in claimed.items()]
-    names = list(dict.fromkeys(name for part in parts for name in _directions(part.run)))
+    names = list(dict.fromkeys(name for part in parts for name in part.kind.highlighted(part.run.records)))
     scales = sorted({part.run.scale for part in parts})
     summary = f"{len(parts)} run{'s' if len(parts) > 1 else ''} at scale {' and '.join(scales)}."
     page = render(
         "reproduction.html", "Reproduction", summary, sections, facts=[], names=names, charts=charts, claims=tops,
-        templates=__package__,
+        templates="stepscope.paper.report",
     )  # fmt: skip
     write_atomically(out / PAGE, page.encode(errors="replace"))
     written.append(out / PAGE)
@@ -129,14 +116,17 @@ def _remove_stale(out: Path, written: Sequence[Path]) -> None:
 
 
 def _part(run: Run) -> _Part:
-    return _Part(run, tables_of(run.experiment, run.records), figures_of(run.experiment, run.records))
+    kind = experiment_of(run.head)
+    return _Part(run, kind, kind.tables(run.records), kind.figures(run.records))
 
 
 def _place(run: Run) -> tuple[int, int, str]:
+    """In the order of the experiments, then of the tasks; others come after them."""
+
     def place(order: Sequence[str], name: str) -> int:
         return order.index(name) if name in order else len(order)
 
-    return place(_EXPERIMENTS, run.experiment), place(_TASKS, run.task), run.name
+    return place(list(EXPERIMENTS), run.experiment), place(list(TASKS), run.task), run.name
 
 
 def _checked(runs: Sequence[Run]) -> list[Run]:
@@ -154,7 +144,7 @@ def _checked(runs: Sequence[Run]) -> list[Run]:
 
 def _write_tables(part: _Part, out: Path) -> list[Path]:
     written = write_tables({file_name(part.run.name, each.name): each for each in part.tables}, out / TABLE_FOLDER)
-    headers, rows = numbers_of(part.run.experiment, part.run.records)
+    headers, rows = part.kind.numbers(part.run.records)
     if rows:
         written.append(write_csv(out / part.file(TABLE_FOLDER, "numbers", ".csv"), headers, rows))
     return written
@@ -180,15 +170,15 @@ def _section(part: _Part, drawn: Mapping[str, Any], charts: dict[str, Any]) -> d
         if not table.on_page
         for kind, suffix in (("CSV", "csv"), ("LaTeX", "tex"))
     ]
-    if numbers_of(part.run.experiment, part.run.records)[1]:
+    if part.kind.numbers(part.run.records)[1]:
         links.append({"title": "all numbers (CSV)", "path": quote(part.file(TABLE_FOLDER, "numbers", ".csv"))})
     return {
         "place": f"run-{file_name(part.run.name)}",
         "name": part.run.name,
         "title": _title(part.run),
-        "summary": _summary(part.run),
+        "summary": _summary(part),
         "tables": [_shown(name, table) for name, table in tables if table.on_page],
-        "swatches": swatches_of(_directions(part.run)),
+        "swatches": swatches_of(part.kind.highlighted(part.run.records)),
         "charts": shown,
         "links": links,
         "facts": facts_of(part.run.head),
@@ -209,19 +199,5 @@ def _title(run: Run) -> str:
     return f"{title} ({start} start)" if start == "random" else f"{title} ({start})" if start else title
 
 
-def _summary(run: Run) -> str:
-    if not run.records:
-        return "Nothing has been measured yet."
-    if run.experiment in TABLES:
-        return f"{len(run.records):,} measurements."
-    if run.experiment == "convergence":
-        return conclusion(pairs_of(finals_of(run.records)))
-    return summary_sentence(run.records)
-
-
-def _directions(run: Run) -> list[str]:
-    if run.experiment in TABLES:
-        return []
-    if run.experiment == "convergence":
-        return list(dict.fromkeys(final.optimizer for final in finals_of(run.records)))
-    return directions_of(run.records)
+def _summary(part: _Part) -> str:
+    return part.kind.conclusion(part.run.records) if part.run.records else "Nothing has been measured yet."

@@ -9,7 +9,8 @@ import pytest
 from test_reproduction import make
 
 from experiment_records import removal
-from stepscope.paper.report import write_page, write_reproduction
+from stepscope.paper.experiments.registry import write_page
+from stepscope.paper.reproduction.page import write_reproduction
 from synthetic_records import DIRECTIONS, HOSTILE, hostile_run, run_directory, synthetic_records
 
 FLAGS = (

@@ -16,9 +16,11 @@ pytest.importorskip("vl_convert")
 
 from experiment_records import correlation, experiment, removal
 from stepscope import UsageError
-from stepscope.paper.report import render_run, write_reproduction
-from stepscope.paper.report import reproduction as module
-from stepscope.paper.report.figures import figures_of, file_name, tables_of
+from stepscope.paper.experiments.registry import EXPERIMENTS, render_run
+from stepscope.paper.report.directions import direction_figures, named_direction_tables
+from stepscope.paper.report.figures import file_name
+from stepscope.paper.reproduction import page as module
+from stepscope.paper.reproduction.page import write_reproduction
 from stepscope.paper.runs import read_runs
 from stepscope.report import Table, sharpness_rows
 from stepscope.report.drawing import vega_script
@@ -162,24 +164,24 @@ def test_nothing_that_a_user_named_becomes_markup_or_a_path(tmp_path):
 
 def test_names_of_files_differ_where_names_do():
     records = [record("sgd", 1, "a", landscape=None), record("sgd!", 1, "a"), record("SGD?", 1, "a")]
-    names = [figure.name.lower() for figure in figures_of("trajectory", records)]
+    names = [figure.name.lower() for figure in direction_figures(records)]
     assert len(set(names)) == len(names)
-    assert len(names) == 3 * len(figures_of("trajectory", records[:1]))
-    tables = tables_of("trajectory", [{**each, "sharpness": 1.0} for each in records])
+    assert len(names) == 3 * len(direction_figures(records[:1]))
+    tables = named_direction_tables([{**each, "sharpness": 1.0} for each in records])
     assert [table.name for table in tables] == ["sharpness-sgd", "sharpness-sgd-2", "sharpness-SGD-3"]
     assert Path(file_name("../..", "a/b\\c", "é")).name == "a-b-c"
 
 
 def test_only_what_stands_for_itself_is_on_the_page():
     """The last step's landscape of each trajectory, every step's as files, and Adafactor left out where it is."""
-    figures = figures_of("trajectory", synthetic_records(steps=(1, 2, 3)))
+    figures = direction_figures(synthetic_records(steps=(1, 2, 3)))
     shown = [figure.title for figure in figures if figure.on_page and "landscape" in figure.title]
     assert shown == ["landscape at step 3, sgd trajectory", "landscape at step 3, adam trajectory"]
     assert sum("without Adafactor" in figure.title for figure in figures) == 6
     left_out = next(figure for figure in figures if "without Adafactor" in figure.title).draw().to_dict()
     drawn = {row.get("direction") for rows in left_out["datasets"].values() for row in rows} - {None}
     assert drawn == {name for name in DIRECTIONS if not name.startswith("adafactor")}
-    others = figures_of("trajectory", [record("sgd", 1, "sgd")])
+    others = direction_figures([record("sgd", 1, "sgd")])
     assert not any("Adafactor" in figure.title for figure in others)
 
 
@@ -191,7 +193,7 @@ def test_the_figures_of_evidence_are_on_the_page_of_a_single_run():
 
 
 @pytest.mark.parametrize("records", [[{}], [{"step": None, "trajectory": None}], [record("sgd", 1, "sgd")]])
-@pytest.mark.parametrize("kind", ["trajectory", "convergence", "robustness", "theory"])
+@pytest.mark.parametrize("kind", EXPERIMENTS)
 def test_missing_fields_leave_gaps_not_errors(tmp_path, records, kind):
     run_directory(tmp_path / "run", records, None, {"experiment": kind})
     assert "</html>" in write_reproduction(tmp_path)[-1].read_text()

@@ -1,0 +1,409 @@
+"""What an experiment is, and the one function that runs or continues any of them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, NamedTuple, Self
+
+from stepscope.errors import UsageError
+from stepscope.paper.experiments.workers import Tell, check_processes, run_jobs
+from stepscope.paper.report.figures import Figure
+from stepscope.paper.report.page import tables_page
+from stepscope.paper.report.terminal import model_and_data
+from stepscope.paper.tasks import Task
+from stepscope.report import Cell, Table, print_tables
+from stepscope.runs import Record, RunDirectory, read_run
+
+Progress = Callable[[float, str], None]
+"""Called with the part of the whole that has been done (0 to 1), and what is going on."""
+
+
+class Unit(NamedTuple):
+    """A part of an experiment that is measured on its own: one training, or what needs none.
+
+    Attributes:
+        label: what progress and errors call it.
+        task: the name of its task; None if it needs none.
+        seed: of the task's weights and batches; None if it draws its own.
+        optimizer: the one that trains.
+    """
+
+    label: str
+    task: str | None = None
+    seed: int | None = None
+    optimizer: str = ""
+
+
+@dataclass(frozen=True)
+class Experiment(ABC):
+    """What is measured, and what is shown of it.
+
+    An instance holds all that determines the records. A run is measured unit by unit: what a unit is missing depends on
+    the records alone, so a run that was stopped goes on where they end. What is shown is a pure function of the
+    records, so it belongs to the class.
+
+    Attributes:
+        name: in the records and on the command line.
+        letter: of the part of `stepscope reproduce` that it belongs to.
+        summary: one line for the lists of experiments.
+        description: its help on the command line.
+        identity: the fields that tell one of its records from another.
+        counted: what its records are called, in the plural.
+        parallel: whether its units, and not only whole runs, are measured side by side by default.
+        one_thread: whether its models lose more to waiting threads than they gain.
+        writes_figures: whether its command writes each figure as a PDF beside the records.
+        scale: name of the size.
+    """
+
+    name: ClassVar[str]
+    letter: ClassVar[str]
+    summary: ClassVar[str]
+    description: ClassVar[str]
+    identity: ClassVar[tuple[str, ...]]
+    counted: ClassVar[str] = "records"
+    parallel: ClassVar[bool] = False
+    one_thread: ClassVar[bool] = True
+    writes_figures: ClassVar[bool] = False
+
+    scale: str
+
+    # What is measured.
+
+    @property
+    def run_name(self) -> str:
+        """The name of its run directory."""
+        return self.name
+
+    def configuration(self) -> dict[str, Any]:
+        """As JSON keeps it; a run directory is continued only by the same one."""
+        return {"experiment": self.name, **asdict(self)}
+
+    def check(self) -> None:  # noqa: B027
+        """Refuses settings that don't fit, before anything is prepared.
+
+        Raises:
+            UsageError: they don't.
+        """
+
+    @abstractmethod
+    def data_sources(self) -> Mapping[str, str]:
+        """``{task: where its data come from}``, of the tasks whose data are loaded."""
+
+    @abstractmethod
+    def make_task(self, name: str, source: str) -> Task:
+        """A task with data from a source; each unit takes it with the weights of its own seed.
+
+        Raises:
+            UsageError: there are no data.
+        """
+
+    @abstractmethod
+    def context(self, tasks: Mapping[str, Task]) -> dict[str, Any]:
+        """What a reader of the records has to know beside the configuration.
+
+        Args:
+            tasks: those of `data_sources`, by name.
+
+        Returns:
+            A description of the only task, or one of each under ``"tasks"`` (see `described`).
+        """
+
+    @abstractmethod
+    def units(self) -> Sequence[Unit]:
+        """All of them, in the order in which they are measured."""
+
+    @abstractmethod
+    def missing(self, unit: Unit, records: Iterable[Record]) -> Sequence[Record]:
+        """What a unit has to measure: the `identity` of each record; empty when it is complete."""
+
+    @abstractmethod
+    def measure(
+        self, unit: Unit, task: Task | None, records: Sequence[Record], progress: Progress
+    ) -> Iterator[list[Record]]:
+        """Measures what a unit is missing.
+
+        Args:
+            unit: which one.
+            task: its own, with fresh weights; None if it needs none.
+            records: all that the run has so far.
+            progress: told how far this unit is.
+
+        Yields:
+            Records, as soon as they are measured; those of one list are written together.
+
+        Raises:
+            UsageError: it can't be measured, as where a training diverges; other units are measured all the same.
+        """
+
+    def not_in(self, records: Iterable[Record], wanted: Iterable[Record]) -> list[Record]:
+        """Those of the wanted records that are not there yet, by their `identity`."""
+        done = {self._key(record) for record in records}
+        return [record for record in wanted if self._key(record) not in done]
+
+    def _key(self, record: Record) -> tuple[Any, ...]:
+        return tuple(record.get(name) for name in self.identity)
+
+    # What is shown.
+
+    @classmethod
+    @abstractmethod
+    def tables(cls, records: Sequence[Record]) -> list[Table]:
+        """The tables that hold anything; their names differ."""
+
+    @classmethod
+    def figures(cls, records: Sequence[Record]) -> list[Figure]:  # noqa: ARG003
+        """The figures, whether or not everything that they show was measured; their names differ."""
+        return []
+
+    @classmethod
+    def numbers(cls, records: Sequence[Record]) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:  # noqa: ARG003
+        """The tables as numbers for other programs, one fact a row: headers, and rows; none for tables of counts."""
+        return (), []
+
+    @classmethod
+    def conclusion(cls, records: Sequence[Record]) -> str:
+        """One sentence on what the records say."""
+        return f"{len(records):,} measurements."
+
+    @classmethod
+    def highlighted(cls, records: Sequence[Record]) -> list[str]:  # noqa: ARG003
+        """The optimizers that a page can highlight."""
+        return []
+
+    @classmethod
+    def page(cls, head: Mapping[str, Any], records: Sequence[Record]) -> str:
+        """The page of one run, as HTML that fetches nothing.
+
+        Args:
+            head: the content of `run.json`.
+            records: the measurements.
+
+        Raises:
+            MissingExtraError: altair, vl-convert or jinja2 is not installed.
+        """
+        return tables_page(head, cls.tables(records), cls.figures(records))
+
+    @classmethod
+    def show(cls, head: Mapping[str, Any], records: Sequence[Record]) -> None:
+        """Prints what was measured, on what.
+
+        Args:
+            head: the content of `run.json`.
+            records: the measurements.
+
+        Raises:
+            MissingExtraError: rich is not installed.
+        """
+        for line in model_and_data(head["context"]):
+            print(line)
+        print_tables(cls.tables(records))
+
+    # How it is asked for.
+
+    @classmethod
+    @abstractmethod
+    def add_options(cls, command: argparse.ArgumentParser) -> None:
+        """Adds the options of `stepscope run` that only this experiment has."""
+
+    @classmethod
+    @abstractmethod
+    def from_options(cls, options: argparse.Namespace) -> Self:
+        """The experiment that the options of the command line ask for.
+
+        Raises:
+            UsageError: they ask for what isn't there.
+        """
+
+    @classmethod
+    def of_reproduction(
+        cls, scale: str, seeds: tuple[int, ...], settings: str, sources: Mapping[str, str]  # noqa: ARG003
+    ) -> list[Self]:  # fmt: skip
+        """The runs that `stepscope reproduce` makes of it.
+
+        Args:
+            scale: the size of all of them.
+            seeds: of each run.
+            settings: ``"text"``, ``"code"`` or ``"ours"``, see `stepscope.paper.experiments.compared.SETTINGS`.
+            sources: ``{task: where its data come from}``, of all tasks.
+
+        Raises:
+            UsageError: an unknown scale or setting, or seeds that can't be used.
+        """
+        return []
+
+    @property
+    def extent(self) -> str:
+        """How much is measured, in words."""
+        return f"{len(self.units())} units"
+
+
+def described(task: Task, title: str) -> dict[str, Any]:
+    """What a reader has to know of a task.
+
+    Args:
+        task: the task.
+        title: what its kind of model is called, such as ``"T5"``.
+    """
+    count = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
+    return {
+        "source": asdict(task.source),
+        "model": {
+            "title": f"{title} of {count:,} parameters",
+            "initialisation": task.initialisation,
+            "parameters": count,
+        },
+        "evaluation": {"examples": sum(len(batch["labels"]) for batch in task.eval_batches)},
+    }
+
+
+def run(
+    experiment: Experiment,
+    out: str | os.PathLike[str],
+    progress: Progress = lambda part, what: None,  # noqa: ARG005
+    processes: int = 1,
+) -> int:
+    """Runs an experiment into a run directory, or continues one.
+
+    Nothing that is recorded is measured again. A training is repeated from its seed up to what is missing: measuring
+    leaves no trace, so it is the same training.
+
+    Args:
+        experiment: what to run.
+        out: the run directory; created if missing.
+        progress: told how far it is.
+        processes: how many units at a time, each in a process of its own.
+
+    Returns:
+        How many records were made; 0 if the run was complete already.
+
+    Raises:
+        UsageError: the settings don't fit, the directory can't be used (see `RunDirectory`), there are no data or they
+            have changed since the run began, a process died, or some units failed; the others have been measured then.
+    """
+    check_processes(processes)
+    experiment.check()
+    configuration = experiment.configuration()
+    begun = RunDirectory.check(out, configuration)
+    if begun is not None and not _unfinished(experiment, read_run(out)[1]):
+        return 0
+    progress(0.0, "preparing the data")
+    try:
+        tasks, context = _prepared(experiment, begun, out)
+        with RunDirectory.open(out, configuration, context=context) as directory:
+            before = len(directory.records())
+            _measure_missing(experiment, directory, tasks, progress, processes)
+            return len(directory.records()) - before
+    finally:
+        _tasks.clear()
+
+
+def _unfinished(experiment: Experiment, records: Sequence[Record]) -> list[Unit]:
+    return [unit for unit in experiment.units() if experiment.missing(unit, records)]
+
+
+def _prepared(
+    experiment: Experiment, begun: Mapping[str, Any] | None, out: str | os.PathLike[str]
+) -> tuple[dict[str, Task], dict[str, Any]]:
+    """The tasks, with the data that the run began with, and the context.
+
+    Raises:
+        UsageError: there are no data, or others than the run began with.
+    """
+    recorded = {name: _data(begun or {}, name) for name in experiment.data_sources()}
+    tasks = {}
+    for name, asked in experiment.data_sources().items():
+        # A run goes on with the source that it began with, whichever would be the first to be found now.
+        source = recorded[name].get("name", "auto") if asked == "auto" else asked
+        tasks[name] = experiment.make_task(name, source)
+        # What was found here is what all processes take.
+        _tasks[name, tasks[name].source.name if source == "auto" else source] = tasks[name]
+        if recorded[name] and recorded[name].get("sha256") != tasks[name].source.sha256:
+            changed = f"the data of {out} have changed since it began ({tasks[name].source.title})"
+            raise UsageError(f"{changed}: give another directory (--out)")
+    return tasks, experiment.context(tasks)
+
+
+def _data(context: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """What a context says of the data of a task."""
+    task = context["tasks"].get(name, {}) if "tasks" in context else context
+    return task.get("source") or {}
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A unit, with all that another process needs to measure it."""
+
+    experiment: Experiment
+    unit: Unit
+    records: tuple[Record, ...]
+    source: str
+    sha256: str | None
+
+
+def _measure_missing(
+    experiment: Experiment, directory: RunDirectory, tasks: Mapping[str, Task], progress: Progress, processes: int
+) -> None:
+    """Measures the units that are unfinished.
+
+    Raises:
+        UsageError: some of them failed.
+    """
+    records, asked = tuple(directory.records()), experiment.data_sources()
+    sources = {name: task.source.name if asked[name] == "auto" else asked[name] for name, task in tasks.items()}
+    digests = {name: task.source.sha256 for name, task in tasks.items()}
+    jobs = [
+        _Job(experiment, unit, records, sources.get(unit.task or "", "auto"), digests.get(unit.task or ""))
+        for unit in _unfinished(experiment, records)
+    ]
+    whole = len(experiment.units())
+    parts = [0.0] * len(jobs)
+    failures: list[str] = []
+
+    def receive(number: int, message: tuple[str, Any]) -> None:
+        kind, content = message
+        if kind == "records":
+            directory.append(content)
+        elif kind == "failed":
+            failures.append(content)  # one that diverges is no reason to lose the others
+        else:
+            parts[number], text = content
+            progress((whole - len(jobs) + sum(parts)) / whole, text)
+
+    run_jobs(_carry_out, jobs, processes, receive)
+    if failures:
+        raise UsageError("; ".join(dict.fromkeys(failures)))
+
+
+_tasks: dict[tuple[str, str], Task] = {}
+"""By name and source, of the run that this process works on: its data are read and encoded once."""
+
+
+def _carry_out(job: _Job, tell: Tell) -> None:
+    """Measures a unit; tells the records, what part is done, and why it failed if it did."""
+    unit = job.unit
+
+    def progress(part: float, text: str) -> None:
+        tell(("progress", (part, text)))
+
+    try:
+        for records in job.experiment.measure(unit, _task(job), job.records, progress):
+            tell(("records", records))
+    except UsageError as error:
+        tell(("failed", str(error)))
+    progress(1.0, unit.label)
+
+
+def _task(job: _Job) -> Task | None:
+    name, seed = job.unit.task, job.unit.seed
+    if name is None:
+        return None
+    if (name, job.source) not in _tasks:
+        _tasks[name, job.source] = job.experiment.make_task(name, job.source)
+    task = _tasks[name, job.source]
+    if job.sha256 not in (None, task.source.sha256):
+        raise UsageError(f"the data of {name} have changed while it ran ({task.source.title})")
+    return task if seed is None else task.seeded(seed)

@@ -1,0 +1,93 @@
+"""All experiments by name, and what is written of a run of any of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stepscope.paper.experiments.agreement import AgreementExperiment
+from stepscope.paper.experiments.convergence import ConvergenceExperiment
+from stepscope.paper.experiments.experiment import Experiment
+from stepscope.paper.experiments.robustness import RobustnessExperiment
+from stepscope.paper.experiments.theory import TheoryExperiment
+from stepscope.paper.experiments.trajectory import TrajectoryExperiment
+from stepscope.report import save
+from stepscope.runs import Record, read_run, write_atomically
+
+EXPERIMENTS: dict[str, type[Experiment]] = {
+    kind.name: kind
+    for kind in (
+        TrajectoryExperiment,
+        AgreementExperiment,
+        ConvergenceExperiment,
+        RobustnessExperiment,
+        TheoryExperiment,
+    )
+}
+"""In the paper's order: that of the plan of `stepscope reproduce`, and of its page."""
+
+
+def experiment_of(head: Mapping[str, Any]) -> type[Experiment]:
+    """The experiment of a run; records of another kind, as a probe's, are of directions along a trajectory.
+
+    Args:
+        head: the content of `run.json`.
+
+    Example:
+        >>> experiment_of({"configuration": {"experiment": "theory"}}).__name__
+        'TheoryExperiment'
+    """
+    name = (head.get("configuration") or {}).get("experiment")
+    return EXPERIMENTS.get(name, TrajectoryExperiment) if isinstance(name, str) else TrajectoryExperiment
+
+
+def render_run(head: Mapping[str, Any], records: Sequence[Record]) -> str:
+    """The page of a run of any experiment, as HTML that fetches nothing.
+
+    Args:
+        head: the content of `run.json`.
+        records: the measurements.
+
+    Raises:
+        MissingExtraError: altair, vl-convert or jinja2 is not installed.
+    """
+    return experiment_of(head).page(head, records)
+
+
+def write_page(run_path: str | os.PathLike[str], out_path: str | os.PathLike[str]) -> Path:
+    """Writes the page of a run directory: one self-contained file, whole or not at all.
+
+    Args:
+        run_path: the run directory; it is only read, and may be one that is still written to.
+        out_path: the HTML file; missing directories are created.
+
+    Returns:
+        `out_path`.
+
+    Raises:
+        UsageError: `run_path` is no run directory, or the page cannot be written.
+        MissingExtraError: altair, vl-convert or jinja2 is not installed.
+    """
+    head, records = read_run(run_path)
+    write_atomically(out_path, render_run(head, records).encode(errors="replace"))
+    return Path(out_path)
+
+
+def write_figures(run_path: str | os.PathLike[str]) -> list[Path]:
+    """Writes the figures of a run beside its records, each as a PDF of vectors.
+
+    Args:
+        run_path: the run directory.
+
+    Returns:
+        The files; none where nothing is finished yet.
+
+    Raises:
+        UsageError: it is no run directory, or a file cannot be written.
+        MissingExtraError: altair or vl-convert is not installed.
+    """
+    head, records = read_run(run_path)
+    charts = {figure.name: figure.chart() for figure in experiment_of(head).figures(records)}
+    return [save(chart, Path(run_path) / f"{name}.pdf") for name, chart in charts.items() if chart is not None]

@@ -1,0 +1,119 @@
+"""Experiments along trajectories: a model trains, and something is measured at chosen steps."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from stepscope.directions import PseudoUpdates
+from stepscope.objective import Direction, Objective
+from stepscope.paper.experiments.compared import DIRECTIONS, TRAINING
+from stepscope.paper.experiments.experiment import Experiment, Progress, Unit
+from stepscope.paper.experiments.running import backward
+from stepscope.paper.tasks import Batch, Task
+from stepscope.runs import Record
+
+
+@dataclass(frozen=True)
+class Point:
+    """A step of a training, before its update.
+
+    Attributes:
+        unit: which training.
+        task: what is trained.
+        step: counted from 1.
+        objectives: those of `AlongTrajectories.evaluated`, at the present parameters.
+        directions: ``{optimizer: the direction that it would go}``, of `AlongTrajectories.followed`.
+    """
+
+    unit: Unit
+    task: Task
+    step: int
+    objectives: Sequence[Objective]
+    directions: Mapping[str, Direction]
+
+
+@dataclass(frozen=True)
+class AlongTrajectories(Experiment):
+    """An experiment whose units are trainings, measured at chosen steps.
+
+    A record that is missing says its ``step``; the parameters are those before the step's update. Training is repeated
+    from the seed up to the last of them.
+    """
+
+    @abstractmethod
+    def learning_rates(self, task: str) -> Mapping[str, float]:
+        """``{training optimizer: learning rate}`` of a task, one trajectory each."""
+
+    @abstractmethod
+    def measure_at(self, point: Point, missing: Sequence[Record], progress: Progress) -> Iterator[list[Record]]:
+        """Measures what is missing at a step.
+
+        Args:
+            point: where the training is.
+            missing: the identities of the records.
+            progress: told which part of this step's measurements is done.
+
+        Yields:
+            Records, each with its identity.
+        """
+
+    def trainings(self, task: str, seed: int, *, named: bool = False) -> list[Unit]:
+        """A unit for each trajectory of a task.
+
+        Args:
+            task: its name.
+            seed: of its weights and batches.
+            named: whether the units' labels name the task.
+        """
+        prefix = f"{task}, " * named
+        return [Unit(f"{prefix}{name} trajectory", task, seed, name) for name in self.learning_rates(task)]
+
+    def evaluated(self, unit: Unit, task: Task) -> list[Objective]:  # noqa: ARG002
+        """What is measured: the loss on the whole evaluation batch."""
+        return [Objective(task.model, None, task.eval_batches)]
+
+    def followed(self) -> tuple[str, ...]:
+        """Names in `DIRECTIONS`: the optimizers that follow the training, so that their directions are known."""
+        return ()
+
+    def in_memory(self, unit: Unit) -> int | None:  # noqa: ARG002
+        """How many examples of a training batch are in memory at a time; None is the whole batch."""
+        return None
+
+    def measure(
+        self, unit: Unit, task: Task | None, records: Sequence[Record], progress: Progress
+    ) -> Iterator[list[Record]]:
+        """Trains up to the last step that is missing, and measures on the way."""
+        assert task is not None
+        missing: dict[int, list[Record]] = {}
+        for record in self.missing(unit, records):
+            missing.setdefault(record["step"], []).append(record)
+        last, objectives = max(missing), self.evaluated(unit, task)
+        for step, directions in self._steps(unit, task, objectives[0], missing):
+            where = f"{unit.label}, step {step}"
+            if step in missing:
+
+                def tell(part: float, text: str, step: int = step, where: str = where) -> None:
+                    progress((step - 1 + part) / last, f"{where}: {text}")
+
+                yield from self.measure_at(Point(unit, task, step, objectives, directions), missing[step], tell)
+            progress(step / last, f"{where} of {last}")
+
+    def _steps(
+        self, unit: Unit, task: Task, objective: Objective, missing: Mapping[int, Sequence[Record]]
+    ) -> Iterator[tuple[int, Mapping[str, Direction]]]:
+        """Trains, and stops before the update of each step, with the followers' directions where one is measured."""
+        model, last = task.model, max(missing)
+        lr = self.learning_rates(unit.task or "")[unit.optimizer]
+        optimizer = TRAINING[unit.optimizer](list(model.parameters()), lr)
+        followed = {label: DIRECTIONS[label] for label in self.followed()}
+        followers = PseudoUpdates(objective.parameters, followed) if followed else None
+        batches: Iterator[Batch] = task.training_batches()
+        for step in range(1, last + 1):
+            backward(model, next(batches), f"{unit.label}, step {step} (lr {lr:g})", self.in_memory(unit))
+            gradients = {name: p.grad for name, p in objective.parameters.items() if p.grad is not None}
+            yield step, followers.step(gradients, capture=step in missing) if followers else {}
+            if step < last:
+                optimizer.step()

@@ -1,0 +1,64 @@
+"""What a reproduction takes where that was measured: minutes of the processor, and memory.
+
+They are those of the run whose records are stored in docs/reproduction, on two cores; a test compares them with the
+seconds in these, which hold the waiting too. No other size was measured.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from stepscope.paper.experiments.experiment import Experiment
+
+
+class Cost(NamedTuple):
+    """What one run takes.
+
+    Attributes:
+        minutes: on one core.
+        memory: GiB, of the process that makes it.
+    """
+
+    minutes: float
+    memory: float
+
+
+_MEASURED = {
+    ("smoke", "trajectory-translation"): (0.0, 0.2, 0.9),
+    ("smoke", "trajectory-code"): (0.0, 0.15, 0.9),
+    ("smoke", "trajectory-sentiment"): (0.0, 0.1, 0.9),
+    ("smoke", "trajectory-images"): (0.0, 0.1, 0.9),
+    ("smoke", "trajectory-images-pretrained"): (0.0, 0.1, 0.9),
+    ("smoke", "agreement"): (0.2, 0.0, 0.9),
+    ("smoke", "convergence"): (0.4, 0.1, 0.9),
+    ("smoke", "robustness"): (0.0, 0.03, 0.9),
+    ("smoke", "theory"): (0.0, 0.07, 0.9),
+    ("cpu", "trajectory-translation"): (0.1, 5.5, 1.0),
+    ("cpu", "trajectory-code"): (0.1, 4.0, 1.0),
+    ("cpu", "trajectory-sentiment"): (0.1, 6.8, 1.0),
+    ("cpu", "trajectory-images"): (0.1, 2.1, 1.0),
+    ("cpu", "trajectory-images-pretrained"): (0.4, 2.1, 1.0),
+    ("cpu", "agreement"): (2.0, 0.0, 1.0),
+    ("cpu", "convergence"): (36.0, 4.7, 1.0),
+    ("cpu", "robustness"): (0.1, 1.0, 1.0),
+    ("cpu", "theory"): (0.1, 1.5, 1.0),
+}
+"""Minutes once and minutes a seed on one core, and peak memory in GiB, by size and name of the run."""
+
+
+def measured_cost(experiment: Experiment, seeds: int) -> Cost | None:
+    """What one run took; None at a size that was never measured.
+
+    Args:
+        experiment: what is run.
+        seeds: how many.
+
+    Example:
+        >>> from stepscope.paper.reproduction.plan import reproduction
+        >>> [measured_cost(experiment, seeds=3) for experiment in reproduction("cpu", only="C")]
+        [Cost(minutes=3.1, memory=1.0)]
+    """
+    if (experiment.scale, experiment.run_name) not in _MEASURED:
+        return None
+    once, more, memory = _MEASURED[experiment.scale, experiment.run_name]
+    return Cost(once + more * seeds, memory)
