@@ -19,6 +19,7 @@ from processes import children_of
 from stepscope import cli
 from stepscope.cli.progress import shown_progress
 from stepscope.paper.experiments import trajectory
+from stepscope.paper.experiments.registry import EXPERIMENTS
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +97,10 @@ MISTAKES = {
     "unknown experiment": (["run", "alchemy"], "alchemy"),
     "unknown settings": ([*CONVERGENCE, "--as", "mine"], "unknown settings 'mine': choose text, code or ours"),
     "unknown task": ([*CONVERGENCE, "--tasks", "poetry"], "tasks are poetry: choose of translation, code"),
+    "a source of no task of agreement": (
+        ["run", "agreement", "--out", "{new}", "--source", "poetry=x"],
+        "a source is given for poetry: choose of translation, code, sentiment, images",
+    ),
     "unknown scale of theory": (["run", "theory", "--scale", "huge", "--out", "{new}"], "unknown scale 'huge'"),
     "no reviews": (
         ["run", "robustness", "--scale", "smoke", "--out", "{new}", "--source", "klingon"],
@@ -190,9 +195,7 @@ def test_interruption_is_status_130(pairs, tmp_path, capsys, monkeypatch):
         ["demo", "--help"],
         ["report", "--help"],
         ["run", "--help"],
-        ["run", "convergence", "--help"],
-        ["run", "robustness", "--help"],
-        ["run", "theory", "--help"],
+        *(["run", name, "--help"] for name in EXPERIMENTS),
         ["--version"],
     ],
 )

@@ -31,7 +31,7 @@ class Run:
 
     @property
     def experiment(self) -> str:
-        """``"trajectory"``, ``"convergence"``, ``"robustness"`` or ``"theory"``."""
+        """The name of its experiment, such as ``"trajectory"``."""
         return str(self.head["configuration"].get("experiment"))
 
     @property

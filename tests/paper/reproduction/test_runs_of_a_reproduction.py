@@ -155,5 +155,5 @@ def test_the_costs_are_those_of_the_stored_run(name):
     """Its records hold the seconds of each measurement, on cores that had other work to do for a part of the time."""
     records = read_run(ROOT / "docs" / "reproduction" / name)[1]
     measured = sum(record["seconds"] for record in records) / 60
-    (planned,) = (each for each in reproduction("cpu", seeds=(0, 1, 2)) if each.name == name)
+    (planned,) = (each for each in reproduction("cpu", seeds=(0, 1, 2)) if each.run_name == name)
     assert measured / 3 < measured_cost(planned, 3).minutes < 3 * measured
