@@ -157,3 +157,11 @@ def test_the_costs_are_those_of_the_stored_run(name):
     measured = sum(record["seconds"] for record in records) / 60
     (planned,) = (each for each in reproduction("cpu", seeds=(0, 1, 2)) if each.run_name == name)
     assert measured / 3 < measured_cost(planned, 3).minutes < 3 * measured
+
+
+@pytest.mark.parametrize("experiment", reproduction("cpu"), ids=lambda experiment: experiment.run_name)
+def test_the_stored_runs_are_what_is_asked_for_now_and_complete(experiment, tmp_path):
+    """Neither the configurations nor what tells records apart has changed since they were written."""
+    for name in ("run.json", "measurements.jsonl"):
+        (tmp_path / name).write_bytes((ROOT / "docs" / "reproduction" / experiment.run_name / name).read_bytes())
+    assert run(experiment, tmp_path) == 0
