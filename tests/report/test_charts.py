@@ -8,7 +8,11 @@ import pytest
 
 from stepscope.errors import UsageError
 from stepscope.report import charts
-from stepscope.report.drawing import magnitude_axis, powers_of_ten, script_json, vega_lite_version, vega_script
+from stepscope.report.axes import magnitude_axis, powers_of_ten
+from stepscope.report.comparison import family
+from stepscope.report.escaping import script_json
+from stepscope.report.looks import Looks
+from stepscope.report.vega import save, vega_lite_version, vega_script
 from synthetic_records import DIRECTIONS, record, synthetic_records
 
 HOSTILE = ["</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>", "a\nb\u2028c", "[red]x", "\ud800"]
@@ -26,32 +30,32 @@ def layers(chart):
     return [(spec["datasets"][part["data"]["name"]], part["encoding"]) for part in parts]
 
 
-def test_a_family_shares_its_colour_and_nothing_else():
-    looks = charts.styles(list(DIRECTIONS))
+def test_a_family_shares_its_color_and_nothing_else():
+    looks = Looks(list(DIRECTIONS))
     for name, look in looks.items():
-        base = looks[charts.family(name)]
-        assert look.colour == base.colour
-        assert (look == base) == (name == charts.family(name))
+        base = looks[family(name)]
+        assert look.color == base.color
+        assert (look == base) == (name == family(name))
         assert base.dash == (1, 0)
     assert len(set(looks.values())) == len(looks), "no two directions look the same"
-    assert len({looks[charts.family(name)].colour for name in DIRECTIONS}) == 7
+    assert len({looks[family(name)].color for name in DIRECTIONS}) == 7
 
 
 def test_unknown_and_many_directions_have_a_look():
     names = [f"mine {index}" for index in range(20)] + [f"adam clip {index}%" for index in range(20)]
-    looks = charts.styles(names)
-    assert len({looks[f"mine {index}"].colour for index in range(8)}) == 8
+    looks = Looks(names)
+    assert len({looks[f"mine {index}"].color for index in range(8)}) == 8
     assert all(looks[f"adam clip {index}%"].dash != (1, 0) for index in range(20))
 
 
 def test_directions_keep_their_look_when_others_are_left_out(records):
-    def colours(chart):
+    def colors(chart):
         scale = next(e["color"]["scale"] for _, e in layers(chart) if e.get("color", {}).get("scale"))
         return dict(zip(scale["domain"], scale["range"], strict=True))
 
-    whole = colours(charts.landscapes(records, "sgd", 60))
-    assert whole == colours(charts.landscapes(records, "sgd", 60, without=["sgd", "adafactor"]))
-    assert whole == colours(charts.sharpness_over_steps(records, "adam"))
+    whole = colors(charts.landscapes(records, "sgd", 60))
+    assert whole == colors(charts.landscapes(records, "sgd", 60, without=["sgd", "adafactor"]))
+    assert whole == colors(charts.sharpness_over_steps(records, "adam"))
 
 
 def test_a_landscape_is_relative_to_its_start_and_marked_at_its_minimum():
@@ -177,7 +181,7 @@ def test_every_range_of_numbers_has_an_axis(values):
     json.dumps(charts.sharpness_over_steps(records, "sgd").to_dict(), allow_nan=False)
     import altair
 
-    axis = magnitude_axis(altair, "Y", "sharpness", values, "x").to_dict()
+    axis = magnitude_axis(altair.Y, "sharpness", values, "x").to_dict()
     low, high = axis.get("scale", {}).get("domain", [-1, 1])
     assert low <= min(values)
     assert max(values) <= high
@@ -192,7 +196,7 @@ def test_powers_of_ten_stay_few():
 
 @pytest.mark.parametrize(("suffix", "start"), [(".pdf", b"%PDF-"), (".svg", b"<svg"), (".png", b"\x89PNG")])
 def test_a_chart_can_be_printed(records, tmp_path, suffix, start):
-    path = charts.save(charts.sharpness_over_steps(records, "sgd"), tmp_path / f"figure{suffix}")
+    path = save(charts.sharpness_over_steps(records, "sgd"), tmp_path / f"figure{suffix}")
     assert path.read_bytes().startswith(start)
 
 
@@ -200,17 +204,17 @@ def test_a_chart_can_be_printed(records, tmp_path, suffix, start):
 def test_a_name_that_xml_cannot_hold_can_be_printed(tmp_path, suffix):
     """The converter would end the process."""
     records = [record("sgd", 1, name, sharpness=1.0) for name in ("a\x1bb", "a\x00", "\ud800", "\ufffe", "a\nb\tc")]
-    assert charts.save(charts.sharpness_over_steps(records, "sgd"), tmp_path / f"f{suffix}").exists()
+    assert save(charts.sharpness_over_steps(records, "sgd"), tmp_path / f"f{suffix}").exists()
 
 
 def test_a_vector_figure_has_every_direction(records, tmp_path):
-    svg = charts.save(charts.landscapes(records, "sgd", 60), tmp_path / "f.svg").read_text()
+    svg = save(charts.landscapes(records, "sgd", 60), tmp_path / "f.svg").read_text()
     assert all(f">{name}</text>" in svg for name in DIRECTIONS)
 
 
 def test_a_saved_page_is_closed_to_names_and_to_the_network(tmp_path):
     records = [record("sgd", 1, name, sharpness=1.0) for name in HOSTILE]
-    page = charts.save(charts.sharpness_over_steps(records, "sgd"), tmp_path / "f.html").read_text()
+    page = save(charts.sharpness_over_steps(records, "sgd"), tmp_path / "f.html").read_text()
     assert page.count("<script>") == page.count("</script>") == 2
     ours = page.replace(vega_script(), "")
     assert "<img" not in ours
@@ -220,7 +224,7 @@ def test_a_saved_page_is_closed_to_names_and_to_the_network(tmp_path):
 @pytest.mark.parametrize("name", ["figure", "figure.jpeg", "figure.pdf.gz"])
 def test_an_unknown_suffix_is_refused(records, tmp_path, name):
     with pytest.raises(UsageError, match=r"end the name in \.pdf, \.svg, \.png or \.html"):
-        charts.save(charts.sharpness_over_steps(records, "sgd"), tmp_path / name)
+        save(charts.sharpness_over_steps(records, "sgd"), tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -8,9 +8,8 @@ pytest.importorskip("altair")
 pytest.importorskip("vl_convert")
 
 from stepscope import UsageError
-from stepscope.report.charts import save
 from stepscope.report.coordinate_charts import concentration, concentration_over_steps, magnitudes
-from stepscope.report.drawing import vega_script
+from stepscope.report.vega import save, vega_script
 from synthetic_records import HOSTILE, record, synthetic_records, with_coordinates
 
 

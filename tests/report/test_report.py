@@ -13,8 +13,8 @@ from rich.console import Console
 
 from stepscope.errors import UsageError
 from stepscope.report import print_directions, render_report, sharpness_rows, summary_sentence, write_report
-from stepscope.report.drawing import vega_script
-from stepscope.report.page import format_number
+from stepscope.report.direction_tables import format_number
+from stepscope.report.vega import vega_script
 from synthetic_records import (
     CONFIGURATION,
     CONTEXT,

@@ -1,6 +1,7 @@
 """One run: its tables, charts, summary and page, as pure functions of its records."""
 
-from stepscope.report.charts import decrease_against_sharpness, landscapes, save, sharpness_over_steps
+from stepscope.report.axes import log_axis, powers_of_ten
+from stepscope.report.charts import decrease_against_sharpness, landscapes, sharpness_over_steps
 from stepscope.report.comparison import (
     BASELINE,
     baseline_scale,
@@ -12,18 +13,25 @@ from stepscope.report.comparison import (
 )
 from stepscope.report.coordinate_charts import concentration, concentration_over_steps, magnitudes
 from stepscope.report.direction_tables import NOTHING, concentration_tables, decrease_tables, sharpness_tables
-from stepscope.report.drawing import dressed, finish, line_look, pick_directions, powers_of_ten, tooltips
-from stepscope.report.page import drawn, facts_of, render, render_report, swatches_of, title_of, write_report
+from stepscope.report.escaping import printable
+from stepscope.report.figures import Figure, drawn
+from stepscope.report.looks import Looks, categories, symbols
+from stepscope.report.page import facts_of, render, render_report, title_of, write_report
 from stepscope.report.summary import summary_sentence
 from stepscope.report.tables import Cell, Table, write_csv, write_tables
-from stepscope.report.terminal import plain_table, print_directions, print_tables, printable, text_and_console
+from stepscope.report.terminal import plain_table, print_directions, print_tables, text_and_console
+from stepscope.report.vega import alt, finish, layered, plot, rule, save, tooltips
 
 __all__ = [
     "BASELINE",
     "NOTHING",
     "Cell",
+    "Figure",
+    "Looks",
     "Table",
+    "alt",
     "baseline_scale",
+    "categories",
     "concentration",
     "concentration_over_steps",
     "concentration_tables",
@@ -31,15 +39,15 @@ __all__ = [
     "decrease_tables",
     "directions_of",
     "drawn",
-    "dressed",
     "facts_of",
     "family",
     "finish",
     "landscapes",
-    "line_look",
+    "layered",
+    "log_axis",
     "magnitudes",
-    "pick_directions",
     "plain_table",
+    "plot",
     "points_of",
     "powers_of_ten",
     "print_directions",
@@ -47,12 +55,13 @@ __all__ = [
     "printable",
     "render",
     "render_report",
+    "rule",
     "save",
     "sharpness_over_steps",
     "sharpness_rows",
     "sharpness_tables",
     "summary_sentence",
-    "swatches_of",
+    "symbols",
     "text_and_console",
     "title_of",
     "tooltips",

@@ -6,9 +6,12 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from stepscope.errors import UsageError, require
+from stepscope.errors import UsageError
+from stepscope.report.axes import log_axis, step_axis
+from stepscope.report.comparison import directions_of
 from stepscope.report.direction_tables import top_shares
-from stepscope.report.drawing import dressed, finish, line_look, pick_directions, powers_of_ten, tooltips
+from stepscope.report.looks import Looks
+from stepscope.report.vega import alt, finish, layered, plot
 from stepscope.runs import Record, number
 
 _WHOLES = {"norm": "squared norm", "sharpness": "sharpness"}
@@ -28,7 +31,7 @@ def magnitudes(
     trajectory: str,
     step: int | float,
     directions: Sequence[str] = ("sgd", "adam"),
-) -> Any:
+) -> alt.Chart:
     """How many coordinates of a direction have which magnitude, both on logarithmic axes (Figure 1).
 
     Magnitudes are in units of the direction's own root mean square, so that directions of any length can be compared.
@@ -47,7 +50,6 @@ def magnitudes(
         UsageError: no magnitudes were measured there.
         MissingExtraError: altair is not installed.
     """
-    alt = require("altair", "report")
     rows: list[dict[str, Any]] = []
     zeros, seeds = [], 0
     for name in directions:
@@ -61,45 +63,28 @@ def magnitudes(
     counts = [row["count"] for row in rows if row["count"]]
     if not counts:
         raise UsageError(f"no magnitudes of coordinates were measured on trajectory {trajectory!r} at step {step}")
-    pick = pick_directions(alt)
     low, high = min(row["magnitude"] for row in rows) / 2, max(row["magnitude"] for row in rows) * 2
-    x = alt.X(
-        "magnitude:Q",
-        title="|coordinate| / root mean square of the direction (log)",
-        scale=alt.Scale(type="log", domain=[low, high], nice=False),
-        axis=alt.Axis(values=powers_of_ten(low, high, 9), format="~g", grid=False),
-    )
-    fewest, most = min(counts) / 1.5, max(counts) * 2
-    y = alt.Y(
-        "count:Q",
-        title="coordinates (log)",
-        scale=alt.Scale(type="log", domain=[fewest, most], nice=False),
-        axis=alt.Axis(values=powers_of_ten(fewest, most), format="~s"),
-    )
-    look = line_look(alt, records, list(dict.fromkeys(row["direction"] for row in rows)))
-    chart = (
-        alt.Chart(alt.InlineData(values=rows))
+    x = log_axis(alt.X, "magnitude", "|coordinate| / root mean square of the direction", low, high, most=9, grid=False)
+    y = log_axis(alt.Y, "count", "coordinates", min(counts) / 1.5, max(counts) * 2, format="~s")
+    looks = Looks(directions_of(records))
+    chart: alt.Chart = (
+        plot(rows)
         .mark_line(strokeWidth=1.8, point=alt.OverlayMarkDef(size=22))
         .encode(
-            x,
-            y,
-            look["color"],
-            look["strokeDash"],
-            opacity=alt.when(pick).then(alt.value(0.95)).otherwise(alt.value(0.08)),
-            tooltip=[
-                alt.Tooltip("direction:N"),
-                *tooltips(alt, magnitude="|coordinate| / root mean square", count="coordinates"),
-            ],
+            x, y, **looks.line(dict.fromkeys(row["direction"] for row in rows)),
+            tooltip=looks.tooltip(magnitude="|coordinate| / root mean square", count="coordinates"),
         )
-        .add_params(pick)
-    )
+        .add_params(looks.pick)
+    )  # fmt: skip
     notes = ["Counts are means over seeds." if seeds > 1 else "One seed."]
     if zeros:
         notes.append(f"Left out, the part of the coordinates that is exactly 0: {', '.join(zeros)}.")
     return finish(chart, f"Magnitudes of coordinates: {trajectory} trajectory, step {step}", " ".join(notes))
 
 
-def concentration(records: Sequence[Record], trajectory: str, step: int | float, part: str = "sharpness") -> Any:
+def concentration(
+    records: Sequence[Record], trajectory: str, step: int | float, part: str = "sharpness"
+) -> alt.LayerChart:
     """What the largest coordinates of each direction carry of its sharpness, or of its squared norm.
 
     Several seeds: the line is their median, each has its points.
@@ -127,21 +112,18 @@ def concentration(records: Sequence[Record], trajectory: str, step: int | float,
         raise UsageError(
             f"no share of the largest coordinates was measured on trajectory {trajectory!r} at step {step}"
         )
-    alt = require("altair", "report")
     fractions = sorted({point["largest"] for point in points})
-    x = alt.X(
-        "largest:Q",
-        title="the largest … % of the coordinates (log)",
-        scale=alt.Scale(type="log", domain=[fractions[0] / 1.3, fractions[-1] * 1.3], nice=False),
-        axis=alt.Axis(values=fractions, format="~g", grid=False),
-    )
+    x = log_axis(
+        alt.X, "largest", "the largest … % of the coordinates", fractions[0] / 1.3, fractions[-1] * 1.3,
+        values=fractions, grid=False,
+    )  # fmt: skip
     title = f"Carried by the largest coordinates, of the {_WHOLES[part]}: {trajectory} trajectory, step {step}"
-    return _shares(alt, records, points, "largest", x, part, title)
+    return _shares(records, points, "largest", x, part, title)
 
 
 def concentration_over_steps(
     records: Sequence[Record], trajectory: str, part: str = "sharpness", largest: float = 1.0
-) -> Any:
+) -> alt.LayerChart:
     """The same against the training step, for one share of the coordinates.
 
     Args:
@@ -166,22 +148,18 @@ def concentration_over_steps(
     ]
     if not points:
         raise UsageError(f"no share of the largest {largest:g}% was measured on trajectory {trajectory!r}")
-    alt = require("altair", "report")
-    axis = alt.Axis(values=sorted({point["step"] for point in points}), format="~s", grid=False, labelOverlap=True)
-    x = alt.X("step:Q", title="training step", axis=axis, scale=alt.Scale(zero=False, nice=False, padding=14))
+    x = step_axis(point["step"] for point in points)
     title = f"Carried by the largest {largest:g}% of the coordinates, of the {_WHOLES[part]}: {trajectory} trajectory"
-    return _shares(alt, records, points, "step", x, part, title)
+    return _shares(records, points, "step", x, part, title)
 
 
 def _shares(
-    alt: Any, records: Sequence[Record], points: Sequence[dict[str, Any]], over: str, x: Any, part: str, title: str
-) -> Any:
+    records: Sequence[Record], points: Sequence[dict[str, Any]], over: str, x: alt.X, part: str, title: str
+) -> alt.LayerChart:
     """Lines through the medians over seeds, and a point for each seed.
 
     Medians, since a sharpness near 0 can make one seed's share anything.
     """
-    pick = pick_directions(alt)
-    opacity = alt.when(pick).then(alt.value(0.95)).otherwise(alt.value(0.06))
     # Parts of a sharpness have either sign, so shares have no bounds; what is far outside says only that they cancel.
     shares = [point["share"] for point in points]
     scale = alt.Scale(domain=[max(-0.25, min(0.0, *shares)), min(1.25, max(1.0, *shares))], nice=False)
@@ -190,28 +168,18 @@ def _shares(
     for point in points:
         groups.setdefault((point["direction"], point[over]), []).append(point["share"])
     middles = [{"direction": d, over: at, "share": statistics.median(own)} for (d, at), own in groups.items()]
-    look = line_look(alt, records)
-    lines = alt.Chart(alt.InlineData(values=middles)).mark_line(strokeWidth=1.8, clip=True)
-    marks = alt.Chart(alt.InlineData(values=dressed(points, records))).mark_point(filled=True, size=34, clip=True)
-    tips = [alt.Tooltip("direction:N"), *tooltips(alt, **{over: over}), alt.Tooltip("share:Q", format=".1%")]
-    drawn = alt.layer(
-        lines.encode(x, y, look["color"], look["strokeDash"], opacity=opacity).add_params(pick),
-        marks.encode(
-            x,
-            y,
-            color=alt.Color("colour:N", scale=None),
-            shape=alt.Shape("shape:N", scale=None),
-            opacity=opacity,
-            tooltip=[*tips, alt.Tooltip("seed:N")],
-        ),
-    )
+    looks = Looks(directions_of(records))
+    lines = plot(middles).mark_line(strokeWidth=1.8, clip=True).encode(x, y, **looks.line()).add_params(looks.pick)
+    marks = plot(looks.rows(points)).mark_point(filled=True, size=34, clip=True)
+    tips = looks.tooltip(alt.Tooltip("share:Q", format=".1%"), "seed", **{over: over})
+    layers = layered(lines, marks.encode(x, y, tooltip=tips, **looks.beside()))
     notes = ["Lines are medians over seeds." if len({p["seed"] for p in points}) > 1 else "One seed."]
     if part == "sharpness":
         notes.append("Where a direction's sharpness is negative it has no shares, and no mark.")
     outside = sum(not -0.25 <= point["share"] <= 1.25 for point in points)
     if outside:
         notes.append(f"{outside} of {len(points)} points lie outside: large parts of either sign cancel there.")
-    return finish(drawn, title, *notes)
+    return finish(layers, title, *notes)
 
 
 def _place(record: Record) -> tuple[Any, Any]:

@@ -6,7 +6,8 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
-from stepscope.report.drawing import powers_of_ten
+from stepscope.report.axes import log_axis
+from stepscope.report.vega import alt
 from stepscope.runs import Record, number
 
 
@@ -77,7 +78,7 @@ def model_before(record: Record, first: float) -> list[dict[str, Any]]:
     return [{**fields_of(record, (), "seed"), "t": t, "change": y} for t, y in zip(steps, model, strict=True)]
 
 
-def landscape_axes(alt: Any, curves: list[dict[str, Any]], minima: list[dict[str, Any]]) -> tuple[Any, Any]:
+def landscape_axes(curves: list[dict[str, Any]], minima: list[dict[str, Any]]) -> tuple[alt.X, alt.Y]:
     """Axes around what the lines do below the start loss: far out the loss only explodes."""
     low = min([0.0, *(point["change"] for point in (*curves, *minima))])
     high = -0.3 * low or statistics.median(abs(point["change"]) for point in curves) or 1.0
@@ -85,12 +86,7 @@ def landscape_axes(alt: Any, curves: list[dict[str, Any]], minima: list[dict[str
     first, last = min(shown), max(shown) * 1.5
     if minima:
         first = min(point["t"] for point in minima) / 25
-    x = alt.X(
-        "t:Q",
-        title="step length t along the direction (log)",
-        scale=alt.Scale(type="log", domain=[first, last], nice=False),
-        axis=alt.Axis(values=powers_of_ten(first, last, 8), format="~g", grid=False),
-    )
+    x = log_axis(alt.X, "t", "step length t along the direction", first, last, 8, grid=False)
     y = alt.Y(
         "change:Q",
         title="loss − start loss",
@@ -99,7 +95,7 @@ def landscape_axes(alt: Any, curves: list[dict[str, Any]], minima: list[dict[str
     return x, y
 
 
-def axes_around(alt: Any, minima: list[dict[str, Any]], direction: str) -> tuple[Any, Any] | None:
+def axes_around(minima: list[dict[str, Any]], direction: str) -> tuple[alt.X, alt.Y] | None:
     """Linear axes from the start to some way past one direction's own minimum; None if it has none."""
     own = [point for point in minima if point["direction"] == direction]
     if not own:

@@ -7,33 +7,19 @@ import functools
 import hashlib
 import importlib.resources
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stepscope.errors import MissingExtraError, UsageError, require
-from stepscope.report.charts import (
-    decrease_against_sharpness,
-    landscapes,
-    overshoot_over_steps,
-    sharpness_over_steps,
-)
+from stepscope.errors import require
 from stepscope.report.comparison import Row, directions_of, sharpness_rows, trajectories_of
 from stepscope.report.direction_tables import format_number
-from stepscope.report.drawing import Style, script_json, styles, vega_script
+from stepscope.report.escaping import script_json
+from stepscope.report.figures import drawn, page_figures
+from stepscope.report.looks import Looks
 from stepscope.report.summary import summary_sentence
+from stepscope.report.vega import vega_script
 from stepscope.runs import Record, read_run, write_atomically
-
-_SYMBOLS = {  # SVG fragments around (0, 0), like Vega's symbols of the same names
-    "circle": '<circle r="4"/>',
-    "square": '<rect x="-3.5" y="-3.5" width="7" height="7"/>',
-    "triangle-up": '<path d="M0-4.5 4.5 3.5H-4.5Z"/>',
-    "triangle-down": '<path d="M0 4.5 4.5-3.5H-4.5Z"/>',
-    "triangle-right": '<path d="M4.5 0-3.5 4.5V-4.5Z"/>',
-    "diamond": '<path d="M0-5 4.5 0 0 5-4.5 0Z"/>',
-    "cross": '<path d="M-1.5-4.5h3v3h3v3h-3v3h-3v-3h-3v-3h3Z"/>',
-}
-
 
 Facts = list[tuple[str, list[tuple[str, str]]]]
 """Titled lists of names and values."""
@@ -76,7 +62,7 @@ def render(
         lstrip_blocks=True,
     )
     environment.filters["number"] = format_number
-    swatches = swatches_of(names)
+    swatches = Looks(names).swatches()
     scripts = [vega_script(), _resource("report.js")] if charts else []
     return str(
         environment.get_template(template).render(
@@ -152,48 +138,19 @@ def _shown(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def drawn(charts: dict[str, Any], name: str, draw: Callable[[], Any]) -> list[str]:
-    """Adds a chart under the name of its place, and gives the places that are filled: none if there are no data."""
-    try:
-        spec = draw().to_dict()
-    except MissingExtraError:
-        raise
-    except UsageError:
-        return []  # not measured
-    charts[name] = {**spec, "width": "container"}
-    return [name]
-
-
-def _section(
-    records: Sequence[Record],
-    trajectory: str,
-    rows: Sequence[Row],
-    looks: Mapping[str, Style],
-    charts: dict[str, Any],
-) -> dict[str, Any]:
+def _section(records: Sequence[Record], trajectory: str, rows: Sequence[Row], charts: dict[str, Any]) -> dict[str, Any]:
     """One trajectory's part of the page; its charts are added to `charts` under the names of their places."""
     steps = list(dict.fromkeys(row.step for row in rows))
     by_place = {(row.direction, row.step): row for row in rows}
-    draw = functools.partial(drawn, charts)
-    place = f"chart-{len(charts)}"
-    curves = [
-        name
-        for step in steps
-        for name in draw(f"{place}-step-{step}", functools.partial(landscapes, records, trajectory, step))
-    ]
-    whole = draw(f"{place}-overshoot", lambda: overshoot_over_steps(records, trajectory))
-    whole += draw(f"{place}-sharpness", lambda: sharpness_over_steps(records, trajectory))
-    whole += draw(f"{place}-decrease", lambda: decrease_against_sharpness(records, trajectory))
     return {
         "name": trajectory,
         "steps": [_step(step, [row for row in rows if row.step == step]) for step in steps],
         "rows": [
             {"name": name, "cells": [by_place.get((name, step)) for step in steps]}
-            for name in looks
+            for name in directions_of(records)
             if any((name, step) in by_place for step in steps)
         ],
-        "landscapes": curves,
-        "charts": whole,
+        "charts": drawn(charts, page_figures(records, trajectory, steps)),
         "seeds": max(row.seeds for row in rows),
     }
 
@@ -211,22 +168,6 @@ def _step(step: int | float, rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def swatches_of(names: Sequence[str]) -> dict[str, Any]:
-    """A sample of each direction's look, as markup."""
-    markup = require("markupsafe", "report").Markup
-    return {name: markup(_swatch(look)) for name, look in styles(names).items()}
-
-
-def _swatch(look: Style) -> str:
-    """A sample of a direction's look, as SVG; its values are ours, never the user's."""
-    dash = " ".join(map(str, look.dash)) if len(look.dash) > 1 and look.dash[1] else "none"
-    return (
-        '<svg class="swatch" width="34" height="12" viewBox="0 0 34 12" aria-hidden="true">'
-        f'<path d="M1 6H33" stroke="{look.colour}" stroke-width="2" stroke-dasharray="{dash}"/>'
-        f'<g transform="translate(17 6)" fill="{look.colour}">{_SYMBOLS[look.shape]}</g></svg>'
-    )
-
-
 def render_report(run: Mapping[str, Any], records: Sequence[Record]) -> str:
     """The page of a run that measured directions, as HTML that fetches nothing.
 
@@ -241,7 +182,7 @@ def render_report(run: Mapping[str, Any], records: Sequence[Record]) -> str:
     charts: dict[str, Any] = {}
     names = directions_of(records)
     tables = {trajectory: sharpness_rows(records, trajectory) for trajectory in trajectories_of(records)}
-    parts = [_section(records, name, rows, styles(names), charts) for name, rows in tables.items() if rows]
+    parts = [_section(records, name, rows, charts) for name, rows in tables.items() if rows]
     return render(
         "directions.html", title_of(run), summary_sentence(records), parts, facts=facts_of(run), names=names,
         charts=charts,

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from stepscope.report.comparison import BASELINE, Point, family, is_own, points_of
-from stepscope.report.terminal import printable
+from stepscope.report.escaping import printable
 from stepscope.runs import Record, number
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from stepscope.errors import require
 from stepscope.report.comparison import Row, sharpness_rows, trajectories_of
+from stepscope.report.escaping import printable
 from stepscope.report.tables import Table
 from stepscope.runs import Record
 
@@ -71,11 +72,6 @@ def text_and_console(console: Any) -> tuple[Callable[[str], Any], Any]:
     """What makes text that rich doesn't read as markup, and where to print."""
     target = console if console is not None else require("rich.console", "cli").Console()
     return require("rich.text", "cli").Text, target
-
-
-def printable(name: str) -> str:
-    """A user's name without what a terminal would act on."""
-    return "".join(character if character.isprintable() else "�" for character in name)
 
 
 def _table(rows: Sequence[Row], title: str, text: Callable[[str], Any]) -> Any:

@@ -15,9 +15,8 @@ from stepscope.paper.experiments.experiment import described, run
 from stepscope.paper.experiments.options import add_seeds, add_source
 from stepscope.paper.experiments.registry import EXPERIMENTS
 from stepscope.paper.experiments.trajectories import AlongTrajectories
-from stepscope.paper.report.figures import Figure
 from stepscope.paper.tasks.small import small_task
-from stepscope.report import Table
+from stepscope.report import Figure, Table
 from stepscope.runs import read_run
 
 

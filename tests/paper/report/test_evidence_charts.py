@@ -14,8 +14,7 @@ from stepscope.paper.report.evidence_charts import (
     curvature_against_gradient,
     smoothness_over_steps,
 )
-from stepscope.report.charts import save
-from stepscope.report.drawing import vega_script
+from stepscope.report.vega import save, vega_script
 
 EVIL = "</script><img src=x onerror=alert(1)>[red]"
 

@@ -12,7 +12,7 @@ from stepscope import UsageError
 from stepscope.paper.experiments.registry import render_run, write_figures
 from stepscope.paper.report.loss_charts import differences, losses_over_rates, losses_over_steps
 from stepscope.paper.report.terminal import print_losses
-from stepscope.report.charts import save
+from stepscope.report.vega import save
 
 EVIL = "</script><img src=x onerror=alert(1)>[red]"
 

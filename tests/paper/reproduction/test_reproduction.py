@@ -18,12 +18,12 @@ from experiment_records import correlation, experiment, removal
 from stepscope import UsageError
 from stepscope.paper.experiments.registry import EXPERIMENTS, render_run
 from stepscope.paper.report.directions import direction_figures, named_direction_tables
-from stepscope.paper.report.figures import file_name
+from stepscope.paper.report.names import file_name
 from stepscope.paper.reproduction import page as module
 from stepscope.paper.reproduction.page import write_reproduction
 from stepscope.paper.runs import read_runs
 from stepscope.report import Table, sharpness_rows
-from stepscope.report.drawing import vega_script
+from stepscope.report.vega import vega_script
 from synthetic_records import (
     CONFIGURATION,
     DIRECTIONS,

@@ -25,13 +25,12 @@ from stepscope.paper.experiments.experiment import Experiment, Progress, Unit, d
 from stepscope.paper.experiments.options import add_seeds, add_settings, add_sources, sources_of
 from stepscope.paper.experiments.running import accumulate, at_home, check_settings, count_of, part_size, unmasked
 from stepscope.paper.experiments.search import Search
-from stepscope.paper.report.figures import Figure
 from stepscope.paper.report.loss_tables import loss_figures, loss_numbers, loss_table, verdict_table
 from stepscope.paper.report.page import losses_page
 from stepscope.paper.report.terminal import model_and_data, print_losses
 from stepscope.paper.tasks import Task
 from stepscope.paper.tasks.catalogue import TASKS
-from stepscope.report import Cell, Table
+from stepscope.report import Cell, Figure, Table
 from stepscope.runs import Record, number
 
 SEARCH_SEED = 2**31 - 1

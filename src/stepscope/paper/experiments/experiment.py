@@ -11,11 +11,10 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 from stepscope.errors import UsageError
 from stepscope.paper.experiments.workers import Tell, check_processes, run_jobs
-from stepscope.paper.report.figures import Figure
 from stepscope.paper.report.page import tables_page
 from stepscope.paper.report.terminal import model_and_data
 from stepscope.paper.tasks import Task
-from stepscope.report import Cell, Table, print_tables
+from stepscope.report import Cell, Figure, Table, print_tables
 from stepscope.runs import Record, RunDirectory, read_run
 
 Progress = Callable[[float, str], None]

@@ -26,10 +26,10 @@ from stepscope.paper.experiments.running import GPU_SCALES, at_home, check_setti
 from stepscope.paper.experiments.trajectories import AlongTrajectories, Point
 from stepscope.paper.report.evidence import robustness_tables
 from stepscope.paper.report.evidence_charts import smoothness_over_steps
-from stepscope.paper.report.figures import Figure, distinct, file_name
+from stepscope.paper.report.names import distinct, file_name
 from stepscope.paper.tasks import Task
 from stepscope.paper.tasks.sentiment import SCALES, SentimentConfig, sentiment
-from stepscope.report import Table, trajectories_of
+from stepscope.report import Figure, Table, trajectories_of
 from stepscope.runs import Record
 
 # As BERT has them, and DistilBERT.

@@ -27,11 +27,11 @@ from stepscope.paper.experiments.running import at_home, check_settings, count_o
 from stepscope.paper.experiments.trajectories import AlongTrajectories, Point
 from stepscope.paper.report.evidence import theory_tables
 from stepscope.paper.report.evidence_charts import bound_margins, correlations, curvature_against_gradient
-from stepscope.paper.report.figures import Figure, distinct, file_name
+from stepscope.paper.report.names import distinct, file_name
 from stepscope.paper.tasks import Task
 from stepscope.paper.tasks.small import SMALL, small_task
 from stepscope.paper.tasks.translation import SCALES, TranslationConfig, translation
-from stepscope.report import Table
+from stepscope.report import Figure, Table
 from stepscope.runs import Record, number
 
 TRANSLATION = "translation"

@@ -21,10 +21,9 @@ from stepscope.paper.experiments.options import add_seeds, add_source
 from stepscope.paper.experiments.running import at_home, check_settings, count_of, part_size, unmasked
 from stepscope.paper.experiments.trajectories import AlongTrajectories, Point
 from stepscope.paper.report.directions import direction_figures, direction_numbers, named_direction_tables
-from stepscope.paper.report.figures import Figure
 from stepscope.paper.tasks import Task
 from stepscope.paper.tasks.catalogue import TASKS
-from stepscope.report import Cell, Table, directions_of, print_directions, render_report, summary_sentence
+from stepscope.report import Cell, Figure, Table, directions_of, print_directions, render_report, summary_sentence
 from stepscope.runs import Record
 
 # As many updates as the paper's have seen in the middle of epochs 2, 5, 10 and 20, with ten batches an epoch.

@@ -7,10 +7,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from stepscope.paper.report.figures import Figure, distinct, file_name
+from stepscope.paper.report.names import distinct, file_name
 from stepscope.report import (
     BASELINE,
     Cell,
+    Figure,
     Table,
     concentration,
     concentration_over_steps,

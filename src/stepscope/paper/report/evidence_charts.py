@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-from stepscope.errors import UsageError, require
-from stepscope.report import finish, powers_of_ten, tooltips
+from stepscope.errors import UsageError
+from stepscope.report import alt, categories, finish, layered, log_axis, plot, symbols, tooltips
 from stepscope.runs import Record, number
 
-_COLOURS = ("#2a6fbb", "#d98a1f", "#12966b", "#b25fb8", "#d1495b", "#5f63c9", "#9a6b3f", "#31a9d6")
-_SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
+_Channel = TypeVar("_Channel", "alt.X", "alt.Y")
 _BOUNDS = {"clipped": "with clipping", "plain": "without", "block": "by blocks"}
 
 
-def smoothness_over_steps(records: Sequence[Record], trajectory: str) -> Any:
+def smoothness_over_steps(records: Sequence[Record], trajectory: str) -> alt.LayerChart:
     """How many times smaller the Gauss-Newton matrix's norm is without the few large coordinates, by step (Table 8).
 
     For each group of coordinates and cut: the median over batches and seeds, with a bar from the smallest to the
@@ -45,44 +44,38 @@ def smoothness_over_steps(records: Sequence[Record], trajectory: str) -> Any:
         rows.append(row | ({"random": max(random)} if random else {}))
     if not rows:
         raise UsageError(f"no robust smoothness was measured on trajectory {trajectory!r}")
-    alt = require("altair", "report")
     lengths = [value for row in rows for value in (row["low"], row["high"], row.get("random", 1.0))]
     low, high = min(1.0, *lengths) / 1.15, max(2.0, *lengths) * 1.2
-    y = alt.Y(
-        "ratio:Q",
-        title="times smoother (log)",
-        scale=alt.Scale(type="log", domain=[low, high], nice=False),
-        axis=alt.Axis(values=powers_of_ten(low, high, 8), format="~g"),
-    )
+    y = log_axis(alt.Y, "ratio", "times smoother", low, high, 8)
     groups, cuts = list(dict.fromkeys(group for _, group, _ in measured)), _names(rows, "cut")
     series = [name for group in groups for name in _names([r for r in rows if r["group"] == group], "series")]
     x = alt.X("step:O", title="training step", sort=sorted({row["step"] for row in rows}), axis=alt.Axis(labelAngle=0))
-    colour = _colours(alt, "group:N", groups, "coordinates")
-    shape = alt.Shape("cut:N", scale=alt.Scale(domain=cuts, range=_cycled(_SHAPES, cuts)), title="cut, × the mean")
-    base = alt.Chart(alt.InlineData(values=rows)).encode(
+    color = categories("group:N", groups, "coordinates")
+    shape = symbols("cut:N", cuts, "cut, × the mean")
+    base = plot(rows).encode(
         x,
         alt.XOffset("series:N", sort=series),
         tooltip=[
             *(alt.Tooltip(f"{name}:N") for name in ("group", "cut")),
-            *tooltips(alt, step="step", ratio="median", low="from", high="to", random="at random", count="measured"),
+            *tooltips(step="step", ratio="median", low="from", high="to", random="at random", count="measured"),
         ],
     )
-    none = alt.Chart(alt.InlineData(values=[{"ratio": 1}, {"ratio": 2}])).mark_rule(color="#888", opacity=0.6).encode(y)
+    none = plot([{"ratio": 1}, {"ratio": 2}]).mark_rule(color="#888", opacity=0.6).encode(y)
     layers = [
         none,
-        base.mark_rule(strokeWidth=1.6).encode(alt.Y("low:Q"), alt.Y2("high:Q"), color=colour),
+        base.mark_rule(strokeWidth=1.6).encode(alt.Y("low:Q"), alt.Y2("high:Q"), color=color),
         base.mark_tick(thickness=2, size=11, color="#888").encode(alt.Y("random:Q"), color=alt.value("#888")),
-        base.mark_point(filled=True, size=55, opacity=1).encode(y, color=colour, shape=shape),
+        base.mark_point(filled=True, size=55, opacity=1).encode(y, color=color, shape=shape),
     ]
     seeds = len({record.get("seed") for found in measured.values() for record in found})
     notes = (
         f"Medians over batches and {seeds} seeds, bars from smallest to largest." if seeds > 1 else "One seed.",
         "Grey: the largest ratio where as many coordinates go at random. Lines: 1 (nothing gained) and 2.",
     )
-    return finish(alt.layer(*layers), f"Robust smoothness: {trajectory} trajectory", *notes)
+    return finish(layered(*layers), f"Robust smoothness: {trajectory} trajectory", *notes)
 
 
-def bound_margins(records: Sequence[Record]) -> Any:
+def bound_margins(records: Sequence[Record]) -> alt.LayerChart:
     """How far what was measured lies within what appendix A guarantees, by family of losses and fraction clipped.
 
     A point is the median over seeds of the median over draws, its bar reaches to the least of all.
@@ -117,7 +110,6 @@ def bound_margins(records: Sequence[Record]) -> Any:
     ]
     if not rows:
         raise UsageError("no margins of the bound were measured")
-    alt = require("altair", "report")
     bounds = [title for title in _BOUNDS.values() if title in _names(rows, "bound")]
     ends = [value for row in rows for value in (row["least"], row["median"])]
     title = "margin, as a part of the bound"
@@ -125,15 +117,15 @@ def bound_margins(records: Sequence[Record]) -> Any:
     tips = [
         alt.Tooltip("group:N"),
         alt.Tooltip("bound:N"),
-        *tooltips(alt, median="median margin", least="least margin", violations="violations"),
+        *tooltips(median="median margin", least="least margin", violations="violations"),
     ]
-    base = alt.Chart(alt.InlineData(values=rows)).encode(
+    base = plot(rows).encode(
         alt.Y("group:N", title=None, sort=None, axis=alt.Axis(labelLimit=260, grid=False)),
         alt.YOffset("bound:N", sort=bounds),
-        color=_colours(alt, "bound:N", bounds, "bound"),
+        color=categories("bound:N", bounds, "bound"),
         tooltip=tips,
     )
-    zero = alt.Chart(alt.InlineData(values=[{"median": 0}])).mark_rule(color="#888").encode(x)
+    zero = plot([{"median": 0}]).mark_rule(color="#888").encode(x)
     layers = [
         zero,
         base.mark_rule(strokeWidth=1.6).encode(alt.X("least:Q"), alt.X2("median:Q")),
@@ -145,10 +137,10 @@ def bound_margins(records: Sequence[Record]) -> Any:
         f"{draws:,} draws, {broken:,} violations. Points: medians; ticks: the least margin over all draws.",
         "Of a decrease: measured / guaranteed − 1; by blocks: 1 − curvature / its bound. Left of 0 a bound is broken.",
     )
-    return finish(alt.layer(*layers), "Does the bound of appendix A hold?", *notes)
+    return finish(layered(*layers), "Does the bound of appendix A hold?", *notes)
 
 
-def curvature_against_gradient(records: Sequence[Record], group: str, trajectory: str, step: int | float) -> Any:
+def curvature_against_gradient(records: Sequence[Record], group: str, trajectory: str, step: int | float) -> alt.Chart:
     """|Hessian's diagonal| against |gradient|, a point a coordinate, both on logarithmic axes (§4.2).
 
     Args:
@@ -182,24 +174,19 @@ def curvature_against_gradient(records: Sequence[Record], group: str, trajectory
             ranks.append(f"{rho:.2f}")
     if not points:
         raise UsageError(f"no coordinates of {group!r} were measured on trajectory {trajectory!r} at step {step}")
-    alt = require("altair", "report")
 
-    def axis(channel: Any, field: str, title: str) -> Any:
-        low, high = (pick(point[field] for point in points) for pick in (min, max))
-        low, high = low / 1.5, high * 1.5
-        scale = alt.Scale(type="log", domain=[low, high], nice=False)
-        return channel(
-            f"{field}:Q", title=title, scale=scale, axis=alt.Axis(values=powers_of_ten(low, high), format="~g")
-        )
+    def axis(channel: type[_Channel], field: str, title: str) -> _Channel:
+        sizes = [point[field] for point in points]
+        return log_axis(channel, field, title, min(sizes) / 1.5, max(sizes) * 1.5)
 
-    chart = (
-        alt.Chart(alt.InlineData(values=points))
+    chart: alt.Chart = (
+        plot(points)
         .mark_point(filled=True, size=16, opacity=0.55)
         .encode(
-            axis(alt.X, "gradient", "|gradient| (log)"),
-            axis(alt.Y, "diagonal", "|Hessian's diagonal| (log)"),
-            _colours(alt, "seed:N", _names(points, "seed"), "seed"),
-            tooltip=[*tooltips(alt, gradient="|gradient|", diagonal="|diagonal|"), alt.Tooltip("seed:N")],
+            axis(alt.X, "gradient", "|gradient|"),
+            axis(alt.Y, "diagonal", "|Hessian's diagonal|"),
+            categories("seed:N", _names(points, "seed"), "seed"),
+            tooltip=[*tooltips(gradient="|gradient|", diagonal="|diagonal|"), alt.Tooltip("seed:N")],
         )
     )
     notes = [f"A point a coordinate. Spearman's rank correlation, by seed: {', '.join(ranks)}." if ranks else ""]
@@ -207,7 +194,7 @@ def curvature_against_gradient(records: Sequence[Record], group: str, trajectory
     return finish(chart, f"Curvature against gradient, {group}: {trajectory} trajectory, step {step}", *notes)
 
 
-def correlations(records: Sequence[Record]) -> Any:
+def correlations(records: Sequence[Record]) -> alt.LayerChart:
     """Spearman's rank correlation of |gradient| with the Hessian's diagonal, a mark a measurement, by part of a model.
 
     Args:
@@ -228,40 +215,31 @@ def correlations(records: Sequence[Record]) -> Any:
     ]  # fmt: skip
     if not rows:
         raise UsageError("no correlations of curvature and gradient were measured")
-    alt = require("altair", "report")
     trajectories = _names(rows, "trajectory")
     low = min(-0.1, *(row["rho"] for row in rows))
     x = alt.X("rho:Q", title="Spearman's rank correlation", scale=alt.Scale(domain=[low, 1], nice=True))
     ticks = (
-        alt.Chart(alt.InlineData(values=rows))
+        plot(rows)
         .mark_tick(thickness=2, size=9, opacity=0.75)
         .encode(
             x,
             alt.Y("group:N", title=None, sort=None, axis=alt.Axis(labelLimit=330, grid=False)),
             alt.YOffset("trajectory:N", sort=trajectories),
-            _colours(alt, "trajectory:N", trajectories, "trajectory"),
+            categories("trajectory:N", trajectories, "trajectory"),
             tooltip=[
                 *(alt.Tooltip(f"{name}:N") for name in ("group", "trajectory", "step", "seed")),
-                *tooltips(alt, rho="correlation", low="from", high="to"),
+                *tooltips(rho="correlation", low="from", high="to"),
             ],
         )
     )
-    zero = alt.Chart(alt.InlineData(values=[{"rho": 0}])).mark_rule(color="#888").encode(x)
+    zero = plot([{"rho": 0}]).mark_rule(color="#888").encode(x)
     above = sum(row.get("low", -1.0) > 0 for row in rows)
     note = f"A mark a step and seed; {above} of {len(rows)} 95% intervals lie wholly above 0."
-    return finish(alt.layer(zero, ticks), "Curvature against gradient, coordinate by coordinate", note)
+    return finish(layered(zero, ticks), "Curvature against gradient, coordinate by coordinate", note)
 
 
 def _names(rows: Iterable[dict[str, Any]], field: str) -> list[str]:
     return list(dict.fromkeys(row[field] for row in rows))
-
-
-def _cycled(values: Sequence[str], names: Sequence[str]) -> list[str]:
-    return [values[place % len(values)] for place in range(len(names))]
-
-
-def _colours(alt: Any, field: str, names: Sequence[str], title: str) -> Any:
-    return alt.Color(field, scale=alt.Scale(domain=list(names), range=_cycled(_COLOURS, names)), title=title)
 
 
 def _shown(cut: Any) -> str:

@@ -7,14 +7,14 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from stepscope.errors import UsageError, require
-from stepscope.paper.claims.losses import finals_of, pairs_of
+from stepscope.errors import UsageError
+from stepscope.paper.claims.losses import Final, finals_of, pairs_of
 from stepscope.paper.statistics import CONFIDENCE
-from stepscope.report import dressed, finish, line_look, pick_directions, powers_of_ten, tooltips
+from stepscope.report import Looks, alt, finish, layered, log_axis, plot, rule, tooltips
 from stepscope.runs import Record, number
 
 
-def losses_over_steps(records: Sequence[Record], task: str) -> Any:
+def losses_over_steps(records: Sequence[Record], task: str) -> alt.Chart:
     """Loss against training steps, a line for each optimizer at its own learning rate: the mean over seeds.
 
     Args:
@@ -28,7 +28,6 @@ def losses_over_steps(records: Sequence[Record], task: str) -> Any:
         UsageError: no training of the task was finished.
         MissingExtraError: altair is not installed.
     """
-    alt = require("altair", "report")
     finals = [final for final in finals_of(records) if final.task == task]
     points: list[dict[str, Any]] = []
     for final in finals:
@@ -39,32 +38,26 @@ def losses_over_steps(records: Sequence[Record], task: str) -> Any:
             points.append(row | ({"spread": statistics.stdev(values)} if len(values) > 1 else {}))
     if not points:
         raise UsageError(f"no training on task {task!r} is finished")
-    pick = pick_directions(alt)
-    look = line_look(alt, _named(finals))
+    looks = _looks(finals)
     # What rises above the start is cut off: it would flatten the rest.
     low, high = min(p["loss"] for p in points), max(p["loss"] for p in points if p["step"] == points[0]["step"])
-    chart = (
-        alt.Chart(alt.InlineData(values=points))
+    chart: alt.Chart = (
+        plot(points)
         .mark_line(strokeWidth=1.8, clip=True)
         .encode(
             alt.X("step:Q", title="training step", scale=alt.Scale(nice=False)),
             alt.Y("loss:Q", title="loss", scale=alt.Scale(zero=False, domain=[low - 0.03 * (high - low), high])),
-            look["color"],
-            look["strokeDash"],
-            opacity=alt.when(pick).then(alt.value(0.95)).otherwise(alt.value(0.08)),
-            tooltip=[
-                alt.Tooltip("direction:N", title="optimizer"),
-                *tooltips(alt, step="step", loss="loss", spread="± over seeds", rate="learning rate"),
-            ],
+            tooltip=looks.tooltip(step="step", loss="loss", spread="± over seeds", rate="learning rate"),
+            **looks.line(),
         )
-        .add_params(pick)
+        .add_params(looks.pick)
     )
     seeds = max(len(final.losses) for final in finals)
     note = f"Mean over {seeds} seeds." if seeds > 1 else "One seed."
     return finish(chart, f"Loss while training: {task}", f"Each at the best learning rate of its search. {note}")
 
 
-def losses_over_rates(records: Sequence[Record], task: str) -> Any:
+def losses_over_rates(records: Sequence[Record], task: str) -> alt.LayerChart:
     """What the searches saw: the loss after a full training against the learning rate.
 
     Args:
@@ -78,7 +71,6 @@ def losses_over_rates(records: Sequence[Record], task: str) -> Any:
         UsageError: no full training of a search is finished.
         MissingExtraError: altair is not installed.
     """
-    alt = require("altair", "report")
     chosen = [r for r in records if r.get("task") == task and r.get("phase") == "search" and number(r, "step")]
     last = max((r["step"] for r in chosen), default=0)
     points = [
@@ -88,36 +80,24 @@ def losses_over_rates(records: Sequence[Record], task: str) -> Any:
     ]
     if not points:
         raise UsageError(f"no search on task {task!r} is finished")
-    pick = pick_directions(alt)
-    named = _named(finals_of(records))
-    base = alt.Chart(alt.InlineData(values=dressed(points, named)))
-    opacity = alt.when(pick).then(alt.value(0.9)).otherwise(alt.value(0.08))
+    looks = _looks(finals_of(records))
+    base = plot(looks.rows(points))
     rates = [point["rate"] for point in points]
-    axis = alt.Axis(values=powers_of_ten(min(rates), max(rates), 8), format="~g")
-    x = alt.X("rate:Q", title="learning rate (log)", scale=alt.Scale(type="log"), axis=axis)
+    x = log_axis(alt.X, "rate", "learning rate", min(rates) / 1.2, max(rates) * 1.2, 8)
     # What ended above the start is cut off: it would flatten the rest.
     starts = [r for r in records if r.get("task") == task and r.get("step") == 0]
     start = max((loss for r in starts if (loss := number(r, "loss")) is not None), default=math.inf)
     low, high = min(p["loss"] for p in points), min(start, max(p["loss"] for p in points))
     domain = [low - 0.03 * (high - low), high + 0.03 * (high - low)]
     y = alt.Y("loss:Q", title=f"loss after {last} steps", scale=alt.Scale(zero=False, domain=domain, nice=False))
-    lines = line_look(alt, named)
-    tips = [alt.Tooltip("direction:N", title="optimizer"), *tooltips(alt, rate="learning rate", loss="loss")]
-    drawn = base.mark_line(strokeWidth=1.4, clip=True).encode(
-        x, y, lines["color"], lines["strokeDash"], opacity=opacity
-    )
-    dots = base.mark_point(filled=True, size=45, clip=True).encode(
-        x,
-        y,
-        color=alt.Color("colour:N", scale=None),
-        opacity=opacity,
-        tooltip=tips,
-    )
+    lines = base.mark_line(strokeWidth=1.4, clip=True).encode(x, y, **looks.line()).add_params(looks.pick)
+    tips = looks.tooltip(rate="learning rate", loss="loss")
+    dots = base.mark_point(filled=True, size=45, clip=True).encode(x, y, tooltip=tips, **looks.beside())
     note = "The rates that trained to the end, on the weights and batches of the search alone."
-    return finish(alt.layer(drawn.add_params(pick), dots), f"Loss against learning rate: {task}", note)
+    return finish(layered(lines, dots), f"Loss against learning rate: {task}", note)
 
 
-def differences(records: Sequence[Record], task: str) -> Any:
+def differences(records: Sequence[Record], task: str) -> alt.LayerChart:
     """Each variant's loss minus its original's, with the interval of the mean over seeds.
 
     Args:
@@ -131,7 +111,6 @@ def differences(records: Sequence[Record], task: str) -> Any:
         UsageError: no variant and its original are finished.
         MissingExtraError: altair is not installed.
     """
-    alt = require("altair", "report")
     finals = [final for final in finals_of(records) if final.task == task]
     rows: list[dict[str, Any]] = []
     for pair in pairs_of(finals):
@@ -145,30 +124,23 @@ def differences(records: Sequence[Record], task: str) -> Any:
     reach = 3 * statistics.median(max(abs(row["low"]), abs(row["high"])) for row in rows)
     reach = max(reach, 1.1 * max(abs(row["mean"]) for row in rows))
     domain = [max(-reach, min(0.0, *(r["low"] for r in rows))), min(reach, max(0.0, *(r["high"] for r in rows)))]
-    pick = pick_directions(alt)
-    opacity = alt.when(pick).then(alt.value(0.95)).otherwise(alt.value(0.15))
+    looks = _looks(finals)
     y = alt.Y("pair:N", title=None, sort=None, axis=alt.Axis(labelLimit=260))
     scale = alt.Scale(domain=domain, nice=True)
-    colour = alt.Color("colour:N", scale=None)
-    base = alt.Chart(alt.InlineData(values=dressed(rows, _named(finals))))
-    tips = [
-        alt.Tooltip("pair:N", title="variant"),
-        *tooltips(alt, mean="difference", low="from", high="to"),
-        alt.Tooltip("verdict:N"),
-    ]
+    base = plot(looks.rows(rows))
+    tips = [alt.Tooltip("pair:N", title="variant"), *tooltips(mean="difference", low="from", high="to")]
+    tips += tooltips("verdict")
     title = "loss − the original's loss (left: the variant is faster)"
     bars = base.mark_rule(strokeWidth=2, clip=True).encode(
-        y, alt.X("low:Q", title=title, scale=scale), alt.X2("high:Q"), color=colour, opacity=opacity, tooltip=tips
+        y, alt.X("low:Q", title=title, scale=scale), alt.X2("high:Q"), tooltip=tips, **looks.beside(marked=False)
     )
-    means = base.mark_point(filled=True, size=70, clip=True).encode(
-        y, alt.X("mean:Q", title=title, scale=scale), color=colour, opacity=opacity, tooltip=tips
-    )
-    zero = alt.Chart(alt.InlineData(values=[{"mean": 0}])).mark_rule(color="#888").encode(alt.X("mean:Q"))
+    x = alt.X("mean:Q", title=title, scale=scale)
+    means = base.mark_point(filled=True, size=70, clip=True).encode(y, x, tooltip=tips, **looks.beside())
     name = f"Does the variant beat the original? {task}"
     note = f"Means over seeds with {CONFIDENCE:.0%} intervals, paired by seed."
-    return finish(alt.layer(zero, bars.add_params(pick), means), name, note)
+    return finish(layered(rule(alt.X("mean:Q"), mean=0), bars.add_params(looks.pick), means), name, note)
 
 
-def _named(finals: Sequence[Any]) -> list[Record]:
-    """Names as the looks are given to: those of all tasks, so that an optimizer looks the same on each."""
-    return [{"direction": name} for name in dict.fromkeys(final.optimizer for final in finals)]
+def _looks(finals: Sequence[Final]) -> Looks:
+    """Those of the optimizers of all tasks, so that one looks the same on each."""
+    return Looks(dict.fromkeys(final.optimizer for final in finals), "optimizer")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from stepscope.paper.claims.losses import Final, Pair, finals_of, pairs_of
-from stepscope.paper.report.figures import Figure, distinct, file_name
 from stepscope.paper.report.loss_charts import differences, losses_over_rates, losses_over_steps
+from stepscope.paper.report.names import distinct, file_name
 from stepscope.paper.statistics import CONFIDENCE
-from stepscope.report import NOTHING, Cell, Table
+from stepscope.report import NOTHING, Cell, Figure, Table
 from stepscope.runs import Record
 
 
@@ -76,7 +77,7 @@ def loss_numbers(records: Sequence[Record]) -> tuple[tuple[str, ...], list[tuple
 
 def loss_figures(records: Sequence[Record]) -> list[Figure]:
     """The figures of each task."""
-    titles = {
+    titles: dict[Callable[..., Any], str] = {
         differences: "variants against their originals",
         losses_over_steps: "losses while training",
         losses_over_rates: "losses against learning rates",

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from stepscope.errors import require
 from stepscope.paper.claims.losses import Final, conclusion, finals_of, pairs_of
-from stepscope.paper.report.figures import Figure
 from stepscope.paper.report.loss_charts import differences, losses_over_rates, losses_over_steps
 from stepscope.paper.statistics import CONFIDENCE
-from stepscope.report import Table, drawn, facts_of, render, title_of
+from stepscope.report import Figure, Table, drawn, facts_of, render, title_of
 from stepscope.runs import Record
 
 
@@ -28,8 +27,7 @@ def tables_page(head: Mapping[str, Any], tables: Sequence[Table], figures: Seque
     """
     require("altair", "report")
     charts: dict[str, Any] = {}
-    shown = [figure for figure in figures if figure.on_page]
-    places = [place for figure in shown for place in drawn(charts, f"chart-{len(charts)}", figure.draw)]
+    places = drawn(charts, [figure for figure in figures if figure.on_page])
     summary = ". ".join(table.title for table in tables)
     return render(
         "tables.html", title_of(head), summary, tables, facts=facts_of(head), names=[], charts=charts,
@@ -62,16 +60,17 @@ def losses_page(head: Mapping[str, Any], records: Sequence[Record]) -> str:
 def _losses_section(records: Sequence[Record], finals: Sequence[Final], charts: dict[str, Any]) -> dict[str, Any]:
     """One task's part of the page of a convergence experiment."""
     task = finals[0].task
-    figures = [
-        name
-        for draw in (differences, losses_over_steps, losses_over_rates)
-        for name in drawn(charts, f"chart-{len(charts)}", functools.partial(draw, records, task))
-    ]
+    draws: dict[str, Callable[..., Any]] = {
+        "differences": differences,
+        "losses": losses_over_steps,
+        "rates": losses_over_rates,
+    }
+    figures = [Figure(name, name, functools.partial(draw, records, task)) for name, draw in draws.items()]
     means = [final.mean for final in finals if final.mean is not None]
     return {
         "name": task,
         "finals": finals,
         "pairs": pairs_of(finals),
         "best": min(means, default=None),
-        "charts": figures,
+        "charts": drawn(charts, figures),
     }

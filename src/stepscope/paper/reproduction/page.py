@@ -13,10 +13,10 @@ from urllib.parse import quote
 from stepscope.errors import UsageError, require
 from stepscope.paper.experiments.experiment import Experiment
 from stepscope.paper.experiments.registry import EXPERIMENTS, experiment_of
-from stepscope.paper.report.figures import Figure, file_name
+from stepscope.paper.report.names import file_name
 from stepscope.paper.runs import Run, read_runs
 from stepscope.paper.tasks.catalogue import TASKS
-from stepscope.report import Table, facts_of, render, save, swatches_of, title_of, write_csv, write_tables
+from stepscope.report import Figure, Looks, Table, facts_of, render, save, title_of, write_csv, write_tables
 from stepscope.runs import write_atomically
 
 Progress = Callable[[float, str], None]
@@ -178,7 +178,7 @@ def _section(part: _Part, drawn: Mapping[str, Any], charts: dict[str, Any]) -> d
         "title": _title(part.run),
         "summary": _summary(part),
         "tables": [_shown(name, table) for name, table in tables if table.on_page],
-        "swatches": swatches_of(part.kind.highlighted(part.run.records)),
+        "swatches": Looks(part.kind.highlighted(part.run.records)).swatches(),
         "charts": shown,
         "links": links,
         "facts": facts_of(part.run.head),

@@ -1,45 +1,14 @@
-"""Figures, each under the name of its file."""
+"""Names of files for figures and tables."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TypeVar
 
-from stepscope.errors import MissingExtraError, UsageError
-from stepscope.report import Table
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A figure that can be drawn.
-
-    Attributes:
-        name: of its file, without the suffix.
-        title: what a link to it says.
-        draw: makes the chart; raises a `UsageError` where nothing was measured.
-        on_page: whether a page shows it, or only links to its file.
-    """
-
-    name: str
-    title: str
-    draw: Callable[[], Any]
-    on_page: bool = True
-
-    def chart(self) -> Any:
-        """The chart; None where it shows something that wasn't measured.
-
-        Raises:
-            MissingExtraError: altair is not installed.
-        """
-        try:
-            return self.draw()
-        except MissingExtraError:
-            raise
-        except UsageError:
-            return None
+from stepscope.report import Figure, Table
 
 
 def file_name(*parts: object) -> str:

@@ -1,0 +1,134 @@
+"""Altair and Vega: a chart's frame, and how it gets into a file or a page.
+
+Altair is an optional extra. Chart modules take it from here: ``from stepscope.report.vega import alt``.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from stepscope.errors import UsageError, require
+from stepscope.report.escaping import script_json, xml_text
+from stepscope.runs import write_atomically
+
+__all__ = ["alt", "finish", "layered", "plot", "rule", "save", "tooltips", "vega_lite_version", "vega_script"]
+
+if TYPE_CHECKING:
+    import altair as alt
+else:
+
+    class _Altair:
+        """The module altair, imported where it is first used: without it a report still has its tables."""
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return getattr(require("altair", "report"), name)
+
+    alt = _Altair()
+
+_Drawn = TypeVar("_Drawn", "alt.Chart", "alt.LayerChart")
+
+
+def plot(rows: Iterable[Mapping[str, Any]]) -> alt.Chart:
+    """A chart of rows that has no marks yet."""
+    return alt.Chart(alt.InlineData(values=[dict(row) for row in rows]))
+
+
+def rule(axis: alt.X | alt.Y, **at: float) -> alt.Chart:
+    """A grey line across a chart, at a field's value."""
+    line: alt.Chart = plot([at]).mark_rule(color="#888", opacity=0.6).encode(axis)
+    return line
+
+
+def layered(*charts: alt.Chart) -> alt.LayerChart:
+    """Charts on top of one another, the first below."""
+    return alt.LayerChart(layer=list(charts))
+
+
+def tooltips(*names: str | alt.Tooltip, **numbers: str) -> list[alt.Tooltip]:
+    """Tooltip entries: fields that are names, and numbers as field = title."""
+    named = [alt.Tooltip(f"{name}:N") if isinstance(name, str) else name for name in names]
+    return named + [
+        alt.Tooltip(field=field, type="quantitative", title=title, format=".4~g") for field, title in numbers.items()
+    ]
+
+
+def finish(chart: _Drawn, title: str, *notes: str) -> _Drawn:
+    """Gives a chart its title, its size and the plain look of all charts."""
+    lines = [note for note in notes if note]  # a line each: what is wider than the chart would be cut off
+    text = alt.TitleParams(title, subtitle=lines) if lines else title
+    framed: _Drawn = (
+        chart.properties(title=text, width=560, height=330)
+        .configure(font="sans-serif", background="#ffffff")
+        .configure_view(stroke=None)
+        .configure_title(anchor="start", fontSize=14, fontWeight=600, subtitleColor="#666", offset=12)
+        .configure_axis(
+            gridColor="#e7e7ea", domainColor="#b5b5bb", tickColor="#b5b5bb", labelColor="#55555c",
+            titleColor="#333338", titleFontWeight="normal", titleFontSize=12, titlePadding=8,
+        )
+        .configure_legend(labelLimit=300, labelColor="#333338", titleColor="#333338")
+    )  # fmt: skip
+    return framed
+
+
+def vega_lite_version() -> str | None:
+    """The Vega-Lite that draws what the installed Altair writes; None is the newest that vl-convert has."""
+    wanted = str(alt.SCHEMA_VERSION).lstrip("v")
+    known: list[str] = require("vl_convert", "report").get_vegalite_versions()
+    return next((version for version in known if wanted.startswith(f"{version}.")), None)
+
+
+@functools.cache
+def vega_script() -> str:
+    """The JavaScript that defines `vegaEmbed`, whole: nothing is fetched when it runs."""
+    return str(require("vl_convert", "report").javascript_bundle(vl_version=vega_lite_version()))
+
+
+def save(chart: alt.Chart | alt.LayerChart, path: str | os.PathLike[str]) -> Path:
+    """Writes a chart to a file, in the format that the file's name says.
+
+    Args:
+        chart: what one of the functions that draw returned.
+        path: a name that ends in `.pdf` or `.svg` (vector), `.png` (twice the screen's resolution) or `.html`
+            (interactive, needs no network).
+
+    Returns:
+        The path.
+
+    Raises:
+        UsageError: the suffix is another one, or the file cannot be written.
+        MissingExtraError: vl-convert is not installed.
+    """
+    target = Path(path)
+    converter = require("vl_convert", "report")
+    version = vega_lite_version()
+    suffix = target.suffix.lower()
+    spec = chart.to_dict()
+    printed = xml_text(spec)
+    if suffix == ".pdf":
+        content = converter.vegalite_to_pdf(printed, vl_version=version)
+    elif suffix == ".svg":
+        content = converter.vegalite_to_svg(printed, vl_version=version).encode()
+    elif suffix == ".png":
+        content = converter.vegalite_to_png(printed, vl_version=version, scale=2)
+    elif suffix == ".html":
+        content = _standalone_page(spec).encode(errors="replace")
+    else:
+        raise UsageError(f"cannot save a chart as {target.name!r}: end the name in .pdf, .svg, .png or .html")
+    write_atomically(target, content)
+    return target
+
+
+def _standalone_page(spec: dict[str, Any]) -> str:
+    """One interactive chart as a page that fetches nothing."""
+    options = script_json({"actions": {"export": True, "source": False, "compiled": False, "editor": False}})
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>stepscope</title><div id="chart"></div>'
+        f"<script>{vega_script()}</script>"
+        f"<script>vegaEmbed('#chart', {script_json(spec)}, {options})</script></html>\n"
+    )
