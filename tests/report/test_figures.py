@@ -11,8 +11,8 @@ from synthetic_records import synthetic_records
 
 
 def test_a_chart_is_one_function(monkeypatch):
-    monkeypatch.setattr(figures, "_OF_TRAJECTORY", dict(figures._OF_TRAJECTORY))
-    monkeypatch.setattr(figures, "_OF_STEP", dict(figures._OF_STEP))
+    monkeypatch.setattr(figures, "OF_TRAJECTORY", dict(figures.OF_TRAJECTORY))
+    monkeypatch.setattr(figures, "OF_STEP", dict(figures.OF_STEP))
 
     @figures.of_trajectory("toy")
     def toy(records, trajectory):

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 _Draw = TypeVar("_Draw", bound="Callable[..., alt.Chart | alt.LayerChart]")
 
-_OF_STEP: dict[str, Callable[..., alt.Chart | alt.LayerChart]] = {}
-_OF_TRAJECTORY: dict[str, Callable[..., alt.Chart | alt.LayerChart]] = {}
+OF_STEP: dict[str, Callable[..., alt.Chart | alt.LayerChart]] = {}
+OF_TRAJECTORY: dict[str, Callable[..., alt.Chart | alt.LayerChart]] = {}
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ class Figure:
 
 def of_trajectory(name: str) -> Callable[[_Draw], _Draw]:
     """Shows a chart on a run's page for each trajectory: a function of the records and the trajectory's name."""
-    return partial(_shown, _OF_TRAJECTORY, name)
+    return partial(_shown, OF_TRAJECTORY, name)
 
 
 def of_step(name: str) -> Callable[[_Draw], _Draw]:
     """Shows a chart for each measured step of a trajectory: a function of records, trajectory and step."""
-    return partial(_shown, _OF_STEP, name)
+    return partial(_shown, OF_STEP, name)
 
 
 def _shown(figures: dict[str, Any], name: str, draw: _Draw) -> _Draw:
@@ -72,9 +72,9 @@ def page_figures(records: Sequence[Record], trajectory: str, steps: Iterable[flo
     by_step = [
         Figure(f"{name}-{step:g}", f"{name} {step:g}", partial(draw, records, trajectory, step))
         for step in steps
-        for name, draw in _OF_STEP.items()
+        for name, draw in OF_STEP.items()
     ]
-    return by_step + [Figure(name, name, partial(draw, records, trajectory)) for name, draw in _OF_TRAJECTORY.items()]
+    return by_step + [Figure(name, name, partial(draw, records, trajectory)) for name, draw in OF_TRAJECTORY.items()]
 
 
 def drawn(charts: dict[str, Any], figures: Iterable[Figure]) -> list[str]:

@@ -52,11 +52,11 @@ def test_the_page_draws_every_chart_and_shares_one_highlight(browser, tmp_path, 
     tab, events = opened(browser, path, color_scheme=scheme)
     assert tab.locator(".chart svg.marks").count() == 5
     assert tab.locator(".failed").count() == 0
-    colours = tab.evaluate(
+    colors = tab.evaluate(
         "[getComputedStyle(document.querySelector('.card')).backgroundColor,"
         " getComputedStyle(document.querySelector('.chart svg')).backgroundColor]"
     )
-    assert colours[0] == colours[1], "a chart has the colour of its card"
+    assert colors[0] == colors[1], "a chart has the color of its card"
 
     def clear_minima():
         return tab.evaluate(

@@ -11,9 +11,9 @@
   let charts = [];
   let drawing = Promise.resolve();
 
-  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-  // The page's colours over a chart's own, which are for white paper.
+  // The page's colors over a chart's own, which are for white paper.
   function themed(config) {
     const merged = { ...config };
     for (const [key, value] of Object.entries(look())) {
@@ -23,9 +23,9 @@
   }
 
   function look() {
-    const ink = colour("--ink"), soft = colour("--soft"), line = colour("--line"), grid = colour("--grid");
+    const ink = color("--ink"), soft = color("--soft"), line = color("--line"), grid = color("--grid");
     return {
-      background: colour("--card"),
+      background: color("--card"),
       font: getComputedStyle(document.body).fontFamily,
       title: { color: ink, subtitleColor: soft, fontSize: narrow.matches ? 13 : 15 },
       axis: { gridColor: grid, domainColor: line, tickColor: line, labelColor: soft, titleColor: soft },
