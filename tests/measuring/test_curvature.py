@@ -9,7 +9,8 @@ from torch import nn
 import stepscope
 from cases import CASES, FAMILIES, SMOOTH, case, cast, dense, flat
 from stepscope import Objective, UsageError
-from stepscope.measuring.curvature import curvature, hessian_rows
+from stepscope.measuring import hessian_rows
+from stepscope.measuring.curvature import curvature
 from stepscope.objective import vectors
 
 

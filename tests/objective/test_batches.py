@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from stepscope import Objective, UsageError
+from stepscope.objective import averaged_over
 from stepscope.objective.batches import moved, tensors
-from stepscope.objective.weights import averaged_over
 
 
 def doubled(batch):

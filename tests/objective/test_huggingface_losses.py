@@ -278,7 +278,7 @@ def test_two_micro_batches_are_the_batch_or_refused(name, capsys):
 def test_one_batch_needs_no_weights(name):
     """There is nothing to pool in one batch, so there is nothing to refuse."""
     trial = _trial(name)
-    assert stepscope.Objective(trial.model, None, [_joined(trial.halves)]).shares == [1.0]
+    assert stepscope.Objective(trial.model, None, [_joined(trial.halves)]).weights == [1.0]
 
 
 def test_weights_that_are_given_are_taken():

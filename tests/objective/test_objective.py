@@ -12,8 +12,8 @@ from torch import nn
 import stepscope
 from cases import CASES, bert, case, gpt_neo, t5
 from stepscope import Objective, UsageError
+from stepscope.objective import averaged_over, predicts_next_token
 from stepscope.objective.batches import moved
-from stepscope.objective.weights import averaged_over, predicts_next_token
 from traces import Log, fingerprint
 
 
@@ -190,7 +190,7 @@ def test_a_data_loader_is_read_without_touching_the_generator():
     before = torch.get_rng_state()
     objective = Objective(model, lambda m, b: F.cross_entropy(m(b[0]), b[1]), loader)
     assert torch.equal(before, torch.get_rng_state())
-    assert objective.shares == [0.4, 0.4, 0.2]
+    assert objective.weights == [0.4, 0.4, 0.2]
 
 
 def linear():
@@ -417,7 +417,7 @@ def test_a_micro_batch_without_labels_does_not_count():
     c = case("t5 gelu")
     empty = {**c.batches[0], "labels": torch.full_like(c.batches[0]["labels"], -100)}
     both = Objective(c.model, None, [c.batches[0], empty])
-    assert both.shares == [1.0]
+    assert both.weights == [1.0]
     assert both.loss() == Objective(c.model, None, [c.batches[0]]).loss()
 
 
@@ -431,7 +431,7 @@ def test_a_wrapper_is_pooled_as_the_model_in_it():
             return self.inner(**batch)
 
     c = case("gpt-neo")
-    assert Objective(Wrapper(), None, c.batches).shares == c.objective().shares
+    assert Objective(Wrapper(), None, c.batches).weights == c.objective().weights
 
 
 def test_labels_in_a_tuple_need_a_weight():
@@ -458,11 +458,11 @@ def test_a_model_that_has_changed_is_refused():
     model = nn.Sequential(linear(), nn.Linear(1, 1))
     objective = Objective(model, mean_square, ONES)
     model[1] = nn.Linear(1, 1)
-    with pytest.raises(UsageError, match="make it anew"):
+    with pytest.raises(UsageError, match="make another Objective"):
         objective.loss()
     objective = Objective(model, mean_square, ONES)
     model[0].bias.requires_grad_(False)
-    with pytest.raises(UsageError, match="make it anew"):
+    with pytest.raises(UsageError, match="make another Objective"):
         objective.loss()
 
 
@@ -613,7 +613,7 @@ def test_where_all_losses_are_equal_gradients_show_how_they_are_weighted():
     model = UnshiftedForCausalLM()
     assert predicts_next_token(model)
     objective = Objective(model, None, batches)
-    assert objective.shares == [0.2, 0.8]
+    assert objective.weights == [0.2, 0.8]
     assert objective.weighting.check == "the loss of two micro-batches together is the mean of theirs"
 
 
@@ -722,13 +722,13 @@ class TimeFirst(nn.Module):
 def test_examples_may_lie_along_the_second_dimension():
     batches = [(torch.randn(5, n, 3), torch.randn(5, n, 4)) for n in (2, 8)]
     objective = Objective(TimeFirst(), lambda m, b: F.mse_loss(m(b[0]), b[1]), batches)
-    assert objective.shares == pytest.approx([0.2, 0.8])
+    assert objective.weights == pytest.approx([0.2, 0.8])
 
 
 def test_a_mask_in_a_tuple_is_found():
     batches = [(torch.randn(4, 2), torch.arange(8).view(4, 2) < n) for n in (3, 7)]
     objective = Objective(linear(), lambda m, b: (m(b[0]).square() * b[1]).sum() / b[1].sum(), batches)
-    assert objective.shares == pytest.approx([0.3, 0.7])
+    assert objective.weights == pytest.approx([0.3, 0.7])
 
 
 def test_a_list_of_targets_is_not_joined():

@@ -58,7 +58,7 @@ def state_of(optimizers: Sequence[Optimizer], parameters: Mapping[str, nn.Parame
 
 def without_hooks(state: State) -> None:
     """Until the state is restored, its optimizers have no hooks on their steps."""
-    for optimizer in state.found(Optimizer):
+    for optimizer in state.instances(Optimizer):
         # Others in place of theirs, for these may be just being called.
         vars(optimizer).update({name: OrderedDict() for name in _HOOKS})
 
@@ -127,7 +127,7 @@ def stand_in(state: State, moving: Sequence[nn.Parameter]) -> list[Tensor]:
     Frozen parameters without gradient, unless they are among the moving ones, need none: no step moves them.
     """
     state.spare_iterators()
-    frozen = {id(p) for p in state.found(nn.Parameter) if not p.requires_grad and p.grad is None}
+    frozen = {id(p) for p in state.instances(nn.Parameter) if not p.requires_grad and p.grad is None}
     return state.stand_in(but=frozen - set(map(id, moving)))
 
 

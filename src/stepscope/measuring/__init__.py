@@ -1,8 +1,8 @@
 """Along a direction: curvature, landscape, breakdown, smoothness, and the checks of all of these."""
 
 from stepscope.measuring.breakdown import Grouping, grouping
-from stepscope.measuring.curvature import Coordinate, hessian_rows
 from stepscope.measuring.gauss_newton_matrix import chosen_names, gauss_newton
+from stepscope.measuring.hessian_rows import Coordinate, hessian_rows
 from stepscope.measuring.measurement import Measurement, measure, measure_units
 from stepscope.measuring.selfcheck import ANOTHER_GRADIENT, SelfCheck, self_check
 from stepscope.measuring.smoothness import check_removal, removals

@@ -117,7 +117,7 @@ class BreakdownObserver:
         self._largest: dict[str, dict[float, _Largest]] = {}
         self._magnitudes: dict[str, Magnitudes] = {}
 
-    def __call__(self, label: str, share: float, u: Direction, product: Direction) -> None:
+    def __call__(self, label: str, weight: float, u: Direction, product: Direction) -> None:
         """Adds one micro-batch's part."""
         if label not in self._largest:
             self._largest[label] = {p: _Largest.of(u, p) for p in TOP_FRACTIONS}
@@ -126,9 +126,9 @@ class BreakdownObserver:
         layers = self._layers[label]
         for name, part in u.items():
             value = vectors.dot({name: part}, product) if name in product else 0.0
-            layers[self._layer(name)] = layers.get(self._layer(name), 0.0) + share * value
+            layers[self._layer(name)] = layers.get(self._layer(name), 0.0) + weight * value
         for fraction, largest in self._largest[label].items():
-            self._top[label][fraction] += share * vectors.dot(largest.part(u), product)
+            self._top[label][fraction] += weight * vectors.dot(largest.part(u), product)
 
     def clear(self) -> None:
         """Forgets what was collected."""

@@ -32,7 +32,7 @@ class GaussNewton:
 
     Attributes:
         rows: ``{parameter name: the part of each row that belongs to it}``, flat tensors of its number of coordinates.
-            A row is an example's, weighted by the square root of the example's share in the mean loss.
+            A row is an example's, weighted by the square root of the example's weight in the mean loss.
         examples: how many examples the mean loss is over.
     """
 
@@ -112,10 +112,10 @@ def gauss_newton(objective: Objective, parameters: Chosen = None, *, logits_fn: 
         return logits, _valid(batch, logits)
 
     with objective.measuring():
-        for share, (logits, valid) in objective.evaluations(evaluate):
+        for weight, (logits, valid) in objective.evaluations(evaluate):
             count = int(valid.sum())
             for example in valid.nonzero().flatten().tolist():
-                for row in _rows(objective, names, logits[example], math.sqrt(share / count)):
+                for row in _rows(objective, names, logits[example], math.sqrt(weight / count)):
                     for name, part in row.items():
                         rows[name].append(part)
             examples += count

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from stepscope.errors import UsageError
 from stepscope.measuring import breakdown as breakdowns
-from stepscope.measuring import curvature as curvatures
 from stepscope.measuring.breakdown import Breakdown, BreakdownObserver, Grouping, grouping
-from stepscope.measuring.curvature import Curvature, Method
+from stepscope.measuring.curvature import Method, curvature
+from stepscope.measuring.curvature_terms import Curvature
 from stepscope.measuring.landscape import Landscape, trace
+from stepscope.measuring.slopes import relative_step, segment
 from stepscope.objective import Direction, Objective, check_objective, vectors
 
 FINITE_STEP = 1e-3
@@ -61,7 +62,7 @@ class Measurement:
         within_layer: ``Σ_ℓ u_ℓᵀH_ℓℓu_ℓ``, the part of ``sharpness`` that doesn't come from interaction of layers;
             ``None`` if it wasn't asked for.
         cross_layer: the rest, ``sharpness − within_layer``; ``None`` likewise.
-        method: ``"autograd"`` or ``"difference"``.
+        method: ``"autograd"``, ``"difference"``, or another of `METHODS`.
         method_reason: why that method.
         dtype: the floating-point type that it was measured in.
         seconds: time spent on this direction, with its part of the work that all share.
@@ -179,7 +180,7 @@ def measure_units(
     with objective.measuring():
         layer_of = grouping(layer, objective.parameters)
         observer = BreakdownObserver(units, layer_of) if breakdown else None
-        terms = curvatures.curvature(objective, {label: unit.u for label, unit in units.items()}, method, observer)
+        terms = curvature(objective, {label: unit.u for label, unit in units.items()}, method, observer)
         point = _Point(objective, terms, landscape, observer, layer_of if within_layers else None)
         point.check()
         shared_seconds = (time.perf_counter() - started) / len(units)
@@ -213,11 +214,9 @@ class _Point:
         self._objective, self._terms = objective, terms
         self._with_landscape, self._observer, self._layer_of = with_landscape, observer, layer_of
         self._gradient_norm = vectors.norm(terms.gradient)
-        self._finite_step = curvatures.relative_step(objective, FINITE_STEP)
+        self._finite_step = relative_step(objective, FINITE_STEP)
         dtypes = {str(p.dtype).removeprefix("torch.") for p in objective.parameters.values()}
         self._dtype = "/".join(sorted(dtypes))
-        # What is worked out beside `x`, or of parts of a direction, takes the method that worked at `x`.
-        self._method: Method = "autograd" if terms.method == "autograd" else "difference"
 
     def check(self) -> None:
         """Refuses a point where there is nothing to measure, and a loss that isn't a function.
@@ -248,7 +247,7 @@ class _Point:
         robust = self._robust(u) if sharpness < 0 else None
         over_segment, check = None, None
         with suppress(UsageError):
-            over_segment, check = curvatures.segment(objective, u, self._finite_step, slope)
+            over_segment, check = segment(objective, u, self._finite_step, slope)
         curve = trace(objective, u, slope=slope, sharpness=sharpness, also=(norm,)) if self._with_landscape else None
         within = self._within_layers(u)
         has_minimum = slope < 0 < sharpness
@@ -261,8 +260,8 @@ class _Point:
             gradient_agrees=check.agrees if check else None,
             correlation=slope / self._gradient_norm if self._gradient_norm > 0 else 0.0,
             sharpness=sharpness,
-            sharpness_stderr=_standard_error(objective.shares, terms.sharpness[label]),
-            numerical_error=terms.numerical_error[label],
+            sharpness_stderr=_standard_error(objective.weights, terms.sharpness[label]),
+            numerical_error=terms.numerical_error.get(label),
             sharpness_finite=over_segment,
             finite_step=self._finite_step,
             sharpness_robust=robust,
@@ -286,21 +285,21 @@ class _Point:
     def _robust(self, u: Direction) -> float | None:
         """``uᵀ∇²f(x + εu)u`` (eq. 4); ``None`` where the loss isn't finite there."""
         with suppress(UsageError), self._objective.displaced(u, self._finite_step):
-            beside = curvatures.curvature(self._objective, {"u": u}, self._method)
+            beside = curvature(self._objective, {"u": u}, self._terms.method)
             return self._objective.mean(beside.sharpness["u"])
         return None
 
     def _within_layers(self, u: Direction) -> float | None:
         if self._layer_of is None:
             return None
-        return math.fsum(breakdowns.within_layers(self._objective, u, self._layer_of, self._method).values())
+        return math.fsum(breakdowns.within_layers(self._objective, u, self._layer_of, self._terms.method).values())
 
 
-def _standard_error(shares: Sequence[float], values: Sequence[float]) -> float | None:
-    """Of ``Σ sᵢvᵢ``, the micro-batches being a sample: ``√(B/(B−1) · Σ sᵢ²(vᵢ − v̄)²)``; ``None`` for a single one."""
+def _standard_error(weights: Sequence[float], values: Sequence[float]) -> float | None:
+    """Of ``Σ wᵢvᵢ``, the micro-batches being a sample: ``√(B/(B−1) · Σ wᵢ²(vᵢ − v̄)²)``; ``None`` for a single one."""
     count = len(values)
     if count < 2:
         return None
-    mean = math.fsum(s * v for s, v in zip(shares, values, strict=True))
-    squares = math.fsum((s * (v - mean)) ** 2 for s, v in zip(shares, values, strict=True))
+    mean = math.fsum(w * v for w, v in zip(weights, values, strict=True))
+    squares = math.fsum((w * (v - mean)) ** 2 for w, v in zip(weights, values, strict=True))
     return math.sqrt(count / (count - 1) * squares)

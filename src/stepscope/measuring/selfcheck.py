@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 
 from stepscope.errors import UsageError
-from stepscope.measuring.curvature import Method, curvature, difference
+from stepscope.measuring.curvature import Method, curvature
+from stepscope.measuring.gradient_differences import difference
 from stepscope.objective import Direction, Objective, vectors
 
 ANOTHER_GRADIENT = (
@@ -96,7 +97,7 @@ def self_check(objective: Objective) -> SelfCheck:
         units = {label: vectors.UnitDirection.of(d, objective.parameters).u for label, d in directions.items()}
         exact, asymmetry = _by_autograd(objective, units)
         finite = difference(objective, {"a": units["a"]})
-        by_difference, bar = objective.mean(finite.sharpness["a"]), finite.numerical_error["a"] or 0.0
+        by_difference, bar = objective.mean(finite.sharpness["a"]), finite.numerical_error["a"]
     verdict = _verdict(exact, by_difference, bar)
     slopes = finite.slope_checks["a"]
     if not slopes.agrees:
@@ -145,10 +146,10 @@ class _Crossed:
         self._units = units
         self.clear()
 
-    def __call__(self, label: str, share: float, u: Direction, product: Direction) -> None:
+    def __call__(self, label: str, weight: float, u: Direction, product: Direction) -> None:
         del u
-        self.crossed[label] += share * vectors.dot(self._units["b" if label == "a" else "a"], product)
-        self.sizes[label] += share * vectors.norm(product)
+        self.crossed[label] += weight * vectors.dot(self._units["b" if label == "a" else "a"], product)
+        self.sizes[label] += weight * vectors.norm(product)
 
     def clear(self) -> None:
         self.crossed, self.sizes = {"a": 0.0, "b": 0.0}, {"a": 0.0, "b": 0.0}

@@ -1,19 +1,16 @@
 """The loss as a function of the parameters, of a model that is made measurable and left exactly as it was."""
 
+from stepscope.objective.checks import reached
 from stepscope.objective.interrupts import held
-from stepscope.objective.measurable import HALF, emptied, random_state
-from stepscope.objective.objective import (
-    LossFunction,
-    Objective,
-    check_objective,
-    is_out_of_memory,
-    model_output,
-    reached,
-)
+from stepscope.objective.loss_calls import LossFunction, is_out_of_memory, model_output
+from stepscope.objective.measurable import HALF
+from stepscope.objective.objective import Objective, check_objective
+from stepscope.objective.randomness import random_state
 from stepscope.objective.sharding import sharded
 from stepscope.objective.state import State
+from stepscope.objective.switches import emptied
+from stepscope.objective.usual_weights import IGNORED_LABEL, averaged_over, predicts_next_token
 from stepscope.objective.vectors import Direction, UnitDirection, accumulator
-from stepscope.objective.weights import IGNORED_LABEL, averaged_over, predicts_next_token
 from stepscope.objective.writes import WatchedWrites, memory_of
 
 __all__ = [

@@ -173,7 +173,7 @@ class State:
         """The tensors that were written to since they were met, by path."""
         return {path: tensor for path, tensor, version in self._versions if tensor._version != version}
 
-    def found(self, kind: type[T]) -> list[T]:
+    def instances(self, kind: type[T]) -> list[T]:
         """What was met of a type."""
         return [value for value in self._seen.values() if isinstance(value, kind)]
 

@@ -46,6 +46,21 @@ def norm(a: Mapping[str, Tensor]) -> float:
     )
 
 
+def add(total: Direction, direction: Mapping[str, Tensor], factor: float) -> None:
+    """Adds ``factor · direction`` to `total` in place, without its graph.
+
+    Example:
+        >>> total = {"w": torch.tensor([1.0])}
+        >>> add(total, {"w": torch.tensor([3.0]), "b": torch.tensor([2.0])}, 0.5); total
+        {'w': tensor([2.5000]), 'b': tensor([1.])}
+    """
+    for name, tensor in direction.items():
+        if name in total:
+            total[name].add_(tensor.detach(), alpha=factor)
+        else:
+            total[name] = tensor.detach() * factor
+
+
 @dataclass(frozen=True)
 class UnitDirection:
     """A direction ``d`` as its unit vector and its length, which are worked out once.

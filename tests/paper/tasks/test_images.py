@@ -151,7 +151,7 @@ def test_loss_is_the_mean_over_images(file):
     task = images(replace(SMOKE, micro_batch_size=16), source=file)
     assert [len(batch["labels"]) for batch in task.eval_batches] == [16, 8]
     objective = Objective(task.model, None, task.eval_batches)
-    assert objective.shares == pytest.approx([2 / 3, 1 / 3])
+    assert objective.weights == pytest.approx([2 / 3, 1 / 3])
     model = task.model.eval()
     whole = {name: torch.cat([batch[name] for batch in task.eval_batches]) for name in task.eval_batches[0]}
     with torch.no_grad():

@@ -10,7 +10,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("tokenizers")
 
 from stepscope.errors import UsageError
-from stepscope.objective.weights import IGNORED_LABEL
+from stepscope.objective import IGNORED_LABEL
 from stepscope.paper.tasks.text import END, PAD, SMALLEST_VOCABULARY, learn_tokenizer
 from stepscope.paper.tasks.translation import SCALES, collate, translation
 

@@ -1,0 +1,109 @@
+"""Checks of what a user gives to an objective: model, parameters, batches, directions."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stepscope.errors import UsageError
+from stepscope.objective import vectors
+from stepscope.objective.memory import shared_memory
+from stepscope.objective.sharding import sharded, sharded_module
+from stepscope.objective.vectors import Direction
+
+MOST_BATCHES = 512
+"""How many micro-batches are read from an iterable without a length: it may have no end."""
+
+
+def check_model(model: Any) -> None:
+    """Refuses a model that isn't a module, is sharded, or has parameters without a shape yet."""
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"model is a {type(model).__name__}, not a torch.nn.Module")
+    if owner := sharded_module(model) or sharded(model.parameters()):
+        raise UsageError(f"the model is sharded over processes by {owner}: sharded models can't be measured")
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            raise UsageError(f"{name} has no shape yet (a lazy module): call the model on a batch first")
+
+
+def check_parameters(parameters: Mapping[str, nn.Parameter]) -> None:
+    """Refuses parameters that can't be moved one by one: none, of another type, or in shared memory."""
+    if not parameters:
+        raise UsageError("the model has no trainable parameters: set requires_grad on those to be measured")
+    for name, parameter in parameters.items():
+        if not parameter.is_floating_point():
+            raise UsageError(f"parameter {name} is {parameter.dtype}: only real floating-point parameters are measured")
+    if names := shared_memory(parameters):
+        first, second = names
+        if first == second:
+            raise UsageError(f"parameter {first} holds elements that share memory (expanded?): clone it")
+        raise UsageError(f"parameters {first} and {second} share memory: tie them as one Parameter object")
+
+
+def read_batches(batches: Any) -> list[Any]:
+    """The micro-batches, read once.
+
+    Raises:
+        UsageError: it is no iterable of micro-batches, it has no end, or its items are the tensors of one batch.
+    """
+    if isinstance(batches, Mapping | Tensor | str) or not isinstance(batches, Iterable):
+        raise UsageError(f"batches is a {type(batches).__name__}: give a list of micro-batches, [batch] for one")
+    if isinstance(batches, tuple) and hasattr(batches, "_fields"):
+        raise UsageError(f"batches is a {type(batches).__name__}, which is one batch: give a list, [batch] for one")
+    try:
+        len(batches)  # type: ignore[arg-type]
+    except TypeError:
+        read = list(itertools.islice(batches, MOST_BATCHES + 1))
+        if len(read) > MOST_BATCHES:
+            raise UsageError(
+                f"batches has no length, and no end after {MOST_BATCHES} micro-batches: give some of them, "
+                "list(itertools.islice(batches, 8))"
+            ) from None
+    else:
+        read = list(batches)
+    kinds = {(tensor.dtype, tensor.dim()) if isinstance(tensor, Tensor) else None for tensor in read}
+    if len(kinds) > 1 and None not in kinds:
+        raise UsageError(
+            f"batches holds {len(read)} tensors of different kinds, which are the parts of one batch: give a list of "
+            "micro-batches, [batch] for one"
+        )
+    return read
+
+
+def check_direction(label: str, direction: Any, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Refuses what isn't a direction of a parameter space; see `Objective.check_direction`."""
+    if not isinstance(direction, Mapping):
+        raise UsageError(f"direction {label!r} is a {type(direction).__name__}, not a mapping of names to tensors")
+    for name, tensor in direction.items():
+        dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.is_floating_point()
+        if not dense:
+            raise UsageError(f"direction {label!r}: {name} is not a dense real floating-point tensor")
+        if name not in parameters:
+            known = ", ".join(list(parameters)[:3])
+            raise UsageError(f"direction {label!r} names {name!r}, not a trainable parameter (they are {known}, …)")
+        if tensor.shape != parameters[name].shape:
+            raise UsageError(
+                f"direction {label!r}: {name} has shape {tuple(tensor.shape)}, "
+                f"the parameter {tuple(parameters[name].shape)}"
+            )
+    length = vectors.norm(direction)
+    if not math.isfinite(length):
+        raise UsageError(f"direction {label!r} has values that are infinite or NaN")
+    if length == 0:
+        raise UsageError(f"direction {label!r} is zero, so it has no sharpness (a learning rate of 0?)")
+
+
+def reached(gradient: Direction) -> Direction:
+    """A gradient of the pooled loss, of at least one parameter.
+
+    Raises:
+        UsageError: of none; its curvature would be zero, whatever the model.
+    """
+    if not gradient:
+        raise UsageError("the loss uses none of the model's trainable parameters: is loss_fn given another model?")
+    return gradient

@@ -1,0 +1,134 @@
+"""What is switched off while a model is measured, and why: one entry a switch.
+
+A second derivative needs a deterministic, twice differentiable function in enough precision. Libraries turn a model
+into another function for speed or memory; `switched_off` turns all of that off, for as long as it measures.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+@contextmanager
+def gradients_enabled() -> Iterator[None]:
+    """Inside, gradients are computed, whatever the caller's mode; and no layer takes a path that needs none."""
+    with _without_fast_path(), torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@contextmanager
+def switched_off(modules: Iterable[nn.Module], devices: Iterable[str]) -> Iterator[None]:
+    """Inside, some modules are evaluated as they are written: in full precision, eagerly, without fused kernels.
+
+    Args:
+        modules: all that the loss reaches.
+        devices: the types of device that they are on.
+    """
+    with ExitStack() as stack:
+        for device in devices:
+            if torch.amp.is_autocast_available(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(_autocast_off())
+        stack.enter_context(_reentrant_checkpointing_off())
+        # Backward hooks on all modules can change the gradient that is measured.
+        stack.enter_context(emptied(nn.modules.module, "_global_backward_hooks", "_global_backward_pre_hooks"))
+        stack.enter_context(_parametrizations_uncached())
+        # Fused attention kernels have no second derivative.
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if any(isinstance(module, nn.RNNBase) for module in modules):
+            # cuDNN's recurrent layers have no second derivative, and in evaluation mode not even a first one.
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        if "torch._dynamo" in sys.modules:
+            # A compiled module warns of the hook that notices modules when they are called.
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", "Using `torch.compile", UserWarning)
+            # Compiled modules have no second derivative.
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
+
+
+@contextmanager
+def _without_fast_path() -> Iterator[None]:
+    """Without gradients, torch's transformer layers take a fused path that computes another function."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextmanager
+def _autocast_off() -> Iterator[None]:
+    """An autocast that the loss or the model enters itself has no effect: gradients would be of half precision."""
+    enter: Any = torch.autocast.__enter__
+
+    def enter_disabled(self: torch.autocast) -> Any:
+        enabled, self._enabled = self._enabled, False
+        try:
+            return enter(self)
+        finally:
+            self._enabled = enabled
+
+    torch.autocast.__enter__ = enter_disabled  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.autocast.__enter__ = enter  # type: ignore[method-assign]
+
+
+@contextmanager
+def _reentrant_checkpointing_off() -> Iterator[None]:
+    """Reentrant checkpoints take no `autograd.grad`, and hide the parameters inside where their inputs need none."""
+    module: Any = sys.modules.get("torch.utils.checkpoint")
+    if module is None:
+        yield
+        return
+    function = module.CheckpointFunction
+    inherited = "apply" not in vars(function)
+    apply = None if inherited else vars(function)["apply"]
+    function.apply = staticmethod(lambda run, _, *args: run(*args))
+    try:
+        yield
+    finally:
+        if inherited:
+            del function.apply
+        else:
+            function.apply = apply
+
+
+@contextmanager
+def emptied(module: Any, *names: str) -> Iterator[None]:
+    """Inside, some dictionaries of a module are empty: those in which it registers hooks on all objects of a kind."""
+    registries = [registry for name in names if isinstance(registry := getattr(module, name, None), dict)]
+    kept = [dict(registry) for registry in registries]
+    try:
+        for registry in registries:
+            registry.clear()
+        yield
+    finally:
+        for registry, hooks in zip(registries, kept, strict=True):
+            registry.update(hooks)
+
+
+@contextmanager
+def _parametrizations_uncached() -> Iterator[None]:
+    """Inside `parametrize.cached()` a parametrized weight would stay that of another point."""
+    module: Any = sys.modules.get("torch.nn.utils.parametrize")
+    if module is None:
+        yield
+        return
+    enabled, cache = module._cache_enabled, module._cache
+    module._cache_enabled, module._cache = 0, {}
+    try:
+        yield
+    finally:
+        module._cache_enabled, module._cache = enabled, cache
