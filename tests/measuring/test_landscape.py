@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from stepscope import Objective
-from stepscope.measuring.landscape import trace
+from stepscope.measuring.landscape import scan
 
 
 def along(function, *, dtype=torch.float64):
@@ -47,7 +47,7 @@ def test_finds_the_minimum_on_any_scale(name, scale):
     function, minimum = FUNCTIONS[name]
     objective, u = along(lambda t: function(t / scale))
     slope, sharpness = derivatives(objective)
-    found = trace(objective, u, slope=slope, sharpness=sharpness)
+    found = scan(objective, u, slope=slope, sharpness=sharpness)
     assert found.status == "bracketed"
     assert found.steps[0] == 0
     assert list(found.steps) == sorted(found.steps)
@@ -76,7 +76,7 @@ def test_the_best_step_is_the_lowest_point_around_it():
 
         objective, u = along(function)
         slope, sharpness = derivatives(objective)
-        found = trace(objective, u, slope=slope, sharpness=sharpness)
+        found = scan(objective, u, slope=slope, sharpness=sharpness)
         if found.status == "bracketed":
             near = [loss for step, loss in zip(found.steps, found.losses, strict=True) if step <= 2 * found.best_step]
             assert found.losses[0] - found.best_decrease == pytest.approx(min(near), abs=1e-12)
@@ -84,27 +84,27 @@ def test_the_best_step_is_the_lowest_point_around_it():
 
 def test_uphill_is_no_descent():
     objective, u = along(lambda t: 3 + t + t**2)
-    found = trace(objective, u, slope=1.0, sharpness=2.0)
+    found = scan(objective, u, slope=1.0, sharpness=2.0)
     assert (found.status, found.best_step, found.best_decrease) == ("no descent", 0.0, 0.0)
     assert len(found.steps) > 4
 
 
 def test_a_minimum_too_near_to_be_seen_above_rounding_is_no_descent():
     objective, u = along(lambda t: 1e6 + 1e3 * (t - 1e-8) ** 2, dtype=torch.float32)
-    found = trace(objective, u, slope=-2e-5, sharpness=2e3)
+    found = scan(objective, u, slope=-2e-5, sharpness=2e3)
     assert (found.status, found.best_decrease) == ("no descent", 0.0)
 
 
 def test_an_endless_descent_is_unbounded():
     objective, u = along(lambda t: 5 - t)
-    found = trace(objective, u, slope=-1.0, sharpness=0.0)
+    found = scan(objective, u, slope=-1.0, sharpness=0.0)
     assert found.status == "unbounded"
     assert found.best_decrease > 1e3
 
 
 def test_infinite_losses_are_walls():
     objective, u = along(lambda t: torch.where(t > 1.0, torch.inf, 4 - t))
-    found = trace(objective, u, slope=-1.0, sharpness=1e-3)
+    found = scan(objective, u, slope=-1.0, sharpness=1e-3)
     assert math.inf in found.losses
     assert found.best_step <= 1.0
     assert found.best_decrease > 0.5
@@ -113,7 +113,7 @@ def test_infinite_losses_are_walls():
 def test_a_decrease_of_less_than_rounding_is_none():
     """A jitter of a few units in the last place, downwards everywhere: not a minimum."""
     objective, u = along(lambda t: 1e3 - 1e-4 * torch.tanh(1e6 * t), dtype=torch.float32)
-    found = trace(objective, u, slope=-1e-2, sharpness=0.0)
+    found = scan(objective, u, slope=-1e-2, sharpness=0.0)
     assert (found.status, found.best_decrease) == ("no descent", 0.0)
 
 
@@ -124,12 +124,12 @@ def test_a_near_minimum_is_not_stepped_over_where_the_curvature_is_positive():
         return 10 - t * torch.exp(-t / 2) - 3 * torch.exp(-(((t - 8) / 1.5) ** 2))
 
     objective, u = along(lambda t: function(100 * t))
-    found = trace(objective, u, slope=-100.0, sharpness=1e4 / 8)
+    found = scan(objective, u, slope=-100.0, sharpness=1e4 / 8)
     assert found.best_step == pytest.approx(0.02, rel=0.1)
 
 
 def test_a_figure_gets_points_around_the_minimum():
     objective, u = along(lambda t: 3 + 0.5 * (t - 2) ** 2)
-    steps = torch.tensor(trace(objective, u, slope=-2.0, sharpness=1.0).steps)
+    steps = torch.tensor(scan(objective, u, slope=-2.0, sharpness=1.0).steps)
     for factor in (0.25, 0.5, 0.75, 1.5, 2.0):
         assert float((steps - 2 * factor).abs().min()) <= 0.1 * 2 * factor

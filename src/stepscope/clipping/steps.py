@@ -1,4 +1,4 @@
-"""The moments of an optimizer's step: once before the update, its gradients in place, and once after it."""
+"""Hooks around an optimizer's step: once before the update, when the gradients are there, and once after it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Callback = Callable[[Optimizer, float], None]
 
 
 def unwrapped(optimizer: Any) -> Optimizer:
-    """The optimizer that makes the step: the inner one of Accelerate's and Lightning's wrappers, which only call it.
+    """The optimizer that makes the step: the one inside Accelerate's and Lightning's wrappers, which only call it.
 
-    An optimizer that holds another and changes its steps (Lookahead, say) is taken as it is.
+    An optimizer that holds another and changes its steps, such as Lookahead, is returned itself.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is no optimizer.
     """
     while not isinstance(optimizer, Optimizer) or _only_calls(optimizer):
         inner = getattr(optimizer, "optimizer", None)
@@ -41,16 +41,16 @@ def _only_calls(wrapper: Optimizer) -> bool:
 class StepHook:
     """Calls functions around each step of an optimizer, once a step.
 
-    A class whose `step` calls that of its base class is hooked twice by torch, and one with a closure may call it
-    several times: only the outermost step and the first call count.
+    torch hooks a step twice where a class calls the `step` of its base class, and an optimizer may call a closure
+    several times. Only the outermost step and the first call count.
 
     Args:
         optimizer: any `torch.optim.Optimizer`.
-        before: ``before(optimizer, entered)``, called when the gradients of the step are on the parameters and it
-            hasn't moved them; `entered` is the time (`time.perf_counter`) at which the hook was entered.
-        after: ``after(optimizer, entered)``, called when it has; not if the step raised.
-        every_call: whether `before` is to be called after each call of a closure, for rules that evaluate the loss
-            several times a step (LBFGS).
+        before: ``before(optimizer, entered)``, called when the parameters have the gradients of the step and haven't
+            moved; `entered` is the time (`time.perf_counter`) at which torch called the hook.
+        after: ``after(optimizer, entered)``, called when the parameters have moved; not if the step raised.
+        every_call: whether `before` is called after each call of a closure, for rules that evaluate the loss several
+            times a step (LBFGS).
 
     Example:
         >>> w = torch.nn.Parameter(torch.ones(1)); w.grad = torch.ones(1)
@@ -70,7 +70,7 @@ class StepHook:
         self._handles = [optimizer.register_step_pre_hook(pre), optimizer.register_step_post_hook(post)]
 
     def remove(self) -> None:
-        """Takes the hooks off; removing twice does nothing."""
+        """Removes the hooks; removing twice does nothing."""
         for handle in self._handles:
             handle.remove()
 
@@ -84,7 +84,7 @@ class StepHook:
             return None
         called = False
 
-        def noticed(*inner: Any, **named: Any) -> Any:
+        def observed(*inner: Any, **named: Any) -> Any:
             nonlocal called
             result = closure(*inner, **named)
             if self._every_call or not called:
@@ -93,8 +93,8 @@ class StepHook:
             return result
 
         if position:
-            return (args[0], noticed, *args[2:]), kwargs
-        return args, {**kwargs, "closure": noticed}
+            return (args[0], observed, *args[2:]), kwargs
+        return args, {**kwargs, "closure": observed}
 
     def _post_hook(self, entered: float, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
@@ -103,12 +103,12 @@ class StepHook:
 
 
 def _untraced(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """The hook as it is, also where the step is compiled: traced, what it does would be recorded once."""
+    """The hook, never traced: a compiled step would record its effects once and repeat them."""
     untraced: list[Callable[..., Any]] = []
 
     def called(*args: Any) -> Any:
         entered = time.perf_counter()
-        if "torch._dynamo" not in sys.modules:  # and to import it takes seconds
+        if "torch._dynamo" not in sys.modules:  # importing it takes seconds
             return hook(entered, *args)
         if not untraced:
             untraced.append(torch.compiler.disable(hook))  # type: ignore[no-untyped-call]

@@ -1,6 +1,7 @@
 """Where a direction's sharpness comes from: which layers, and how much of it from the largest coordinates.
 
-Everything but the split within layers is read off ``u`` and the product ``Hu``, which is computed for ``uᵀHu`` anyway.
+Almost all of it needs only ``u`` and the product ``Hu``, which is computed for ``uᵀHu`` anyway. The split within layers
+costs more.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _PIECE = 2**18
 
 @dataclass(frozen=True)
 class Magnitudes:
-    """How many coordinates are how large: a histogram of ``|dᵢ|`` over its root mean square, on a logarithmic axis.
+    """A histogram of the coordinates ``|dᵢ|`` by their size, relative to the root mean square, on a logarithmic axis.
 
     Attributes:
         zeros: coordinates that are zero.
@@ -50,11 +51,10 @@ class Breakdown:
     """The parts of ``uᵀHu``, in its own unit, and the coordinates of ``u`` by their size.
 
     Attributes:
-        layers: ``u_ℓᵀ(Hu)_ℓ`` of each layer ``ℓ``; they add up to ``uᵀHu``. A part can be negative.
-        top: for each fraction ``p``, the ``⌊pn⌋`` coordinates of largest ``|uᵢ|``: ``"norm"`` is their part ``Σ uᵢ²``
-            of the squared norm, ``"sharpness"`` their part ``Σ uᵢ(Hu)ᵢ`` of ``uᵀHu``. Of equal magnitudes that would
-            have to be cut, each counts by the same part.
-        magnitudes: the histogram of the coordinates (Pan and Li, figure 1).
+        layers: ``u_ℓᵀ(Hu)_ℓ`` of each layer ``ℓ``; they add up to ``uᵀHu``. Some can be negative.
+        top: for each fraction ``p``, the ``⌊pn⌋`` coordinates of largest ``|uᵢ|``: ``"norm"`` is ``Σ uᵢ²`` over them,
+            ``"sharpness"`` is ``Σ uᵢ(Hu)ᵢ``. Coordinates of equal magnitude at the boundary have equal weights.
+        magnitudes: the histogram of the coordinates (arXiv 2306.00204, figure 1).
     """
 
     layers: dict[str, float]
@@ -83,30 +83,30 @@ def magnitudes(direction: Mapping[str, Tensor]) -> Magnitudes:
         >>> magnitudes({"w": torch.tensor([0.0, 1.0, -1.0, 1.0])})  # the root mean square is 0.866
         Magnitudes(zeros=1, lowest=0, per_decade=4, counts=[3])
     """
-    count = sum(part.numel() for part in direction.values())
+    count = sum(tensor.numel() for tensor in direction.values())
     scale = vectors.norm(direction) / math.sqrt(count)
-    zeros, found = 0, Counter[int]()
-    for part in direction.values():
-        # In pieces: the temporary copies are several times as large as what they are of.
-        for piece in torch.split(part.detach().flatten(), _PIECE):
+    zeros, counts = 0, Counter[int]()
+    for tensor in direction.values():
+        # In pieces: temporary copies take several times the memory of the piece.
+        for piece in torch.split(tensor.detach().flatten(), _PIECE):
             relative = piece.to(vectors.accumulator(piece)).abs()
             relative = relative[relative > 0] / scale
             zeros += piece.numel() - relative.numel()
             if relative.numel():
-                # A millionth of a bin, so that what is 1 but for rounding, as under a sign, falls into one bin.
+                # A millionth of a bin is added: magnitudes that are 1 up to rounding, as after a sign, share a bin.
                 bins = (BINS_PER_DECADE * relative.log10() + 1e-6).floor().long()
                 least = int(bins.min())
-                found.update({least + k: count for k, count in enumerate(torch.bincount(bins - least).tolist())})
-    lowest = min(found)
-    return Magnitudes(zeros, lowest, BINS_PER_DECADE, [found[k] for k in range(lowest, max(found) + 1)])
+                counts.update({least + k: count for k, count in enumerate(torch.bincount(bins - least).tolist())})
+    lowest = min(counts)
+    return Magnitudes(zeros, lowest, BINS_PER_DECADE, [counts[k] for k in range(lowest, max(counts) + 1)])
 
 
 class BreakdownObserver:
-    """Collects the parts of each direction from the products that `stepscope.measuring.curvature.curvature` makes.
+    """Adds up the breakdown of each direction from the products ``Hu`` of a curvature method; an `Observer`.
 
     Args:
         labels: of the directions.
-        layer: the layer of a parameter, by its name.
+        layer: the layer of a parameter, a function of its name.
     """
 
     def __init__(self, labels: Iterable[str], layer: Grouping = layer_of) -> None:
@@ -118,25 +118,25 @@ class BreakdownObserver:
         self._magnitudes: dict[str, Magnitudes] = {}
 
     def __call__(self, label: str, weight: float, u: Direction, product: Direction) -> None:
-        """Adds one micro-batch's part."""
+        """Adds the product of one micro-batch."""
         if label not in self._largest:
             self._largest[label] = {p: _Largest.of(u, p) for p in TOP_FRACTIONS}
-            self._norms[label] = {p: vectors.dot(largest.part(u), u) for p, largest in self._largest[label].items()}
+            self._norms[label] = {p: vectors.dot(largest.restrict(u), u) for p, largest in self._largest[label].items()}
             self._magnitudes[label] = magnitudes(u)
         layers = self._layers[label]
-        for name, part in u.items():
-            value = vectors.dot({name: part}, product) if name in product else 0.0
+        for name, tensor in u.items():
+            value = vectors.dot({name: tensor}, product) if name in product else 0.0
             layers[self._layer(name)] = layers.get(self._layer(name), 0.0) + weight * value
         for fraction, largest in self._largest[label].items():
-            self._top[label][fraction] += weight * vectors.dot(largest.part(u), product)
+            self._top[label][fraction] += weight * vectors.dot(largest.restrict(u), product)
 
     def clear(self) -> None:
-        """Forgets what was collected."""
+        """Starts again from zero."""
         self._layers: dict[str, dict[str, float]] = {label: {} for label in self._labels}
         self._top: dict[str, dict[float, float]] = {label: dict.fromkeys(TOP_FRACTIONS, 0.0) for label in self._labels}
 
     def result(self, label: str) -> Breakdown:
-        """What was collected of one direction."""
+        """The breakdown of one direction."""
         top = {
             fraction: {"norm": self._norms[label][fraction], "sharpness": self._top[label][fraction]}
             for fraction in TOP_FRACTIONS
@@ -149,16 +149,16 @@ def within_layers(
 ) -> dict[str, float]:
     """``u_ℓᵀH_ℓℓu_ℓ`` of each layer: the sharpness that is left when layers don't interact.
 
-    What is missing to ``uᵀHu`` is cross-layer. Cost: one more direction for each layer.
+    Their sum differs from ``uᵀHu`` by the interaction of layers. Cost: one more direction for each layer.
 
     Args:
-        objective: what is measured.
+        objective: the loss.
         direction: ``d``, any length but zero.
-        layer: the layer of a parameter, by its name.
+        layer: the layer of a parameter, a function of its name.
         method: see `stepscope.measuring.curvature.curvature`.
 
     Returns:
-        ``{layer: part}``, in the unit of ``uᵀHu``.
+        ``{layer: sharpness}``, in the unit of ``uᵀHu``.
 
     Raises:
         UsageError: the direction doesn't fit the model.
@@ -167,32 +167,35 @@ def within_layers(
         >>> import torch
         >>> w = torch.nn.ParameterDict({"a": torch.nn.Parameter(torch.ones(1)), "b": torch.nn.Parameter(torch.ones(1))})
         >>> f = Objective(w, lambda m, _: (2 * m["a"] ** 2 + m["a"] * m["b"]).sum(), [0], lambda _: 1)
-        >>> parts = within_layers(f, {"a": torch.ones(1), "b": torch.ones(1)})
-        >>> {name: round(part, 4) for name, part in parts.items()}
+        >>> layers = within_layers(f, {"a": torch.ones(1), "b": torch.ones(1)})
+        >>> {name: round(sharpness, 4) for name, sharpness in layers.items()}
         {'a': 2.0, 'b': 0.0}
     """
     objective.check_direction("direction", direction)
     restricted: dict[str, Direction] = {}
-    for name, part in direction.items():
-        restricted.setdefault(layer(name), {})[name] = part
+    for name, tensor in direction.items():
+        restricted.setdefault(layer(name), {})[name] = tensor
     with objective.measuring():
         units = {
-            label: vectors.UnitDirection.of(part, objective.parameters)
-            for label, part in restricted.items()
-            if any(bool(tensor.any()) for tensor in part.values())
+            label: vectors.UnitDirection.of(own, objective.parameters)
+            for label, own in restricted.items()
+            if any(bool(tensor.any()) for tensor in own.values())
         }
         terms = curvature(objective, {label: unit.u for label, unit in units.items()}, method)
-    whole = math.fsum(unit.norm**2 for unit in units.values())
+    squared_norm = math.fsum(unit.norm**2 for unit in units.values())
     sharpness = {label: objective.mean(values) for label, values in terms.sharpness.items()}
-    return {label: sharpness[label] * units[label].norm ** 2 / whole if label in units else 0.0 for label in restricted}
+    return {
+        label: sharpness[label] * units[label].norm ** 2 / squared_norm if label in units else 0.0
+        for label in restricted
+    }
 
 
 def grouping(layer: Grouping | Mapping[str, str] | None, names: Iterable[str]) -> Grouping:
     """The user's choice of layers as a function, checked on all parameters.
 
     Args:
-        layer: a function of a parameter's name, a mapping from the beginnings of names (the longest that fits
-            counts), or ``None`` for the module that owns the parameter.
+        layer: a function of a parameter's name, a mapping from prefixes of names (the longest that fits counts), or
+            ``None`` for the module that owns the parameter.
         names: the names of all trainable parameters.
 
     Raises:
@@ -208,10 +211,10 @@ def grouping(layer: Grouping | Mapping[str, str] | None, names: Iterable[str]) -
     if isinstance(chosen, Mapping):
         table = sorted(chosen.items(), key=lambda item: -len(item[0]))
 
-        def by_beginning(name: str) -> str:
-            return next((group for beginning, group in table if name.startswith(beginning)), "")
+        def by_prefix(name: str) -> str:
+            return next((group for prefix, group in table if name.startswith(prefix)), "")
 
-        chosen = by_beginning
+        chosen = by_prefix
     for name in names:
         if not isinstance(chosen(name), str) or not chosen(name):
             raise UsageError(f"parameter {name} belongs to no layer: give one for it")
@@ -220,7 +223,12 @@ def grouping(layer: Grouping | Mapping[str, str] | None, names: Iterable[str]) -
 
 @dataclass(frozen=True)
 class _Largest:
-    """The ``⌊pn⌋`` coordinates of largest ``|uᵢ|``: all above a threshold, and of those that equal it an even part."""
+    """The ``⌊pn⌋`` coordinates of largest ``|uᵢ|``.
+
+    Attributes:
+        threshold: coordinates above it have weight 1.
+        tied: the weight of coordinates that equal it.
+    """
 
     threshold: float
     tied: float
@@ -230,13 +238,13 @@ class _Largest:
         threshold = fraction_threshold(list(u.values()), fraction)
         if math.isinf(threshold):
             return cls(threshold, 0.0)
-        wanted = count_of(fraction, sum(part.numel() for part in u.values()))
-        above = sum(int((part.abs() > threshold).sum()) for part in u.values())
-        equal = sum(int((part.abs() == threshold).sum()) for part in u.values())
+        count = count_of(fraction, sum(tensor.numel() for tensor in u.values()))
+        above = sum(int((tensor.abs() > threshold).sum()) for tensor in u.values())
+        equal = sum(int((tensor.abs() == threshold).sum()) for tensor in u.values())
         # Where only zeros are left below, the threshold is the smallest magnitude that isn't zero.
-        return cls(threshold, min(1.0, (wanted - above) / equal) if equal else 0.0)
+        return cls(threshold, min(1.0, (count - above) / equal) if equal else 0.0)
 
-    def part(self, u: Mapping[str, Tensor]) -> Direction:
+    def restrict(self, u: Mapping[str, Tensor]) -> Direction:
         """``u`` in the largest coordinates, zero elsewhere."""
         if math.isinf(self.threshold):
             return {}

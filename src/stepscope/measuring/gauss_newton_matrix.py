@@ -1,7 +1,7 @@
 """The Gauss-Newton matrix of a classifier's mean cross-entropy, kept as its square root.
 
-A batch of ``b`` examples and ``C`` classes gives a matrix of rank at most ``b(C − 1)``. Its square root has a row for
-each example and class but one; the matrix itself, a number for each pair of parameters, is never made.
+A batch of ``b`` examples and ``C`` classes gives a matrix of rank at most ``b(C − 1)``. Its square root has ``C − 1``
+rows an example. The matrix itself, with a number for each pair of parameters, is never computed.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ Masks = Mapping[str, Tensor]
 """``{parameter name: bool tensor of its number of coordinates}``."""
 
 _BLOCK = 1 << 19
-"""Numbers that are looked at together in double precision: 4 MB, about a processor's cache."""
+"""Numbers in a block in double precision: 4 MB, about a processor's cache."""
 
 
 class GaussNewton:
-    """A Gauss-Newton matrix ``RᵀR``, kept as its square root ``R``; made by `gauss_newton`.
+    """A Gauss-Newton matrix ``RᵀR``, kept as its square root ``R``; the result of `gauss_newton`.
 
     Attributes:
-        rows: ``{parameter name: the part of each row that belongs to it}``, flat tensors of its number of coordinates.
-            A row is an example's, weighted by the square root of the example's weight in the mean loss.
+        rows: ``{parameter name: its columns of each row}``, flat tensors of its number of coordinates. A row belongs to
+            an example, and has the square root of the example's weight in the mean loss as a factor.
         examples: how many examples the mean loss is over.
     """
 
     def __init__(self, rows: Mapping[str, Sequence[Tensor]], examples: int) -> None:
-        self.rows = {name: list(parts) for name, parts in rows.items()}
+        self.rows = {name: list(own) for name, own in rows.items()}
         self.examples = examples
 
     @property
     def sizes(self) -> dict[str, int]:
         """The number of coordinates of each parameter."""
-        return {name: parts[0].numel() for name, parts in self.rows.items()}
+        return {name: own[0].numel() for name, own in self.rows.items()}
 
     def of(self, names: Iterable[str]) -> GaussNewton:
         """The diagonal block of some of the parameters; the rows are shared, not copied."""
@@ -52,12 +52,12 @@ class GaussNewton:
     def column_norms(self) -> dict[str, Tensor]:
         """The norm of each column of ``R``: the square root of the matrix's diagonal, in double precision.
 
-        Which square root was taken makes no difference to them.
+        They are the same for every square root of the matrix.
         """
         norms: dict[str, list[Tensor]] = {name: [] for name in self.rows}
         for name, _, block in self._blocks():
             norms[name].append(torch.linalg.vector_norm(block, dim=0).cpu())
-        return {name: torch.cat(parts) if parts else torch.zeros(0) for name, parts in norms.items()}
+        return {name: torch.cat(own) if own else torch.zeros(0) for name, own in norms.items()}
 
     def spectral_norms(self, kept: Sequence[Masks | None]) -> list[float]:
         """The spectral norm for each choice of coordinates, as that of the Gram matrix ``RRᵀ``.
@@ -69,18 +69,18 @@ class GaussNewton:
         grams = [torch.zeros(count, count, dtype=torch.float64) for _ in kept]
         for name, place, block in self._blocks():
             for gram, masks in zip(grams, kept, strict=True):
-                # By zeros, not by leaving columns out: gathering the others takes as long as the product itself.
-                part = block if masks is None else block * masks[name][place].to(block)
-                gram += (part @ block.T).cpu()
+                # Columns are set to zero, not left out: gathering the others takes as long as the product itself.
+                restricted = block if masks is None else block * masks[name][place].to(block)
+                gram += (restricted @ block.T).cpu()
         return [max(0.0, float(torch.linalg.eigvalsh(gram)[-1])) for gram in grams]
 
     def _blocks(self) -> Iterator[tuple[str, slice, Tensor]]:
-        """All columns in pieces: the parameter, where in it, and the columns of all rows in double precision."""
-        for name, parts in self.rows.items():
-            width = max(1, _BLOCK // len(parts))
-            for start in range(0, parts[0].numel(), width):
+        """All columns in blocks: the parameter, the slice of it, and these columns in double precision."""
+        for name, rows in self.rows.items():
+            width = max(1, _BLOCK // len(rows))
+            for start in range(0, rows[0].numel(), width):
                 place = slice(start, start + width)
-                block = torch.stack([part[place] for part in parts])
+                block = torch.stack([row[place] for row in rows])
                 yield name, place, block.to(accumulator(block))
 
 
@@ -88,20 +88,24 @@ def gauss_newton(objective: Objective, parameters: Chosen = None, *, logits_fn: 
     """The square root of the Gauss-Newton matrix of a classifier's mean cross-entropy.
 
     With the logits ``z = z(x)`` and ``p = softmax(z)`` of an example, ``J = ∂z/∂x`` and ``SSᵀ = diag(p) − ppᵀ`` with
-    ``C − 1`` columns, the example's rows are ``SᵀJ``. Of two classes it is one row, ``√(p₀p₁)·(∇z₀ − ∇z₁)``, up to its
-    sign (paper, appendix D). Labels don't enter.
+    ``C − 1`` columns, the example's rows are ``SᵀJ``. With two classes this is one row, ``√(p₀p₁)·(∇z₀ − ∇z₁)``, up to
+    its sign. Labels don't enter.
 
-    Each row costs a backward pass through its micro-batch, so micro-batches of one example each are the cheapest. The
-    memory is that of the rows: ``b(C − 1)`` times the chosen parameters.
+    Each row costs a backward pass through its micro-batch, so micro-batches of one example are the cheapest. The rows
+    take the memory of ``b(C − 1)`` times the chosen parameters.
 
     Args:
-        objective: the classifier and its examples. Micro-batches count as they do in its loss.
+        objective: the classifier and its examples, with the weights that micro-batches have in its loss.
         parameters: as for `robust_smoothness`.
         logits_fn: as for `robust_smoothness`.
 
     Raises:
         UsageError: no parameter is chosen, the model is no classifier, its loss is another than the mean
             cross-entropy, or logits or gradients aren't finite.
+
+    References:
+        Pan and Li, *Toward Understanding Why Adam Converges Faster Than SGD for Transformers*, arXiv 2306.00204,
+        appendix D.
     """
     names = chosen_names(objective.parameters, parameters)
     rows: dict[str, list[Tensor]] = {name: [] for name in names}
@@ -116,8 +120,8 @@ def gauss_newton(objective: Objective, parameters: Chosen = None, *, logits_fn: 
             count = int(valid.sum())
             for example in valid.nonzero().flatten().tolist():
                 for row in _rows(objective, names, logits[example], math.sqrt(weight / count)):
-                    for name, part in row.items():
-                        rows[name].append(part)
+                    for name, columns in row.items():
+                        rows[name].append(columns)
             examples += count
             del logits  # one graph at a time
     return GaussNewton(rows, examples)
@@ -141,23 +145,24 @@ def chosen_names(parameters: Mapping[str, Any], chosen: Chosen) -> list[str]:
         return list(parameters)
     known = ", ".join(list(parameters)[:3])
     if callable(chosen):
-        found = [name for name in parameters if chosen(name)]
+        names = [name for name in parameters if chosen(name)]
     else:
         patterns = [chosen] if isinstance(chosen, str) else list(chosen)
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in parameters):
                 raise UsageError(f"{pattern!r} fits no trainable parameter (they are {known}, …)")
-        found = [name for name in parameters if any(fnmatchcase(name, pattern) for pattern in patterns)]
-    if not found:
+        names = [name for name in parameters if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    if not names:
         raise UsageError(f"no parameters are chosen: give names or patterns (they are {known}, …)")
-    return found
+    return names
 
 
 def softmax_root(logits: Tensor) -> Tensor:
     """``S`` with ``SSᵀ = diag(p) − ppᵀ``, ``p`` the softmax: the square root of the cross-entropy's Hessian.
 
-    ``diag(√p)Q``, where ``Q`` is an orthonormal basis of what is orthogonal to ``√p``: a Householder reflection that
-    takes ``√p`` to an axis, without its column of that axis. With the axis of the largest ``pᵢ``, nothing cancels.
+    It is ``diag(√p)Q``. ``Q`` is an orthonormal basis of all that is orthogonal to ``√p``: a Householder reflection
+    takes ``√p`` to an axis, and its column of that axis is left out. With the axis of the largest ``pᵢ`` nothing
+    cancels.
 
     Args:
         logits: shape (classes,).
@@ -185,10 +190,11 @@ def _rows(objective: Objective, names: Sequence[str], logits: Tensor, scale: flo
     parameters = [objective.parameters[name] for name in names]
     for weights in softmax_root(logits.detach()).T * scale:
         interrupts.deliver()
-        parts = torch.autograd.grad(logits @ weights, parameters, retain_graph=True, allow_unused=True)
+        gradients = torch.autograd.grad(logits @ weights, parameters, retain_graph=True, allow_unused=True)
         row = {}
-        for name, parameter, part in zip(names, parameters, parts, strict=True):
-            dense = torch.zeros_like(parameter) if part is None else part.to_dense() if part.is_sparse else part
+        for name, parameter, gradient in zip(names, parameters, gradients, strict=True):
+            known = torch.zeros_like(parameter) if gradient is None else gradient
+            dense = known.to_dense() if known.is_sparse else known
             row[name] = dense.detach().reshape(-1)
             if not bool(row[name].isfinite().all()):
                 raise UsageError(f"the logits' gradient by {name} isn't finite: nothing can be measured there")
@@ -196,17 +202,17 @@ def _rows(objective: Objective, names: Sequence[str], logits: Tensor, scale: flo
 
 
 def _logits(model: nn.Module, batch: Any, logits_fn: Logits | None) -> Tensor:
-    """The logits of a micro-batch, of which it is known that they are a classifier's."""
+    """The logits of a micro-batch, checked to be those of a classifier."""
     loss = None
     if logits_fn is not None:
         logits: Any = logits_fn(model, batch)
     else:
         output = model_output(model, batch)
-        found = output if isinstance(output, Mapping) else vars(output) if hasattr(output, "__dict__") else {}
-        logits, loss = found.get("logits"), found.get("loss")
+        fields = output if isinstance(output, Mapping) else vars(output) if hasattr(output, "__dict__") else {}
+        logits, loss = fields.get("logits"), fields.get("loss")
     if not isinstance(logits, Tensor):
-        what = "no logits" if logits is None else f"a {type(logits).__name__}"
-        raise UsageError(f"not a classifier: {what} where logits were expected; pass logits_fn")
+        output_type = "no logits" if logits is None else f"a {type(logits).__name__}"
+        raise UsageError(f"not a classifier: {output_type} where logits were expected; pass logits_fn")
     if logits.dim() != 2 or logits.shape[1] < 2:
         raise UsageError(
             f"not a classifier: logits have shape {tuple(logits.shape)}, "
@@ -221,9 +227,9 @@ def _logits(model: nn.Module, batch: Any, logits_fn: Logits | None) -> Tensor:
 
 
 def _check_loss(loss: Any, logits: Tensor, batch: Any) -> None:
-    """The matrix is the cross-entropy's: refuses a model that says itself that its loss is another.
+    """Refuses a model whose own loss isn't the mean cross-entropy, since the matrix is that of the cross-entropy.
 
-    Class weights would change the matrix. Label smoothing would not, but can't be told from them.
+    Class weights would change the matrix. Label smoothing would not, but the loss doesn't show which of both it has.
     """
     labels = _labels(batch)
     if not isinstance(loss, Tensor) or labels is None:
@@ -232,12 +238,12 @@ def _check_loss(loss: Any, logits: Tensor, batch: Any) -> None:
         raise UsageError(
             f"not a classifier of one class an example: labels are {labels.dtype} of shape {tuple(labels.shape)}"
         )
-    said = float(loss.detach())
+    own = float(loss.detach())
     expected = float(F.cross_entropy(logits.detach(), labels, ignore_index=IGNORED_LABEL))
-    if not math.isclose(said, expected, rel_tol=1e-3, abs_tol=1e-3):
+    if not math.isclose(own, expected, rel_tol=1e-3, abs_tol=1e-3):
         raise UsageError(
-            f"the model's loss is {said:.4g}, the mean cross-entropy of its logits {expected:.4g}: "
-            "only the cross-entropy's Gauss-Newton matrix is measured; pass logits_fn if that is what you want"
+            f"the model's loss is {own:.4g}, the mean cross-entropy of its logits {expected:.4g}: "
+            "only the cross-entropy's Gauss-Newton matrix is measured; pass logits_fn to measure it all the same"
         )
 
 

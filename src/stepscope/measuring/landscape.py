@@ -1,4 +1,4 @@
-"""The loss along a direction: ``t ↦ f(x + t·u)`` for ``t ≥ 0``, on a grid that finds its own scale."""
+"""The loss along a direction: ``t ↦ f(x + t·u)`` for ``t ≥ 0``, by a line search that finds its own scale."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Landscape:
         steps: lengths ``t`` at which the loss was evaluated, ascending, the first 0.
         losses: ``f(x + t·u)``, the same length; ``math.inf`` where it isn't finite.
         status: ``"bracketed"``: a local minimum lies between two points with larger losses. ``"no descent"``: no
-            point was below ``f(x)`` by more than rounding. ``"unbounded"``: the loss still fell at the last point.
-        best_step: the ``t`` of the first minimum that was found: the lowest loss evaluated up to twice that far (0
-            without descent). There may be a lower one beyond.
+            point is below ``f(x)`` by more than rounding. ``"unbounded"``: the loss still falls at the last point.
+        best_step: the ``t`` of the first minimum that the line search meets: the lowest loss up to twice that ``t``.
+            There may be a lower one beyond. 0 without descent.
         best_decrease: ``f(x) − f(x + best_step·u)``, ``≥ 0``.
     """
 
@@ -43,16 +43,16 @@ class Landscape:
     best_decrease: float
 
 
-def trace(
+def scan(
     objective: Objective, u: Direction, *, slope: float, sharpness: float, also: Sequence[float] = ()
 ) -> Landscape:
     """Evaluates the loss along a unit direction ``u`` until the first local minimum is bracketed, then refines it.
 
-    Natural scales of directions differ by 10⁴ and more, so the first step comes from the second-order model, and
-    the next ones double (or shrink) from there. The parameters are back at ``x`` on return, bit for bit.
+    Natural scales of directions differ by 10⁴ and more. So the first step comes from the second-order model, and the
+    next ones double (or shrink) from there. On return the parameters are ``x`` again, bit for bit.
 
     Args:
-        objective: what is evaluated, about 15 to 25 times.
+        objective: the loss; it is evaluated 15 to 25 times.
         u: the unit direction.
         slope: ``∇f(x)ᵀu``.
         sharpness: ``uᵀHu``.
@@ -64,7 +64,7 @@ def trace(
         line = _Line(lambda step: objective.loss_at(u, step), noise=8 * eps)
         for step in also:
             line(step)
-        return _search(line, slope, _first_step(line.start, slope, sharpness, scale))
+        return _line_search(line, slope, _first_step(line.start, slope, sharpness, scale))
 
 
 class _Line:
@@ -95,14 +95,14 @@ class _Line:
 def _first_step(loss: float, slope: float, sharpness: float, scale: float) -> float:
     if slope >= 0 or not math.isfinite(slope):
         return 1e-3 * scale
-    # Well before the minimum that the model predicts, or where its tangent has gained a thousandth of the loss: the
-    # first minimum is looked for, and a step across it would find another.
+    # A quarter of the model's best step, or a step at which its tangent falls by a thousandth of the loss. A larger one
+    # could step across the first minimum.
     if sharpness > 0:
         return min(-slope / sharpness / 4, scale)
     return min(1e-3 * abs(loss) / -slope, scale) or 1e-3 * scale
 
 
-def _search(line: _Line, slope: float, first: float) -> Landscape:
+def _line_search(line: _Line, slope: float, first: float) -> Landscape:
     bracket = _bracket(line, slope, first)
     if bracket is None:
         for factor in FIGURE_GRID:
@@ -124,7 +124,7 @@ def _search(line: _Line, slope: float, first: float) -> Landscape:
 
 
 def _fill(line: _Line, best: float) -> None:
-    """Points for a figure, where there are none near."""
+    """Evaluates the points that a figure needs, where no point is near."""
     for factor in FIGURE_GRID:
         step = factor * best
         if all(abs(step - known) > 0.1 * step for known in line.values):
@@ -132,7 +132,7 @@ def _fill(line: _Line, best: float) -> None:
 
 
 def _bracket(line: _Line, slope: float, first: float) -> tuple[float, float, float] | None:
-    """``low < best < high``, the lowest loss at `best`; infinite ``high``: it falls on; ``None``: no descent."""
+    """``low < best < high`` with the lowest loss at `best`; infinite ``high``: unbounded; ``None``: no descent."""
     if line.descends(first):
         low, best = 0.0, first
         for _ in range(MAX_DOUBLINGS):
@@ -142,7 +142,7 @@ def _bracket(line: _Line, slope: float, first: float) -> tuple[float, float, flo
         return low, best, math.inf
     high = first
     for _ in range(MAX_QUARTERINGS):
-        # Downhill by less than rounding even if the slope held all the way: no smaller step can show a descent.
+        # Even at a constant slope the loss would fall by less than rounding: no smaller step can show a descent.
         if slope * high / 4 > -line.noise:
             return None
         if line.descends(high / 4):

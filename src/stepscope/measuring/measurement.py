@@ -1,4 +1,4 @@
-"""`measure`: everything that is known of a direction at one point of parameter space."""
+"""`measure`: all quantities of a direction at one point of parameter space."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stepscope.measuring import breakdown as breakdowns
 from stepscope.measuring.breakdown import Breakdown, BreakdownObserver, Grouping, grouping
 from stepscope.measuring.curvature import Method, curvature
 from stepscope.measuring.curvature_terms import Curvature
-from stepscope.measuring.landscape import Landscape, trace
+from stepscope.measuring.landscape import Landscape, scan
 from stepscope.measuring.slopes import relative_step, segment
 from stepscope.objective import Direction, Objective, check_objective, vectors
 
@@ -35,37 +35,41 @@ class Measurement:
         loss: ``f(x)``.
         gradient_norm: ``‖g‖``.
         norm: ``‖d‖``.
-        slope: ``gᵀu``, negative when ``d`` descends (Pan and Li's gradient correlation, by unit of length).
-        loss_slope: ``(f(x + hu) − f(x − hu)) / 2h`` with ``h = finite_step``: what the loss itself does; ``None`` where
-            it isn't finite at an end.
-        gradient_agrees: whether that is what gradients say of the same segment. Not where the gradient isn't that of
-            the loss: straight-through estimators, stop-gradients, gradient reversals; ``None`` likewise.
+        slope: ``gᵀu``, negative when ``d`` descends: the gradient correlation of [1], by unit of length.
+        loss_slope: ``(f(x + hu) − f(x − hu)) / 2h`` with ``h = finite_step``: the slope of the loss itself; ``None``
+            where the loss isn't finite at an end.
+        gradient_agrees: whether `loss_slope` is the slope that gradients have on the same segment. It isn't where the
+            gradient isn't that of the loss: straight-through estimators, stop-gradients, gradient reversals. ``None``
+            likewise.
         correlation: ``gᵀd / (‖g‖‖d‖)``.
-        sharpness: ``uᵀHu``, the directional sharpness.
+        sharpness: ``uᵀHu``, the directional sharpness of [1].
         sharpness_stderr: its standard error over micro-batches as a sample; ``None`` for a single one.
         numerical_error: error bar of the method; ``None`` where the method is exact up to rounding.
-        sharpness_finite: mean of ``uᵀHu`` over ``x ± finite_step·u``: what a finite step sees where the loss has kinks;
-            ``None`` where the loss isn't finite at an end.
+        sharpness_finite: mean of ``uᵀHu`` over ``x ± finite_step·u``: the curvature that a finite step meets where the
+            loss has kinks; ``None`` where the loss isn't finite at an end.
         finite_step: half-length of that segment.
-        sharpness_robust: ``uᵀ∇²f(x + finite_step·u)u`` (Pan and Li, eq. 4) where ``sharpness`` is negative, else
-            ``None``; also where the loss isn't finite at that point.
+        sharpness_robust: ``uᵀ∇²f(x + finite_step·u)u`` ([1], eq. 4) where ``sharpness`` is negative. ``None``
+            elsewhere, and where the loss isn't finite at that point.
         predicted_step: ``−slope/sharpness``, the best step of the second-order model; ``None`` without a minimum ahead.
         predicted_decrease: the model's decrease there, ``slope² / (2·sharpness)``; ``None`` likewise.
-        best_step: step of the lowest loss on the landscape; ``None`` if it wasn't measured.
+        best_step: step of the lowest loss on the landscape; ``None`` without a landscape.
         best_decrease: measured decrease there; ``None`` likewise.
         landscape: the loss along ``u``; ``None`` likewise.
-        lr_step: ``‖d‖``, the step that the optimizer itself would take at its own learning rate.
-        lr_loss: ``f(x + d)``, the loss there; ``None`` likewise.
+        lr_step: ``‖d‖``, the optimizer's own step at its own learning rate.
+        lr_loss: ``f(x + d)``, the loss at ``lr_step``; ``None`` likewise.
         overshoot: ``lr_step / best_step``: above 1 the learning rate goes past the best step, below 1 it falls short;
             ``None`` without a measured minimum.
-        breakdown: where the sharpness comes from; ``None`` if it wasn't asked for.
-        within_layer: ``Σ_ℓ u_ℓᵀH_ℓℓu_ℓ``, the part of ``sharpness`` that doesn't come from interaction of layers;
-            ``None`` if it wasn't asked for.
-        cross_layer: the rest, ``sharpness − within_layer``; ``None`` likewise.
+        breakdown: where the sharpness comes from; ``None`` unless ``measure(…, breakdown=True)``.
+        within_layer: ``Σ_ℓ u_ℓᵀH_ℓℓu_ℓ``, the sharpness without interaction of layers; ``None`` unless
+            ``measure(…, within_layers=True)``.
+        cross_layer: the interaction of layers, ``sharpness − within_layer``; ``None`` likewise.
         method: ``"autograd"``, ``"difference"``, or another of `METHODS`.
         method_reason: why that method.
-        dtype: the floating-point type that it was measured in.
-        seconds: time spent on this direction, with its part of the work that all share.
+        dtype: the floating-point type of the measurement.
+        seconds: time spent on this direction, with an equal fraction of the work that all directions share.
+
+    References:
+        [1] Pan and Li, *Toward Understanding Why Adam Converges Faster Than SGD for Transformers*, arXiv 2306.00204.
     """
 
     loss: float
@@ -100,9 +104,9 @@ class Measurement:
     def record(self) -> dict[str, Any]:
         """The measurement as plain JSON-able values, the breakdown as ``layers``, ``top`` and ``magnitudes``."""
         values = asdict(self)
-        parts = values.pop("breakdown") or dict.fromkeys(("layers", "top", "magnitudes"))
-        values |= parts
-        values["top"] = parts["top"] and {f"{fraction:g}": part for fraction, part in parts["top"].items()}
+        breakdown = values.pop("breakdown") or dict.fromkeys(("layers", "top", "magnitudes"))
+        values |= breakdown
+        values["top"] = values["top"] and {f"{fraction:g}": largest for fraction, largest in values["top"].items()}
         if self.landscape is not None:
             kept = ("steps", "losses", "status")
             values["landscape"] = {key: values["landscape"][key] for key in kept}
@@ -124,23 +128,27 @@ def measure(
 
     Args:
         objective: the loss and the micro-batches that it is measured on.
-        directions: ``{label: {parameter name: tensor}}``: what each optimizer would add to the parameters. A parameter
-            that is left out stays where it is. The labels are free.
-        method: how ``uᵀHu`` is computed (`curvature`).
-        landscape: whether to follow the loss along each direction too, for 10 to 25 forward passes a direction.
+        directions: ``{label: {parameter name: tensor}}``, with any labels. A parameter that is left out doesn't move.
+        method: how ``uᵀHu`` is computed: ``"autograd"`` (exact, double backward), ``"difference"`` (of gradients, with
+            an error bar), or ``"auto"``: autograd where the model has a second derivative that can be trusted.
+        landscape: whether to scan the loss along each direction too, for 10 to 25 forward passes a direction.
         breakdown: whether to say which layers and how many coordinates the sharpness comes from (nearly free).
-        within_layers: whether to split it into what comes from within layers and from between them, for the cost of
+        within_layers: whether to split the sharpness into that within layers and that between them, for the cost of
             one more direction a layer.
-        layer: what a layer is: a function of a parameter's name, or a mapping from beginnings of names to layers.
+        layer: the layer of a parameter: a function of its name, or a mapping from prefixes of names to layers.
             ``None``: each module's own parameters.
-        progress: called with each label before its own part of the work (the common part comes first).
+        progress: called with each label before that direction is measured (the common work comes first).
 
     Returns:
         A `Measurement` for each label.
 
     Raises:
-        UsageError: a direction doesn't fit the model or is zero, the loss isn't scalar or finite, or the model rules
-            the method out.
+        UsageError: a direction doesn't fit the model or is zero, the loss isn't scalar or finite, or the method doesn't
+            work on this model.
+
+    References:
+        Pan and Li, *Toward Understanding Why Adam Converges Faster Than SGD for Transformers*, arXiv 2306.00204: §3
+        for directional sharpness and gradient correlation, eq. 4 for ``sharpness_robust``.
 
     Example:
         >>> import torch
@@ -175,7 +183,7 @@ def measure_units(
     layer: Grouping | Mapping[str, str] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Measurement]:
-    """As `measure`, of directions whose unit vectors are there already: nothing is copied."""
+    """`measure` of directions whose unit vectors are computed already: nothing is copied."""
     started = time.perf_counter()
     with objective.measuring():
         layer_of = grouping(layer, objective.parameters)
@@ -193,13 +201,13 @@ def measure_units(
 
 
 class _Point:
-    """The point ``x`` at which several directions are measured, with what they share.
+    """The point ``x`` at which several directions are measured, with all that they share.
 
     Args:
         objective: the loss.
         terms: its gradient at ``x``, and its curvature along the directions.
-        with_landscape: whether the loss is followed along each of them.
-        observer: has collected their breakdowns; ``None`` for none.
+        with_landscape: whether the loss is scanned along each of them.
+        observer: holds their breakdowns; ``None`` for none.
         layer_of: layers to split the sharpness by; ``None`` for no split.
     """
 
@@ -219,7 +227,7 @@ class _Point:
         self._dtype = "/".join(sorted(dtypes))
 
     def check(self) -> None:
-        """Refuses a point where there is nothing to measure, and a loss that isn't a function.
+        """Refuses a point without a finite gradient, and a loss that isn't a function.
 
         Raises:
             UsageError: an infinite gradient, or two evaluations that differ.
@@ -234,12 +242,12 @@ class _Point:
             )
 
     def measurement(self, label: str, unit: vectors.UnitDirection, shared_seconds: float) -> Measurement:
-        """Everything about one direction.
+        """The measurement of one direction.
 
         Args:
             label: its name.
             unit: the direction.
-            shared_seconds: its part of the time that went before.
+            shared_seconds: its fraction of the time for the work that all directions share.
         """
         started = time.perf_counter()
         objective, terms, u, norm = self._objective, self._terms, unit.u, unit.norm
@@ -248,7 +256,7 @@ class _Point:
         over_segment, check = None, None
         with suppress(UsageError):
             over_segment, check = segment(objective, u, self._finite_step, slope)
-        curve = trace(objective, u, slope=slope, sharpness=sharpness, also=(norm,)) if self._with_landscape else None
+        curve = scan(objective, u, slope=slope, sharpness=sharpness, also=(norm,)) if self._with_landscape else None
         within = self._within_layers(u)
         has_minimum = slope < 0 < sharpness
         return Measurement(
@@ -283,7 +291,7 @@ class _Point:
         )
 
     def _robust(self, u: Direction) -> float | None:
-        """``uᵀ∇²f(x + εu)u`` (eq. 4); ``None`` where the loss isn't finite there."""
+        """``uᵀ∇²f(x + εu)u`` (arXiv 2306.00204, eq. 4); ``None`` where the loss isn't finite there."""
         with suppress(UsageError), self._objective.displaced(u, self._finite_step):
             beside = curvature(self._objective, {"u": u}, self._terms.method)
             return self._objective.mean(beside.sharpness["u"])
@@ -296,7 +304,7 @@ class _Point:
 
 
 def _standard_error(weights: Sequence[float], values: Sequence[float]) -> float | None:
-    """Of ``Σ wᵢvᵢ``, the micro-batches being a sample: ``√(B/(B−1) · Σ wᵢ²(vᵢ − v̄)²)``; ``None`` for a single one."""
+    """``√(B/(B−1) · Σ wᵢ²(vᵢ − v̄)²)``: of ``Σ wᵢvᵢ`` over a sample of micro-batches; ``None`` for a single one."""
     count = len(values)
     if count < 2:
         return None

@@ -23,27 +23,27 @@ Verdict = Literal["agrees", "kinked", "disagrees", "not compared"]
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """What the checks found.
+    """The results of the three checks.
 
     Attributes:
         loss: ``f(x)``.
         repeatable: two evaluations of the loss agree up to rounding.
-        loss_difference: by how much they differ.
+        loss_difference: the difference of these evaluations.
         second_derivative: ``uᵀHu`` by double backward against differences of gradients, ``u`` along the gradient.
-            ``"agrees"``: within the error bar. ``"kinked"``: the bar is over a tenth of the value, so the loss has
-            kinks (or noise) on the scale of the step, and ``sharpness_finite`` is the number to look at.
-            ``"disagrees"``: the differences agree among themselves and not with double backward, which is then wrong.
-            ``"not compared"``: there is no double backward, or it is known to be wrong.
-        by_autograd: ``uᵀHu`` by double backward; ``None`` if there is none.
-        by_difference: by differences.
-        numerical_error: error bar of the latter.
+            ``"agrees"``: within the error bar. ``"kinked"``: the error bar is over a tenth of the value, so the loss
+            has kinks (or noise) on the scale of the step: use ``sharpness_finite``. ``"disagrees"``: the differences
+            agree with one another and not with double backward, which is then wrong. ``"not compared"``: the model
+            has no double backward, or a wrong one.
+        by_autograd: ``uᵀHu`` by double backward; ``None`` without it.
+        by_difference: ``uᵀHu`` by differences.
+        numerical_error: error bar of `by_difference`.
         symmetric: ``aᵀHb = bᵀHa`` up to rounding, for the gradient and a random direction; ``None`` without double
             backward.
         gradient_agrees: whether the gradient is that of the loss, by differences of losses along it.
-        method: what to measure with.
+        method: the method to measure with.
         seconds_loss: time of one evaluation of the loss.
         seconds_gradient: time of one gradient.
-        suspicions: what is wrong and what it suggests, a sentence each; empty if all is well.
+        suspicions: sentences that say what is wrong and what it means; empty if all is well.
     """
 
     loss: float
@@ -62,10 +62,10 @@ class SelfCheck:
 
 
 def self_check(objective: Objective) -> SelfCheck:
-    """Checks an objective at the model's present parameters, for about 20 forward passes; leaves no trace.
+    """Checks an objective at the model's present parameters, which costs about 20 forward passes; leaves no trace.
 
     Args:
-        objective: what is to be measured.
+        objective: the loss.
 
     Raises:
         UsageError: the loss isn't scalar or finite.
@@ -97,8 +97,8 @@ def self_check(objective: Objective) -> SelfCheck:
         units = {label: vectors.UnitDirection.of(d, objective.parameters).u for label, d in directions.items()}
         exact, asymmetry = _by_autograd(objective, units)
         finite = difference(objective, {"a": units["a"]})
-        by_difference, bar = objective.mean(finite.sharpness["a"]), finite.numerical_error["a"]
-    verdict = _verdict(exact, by_difference, bar)
+        by_difference, error_bar = objective.mean(finite.sharpness["a"]), finite.numerical_error["a"]
+    verdict = _verdict(exact, by_difference, error_bar)
     slopes = finite.slope_checks["a"]
     if not slopes.agrees:
         suspicions.append(
@@ -107,8 +107,8 @@ def self_check(objective: Objective) -> SelfCheck:
         )
     elif verdict == "disagrees":
         suspicions.append(
-            f"double backward gives uᵀHu = {exact:.4g}, differences of gradients {by_difference:.4g} ± {bar:.2g}: an "
-            "operation of the model has a wrong second derivative, so differences are used"
+            f"double backward gives uᵀHu = {exact:.4g}, differences of gradients {by_difference:.4g} "
+            f"± {error_bar:.2g}: an operation of the model has a wrong second derivative, so differences are used"
         )
     symmetric = None if asymmetry is None else asymmetry <= 1e-3
     if symmetric is False and verdict != "disagrees" and slopes.agrees:
@@ -121,7 +121,7 @@ def self_check(objective: Objective) -> SelfCheck:
         second_derivative=verdict,
         by_autograd=exact,
         by_difference=by_difference,
-        numerical_error=bar,
+        numerical_error=error_bar,
         symmetric=symmetric,
         gradient_agrees=slopes.agrees,
         method="difference" if verdict in ("disagrees", "not compared") else "autograd",
@@ -131,12 +131,12 @@ def self_check(objective: Objective) -> SelfCheck:
     )
 
 
-def _verdict(exact: float | None, finite: float, bar: float) -> Verdict:
+def _verdict(exact: float | None, finite: float, error_bar: float) -> Verdict:
     if exact is None:
         return "not compared"
-    if bar > 0.1 * max(abs(exact), abs(finite)) or (bar > abs(finite) and bar > 1e-3 * abs(exact)):
+    if error_bar > 0.1 * max(abs(exact), abs(finite)) or (error_bar > abs(finite) and error_bar > 1e-3 * abs(exact)):
         return "kinked"
-    return "agrees" if abs(exact - finite) <= 2 * bar else "disagrees"
+    return "agrees" if abs(exact - finite) <= 2 * error_bar else "disagrees"
 
 
 class _Crossed:
@@ -156,15 +156,15 @@ class _Crossed:
 
 
 def _by_autograd(objective: Objective, units: dict[str, Direction]) -> tuple[float | None, float | None]:
-    """``aᵀHa``, and how far ``aᵀHb`` and ``bᵀHa`` are apart, relative to ``‖Ha‖``; ``None`` where there is none."""
-    seen = _Crossed(units)
+    """``aᵀHa``, and the difference of ``aᵀHb`` and ``bᵀHa`` relative to ``‖Ha‖``; ``None`` without double backward."""
+    observer = _Crossed(units)
     try:
-        found = curvature(objective, units, "autograd", seen)
-    except UsageError:  # the model has none, or one that is known to be wrong
+        terms = curvature(objective, units, "autograd", observer)
+    except UsageError:  # the model has no second derivative, or a wrong one
         return None, None
-    largest = max(seen.sizes.values())
-    asymmetry = abs(seen.crossed["a"] - seen.crossed["b"]) / largest if largest > 0 else 0.0
-    return objective.mean(found.sharpness["a"]), asymmetry
+    largest = max(observer.sizes.values())
+    asymmetry = abs(observer.crossed["a"] - observer.crossed["b"]) / largest if largest > 0 else 0.0
+    return objective.mean(terms.sharpness["a"]), asymmetry
 
 
 def _random_direction(objective: Objective, seed: int) -> Direction:

@@ -1,6 +1,6 @@
 """Robust smoothness: the spectral norm of a classifier's Gauss-Newton matrix without its few largest coordinates.
 
-Pan and Li, §4 and Table 8: in a transformer, few coordinates carry most of the spectral norm.
+In a transformer, few coordinates carry most of the spectral norm (arXiv 2306.00204, §4 and Table 8).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class RobustSmoothness:
 
     Attributes:
         cut: ``k``; removed are the coordinates whose column norm is at least ``k`` times the mean column norm.
-        coordinates: how many there were.
-        removed: how many were removed.
-        before: spectral norm with all of them, in units of loss/length².
-        after: spectral norm without those.
-        random: spectral norms after removing as many coordinates at random, one a draw.
+        coordinates: the number of coordinates.
+        removed: how many of them were removed.
+        before: spectral norm with all coordinates, in units of loss/length².
+        after: spectral norm without the removed ones.
+        random: spectral norms after removing as many coordinates at random, one for each draw.
     """
 
     cut: float
@@ -40,7 +40,7 @@ class RobustSmoothness:
 
     @property
     def fraction(self) -> float:
-        """The removed part of the coordinates."""
+        """The fraction of the coordinates that was removed."""
         return self.removed / self.coordinates
 
     @property
@@ -50,7 +50,7 @@ class RobustSmoothness:
 
     @property
     def random_ratio(self) -> float | None:
-        """The same for random removal: ``before`` by the mean over the draws; None without draws."""
+        """The same for random removal: ``before`` over the mean of the draws; None without draws."""
         mean = math.fsum(self.random) / len(self.random) if self.random else 0.0
         return self.before / mean if mean > 0 else None
 
@@ -69,17 +69,17 @@ def robust_smoothness(
     seed: int = 0,
     logits_fn: Logits | None = None,
 ) -> list[RobustSmoothness]:
-    """How much smoother a classifier is without the few coordinates whose columns are large (paper, §4, Table 8).
+    """How much smoother a classifier is without the few coordinates whose columns are large.
 
-    Of ``R``, the square root of the Gauss-Newton matrix (see `gauss_newton`), the columns whose norm is at least ``k``
-    times the mean column norm are removed, and the spectral norm ``‖R‖₂²`` before is compared with that after.
+    ``R`` is the square root of the Gauss-Newton matrix (see `gauss_newton`). Columns whose norm is at least ``k`` times
+    the mean column norm are removed. The spectral norm ``‖R‖₂²`` before is compared with that after.
 
     Args:
         objective: the classifier and its examples; see `gauss_newton` for what it costs.
-        parameters: which coordinates there are: names or patterns (``"*.attention.*.weight"``), a function of the name,
-            or None for all.
+        parameters: the tensors whose coordinates count: names or patterns (``"*.attention.*.weight"``), a function of
+            the name, or None for all.
         cuts: each ``k``. The paper's text says 4, its published code 2.
-        draws: how often as many coordinates are removed at random, to compare with.
+        draws: how many times as many coordinates are removed at random, for comparison.
         seed: of the draws.
         logits_fn: ``logits_fn(model, batch)`` gives the logits, shape (examples, classes). None: ``model(**batch)``
             has ``logits`` in its output.
@@ -88,15 +88,19 @@ def robust_smoothness(
         A result for each cut.
 
     Raises:
-        UsageError: as `gauss_newton`; a cut or the number of draws is impossible; or the matrix is zero.
+        UsageError: see `gauss_newton`; a cut or the number of draws is impossible; or the matrix is zero.
+
+    References:
+        Pan and Li, *Toward Understanding Why Adam Converges Faster Than SGD for Transformers*, arXiv 2306.00204, §4
+        and Table 8.
 
     Example:
         >>> from torch.nn.functional import cross_entropy
         >>> model = torch.nn.Linear(3, 2, bias=False)
         >>> x = torch.tensor([[9.0, 1.0, 1.0]])
         >>> objective = Objective(model, lambda m, x: cross_entropy(m(x), torch.tensor([0])), [x])
-        >>> [found] = robust_smoothness(objective, cuts=[2], logits_fn=lambda m, x: m(x))
-        >>> found.removed, found.coordinates, round(found.ratio, 3)  # 9² + 1² + 1² = 83 by 1² + 1²
+        >>> [smoothness] = robust_smoothness(objective, cuts=[2], logits_fn=lambda m, x: m(x))
+        >>> smoothness.removed, smoothness.coordinates, round(smoothness.ratio, 3)  # (9² + 1² + 1²) / (1² + 1²)
         (2, 6, 41.5)
     """
     check_removal(cuts, draws)
@@ -116,7 +120,7 @@ def check_removal(cuts: Sequence[float], draws: int) -> None:
 
 
 def removals(matrix: GaussNewton, *, cuts: Sequence[float], draws: int, seed: int) -> list[RobustSmoothness]:
-    """`robust_smoothness` of a matrix that has been made already.
+    """`robust_smoothness` of a matrix that is computed already.
 
     Raises:
         UsageError: a cut or the number of draws is impossible, or the matrix is zero.
@@ -124,26 +128,26 @@ def removals(matrix: GaussNewton, *, cuts: Sequence[float], draws: int, seed: in
     check_removal(cuts, draws)
     norms, sizes = matrix.column_norms(), matrix.sizes
     total = sum(sizes.values())
-    mean = math.fsum(float(part.sum()) for part in norms.values()) / total
+    mean = math.fsum(float(own.sum()) for own in norms.values()) / total
     if mean == 0:
         raise UsageError(
             "the Gauss-Newton matrix is zero here: the logits don't depend on these parameters, "
             "or every prediction is certain up to rounding"
         )
     [before] = matrix.spectral_norms([None])
-    found = []
+    results = []
     for cut in cuts:
-        kept = {name: part < cut * mean for name, part in norms.items()}
+        kept = {name: own < cut * mean for name, own in norms.items()}
         removed = total - sum(int(mask.sum()) for mask in kept.values())
         generator = torch.Generator().manual_seed(seed)
         randomly = [_random_kept(sizes, removed, generator) for _ in range(draws)]
         after, *random = matrix.spectral_norms([kept, *randomly])
-        found.append(RobustSmoothness(cut, total, removed, before, after, tuple(random)))
-    return found
+        results.append(RobustSmoothness(cut, total, removed, before, after, tuple(random)))
+    return results
 
 
 def _random_kept(sizes: Mapping[str, int], removed: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """All coordinates but as many at random, each choice equally likely."""
+    """Masks of all coordinates without `removed` random ones, each choice equally likely."""
     kept = torch.ones(sum(sizes.values()), dtype=torch.bool)
     kept[torch.randperm(len(kept), generator=generator)[:removed]] = False
     return dict(zip(sizes, torch.split(kept, list(sizes.values())), strict=True))

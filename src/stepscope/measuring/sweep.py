@@ -17,13 +17,13 @@ FRACTIONS = (0.0, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
 
 @dataclass(frozen=True)
 class ClipSweep:
-    """What clipping makes of a direction.
+    """One direction, clipped at several fractions.
 
     Attributes:
         measurements: ``{fraction: measurement}`` of the direction with that fraction of its coordinates clipped; 0 is
-            the direction as it is, 1 its sign.
-        best: the fraction with the largest `Measurement.best_decrease`, the smallest of equals: the one that a single
-            step gains most with, at this point of this training. ``None`` if none descends.
+            the direction itself, 1 its sign.
+        best: the fraction with the largest `Measurement.best_decrease`, the smallest of equals: here a single step
+            gains most with it. ``None`` if none descends.
     """
 
     measurements: dict[float, Measurement]
@@ -41,17 +41,19 @@ class ClipSweep:
 def clip_sweep(
     objective: Objective, direction: Mapping[str, Tensor] | None = None, fractions: Sequence[float] = FRACTIONS
 ) -> ClipSweep:
-    """Measures a direction with more and more of its coordinates clipped (Pan and Li, §4).
+    """Measures a direction with more and more of its coordinates clipped.
 
     Args:
-        objective: what is measured.
-        direction: what an optimizer would add to the parameters; ``None``: minus the objective's gradient. It may be
-            any direction that clipping makes sense for, a momentum, say; not that of a sign rule, which has nothing to
-            clip.
-        fractions: the grid, each between 0 and 1. Memory: one copy of the direction for each.
+        objective: the loss.
+        direction: any direction that clipping makes sense for, such as a momentum; not that of a sign rule, whose
+            coordinates are equal. ``None``: minus the objective's gradient.
+        fractions: the grid, between 0 and 1. Memory: one copy of the direction for each.
 
     Raises:
         UsageError: a fraction that can't be used, none at all, or a direction that doesn't fit the model.
+
+    References:
+        Pan and Li, *Toward Understanding Why Adam Converges Faster Than SGD for Transformers*, arXiv 2306.00204, §4.
 
     Example:
         >>> import torch
@@ -69,14 +71,14 @@ def clip_sweep(
         check_fraction(fraction)
     if direction is None:
         _, gradient = objective.gradient()
-        direction = {name: -part for name, part in gradient.items()}
+        direction = {name: -tensor for name, tensor in gradient.items()}
     objective.check_direction("direction", direction)
     clipped = {}
     for fraction in sorted({float(fraction) for fraction in fractions}):
-        parts = {name: part.detach().clone() for name, part in direction.items()}
-        clamp_(parts.values(), fraction_threshold(list(parts.values()), fraction))
-        clipped[repr(fraction)] = parts
-    found = {float(label): m for label, m in measure(objective, clipped, landscape=True).items()}
-    gains = {fraction: m.best_decrease or 0.0 for fraction, m in found.items()}
+        copies = {name: tensor.detach().clone() for name, tensor in direction.items()}
+        clamp_(copies.values(), fraction_threshold(list(copies.values()), fraction))
+        clipped[repr(fraction)] = copies
+    measurements = {float(label): m for label, m in measure(objective, clipped, landscape=True).items()}
+    gains = {fraction: m.best_decrease or 0.0 for fraction, m in measurements.items()}
     best = max(gains, key=lambda fraction: gains[fraction])
-    return ClipSweep(found, best if gains[best] > 0 else None)
+    return ClipSweep(measurements, best if gains[best] > 0 else None)
