@@ -1,7 +1,14 @@
-"""What is switched off while a model is measured, and why: one entry a switch.
+"""The switches of torch that are turned off while a model is measured, and why.
 
-A second derivative needs a deterministic, twice differentiable function in enough precision. Libraries turn a model
-into another function for speed or memory; `switched_off` turns all of that off, for as long as it measures.
+A second derivative needs a deterministic, twice differentiable function in enough precision. For speed or memory torch
+evaluates a model as another function. `switched_off` prevents that:
+
+- Autocast is off, also where the loss or the model enters it: second derivatives in half precision are mostly rounding.
+- Attention uses the math kernel, compiled modules run eagerly, and cuDNN is off for recurrent layers: fused kernels
+  have no second derivative. Reentrant checkpoints call their function directly: they allow no `autograd.grad`.
+- Backward hooks on all modules are removed: they could change the gradient that is measured.
+- The cache of `parametrize.cached()` is off: it holds the weight of another point.
+- The fast path of torch's transformer layers is off: without gradients it computes another function.
 """
 
 from __future__ import annotations
