@@ -131,7 +131,7 @@ class SignSGD(_AveragedMomentumRule):
 class NormalizedSGD(_AveragedMomentumRule):
     """``x ← x − lr·√n·m/‖m‖`` for each tensor of ``n`` coordinates: its momentum scaled to Frobenius norm ``√n``.
 
-    Pan and Li (§5) made it to tell scaling by weight matrix from scaling by coordinate. A tensor whose momentum is
+    It separates scaling by weight matrix from scaling by coordinate (arXiv 2306.00204, §5). A tensor whose momentum is
     zero stays.
 
     Args:
@@ -162,8 +162,8 @@ class Lion(_MomentumRule):
         lr: learning rate, the length of the step in each coordinate.
         betas: ``(β₁, β₂)``.
         weight_decay: decoupled, ``x ← (1 − lr·weight_decay)·x`` before the step.
-        clip_fraction: the variant of Pan and Li's published code: the largest fraction of ``β₁m + (1−β₁)g`` over the
-            whole model is clipped *instead of* taking its sign. ``None`` is Lion.
+        clip_fraction: the variant in the published code of arXiv 2306.00204: the largest fraction of ``β₁m + (1−β₁)g``
+            over the whole model is clipped *instead of* taking its sign. ``None`` is Lion.
         maximize: ascend instead.
         foreach: use multi-tensor operations.
 
@@ -262,8 +262,8 @@ class Adafactor(Optimizer):
     and its decay ``1 − t^−0.8``, and ``x ← x − α·u / max(1, RMS(u)/d)``. No first moment.
 
     Without clipping it agrees with ``torch.optim.Adafactor(eps=(1e-15, 1e-3))``. It exists for
-    `clip_fraction`, which clips the numerator ``g`` alone while the second moment sees all of it, and cannot be had
-    from outside an optimizer (Pan and Li's published code).
+    `clip_fraction`, which clips the numerator ``g`` alone while the second moment sees all of it, as in the
+    published code of arXiv 2306.00204. A hook from outside an optimizer can't do that.
 
     Args:
         params: parameters, named parameters or groups.
@@ -271,7 +271,7 @@ class Adafactor(Optimizer):
         eps: ``(ε₁, ε₂)``: added to ``g²``, and the smallest parameter scale.
         d: clipping threshold of the update's root mean square.
         beta2_decay: exponent of the second moment's decay.
-        clip_fraction: the part of all gradient coordinates that is clipped in the numerator; 0 for none.
+        clip_fraction: the fraction of all gradient coordinates that is clipped in the numerator; 0 for none.
 
     Example:
         >>> w = nn.Parameter(torch.ones(2, 2)); w.grad = torch.eye(2)
@@ -354,16 +354,16 @@ def muon_with_adamw(lr: float = 2e-2, adamw_lr: float = 1e-3) -> Callable[[Seque
         adamw_lr: learning rate of AdamW.
 
     Example:
-        >>> factory = muon_with_adamw()
-        >>> [type(part).__name__ for part in factory([nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))])]
+        >>> optimizers = muon_with_adamw()([nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))])
+        >>> [type(optimizer).__name__ for optimizer in optimizers]
         ['Muon', 'AdamW']
     """
 
     def build(parameters: Sequence[nn.Parameter]) -> list[Optimizer]:
         matrices = [parameter for parameter in parameters if parameter.dim() == 2]
         rest = [parameter for parameter in parameters if parameter.dim() != 2]
-        parts: list[Optimizer] = [torch.optim.Muon(matrices, lr=lr, weight_decay=0.0)] if matrices else []
-        return parts + ([torch.optim.AdamW(rest, lr=adamw_lr, weight_decay=0.0)] if rest else [])
+        muon: list[Optimizer] = [torch.optim.Muon(matrices, lr=lr, weight_decay=0.0)] if matrices else []
+        return muon + ([torch.optim.AdamW(rest, lr=adamw_lr, weight_decay=0.0)] if rest else [])
 
     return build
 

@@ -36,11 +36,11 @@ _HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 
 @contextmanager
 def unnoticed() -> Iterator[None]:
-    """Inside, steps may be made that nobody outside may notice, if what the optimizers hold is restored."""
+    """Inside, optimizers may take steps that nobody outside notices, if their state is restored."""
     with ExitStack() as stack:
         stack.enter_context(held())
         stack.enter_context(random_state())
-        # Hooks on every optimizer (`register_optimizer_step_pre_hook`) are for steps that are really made.
+        # Hooks on every optimizer (`register_optimizer_step_pre_hook`) are for steps of the training.
         optim = sys.modules[Optimizer.__module__]
         stack.enter_context(emptied(optim, "_global_optimizer_pre_hooks", "_global_optimizer_post_hooks"))
         if "torch._dynamo" in sys.modules:
@@ -50,7 +50,7 @@ def unnoticed() -> Iterator[None]:
 
 
 def state_of(optimizers: Sequence[Optimizer], parameters: Mapping[str, nn.Parameter]) -> State:
-    """Everything that steps of some optimizers can change, what their hooks hold included."""
+    """Everything that steps of some optimizers can change, the state of their hooks included."""
     hooks = [hook for optimizer in optimizers for name in _HOOKS for hook in vars(optimizer).get(name, {}).values()]
     roots = {"optimizers": list(optimizers), "hooks": hooks, **parameters}
     return State(roots, through=(Optimizer, StepHook, ClipHandle))
@@ -59,7 +59,7 @@ def state_of(optimizers: Sequence[Optimizer], parameters: Mapping[str, nn.Parame
 def without_hooks(state: State) -> None:
     """Until the state is restored, its optimizers have no hooks on their steps."""
     for optimizer in state.instances(Optimizer):
-        # Others in place of theirs, for these may be just being called.
+        # Other dictionaries in their place: torch may be iterating over these.
         vars(optimizer).update({name: OrderedDict() for name in _HOOKS})
 
 
@@ -71,18 +71,18 @@ def trial_step(
     hooks: bool = False,
     as_found: bool = True,
 ) -> tuple[Direction, bool]:
-    """What a step of some optimizers, which share the parameters out between them, would add to those.
+    """The direction of a step of some optimizers, which share the parameters out between them.
 
-    They step themselves, in their own precision, on copies of all that they lead to. What they write to the parameters
-    is written to float64 mirrors of them too, so that the weights' own rounding isn't part of it.
+    They take the step themselves, in their own precision, on copies of all that they lead to. All that they write to
+    the parameters is also written to float64 mirrors of them, without the rounding of the weights.
 
     Args:
         optimizers: any.
         parameters: ``{name: parameter}``, all that are known by name.
-        gradients: ``{name: gradient}`` that the step sees. Parameters without one here have none; those that have no
-            name keep theirs.
+        gradients: ``{name: gradient}`` of the step. A named parameter that is left out has no gradient; parameters
+            without a name keep theirs.
         hooks: whether the hooks on their steps are run.
-        as_found: whether a ``step`` that somebody has put on the object is called, or that of its class.
+        as_found: whether to call a ``step`` that is set on the object itself, or that of its class.
 
     Returns:
         The direction, for the parameters that have a gradient, in their dtype or float32, whichever is wider; and
@@ -115,31 +115,31 @@ def trial_step(
 
 
 def make_step(optimizers: Sequence[Optimizer], *, as_found: bool = True) -> None:
-    """Steps optimizers by the ``step`` that is found on the object, or by that of its class."""
+    """Steps optimizers by the ``step`` of the object, or by that of its class."""
     for optimizer in optimizers:
         step: Any = optimizer.step if as_found else partial(type(optimizer).step, optimizer)
         step()
 
 
 def stand_in(state: State, moving: Sequence[nn.Parameter]) -> list[Tensor]:
-    """Until the state is restored, its tensors have copies of their data; gives those that have.
+    """Until the state is restored, its tensors have copies of their data; returns these tensors.
 
-    Frozen parameters without gradient, unless they are among the moving ones, need none: no step moves them.
+    Frozen parameters without gradient need no copy, unless they are among the moving ones: no step moves them.
     """
     state.spare_iterators()
     frozen = {id(p) for p in state.instances(nn.Parameter) if not p.requires_grad and p.grad is None}
-    return state.stand_in(but=frozen - set(map(id, moving)))
+    return state.stand_in(excluded=frozen - set(map(id, moving)))
 
 
 def as_gradient(gradient: Tensor, parameter: Tensor) -> Tensor:
-    """A copy, as the parameter can have it."""
+    """A copy on the parameter's device, in its dtype."""
     return gradient.detach().to(parameter.device, parameter.dtype, copy=True)
 
 
 def give(parameters: Mapping[str, nn.Parameter], gradients: Mapping[str, Tensor]) -> None:
-    """Puts gradients on parameters; others have none.
+    """Puts gradients on parameters; the other parameters have none.
 
-    One that is a view (of a flat buffer) stays and gets the values: the rule may read the buffer.
+    A gradient that is a view of a flat buffer stays and gets the values: the rule may read the buffer.
     """
     for name, parameter in parameters.items():
         gradient, there = gradients.get(name), parameter.grad
@@ -161,7 +161,7 @@ class _MirroredWrites(WatchedWrites):  # type: ignore[no-untyped-call]
 
     Args:
         parameters: those that are mirrored.
-        copies: tensors whose memory nobody needs restored.
+        copies: tensors whose memory needn't be restored.
     """
 
     def __init__(self, parameters: Sequence[Tensor], copies: Sequence[Tensor]) -> None:
@@ -173,7 +173,7 @@ class _MirroredWrites(WatchedWrites):  # type: ignore[no-untyped-call]
                 self._mirrors[memory_of(parameter)] = _Mirror(parameter)
 
     def perform(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], written: Sequence[Tensor]) -> Any:
-        """Carries an operation out, first in float64 where it writes to a parameter."""
+        """Performs an operation, first in float64 where it writes to a parameter."""
         mirrored = [
             (mirror, tensor) for tensor in written if (mirror := self._mirrors.get(memory_of(tensor))) is not None
         ]
@@ -186,7 +186,7 @@ class _MirroredWrites(WatchedWrites):  # type: ignore[no-untyped-call]
         return result
 
     def changes(self, parameters: Mapping[str, nn.Parameter], before: Mapping[str, Tensor]) -> tuple[Direction, bool]:
-        """How far the parameters are from where they were, and whether that is a difference of rounded weights."""
+        """The change of the parameters, and whether it is a difference of rounded weights."""
         wide, rounded = Direction(), False
         for name, parameter in parameters.items():
             now, mirror = parameter.detach(), self._mirrors.get(memory_of(parameter))
@@ -199,8 +199,8 @@ class _MirroredWrites(WatchedWrites):  # type: ignore[no-untyped-call]
         return wide, rounded
 
     def _follow(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], written: set[int]) -> bool:
-        """Carries an operation out on mirrors; whether that was possible."""
-        # What draws would draw again, and custom kernels may take a float64 tensor for another.
+        """Performs an operation on mirrors; returns whether that was possible."""
+        # An operation that draws would draw again, and custom kernels may read a float64 tensor as another dtype.
         if function.namespace != "aten" or torch.Tag.nondeterministic_seeded in function.tags:
             return False
         names = (argument.name for argument in function._schema.arguments)
@@ -230,7 +230,7 @@ class _MirroredWrites(WatchedWrites):  # type: ignore[no-untyped-call]
 
 
 _NARROW = frozenset({"lr", "state_steps", "grad_scale", "found_inf"})
-"""Arguments of fused kernels that are of one dtype, whatever that of the parameters is."""
+"""Arguments of fused kernels whose dtype doesn't depend on that of the parameters."""
 
 
 class _Mirror:
@@ -243,18 +243,21 @@ class _Mirror:
 
     def __init__(self, parameter: Tensor) -> None:
         self.writes, self.rounded = 0, False
-        self._dtype, self._memory = parameter.dtype, parameter.untyped_storage()  # kept, lest another gets its place
+        self._dtype, self._memory = (
+            parameter.dtype,
+            parameter.untyped_storage(),
+        )  # kept, so that no other gets its address
         self._narrow = torch.empty(0, dtype=parameter.dtype, device=parameter.device).set_(self._memory)
         self._wide = self._narrow.to(torch.promote_types(parameter.dtype, accumulator(parameter)), copy=True)
 
     def place_of(self, tensor: Tensor) -> Tensor | None:
-        """What mirrors a tensor that lies in the memory; ``None`` if it reads it as numbers of another type."""
+        """The mirror of a tensor in the memory; ``None`` for a tensor that reads it as numbers of another type."""
         if tensor.dtype != self._dtype:
             return None
         return self._wide.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
 
     def take(self, tensor: Tensor) -> None:
-        """An operation that could not be followed has written to a tensor that lies in the memory."""
+        """Copies a tensor in the memory, to which an operation that doesn't run on mirrors has written."""
         self.rounded = True
         place = self.place_of(tensor)
         if place is not None:
@@ -263,9 +266,9 @@ class _Mirror:
             self._wide.copy_(self._narrow)
 
     def explains(self, now: Tensor, exact: Tensor, before: Tensor) -> bool:
-        """Whether rounding, once at each write, is all that keeps the memory from its mirror."""
+        """Whether rounding, once at each write, explains the difference of the memory from its mirror."""
         limits, dtype = torch.finfo(now.dtype), torch.promote_types(now.dtype, torch.float32)
         missed = torch.linalg.vector_norm(exact - now)
-        # What lies between is at most the sum of both; below `tiny` steps are of one size.
+        # The norms in between are at most the sum of both; below `tiny`, floating-point numbers are equally spaced.
         size = torch.linalg.vector_norm(before, dtype=dtype) + torch.linalg.vector_norm(now, dtype=dtype)
         return not missed > self.writes * limits.eps * (size + limits.tiny * now.numel() ** 0.5)

@@ -1,4 +1,4 @@
-"""Update directions of any optimizer: what it would add to the parameters at its next step.
+"""Update directions of any optimizer: the change that its next step would make to the parameters.
 
 Pan and Li (appendix B.3) call them pseudo-update steps: many optimizers see the gradients of one run and keep their own
 state; none but the training optimizer moves the weights.
@@ -33,17 +33,23 @@ Factory = Callable[[list[nn.Parameter]], Optimizer | Sequence[Optimizer]]
 
 
 class PseudoUpdates:
-    """Optimizers that follow the gradients of one run on shared shadow parameters.
+    """Shadow optimizers: they follow the gradients of a run that another optimizer drives.
+
+    They share one set of shadow parameters. Each keeps its own state, and none moves the weights of the run.
 
     Args:
         parameters: ``{name: parameter}`` of the model that is trained, such as `Objective.parameters`. They are read
             at each step, never written.
         optimizers: ``{label: factory}`` or ``{label: optimizer}``. A factory makes an optimizer from a list of
-            parameters (or several optimizers, each for a part). A live optimizer of those parameters goes on from its
-            present state, in a life beside its own.
+            parameters (or several optimizers, each for some of them). A live optimizer of those parameters continues
+            from its present state as a shadow of itself.
 
     Raises:
         UsageError: an optimizer has parameters of another model, or isn't an optimizer.
+
+    References:
+        Pan and Li, *Toward Understanding Why Adam Converges Faster Than SGD for Transformers*, arXiv 2306.00204,
+        appendix B.3.
 
     Example:
         >>> w = nn.Parameter(torch.tensor([1.0, 2.0]))
@@ -58,10 +64,10 @@ class PseudoUpdates:
             raise UsageError(f"optimizers is a {type(optimizers).__name__}: give {{label: factory or optimizer}}")
         self._shadows = {name: nn.Parameter(p.detach().clone()) for name, p in self._parameters.items()}
         with random_state():
-            self._followers = {label: self._adopt(label, made) for label, made in optimizers.items()}
+            self._shadow_optimizers = {label: self._adopt(label, given) for label, given in optimizers.items()}
 
     def peek(self, gradients: Mapping[str, Tensor | None]) -> dict[str, Direction]:
-        """What the optimizers would do of these gradients (see `next_update`); none of them takes the step.
+        """The directions of the optimizers for these gradients (see `next_update`); none of them takes the step.
 
         Args:
             gradients: as for `step`.
@@ -70,14 +76,14 @@ class PseudoUpdates:
             ``{label: direction}``.
         """
         checked = _checked(gradients, self._parameters)
-        return {label: follower.peek(label, checked) for label, follower in self._followers.items()}
+        return {label: optimizer.peek(label, checked) for label, optimizer in self._shadow_optimizers.items()}
 
     def step(self, gradients: Mapping[str, Tensor | None], *, capture: bool = False) -> dict[str, Direction]:
         """Feeds each optimizer the gradients at the present parameters.
 
         Args:
             gradients: ``{name: gradient}``; a parameter without one has no gradient in this step.
-            capture: whether to say what the optimizers would do (see `next_update`), which costs more.
+            capture: whether to return the directions of the optimizers (see `next_update`), which costs more.
 
         Returns:
             ``{label: direction}`` if `capture`, else empty. The parameters stay as they are.
@@ -85,52 +91,53 @@ class PseudoUpdates:
         directions = self.peek(gradients) if capture else {}
         checked = _checked(gradients, self._parameters)
         with unnoticed():
-            for follower in self._followers.values():
-                follower.step(checked)
+            for optimizer in self._shadow_optimizers.values():
+                optimizer.step(checked)
         return directions
 
-    def _adopt(self, label: str, made: Factory | Optimizer) -> _Follower:
-        if isinstance(made, Optimizer):
-            _check_parameters(label, made, self._parameters)
-            return _SecondLife(made, self._parameters)
-        if not callable(made):
-            raise UsageError(f"optimizer {label!r} is a {type(made).__name__}, neither a factory nor an optimizer")
-        built = made(list(self._shadows.values()))
-        parts = [built] if isinstance(built, Optimizer) else list(built)
-        for part in parts:
-            if not isinstance(part, Optimizer):
-                raise UsageError(f"the factory of {label!r} gave a {type(part).__name__}, not a torch.optim.Optimizer")
-            _check_parameters(label, part, self._shadows)
-        return _Follower(parts, self._shadows, self._parameters)
+    def _adopt(self, label: str, given: Factory | Optimizer) -> _ShadowOptimizer:
+        if isinstance(given, Optimizer):
+            _check_parameters(label, given, self._parameters)
+            return _OwnShadow(given, self._parameters)
+        if not callable(given):
+            raise UsageError(f"optimizer {label!r} is a {type(given).__name__}, neither a factory nor an optimizer")
+        built = given(list(self._shadows.values()))
+        optimizers: list[Any] = [built] if isinstance(built, Optimizer) else list(built)
+        for optimizer in optimizers:
+            if not isinstance(optimizer, Optimizer):
+                given_type = type(optimizer).__name__
+                raise UsageError(f"the factory of {label!r} gave a {given_type}, not a torch.optim.Optimizer")
+            _check_parameters(label, optimizer, self._shadows)
+        return _ShadowOptimizer(optimizers, self._shadows, self._parameters)
 
 
-class _Follower:
-    """Optimizers on shadows of the parameters.
+class _ShadowOptimizer:
+    """An optimizer on shadow parameters, or several that share these out between them.
 
     Args:
-        parts: optimizers that share the parameters out between them.
-        shadows: what they hold; other followers may use them in between.
-        parameters: where the training is.
+        optimizers: all of them together update each parameter once.
+        shadows: the parameters that they hold; other shadow optimizers may use them in between.
+        parameters: the parameters of the training.
     """
 
     def __init__(
         self,
-        parts: Sequence[Optimizer],
+        optimizers: Sequence[Optimizer],
         shadows: Mapping[str, nn.Parameter],
         parameters: Mapping[str, nn.Parameter],
     ) -> None:
-        self._parts, self._shadows, self._parameters = parts, shadows, parameters
+        self._optimizers, self._shadows, self._parameters = optimizers, shadows, parameters
 
     def peek(self, label: str, gradients: Mapping[str, Tensor]) -> Direction:
-        """What they would do."""
+        """The direction of the next step."""
         self._arrive(self._here())
-        return _tried(label, self._parts, self._shadows, gradients, hooks=True)
+        return _direction(label, self._optimizers, self._shadows, gradients, hooks=True)
 
     def step(self, gradients: Mapping[str, Tensor]) -> None:
-        """They do it."""
+        """Takes the step."""
         self._arrive(self._here())
         give(self._shadows, self._copied(gradients))
-        make_step(self._parts)
+        make_step(self._optimizers)
 
     def _here(self) -> dict[str, Tensor]:
         return {name: p.data for name, p in self._parameters.items()}
@@ -140,17 +147,17 @@ class _Follower:
             shadow.data.copy_(here[name])
 
     def _copied(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Copies, for this follower and step alone: rules write to their gradients (weight decay, say), or keep them.
+        """Copies, for this shadow optimizer and step alone: rules write to their gradients (weight decay, say), or keep them.
 
         Some write behind autograd's back (``p.grad.data``), where no version counter tells.
         """
         return {name: as_gradient(gradient, self._shadows[name]) for name, gradient in gradients.items()}
 
 
-class _SecondLife(_Follower):
-    """A live optimizer that goes on beside its own training.
+class _OwnShadow(_ShadowOptimizer):
+    """A live optimizer as a shadow of itself, beside its own training.
 
-    It is the same object, on the same parameters; all that it leads to is exchanged for as long as it takes a step.
+    It is the same object, on the same parameters. Its whole state is exchanged while the shadow takes a step.
     """
 
     def __init__(self, optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -161,57 +168,56 @@ class _SecondLife(_Follower):
                 stand_in(real, list(parameters.values()))
                 real.spare_iterators()
                 without_hooks(real)
-                self._life = self._now()
+                self._state = self._now()
             finally:
                 real.restore()
 
     def peek(self, label: str, gradients: Mapping[str, Tensor]) -> Direction:
-        """What it would do."""
-        with unnoticed(), self._living(gradients) as given:
-            return _tried(label, self._parts, self._shadows, given, as_found=False)
+        """The direction of the next step."""
+        with unnoticed(), self._exchanged(gradients) as given:
+            return _direction(label, self._optimizers, self._shadows, given, as_found=False)
 
     def step(self, gradients: Mapping[str, Tensor]) -> None:
-        """It does it."""
-        with self._living(gradients) as given:
+        """Takes the step."""
+        with self._exchanged(gradients) as given:
             give(self._shadows, given)
-            make_step(self._parts, as_found=False)
-            self._life = self._now()
+            make_step(self._optimizers, as_found=False)
+            self._state = self._now()
 
     @contextmanager
-    def _living(self, gradients: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    def _exchanged(self, gradients: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         real, here, given = self._now(), self._here(), self._copied(gradients)
         try:
-            self._life.restore()
+            self._state.restore()
             self._arrive(here)
             yield given
         finally:
             real.restore()
 
     def _now(self) -> State:
-        return state_of(self._parts, self._parameters)
+        return state_of(self._optimizers, self._parameters)
 
 
 def next_update(
     optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], gradients: Mapping[str, Tensor | None] | None = None
 ) -> Direction:
-    """What a live optimizer would add to the parameters at its next step, which it does not take.
+    """The direction of a live optimizer's next step, which it does not take.
 
-    The optimizer itself takes it, in its own precision, on copies of everything that it leads to; then all is as it
-    was, to the bit. What it writes to the parameters is written to float64 mirrors of them too: a difference of two
-    float32 weights would keep no more digits of the update than the weight's own rounding leaves (at a learning rate of
-    1e-5 half of the direction can be rounding).
+    The optimizer itself takes the step, in its own precision, on copies of everything that it leads to. Then everything
+    is restored, to the bit. All that it writes to the parameters is also written to float64 mirrors of them: a
+    difference of two float32 weights has lost the digits that rounding took from the weight (at a learning rate of 1e-5
+    half of the direction can be rounding).
 
     Args:
         optimizer: any `torch.optim.Optimizer`, at any point of its life. Its own step hooks are not run.
-        parameters: ``{name: parameter}``: those that the direction is wanted of. Others that it holds take part in the
-            step with the gradients that are on them.
-        gradients: ``{name: gradient}`` that the step would see; a parameter without one is left out. ``None`` takes
-            what ``backward`` left on the parameters.
+        parameters: ``{name: parameter}``: the parameters of the direction. Others of the optimizer take part in the
+            step with their own gradients.
+        gradients: ``{name: gradient}`` of the step; a parameter without one is left out. ``None``: the gradients that
+            ``backward`` left on the parameters.
 
     Returns:
-        ``d``, for the parameters that the optimizer holds and that have a gradient, in their dtype, or in float32
-        where that is coarser; where several optimizers share the parameters out, their updates together are that of a
-        step.
+        ``d``, for those parameters of the optimizer that have a gradient, in their dtype, or in float32 where that is
+        coarser. Where several optimizers share the parameters out, the updates of all are that of the step.
 
     Raises:
         UsageError: the optimizer holds none of the parameters, needs a closure or the graph of its gradients, or there
@@ -232,14 +238,14 @@ def own_update(
     *,
     as_found: bool = True,
 ) -> Direction:
-    """`next_update`, also while a step is being made.
+    """`next_update`, also inside a step of the optimizer.
 
     Args:
         optimizer: see there.
         parameters: see there.
         gradients: see there.
-        as_found: whether a ``step`` that somebody has put on the object is called (a learning rate scheduler, say),
-            or that of its class: the former may be what is being executed.
+        as_found: whether to call a ``step`` that is set on the object itself (by a learning rate scheduler, say), or
+            that of its class: the former may be the one that runs now.
     """
     if gradients is None:
         gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
@@ -251,7 +257,7 @@ def own_update(
     checked = {name: gradient for name, gradient in checked.items() if name in parameters}
     if not checked:
         raise UsageError("no parameter has a gradient: call this after backward() and before step()")
-    return _tried(type(optimizer).__name__, [optimizer], parameters, checked, as_found=as_found)
+    return _direction(type(optimizer).__name__, [optimizer], parameters, checked, as_found=as_found)
 
 
 def _named(parameters: Any) -> Mapping[str, nn.Parameter]:
@@ -263,7 +269,7 @@ def _named(parameters: Any) -> Mapping[str, nn.Parameter]:
 
 
 def _checked(gradients: Mapping[str, Tensor | None], parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """The gradients that are there, each of a parameter's shape; ``None`` stands for none."""
+    """The gradients that aren't ``None``, checked to have the shapes of their parameters."""
     for name, gradient in gradients.items():
         if gradient is None:
             continue
@@ -275,9 +281,9 @@ def _checked(gradients: Mapping[str, Tensor | None], parameters: Mapping[str, nn
     return {name: gradient for name, gradient in gradients.items() if gradient is not None}
 
 
-def _tried(
+def _direction(
     label: str,
-    parts: Sequence[Optimizer],
+    optimizers: Sequence[Optimizer],
     parameters: Mapping[str, nn.Parameter],
     gradients: Mapping[str, Tensor],
     *,
@@ -285,7 +291,7 @@ def _tried(
     as_found: bool = True,
 ) -> Direction:
     try:
-        direction, rounded = trial_step(parts, parameters, gradients, hooks=hooks, as_found=as_found)
+        direction, rounded = trial_step(optimizers, parameters, gradients, hooks=hooks, as_found=as_found)
     except UsageError:
         raise
     except (TypeError, RuntimeError, ValueError, AssertionError) as error:
@@ -303,7 +309,7 @@ def _tried(
         size = vectors.norm({name: parameters[name] for name in direction})
         if 0.5 * coarsest * size > _NOTICEABLE * vectors.norm(direction):
             warnings.warn(
-                f"optimizer {label!r} writes to its weights in ways that can't be followed in float64: "
+                f"optimizer {label!r} writes to its weights by operations that don't run in float64: "
                 "its direction is a difference of rounded weights",
                 RuntimeWarning,
                 stacklevel=4,

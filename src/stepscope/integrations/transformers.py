@@ -94,12 +94,12 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         settings = {"log": log, "step": state.global_step} | self._settings
         self._trainings += 1
         if self._trainings > 1 and not state.global_step and settings.get("run_dir") is not None:
-            # Begun anew: a trial of a search, or after the trainer ran out of memory.
+            # Another start: a trial of a search, or after the trainer ran out of memory.
             settings["run_dir"] = f"{settings['run_dir']}-{self._trainings}"
         self.probe = Probe(trainer.model, trainer.optimizer, self._loss_fn, batches, **settings)
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
-        """Takes the probe off; its records stay."""
+        """Removes the probe; its records stay."""
         if self.probe is not None:
             self.probe.close()
 

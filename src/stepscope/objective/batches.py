@@ -31,13 +31,13 @@ _SHARED: tuple[Any, ...] = (
     types.MethodType,
 )
 _SHARED += (partial, nn.Module, Optimizer, Dataset, DataLoader)
-"""What a batch may refer to and what is no part of it: it is neither walked nor copied."""
+"""Objects that a batch may refer to without holding them: they are neither walked nor copied."""
 
 _IN_C = (types.BuiltinFunctionType, types.WrapperDescriptorType, types.MethodDescriptorType)
 
 
 def tensors(batch: Any, *, of_objects: bool = True) -> Iterator[Tensor]:
-    """The tensors of a batch in order, each once: whatever `moved` copies.
+    """The tensors of a batch in order, each once: all that `moved` copies.
 
     Args:
         batch: a micro-batch.
@@ -52,8 +52,8 @@ def tensors(batch: Any, *, of_objects: bool = True) -> Iterator[Tensor]:
         if isinstance(value, Tensor):
             yield value
         elif of_objects or isinstance(value, Mapping | list | tuple) or dataclasses.is_dataclass(value):
-            for part in _parts(value):
-                yield from walk(part)
+            for item in _contents(value):
+                yield from walk(item)
 
     return walk(batch)
 
@@ -84,7 +84,7 @@ def mapped(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
 
 
 class _Copier:
-    """Copies what holds tensors; what is the same object in the original is the same object in the copy."""
+    """Copies all objects that hold tensors; an object that occurs twice in a batch is one object in the copy."""
 
     def __init__(self, batch: Any, copied: Callable[[Tensor], Tensor]) -> None:
         self._holders = _holders_of_tensors(batch)
@@ -133,7 +133,7 @@ class _Copier:
 
 
 def _holders_of_tensors(batch: Any) -> set[int]:
-    """The identities of the tensors of a batch and of all that holds one, near or far."""
+    """The identities of a batch's tensors, and of all objects that hold one, directly or not."""
     holders_of: dict[int, list[int]] = {id(batch): []}
     waiting, reached = [batch], []
     while waiting:
@@ -141,23 +141,23 @@ def _holders_of_tensors(batch: Any) -> set[int]:
         if isinstance(value, Tensor):
             reached.append(id(value))
             continue
-        for part in _parts(value):
-            if isinstance(part, _SHARED):
+        for item in _contents(value):
+            if isinstance(item, _SHARED):
                 continue
-            if id(part) not in holders_of:
-                holders_of[id(part)] = []
-                waiting.append(part)
-            holders_of[id(part)].append(id(value))
-    found: set[int] = set()
+            if id(item) not in holders_of:
+                holders_of[id(item)] = []
+                waiting.append(item)
+            holders_of[id(item)].append(id(value))
+    holders: set[int] = set()
     while reached:
-        if (key := reached.pop()) not in found:
-            found.add(key)
+        if (key := reached.pop()) not in holders:
+            holders.add(key)
             reached += holders_of[key]
-    return found
+    return holders
 
 
-def _parts(value: Any) -> Iterator[Any]:
-    """What an object holds: its elements or values, then its attributes."""
+def _contents(value: Any) -> Iterator[Any]:
+    """The elements or values of an object, then its attributes."""
     if isinstance(value, _SHARED):
         return
     kind: Any = type(value)
@@ -175,10 +175,10 @@ def _parts(value: Any) -> Iterator[Any]:
 
 def _attributes(value: Any) -> dict[str, Any] | None:
     try:
-        found = object.__getattribute__(value, "__dict__")
+        attributes = object.__getattribute__(value, "__dict__")
     except AttributeError:
         return None
-    return found if isinstance(found, dict) else None
+    return attributes if isinstance(attributes, dict) else None
 
 
 _EMPTY = object()
@@ -193,11 +193,11 @@ def _value(slot: types.MemberDescriptorType, holder: Any) -> Any:
 
 @lru_cache(maxsize=1024)
 def _slots(kind: type) -> tuple[types.MemberDescriptorType, ...]:
-    """The slots of a class, those of its bases first; what a class in C keeps of its own isn't to be written."""
+    """The slots of a class, those of its bases first; slots of classes in C can't be written and are left out."""
     written = [base for base in reversed(kind.__mro__) if "__slots__" in vars(base) or base is defaultdict]
     return tuple(slot for b in written for slot in vars(b).values() if isinstance(slot, types.MemberDescriptorType))
 
 
 def _in_c(kind: type, name: str) -> Callable[..., Any]:
-    """A method as the base in C has it, whatever the classes above make of it."""
+    """A method of the base class in C, without the overrides of its subclasses."""
     return next(vars(base)[name] for base in kind.__mro__ if isinstance(vars(base).get(name), _IN_C))  # type: ignore[no-any-return]

@@ -19,10 +19,10 @@ _handlers: dict[int, Any] = {}
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Inside, a signal waits for the end: its handler finds everything as it was, whatever it does.
+    """Inside, a signal waits for the end, so that its handler runs when everything is restored.
 
-    An exception that a signal raises between two lines of a context manager's own code would leave things half put
-    back, and a handler that saves a checkpoint would save a displaced point. Ctrl-C alone needn't wait so long, where
+    An exception that a signal raises between two lines of a context manager's own code would leave things half
+    restored, and a handler that saves a checkpoint would save a displaced point. Ctrl-C alone needn't wait so long, where
     it raises `KeyboardInterrupt`: `deliver` does that earlier, and a second one isn't held. Where signals can't be
     held (another thread than the main one, a handler that isn't Python's), nothing happens.
     """
@@ -42,7 +42,7 @@ def held() -> Iterator[None]:
 
 
 def deliver() -> None:
-    """Raises the `KeyboardInterrupt` that waits; for places from which everything is put back."""
+    """Raises the `KeyboardInterrupt` that waits; for lines at which an exception restores everything."""
     if _waiting and _raises(signal.SIGINT) and threading.current_thread() is threading.main_thread():
         for index, (number, _) in enumerate(_waiting):
             if number == signal.SIGINT:
@@ -63,9 +63,9 @@ def _hold(number: int, frame: FrameType | None) -> None:
 def _release() -> None:
     handlers = dict(_handlers)
     _handlers.clear()
-    # The last one to be put back is that of Ctrl-C, which can arrive at any line from then on.
+    # The handler of Ctrl-C is restored last: from then on Ctrl-C can arrive at any line.
     for number in sorted(handlers, key=lambda n: n == signal.SIGINT):
-        if signal.getsignal(number) is _hold:  # unless somebody has installed another meanwhile
+        if signal.getsignal(number) is _hold:  # unless another was installed in the meantime
             signal.signal(number, handlers[number])
     waiting = list(_waiting)
     _waiting.clear()

@@ -1,4 +1,4 @@
-"""Whether tensors lie in the same memory: to move one by a step would move the other."""
+"""Whether tensors lie in the same memory: a step that moves one would move the other."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def shared_memory(tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
             return name, name
         by_storage[tensor.device, tensor.untyped_storage().data_ptr()].append(name)
     for names in by_storage.values():
-        if found := _shared_in_storage(names, [tensors[name] for name in names]):
-            return found
+        if pair := _shared_in_storage(names, [tensors[name] for name in names]):
+            return pair
     return None
 
 

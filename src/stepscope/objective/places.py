@@ -30,32 +30,32 @@ class Place:
         self._first = self._entered = self._content()
 
     def enter(self) -> None:
-        """What is there now is what `reset` goes back to."""
+        """Makes the present content the one that `reset` returns to."""
         self._entered = self._first if self._holds(self._first) else self._content()
 
     def differs(self) -> bool:
-        """Whether it is another than at `enter`."""
+        """Whether the content has changed since `enter`."""
         return not self._holds(self._entered)
 
     def reset(self) -> None:
-        """As it was at `enter`."""
+        """Restores the content of the last `enter`."""
         if not self._holds(self._entered):
             self._become(self._entered)
 
     def restore(self) -> None:
-        """As it was first."""
+        """Restores the first content."""
         if not self._holds(self._first):
             self._become(self._first)
 
     def is_restored(self) -> bool:
-        """Whether it is as it was first."""
+        """Whether the content is the first."""
         return self._holds(self._first)
 
     def replace(self, substitutes: Mapping[int, Any]) -> None:
         """Puts other objects in the places of some, by their identity."""
 
     def _content(self) -> Any:
-        """A copy of what is there, one level deep."""
+        """A copy of the content, one level deep."""
         raise NotImplementedError
 
     def _holds(self, content: Any) -> bool:
@@ -156,7 +156,7 @@ class Value(Place):
 
     @property
     def first(self) -> Any:
-        """What was there first."""
+        """The first content."""
         return self._first
 
     def replace(self, substitutes: Mapping[int, Any]) -> None:

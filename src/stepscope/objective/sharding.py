@@ -1,4 +1,4 @@
-"""Models and parameters that are cut up over processes: a part of a vector isn't measured or clipped as the whole."""
+"""Models and parameters that are sharded over processes: a shard can't be measured or clipped like the vector."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The state that objects lead to: found by walking, remembered, and restored.
+"""The state that objects lead to: a walk finds it, and it is remembered and restored.
 
 A loss reaches more than its model: a teacher in a closure, a critic that it is a method of, a queue in a list. An
 optimizer keeps more than its ``state``: attributes of its parameters, dictionaries by identity, closures, counters on
@@ -105,7 +105,7 @@ class State:
         return {path: module for path, module in self.modules.items() if path not in before}
 
     def enter(self, start: int = 0) -> None:
-        """What is there now is what `reset` goes back to; `restore` goes back to what was there first.
+        """Makes the present state the one that `reset` returns to; `restore` returns to the first state.
 
         Args:
             start: how many places are left out, those that were found first.
@@ -118,7 +118,7 @@ class State:
         return len(self._places)
 
     def changed(self) -> list[Place]:
-        """What differs from what was there at the last `enter`."""
+        """The places whose content has changed since the last `enter`."""
         return [place for place in self._places if place.differs()]
 
     def replace(self, substitutes: Mapping[int, Any]) -> None:
@@ -127,9 +127,9 @@ class State:
             place.replace(substitutes)
 
     def spare_iterators(self) -> None:
-        """Until `restore`, iterators are left alone: what they have given can't be taken back.
+        """Until `restore`, no iterator is read: an item that it has given can't be given again.
 
-        A copy is read in the place of each, and where there is none, a `UsageError` is raised.
+        A copy takes the place of each. Where an iterator can't be copied, reading it raises a `UsageError`.
         """
         iterators, self._iterators = self._iterators, {}
         if not iterators:
@@ -149,7 +149,7 @@ class State:
         )
 
     def restore(self) -> None:
-        """Everything is as it was when it was found."""
+        """Restores the first state of everything."""
         for place in self._places:
             place.restore()
         for tensor, grad in self._grads:
@@ -166,7 +166,7 @@ class State:
             torch._C._autograd._unsafe_set_version_counter(*zip(*changed, strict=True))
 
     def unrestored(self) -> list[str]:
-        """How what can't be restored is reached, after `restore`."""
+        """After `restore`, the paths to all that couldn't be restored."""
         return [place.path for place in self._places if not place.is_restored()]
 
     def written(self) -> dict[str, Tensor]:
@@ -174,26 +174,26 @@ class State:
         return {path: tensor for path, tensor, version in self._versions if tensor._version != version}
 
     def instances(self, kind: type[T]) -> list[T]:
-        """What was met of a type."""
+        """All objects of a type that the walk met."""
         return [value for value in self._seen.values() if isinstance(value, kind)]
 
     def exchangeable(self) -> list[Tensor]:
-        """The tensors whose data can be exchanged until `restore`, but for gradients."""
+        """The tensors whose data can be exchanged until `restore`, without gradients."""
         gradients = {id(grad) for _, grad in self._grads}
         return [tensor for tensor, _ in self._data if id(tensor) not in gradients]
 
-    def stand_in(self, but: Container[int] = ()) -> list[Tensor]:
+    def stand_in(self, excluded: Container[int] = ()) -> list[Tensor]:
         """Until `restore`, tensors have copies of their data; those that share memory share its copy.
 
         Args:
-            but: identities of tensors that keep theirs.
+            excluded: identities of tensors that keep their data.
 
         Returns:
             The tensors that have one.
         """
         sharing: dict[tuple[torch.device, int], list[tuple[Tensor, Tensor]]] = {}
         for tensor, data in self._data:
-            if not data.is_meta and id(tensor) not in but:
+            if not data.is_meta and id(tensor) not in excluded:
                 memory = data.device, data.untyped_storage().data_ptr()
                 sharing.setdefault(memory, []).append((tensor, data))
         for group in sharing.values():
@@ -218,8 +218,8 @@ class State:
         if isinstance(value, Tensor):
             self._tensor(path, value)
         elif isinstance(value, torch.jit.ScriptModule):
-            # Its state lies outside of Python, and its parts are made when they are asked for.
-            self.modules |= {f"{path}.{name}".rstrip("."): part for name, part in value.named_modules()}
+            # Its state lies outside of Python, and its submodules are created at each access.
+            self.modules |= {f"{path}.{name}".rstrip("."): module for name, module in value.named_modules()}
             for name, parameter in value.named_parameters():
                 self._later(f"{path}.{name}", parameter)
         elif isinstance(value, nn.Module):
@@ -310,7 +310,7 @@ class State:
             self._instance(path, mapping)
 
     def _attributes(self, path: str, value: Any) -> None:
-        """What an object's ``__dict__`` holds."""
+        """Follows the attributes in an object's ``__dict__``."""
         attributes = vars(value)
         self._places.append(places.Dictionary(path, attributes))
         for name, attribute in attributes.items():
@@ -325,7 +325,7 @@ class State:
                 self._later(f"{path}.{name}", attribute)
 
     def _instance(self, path: str, value: Any) -> None:
-        """An object of any other class: its attributes and slots, and what its class holds."""
+        """Follows an object of any other class: its attributes, its slots and its class."""
         kind = type(value)
         if isinstance(value, Dataset | DataLoader):
             return
