@@ -147,9 +147,9 @@ class _ShadowOptimizer:
             shadow.data.copy_(here[name])
 
     def _copied(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Copies, for this shadow optimizer and step alone: rules write to their gradients (weight decay, say), or keep them.
+        """Copies for one optimizer and step alone: rules write to their gradients (weight decay, say), or keep them.
 
-        Some write behind autograd's back (``p.grad.data``), where no version counter tells.
+        Some write without autograd's knowledge (``p.grad.data``), so that no version counter shows it.
         """
         return {name: as_gradient(gradient, self._shadows[name]) for name, gradient in gradients.items()}
 

@@ -22,8 +22,8 @@ def held() -> Iterator[None]:
     """Inside, a signal waits for the end, so that its handler runs when everything is restored.
 
     An exception that a signal raises between two lines of a context manager's own code would leave things half
-    restored, and a handler that saves a checkpoint would save a displaced point. Ctrl-C alone needn't wait so long, where
-    it raises `KeyboardInterrupt`: `deliver` does that earlier, and a second one isn't held. Where signals can't be
+    restored, and a handler that saves a checkpoint would save a displaced point. A `KeyboardInterrupt`
+    by Ctrl-C needn't wait so long: `deliver` raises it earlier, and a second Ctrl-C isn't held. Where signals can't be
     held (another thread than the main one, a handler that isn't Python's), nothing happens.
     """
     if _handlers or threading.current_thread() is not threading.main_thread():
