@@ -309,7 +309,7 @@ def _direction(
         size = vectors.norm({name: parameters[name] for name in direction})
         if 0.5 * coarsest * size > _NOTICEABLE * vectors.norm(direction):
             warnings.warn(
-                f"optimizer {label!r} writes to its weights by operations that don't run in float64: "
+                f"optimizer {label!r} writes to its weights in ways that can't be followed in float64: "
                 "its direction is a difference of rounded weights",
                 RuntimeWarning,
                 stacklevel=4,
