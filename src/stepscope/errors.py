@@ -1,4 +1,4 @@
-"""The two errors that are the user's to mend: each message is one line that says what was wrong and what to do."""
+"""The two errors that a user can correct: each message is one line that says what was wrong and what to do."""
 
 from __future__ import annotations
 
