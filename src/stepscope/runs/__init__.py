@@ -1,12 +1,20 @@
 """Run directories and their records."""
 
-from stepscope.runs.directory import Record, RunDirectory, latest, number, read_run, versions, write_atomically
+from stepscope.runs.direction_record import DirectionRecord, RecordedLandscape, RecordedMagnitudes, RecordedShare
+from stepscope.runs.directory import Head, RunDirectory, read_head, read_run
+from stepscope.runs.records import Record, latest
+from stepscope.runs.storage import versions, write_atomically
 
 __all__ = [
+    "DirectionRecord",
+    "Head",
     "Record",
+    "RecordedLandscape",
+    "RecordedMagnitudes",
+    "RecordedShare",
     "RunDirectory",
     "latest",
-    "number",
+    "read_head",
     "read_run",
     "versions",
     "write_atomically",

@@ -13,41 +13,55 @@ import contextlib
 import datetime
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Generic, Self
 
 from stepscope.errors import UsageError
-from stepscope.runs.storage import encode, lines_of, number, plain, reason, show, versions, write_atomically
+from stepscope.runs.records import AnyRecord, latest
+from stepscope.runs.storage import encode, lines_of, plain, reason, show, versions, write_atomically
 
-__all__ = ["Record", "RunDirectory", "latest", "number", "plain", "read_run", "versions", "write_atomically"]
+SCHEMA_VERSION = 2
+"""Version 1 had other names for some fields: see `Record.renamed`."""
 
-Record = dict[str, Any]
-"""One measurement: the JSON object of one line."""
-
-SCHEMA_VERSION = 1
 RUN_FILE = "run.json"
 MEASUREMENTS_FILE = "measurements.jsonl"
 LOCK_FILE = ".lock"
 
 _ABSENT = object()
-_SINGLE_VALUES = ("run", "trajectory", "seed", "step", "direction", "batch", "group", "cut")
-"""What tells a measurement from others; those that an experiment doesn't vary are missing from its records."""
+
+Head = dict[str, Any]
+"""The content of `run.json`: ``schema_version``, ``created``, ``configuration``, ``context``."""
 
 
-def read_run(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Record]]:
+def read_run(
+    path: str | os.PathLike[str], record: type[AnyRecord] | Callable[[Head], type[AnyRecord]]
+) -> tuple[Head, list[AnyRecord]]:
     """Reads a run directory without changing it, also while another process writes to it.
 
     Args:
         path: the run directory.
+        record: the type of its records, or what says it of the content of `run.json`.
 
     Returns:
-        The content of `run.json`, and the whole measurements in the order in which they were made (see `latest`). A
-        torn last line is left out.
+        The content of `run.json`, and the records in the order in which they were measured (see `latest`). A torn last
+        line is left out.
 
     Raises:
         UsageError: it is no run directory, a newer stepscope wrote it, or it is damaged.
+    """
+    head = read_head(path)
+    kind: type[AnyRecord] = record if isinstance(record, type) else record(head)
+    records, _ = _read_records(Path(path) / MEASUREMENTS_FILE, kind)
+    return head, latest(records)
+
+
+def read_head(path: str | os.PathLike[str]) -> Head:
+    """The content of a run directory's `run.json`.
+
+    Raises:
+        UsageError: as `read_run`.
     """
     directory = Path(path)
     try:
@@ -57,30 +71,10 @@ def read_run(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Record]
         raise UsageError(f"cannot read {show(directory)}: {reason(error)}") from error
     if not is_run:
         raise UsageError(f"{show(directory)} is not a run directory: it has no {RUN_FILE}")
-    run = _read_run_file(directory)
-    records, _ = _read_measurements(directory / MEASUREMENTS_FILE)
-    return run, latest(records)
+    return _read_run_file(directory)
 
 
-def latest(records: Iterable[Record]) -> list[Record]:
-    """The measurements without those that were made again later: at the same step, of the same direction (or group).
-
-    That happens where a training goes on from a checkpoint that is older than its last measurement.
-
-    Example:
-        >>> made = [{"step": 9, "sharpness": 1.0}, {"step": 6, "sharpness": 2.0}, {"step": 9, "sharpness": 3.0}]
-        >>> [record["sharpness"] for record in latest(made)]
-        [2.0, 3.0]
-    """
-    found: dict[tuple[Any, ...], Record] = {}
-    for record in records:
-        key = tuple(record.get(name) for name in _SINGLE_VALUES)
-        found.pop(key, None)
-        found[key] = record
-    return list(found.values())
-
-
-def _read_run_file(directory: Path) -> dict[str, Any]:
+def _read_run_file(directory: Path) -> Head:
     file = directory / RUN_FILE
     try:
         run = json.loads(file.read_bytes())
@@ -99,7 +93,7 @@ def _read_run_file(directory: Path) -> dict[str, Any]:
     return dict(run)
 
 
-def _read_measurements(file: Path) -> tuple[list[Record], int]:
+def _read_records(file: Path, kind: type[AnyRecord]) -> tuple[list[AnyRecord], int]:
     """The whole records of a file, and the number of bytes that they take."""
     try:
         content = file.read_bytes()
@@ -107,25 +101,26 @@ def _read_measurements(file: Path) -> tuple[list[Record], int]:
         return [], 0
     except OSError as error:
         raise UsageError(f"cannot read {show(file)}: {reason(error)}") from error
-    records: list[Record] = []
+    records: list[AnyRecord] = []
     whole = 0
     for line_number, line in enumerate(lines_of(content), start=1):
         try:
-            record = json.loads(line) if line.endswith(b"\n") else None
+            values = json.loads(line) if line.endswith(b"\n") else None
         except ValueError:
-            record = None
-        if not isinstance(record, dict):
+            values = None
+        if not isinstance(values, dict):
             if whole + len(line) == len(content):
                 break  # the last line: a writer was stopped in the middle of it
             raise UsageError(f"{show(file)}, line {line_number} is not a JSON object: repair or delete that line")
-        if wrong := [key for key in _SINGLE_VALUES if isinstance(record.get(key), list | dict)]:
-            raise UsageError(f"{show(file)}, line {line_number}: {wrong[0]} is not a single value: repair the line")
-        records.append(record)
+        try:
+            records.append(kind.from_json(values))
+        except ValueError as error:
+            raise UsageError(f"{show(file)}, line {line_number}: {error}: repair or delete that line") from error
         whole += len(line)
     return records, whole
 
 
-class RunDirectory:
+class RunDirectory(Generic[AnyRecord]):
     """A run directory that this process may write to; no other can at the same time.
 
     Made by [`RunDirectory.open`]. Use it as a context manager, or call [`close`].
@@ -137,15 +132,17 @@ class RunDirectory:
 
     Example:
         >>> import tempfile
+        >>> from stepscope.runs import DirectionRecord
+        >>> first = DirectionRecord(trajectory="sgd", seed=0, step=20, direction="adam", sharpness=3.5)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with RunDirectory.open(folder + "/run", {"steps": [20]}) as run:
-        ...         run.append([{"step": 20, "direction": "sgd", "sharpness": 3.5}])
-        ...     with RunDirectory.open(folder + "/run", {"steps": [20]}) as run:  # goes on where it stopped
-        ...         [record["direction"] for record in run.records()]
-        ['sgd']
+        ...     with RunDirectory.open(folder + "/run", DirectionRecord, {"steps": [20]}) as run:
+        ...         run.append([first])
+        ...     with RunDirectory.open(folder + "/run", DirectionRecord, {"steps": [20]}) as run:  # continues
+        ...         [record.direction for record in run.records()]
+        ['adam']
     """
 
-    def __init__(self, path: Path, run: Mapping[str, Any], records: list[Record], file: BinaryIO, lock: Any) -> None:
+    def __init__(self, path: Path, run: Head, records: list[AnyRecord], file: BinaryIO, lock: Any) -> None:
         self.path = path
         self.configuration: dict[str, Any] = run["configuration"]
         self.context: dict[str, Any] = run["context"]
@@ -157,15 +154,17 @@ class RunDirectory:
     def open(
         cls,
         path: str | os.PathLike[str],
+        record: type[AnyRecord],
         configuration: Mapping[str, Any],
         *,
         context: Mapping[str, Any] | None = None,
         overwrite: bool = False,
-    ) -> RunDirectory:
+    ) -> RunDirectory[AnyRecord]:
         """Creates a run directory, or continues one that was made with the same configuration.
 
         Args:
             path: the directory; created with its parents if missing.
+            record: the type of its records.
             configuration: what determines the measurements; anything that JSON can hold.
             context: what else should be known about them; `versions()` is added under `"versions"` if
                 missing. Kept from the first opening: a continued run doesn't change it.
@@ -186,7 +185,7 @@ class RunDirectory:
             if overwrite and (directory / RUN_FILE).exists():
                 _delete_run(directory)
             run = _create_or_continue(directory, wanted, details)
-            records, whole = _read_measurements(directory / MEASUREMENTS_FILE)
+            records, whole = _read_records(directory / MEASUREMENTS_FILE, record)
             file = _open_for_append(directory / MEASUREMENTS_FILE, whole)
         except BaseException:
             if lock is not None:
@@ -224,15 +223,15 @@ class RunDirectory:
         finally:
             _remove_empty(made)
 
-    def records(self) -> list[Record]:
+    def records(self) -> list[AnyRecord]:
         """Everything measured so far, also by earlier openings, in order."""
         return list(self._records)
 
-    def append(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Adds measurements, safely on the disk when this returns.
+    def append(self, records: Sequence[AnyRecord]) -> None:
+        """Adds records, safely on the disk when this returns.
 
         Args:
-            records: measurements; see [`plain`] for what their values may be.
+            records: what was measured.
 
         Raises:
             UsageError: a value has no JSON form, or the disk is full (nothing is written then).
@@ -240,8 +239,7 @@ class RunDirectory:
         """
         if self._file.closed:
             raise ValueError(f"{show(self.path)} is closed: open it again to append")
-        added = [plain(record, "record") for record in records]
-        lines = b"".join(encode(record) + b"\n" for record in added)
+        lines = b"".join(encode(record.as_json()) + b"\n" for record in records)
         if not lines:
             return
         size = os.fstat(self._file.fileno()).st_size
@@ -255,7 +253,7 @@ class RunDirectory:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file.fileno(), size)
             raise UsageError(f"cannot write {show(self.path)}: {reason(error)}") from error
-        self._records.extend(added)
+        self._records.extend(records)
 
     def close(self) -> None:
         """Gives the directory free for other writers; closing twice does nothing."""
@@ -263,7 +261,7 @@ class RunDirectory:
             self._file.close()
             self._lock.release()
 
-    def __enter__(self) -> RunDirectory:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -333,7 +331,7 @@ def _delete_run(directory: Path) -> None:
         raise UsageError(f"cannot overwrite {show(directory)}: {reason(error)}") from error
 
 
-def _continued(directory: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+def _continued(directory: Path, wanted: dict[str, Any]) -> Head:
     run = _read_run_file(directory)
     if differences := _differences(run["configuration"], wanted):
         shown = "; ".join(differences[:3]) + ("; …" if len(differences) > 3 else "")
@@ -342,12 +340,16 @@ def _continued(directory: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     return run
 
 
-def _create_or_continue(directory: Path, wanted: dict[str, Any], context: dict[str, Any]) -> dict[str, Any]:
+def _create_or_continue(directory: Path, wanted: dict[str, Any], context: dict[str, Any]) -> Head:
     if (directory / RUN_FILE).exists():
-        return _continued(directory, wanted)
-    context.setdefault("versions", versions())
-    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    run = {"schema_version": SCHEMA_VERSION, "created": created, "configuration": wanted, "context": context}
+        run = _continued(directory, wanted)
+        if run["schema_version"] == SCHEMA_VERSION:
+            return run
+        run["schema_version"] = SCHEMA_VERSION  # what is appended from now on an older version couldn't read
+    else:
+        context.setdefault("versions", versions())
+        created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        run = {"schema_version": SCHEMA_VERSION, "created": created, "configuration": wanted, "context": context}
     text = json.dumps(run, indent=2, allow_nan=False)
     write_atomically(directory / RUN_FILE, text.encode() + b"\n")
     return run

@@ -56,19 +56,6 @@ def plain(value: Any, name: str = "value") -> Any:
     raise UsageError(f"{name} cannot be written as JSON: it is a {type(value).__name__}")
 
 
-def number(record: Mapping[str, Any], name: str) -> float | None:
-    """The finite number that a record holds under a name; None where it is missing, null or anything else.
-
-    Example:
-        >>> number({"loss": 2, "norm": None}, "loss"), number({"loss": 2, "norm": None}, "norm")
-        (2.0, None)
-    """
-    value = record.get(name)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
 def versions() -> dict[str, Any]:
     """What a measurement depends on besides its configuration: versions and the kind of machine.
 
