@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import sys
 import time
@@ -40,17 +39,17 @@ from stepscope.objective import (
     random_state,
 )
 from stepscope.probe.candidates import Candidates, NoUpdateError
+from stepscope.probe.recorder import Recorder, open_run
 from stepscope.probe.schedule import Schedule, Turn, paused
 from stepscope.probe.step_check import ExpectedStep
-from stepscope.probe.trackers import as_log, values_of
-from stepscope.runs import Record, RunDirectory, latest, versions, write_atomically
+from stepscope.probe.trackers import as_log
+from stepscope.runs import DirectionRecord, latest, versions, write_atomically
 
 _logger = logging.getLogger("stepscope")
 
 FOLLOWED_STEPS = 20
 """How many steps before a measurement the other optimizers see gradients: what their momentum remembers."""
 
-_SMOOTHING = 0.7
 _MAX_FAILURES = 3
 
 
@@ -87,7 +86,6 @@ class Probe:
         eval_batches: the micro-batches that are measured on.
         step: steps of the training so far. A record's step is that of the update before which it was measured.
         check: what the self-check found.
-        records: the measurements, as they are written.
 
     Raises:
         UsageError: the model can't be measured (see `Objective`), its loss is random, the optimizer works by
@@ -135,13 +133,10 @@ class Probe:
         self._layer = grouping(layer, self._objective.parameters)
         self._clip_fractions = None if clip_fractions is None else list(clip_fractions)
         self._candidates = Candidates(self._optimizer, directions, self._clip_fractions)
-        self._log = as_log(log)
+        as_log(log)  # refuses what is no tracker before anything is measured
         self._quiet = quiet
         self.step = step
-        self.records: list[Record] = []
-        self._pending: list[Record] = []
         self._expected: ExpectedStep | None = None
-        self._overshoot: dict[str, float] = {}
         self._failures = 0
         self._off = False
         self._closed = False
@@ -168,9 +163,17 @@ class Probe:
             follow_cost=_seconds(lambda: followers.step(zeros)),
             first=step + 1,
         )
-        self._run = None if run_dir is None else self._opened(run_dir, overwrite)
+        run = None
+        if run_dir is not None:
+            run = open_run(run_dir, self._configuration(), self._context(), step=step, overwrite=overwrite)
+        self._recorder = Recorder(run, log)
         self._hook = StepHook(self._optimizer, self._before_step, self._after_step)
         self._schedule.begin(time.perf_counter() - started)
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """What has been measured, as `measurements.jsonl` has it: a dictionary for each direction and step."""
+        return [record.as_json() for record in self._recorder.records]
 
     def measure(
         self, *, gradients: Literal["evaluation", "training"] = "evaluation", within_layers: bool = False
@@ -197,7 +200,8 @@ class Probe:
             given = self._objective.gradient()[1] if gradients == "evaluation" else None
             updates = self._candidates.updates(self._objective.parameters, given)
             found, records = self._measured(updates, self.step + 1, gradients, within_layers)
-            self._keep(records)
+            self._untrained = []
+            self._recorder.keep(records)
             return found
 
     @contextmanager
@@ -224,7 +228,8 @@ class Probe:
 
         self._remark_unseen()
         run = {"configuration": self._configuration(), "context": self._context()}
-        write_atomically(path, render_report(run, latest(self.records)).encode(errors="replace"))
+        page = render_report(run, latest(self._recorder.records))
+        write_atomically(path, page.encode(errors="replace"))
         return Path(path)
 
     def close(self) -> None:
@@ -232,10 +237,8 @@ class Probe:
         self._remark_unseen()
         self._closed = True
         self._hook.remove()
-        self._keep_pending()
+        self._recorder.close()
         self._candidates.lose()
-        if self._run is not None:
-            self._run.close()
 
     def __enter__(self) -> Probe:
         return self
@@ -253,8 +256,8 @@ class Probe:
         self.step += 1
         try:
             with self._schedule.turn(self.step, entered) as turn:
-                if self._pending:  # the step before was not made
-                    self._keep_pending()
+                self._expected = None
+                self._recorder.keep_waiting()  # the step before was not made
                 if not self._quiet and (turn.plan == "measure" or self._schedule.step_seconds is not None):
                     self._quiet = True
                     self._announce()
@@ -271,10 +274,10 @@ class Probe:
 
     def _after_step(self, _: Optimizer, entered: float) -> None:
         """The step has been made: was it the one that was measured?"""
-        if self._pending:
+        if self._recorder.waiting:
             try:
                 self._compare_with_made()
-                self._keep_pending()
+                self._recorder.keep_waiting()
             except Exception as error:
                 self._failed(error)
         self._schedule.count(time.perf_counter() - entered)
@@ -307,7 +310,8 @@ class Probe:
                 _logger.warning("nothing to measure at step %d: %s", self.step, error)
             return
         own = updates.get(self._candidates.own)
-        _, self._pending = self._measured(updates, self.step, "training")
+        _, self._recorder.waiting = self._measured(updates, self.step, "training")
+        self._untrained = []
         if own is not None:
             self._expected = ExpectedStep(self._held(), own)
         self._failures = 0
@@ -316,7 +320,7 @@ class Probe:
 
     def _measured(
         self, updates: dict[str, Direction], step: int, source: str, within_layers: bool = False
-    ) -> tuple[dict[str, Measurement], list[Record]]:
+    ) -> tuple[dict[str, Measurement], list[DirectionRecord]]:
         with self._objective.measuring():
             # Each update becomes its unit direction and goes: two copies of a model for each would be many.
             parameters = self._objective.parameters
@@ -340,27 +344,24 @@ class Probe:
                     another[0], m.loss_slope, m.slope, ANOTHER_GRADIENT,
                 )  # fmt: skip
         rates = [group.get("lr") for group in self._optimizer.param_groups]
-        where = {"trajectory": type(self._optimizer).__name__, "seed": 0, "step": step}
-        extra = {
+        place = {
+            "trajectory": type(self._optimizer).__name__,
+            "seed": 0,
+            "step": step,
             "gradient": source,
             "followed_steps": self._candidates.followed,
             "lr": [None if rate is None else float(rate) for rate in rates],
-            "step_error": None,
-            "overshoot_smoothed": None,
         }
-        return found, [{**where, "direction": label, **m.record(), **extra} for label, m in found.items()]
+        return found, [DirectionRecord.of(m.record(), direction=label, **place) for label, m in found.items()]
 
     def _compare_with_made(self) -> None:
         """Hooks of the optimizer can make the step another than was measured: then that is withdrawn."""
         if self._expected is None:
             return
         made = self._expected.compared_with(self._held())
-        for record in self._pending:
-            if record["direction"] == self._candidates.own:
-                record["step_error"] = made.error
-        if made.is_another:
-            mistaken = self._candidates.of_the_optimizer
-            self._pending = [record for record in self._pending if record["direction"] not in mistaken]
+        self._expected = None
+        withdrawn = self._candidates.of_the_optimizer if made.is_another else ()
+        self._recorder.check(self._candidates.own, made.error, withdrawn)
         remark = made.remark(self._candidates.own.removeprefix("own "))
         if remark is not None and not self._remarked:  # its percentage changes from step to step
             self._remarked = True
@@ -375,22 +376,6 @@ class Probe:
                 "replaced, attach the probe to the one that does, after that",
                 type(self._optimizer).__name__,
             )
-
-    def _keep_pending(self) -> None:
-        records, self._pending, self._expected = self._pending, [], None
-        self._keep(records)
-
-    def _keep(self, records: list[Record]) -> None:
-        if not records:
-            return
-        self._untrained = []
-        for record in records:
-            record["overshoot_smoothed"] = self._smoothed(record["direction"], record["overshoot"])
-        self.records += records
-        if self._run is not None:
-            self._run.append(records)
-        with random_state():
-            self._log(values_of(records), records[0]["step"])
 
     def _failed(self, error: Exception) -> None:
         """Training goes on; a probe that fails again and again is switched off."""
@@ -419,14 +404,6 @@ class Probe:
             self._candidates.lose()
             self._schedule.forget()
 
-    def _smoothed(self, label: str, overshoot: float | None) -> float | None:
-        """Geometric moving average: a ratio of 2 and one of 1/2 cancel."""
-        if overshoot is not None and overshoot > 0:
-            new = math.log(overshoot)
-            old = self._overshoot.get(label, new)
-            self._overshoot[label] = _SMOOTHING * old + (1 - _SMOOTHING) * new
-        return math.exp(self._overshoot[label]) if label in self._overshoot else None
-
     def _announce(self) -> None:
         """Says once, before the first measurement, what measuring costs here."""
         memory = self._memory() / 2**20
@@ -445,18 +422,6 @@ class Probe:
         # Not at the same time: a step on trial, mirrored in double precision, and what measuring an update needs.
         trial, measuring = 11, 5
         return raised + held * (following + updates + max(trial, measuring))
-
-    def _opened(self, run_dir: str | os.PathLike[str], overwrite: bool) -> RunDirectory:
-        anew = overwrite and not self.step
-        run = RunDirectory.open(run_dir, self._configuration(), context=self._context(), overwrite=anew)
-        self.records = run.records()
-        if self.records and not self.step:
-            run.close()
-            raise UsageError(
-                f"{run_dir} holds measurements up to step {max(r['step'] for r in self.records)} of another "
-                "training: give another run_dir, the step from which this one goes on (step=…), or overwrite=True"
-            )
-        return run
 
     def _configuration(self) -> dict[str, Any]:
         return {

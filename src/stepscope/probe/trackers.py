@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from stepscope.errors import UsageError
+from stepscope.runs import DirectionRecord
 
 Log = Callable[[Mapping[str, float], int], None]
 """``log(values, step)``."""
@@ -58,21 +59,22 @@ def as_log(tracker: Any) -> Log:
     return _Guarded(send)
 
 
-def values_of(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+def values_of(records: Iterable[DirectionRecord]) -> dict[str, float]:
     """The numbers of a measurement, by names that every tracker takes.
 
     Example:
-        >>> values_of([{"direction": "sgd clip 10%", "sharpness": 2.0, "overshoot": None}])
+        >>> record = DirectionRecord(trajectory="SGD", seed=0, step=1, direction="sgd clip 10%", sharpness=2.0)
+        >>> values_of([record])
         {'stepscope/sgd clip 10pct/sharpness': 2.0}
     """
-    found = {}
+    values = {}
     for record in records:
-        label = re.sub(r"[^\w.\- ]", "_", record["direction"].replace("%", "pct"))
+        label = re.sub(r"[^\w.\- ]", "_", record.direction.replace("%", "pct"))
         for name in _LOGGED:
-            value = record.get(name)
+            value = getattr(record, name)
             if value is not None and math.isfinite(value):
-                found[f"stepscope/{label}/{name}"] = value
-    return found
+                values[f"stepscope/{label}/{name}"] = value
+    return values
 
 
 class _Guarded:

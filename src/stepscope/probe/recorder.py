@@ -1,0 +1,111 @@
+"""Where a probe's records go: into memory, a run directory and a tracker, once the step has been made."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from stepscope.errors import UsageError
+from stepscope.objective import random_state
+from stepscope.probe.trackers import as_log, values_of
+from stepscope.runs import DirectionRecord, RunDirectory
+
+_SMOOTHING = 0.7
+
+
+def open_run(
+    run_dir: str | os.PathLike[str],
+    configuration: Mapping[str, Any],
+    context: Mapping[str, Any],
+    *,
+    step: int,
+    overwrite: bool,
+) -> RunDirectory[DirectionRecord]:
+    """The run directory of a training that begins, or goes on after so many steps.
+
+    Args:
+        run_dir: the directory.
+        configuration: see `RunDirectory.open`.
+        context: see `RunDirectory.open`.
+        step: steps that the training made before.
+        overwrite: whether a training that begins replaces what the directory holds.
+
+    Raises:
+        UsageError: the directory can't be used, or holds the records of another training.
+    """
+    begins = not step
+    run = RunDirectory.open(run_dir, DirectionRecord, configuration, context=context, overwrite=overwrite and begins)
+    if begins and (records := run.records()):
+        run.close()
+        raise UsageError(
+            f"{run_dir} holds measurements up to step {max(record.step for record in records)} of another training: "
+            "give another run_dir, the step from which this one goes on (step=…), or overwrite=True"
+        )
+    return run
+
+
+class Recorder:
+    """The records of one training.
+
+    Args:
+        run: where they are written; ``None`` keeps them in memory.
+        tracker: where their numbers go too, see `stepscope.probe.trackers.as_log`.
+
+    Attributes:
+        records: what has been kept, in order.
+        waiting: what was measured of a step that has not been made yet.
+    """
+
+    def __init__(self, run: RunDirectory[DirectionRecord] | None, tracker: Any) -> None:
+        self._log = as_log(tracker)
+        self._run = run
+        self._overshoot: dict[str, float] = {}
+        self.records: list[DirectionRecord] = [] if run is None else run.records()
+        self.waiting: list[DirectionRecord] = []
+
+    def check(self, own: str, step_error: float, withdrawn: Collection[str] = ()) -> None:
+        """The step has been made.
+
+        Args:
+            own: the direction that it was expected along.
+            step_error: how far it was from that.
+            withdrawn: directions that say nothing of the step that was made.
+        """
+        self.waiting = [
+            replace(record, step_error=step_error) if record.direction == own else record
+            for record in self.waiting
+            if record.direction not in withdrawn
+        ]
+
+    def keep_waiting(self) -> None:
+        """Keeps what was waiting."""
+        records, self.waiting = self.waiting, []
+        self.keep(records)
+
+    def keep(self, records: Sequence[DirectionRecord]) -> None:
+        """Keeps records of one step: in memory, on the disk, in the tracker."""
+        if not records:
+            return
+        smoothed = [replace(r, overshoot_smoothed=self._smoothed(r.direction, r.overshoot)) for r in records]
+        self.records += smoothed
+        if self._run is not None:
+            self._run.append(smoothed)
+        with random_state():
+            self._log(values_of(smoothed), smoothed[0].step)
+
+    def close(self) -> None:
+        """Keeps what was waiting, and gives the run directory free."""
+        self.keep_waiting()
+        if self._run is not None:
+            self._run.close()
+
+    def _smoothed(self, direction: str, overshoot: float | None) -> float | None:
+        """Geometric moving average: a ratio of 2 and one of 1/2 cancel."""
+        if overshoot is not None and overshoot > 0:
+            new = math.log(overshoot)
+            old = self._overshoot.get(direction, new)
+            self._overshoot[direction] = _SMOOTHING * old + (1 - _SMOOTHING) * new
+        return math.exp(self._overshoot[direction]) if direction in self._overshoot else None
