@@ -75,7 +75,7 @@ def compare(scale: str, steps: int, limit: float) -> dict[str, Any]:
         "steps": steps,
         "max_overhead": limit,
         "overhead": probed / plain - 1,
-        "measured_at": sorted({record["step"] for record in probe.records}),
+        "measured_at": sorted({record.step for record in probe.records}),
         "directions": len(probe.records),
         "same_last_loss": plain_loss == probed_loss,
         "environment": environment(),

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from stepscope.paper.claims import claims_table, conclusion, departures_table, finals_of, judge, pairs_of
-from stepscope.paper.experiments.registry import EXPERIMENTS
+from stepscope.paper.experiments.registry import EXPERIMENTS, read, read_runs
+from stepscope.paper.records import LossRecord
 from stepscope.paper.report.loss_tables import loss_table, verdict_table
-from stepscope.paper.runs import Run, read_runs
+from stepscope.paper.runs import Run
 from stepscope.report import Table, sharpness_rows
-from stepscope.runs import Record, read_run
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
@@ -63,17 +63,17 @@ def clipping(stored: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
-def losses(records: list[Record]) -> str:
+def losses(records: list[LossRecord]) -> str:
     """A row for each optimizer, columns for each task."""
     return markdown(loss_table(records))
 
 
-def verdicts(records: list[Record]) -> str:
+def verdicts(records: list[LossRecord]) -> str:
     """A row for each variant, with what its losses minus its original's say."""
     return "\n".join([markdown(verdict_table(records)), "", conclusion(pairs_of(finals_of(records)))])
 
 
-def sharpness(runs: list[Run]) -> str:
+def sharpness(runs: list[Run[Any]]) -> str:
     """A row for each direction, a column for each task: from the least to the greatest mean ratio to |SGD's|."""
     along = [run for run in runs if run.experiment == "trajectory"]
     found: dict[str, dict[str, list[float]]] = {}
@@ -99,13 +99,13 @@ def markdown(table: Table) -> str:
 def filled(text: str) -> str:
     """The page with the tables of the stored results."""
     made = {f"{table.__name__}.json": table(_stored(table.__name__)) for table in (overhead, clipping)}
-    made |= {table.__name__: table(read_run(RESULTS / "convergence")[1]) for table in (losses, verdicts)}
+    made |= {table.__name__: table(read(RESULTS / "convergence")[1]) for table in (losses, verdicts)}
     runs = read_runs(RESULTS)
     claims = judge(runs)
     made |= {"claims": markdown(claims_table(claims)), "departures": markdown(departures_table(claims))}
     made["sharpness"] = sharpness(runs)
     for name in ("agreement", "robustness", "theory"):
-        made[name] = "\n\n".join(map(markdown, EXPERIMENTS[name].tables(read_run(RESULTS / name)[1])))
+        made[name] = "\n\n".join(map(markdown, EXPERIMENTS[name].tables(read(RESULTS / name)[1])))
     end = "<!-- end -->"
     for name, content in made.items():
         mark = f"<!-- {name} -->"

@@ -9,7 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 from stepscope.paper.claims.claims import judge
+from stepscope.paper.records import BoundRecord, CorrelationRecord, LossRecord, Margins, Rank, SmoothnessRecord
 from stepscope.paper.runs import Run
+from stepscope.runs import DirectionRecord, RecordedMagnitudes, RecordedShare
 
 SHARPNESS = {  # and the best decrease
     "sgd": (8.0, 1.0), "sgd clip 10%": (2.0, 2.0), "normalized sgd": (6.0, 1.5), "normalized sgd clip 10%": (1.5, 1.6),
@@ -20,7 +22,8 @@ SHARPNESS = {  # and the best decrease
 SEEDS = (0, 1, 2)
 TASKS = ("translation", "code", "sentiment")
 
-Change = Callable[[dict[str, Any]], dict[str, Any]]
+Change = Callable[[Any], dict[str, Any]]
+"""The fields of a record that are to be others."""
 
 
 def nothing(record):
@@ -41,13 +44,13 @@ def trajectory(kind="code", change: Change = nothing, *, seeds=SEEDS, steps=(10,
     for place, seed, step, direction in itertools.product(("sgd", "adam"), seeds, steps, SHARPNESS):
         sharpness, decrease = SHARPNESS[direction]
         # Seeds differ a little in the decreases' spread, not in their order.
-        record = {
-            "trajectory": place, "seed": seed, "step": step, "direction": direction, "sharpness": sharpness,
-            "sharpness_robust": None, "best_decrease": decrease * (1 + seed / 100),
-            "top": {"0.1": {"norm": 0.9, "sharpness": 0.75 * sharpness}},
-            "magnitudes": {"zeros": 3, "lowest": -16, "per_decade": 4, "counts": [10] * 20},
-        }  # fmt: skip
-        records.append(record | change(record))
+        record = DirectionRecord(
+            trajectory=place, seed=seed, step=step, direction=direction, sharpness=sharpness,
+            best_decrease=decrease * (1 + seed / 100),
+            top={"0.1": RecordedShare(norm=0.9, sharpness=0.75 * sharpness)},
+            magnitudes=RecordedMagnitudes(zeros=3, lowest=-16, per_decade=4, counts=(10,) * 20),
+        )  # fmt: skip
+        records.append(replace(record, **change(record)))
     context = {
         "source": {"name": "made", "title": f"Made {kind}", "examples": 320},
         "model": {"title": f"A model for {kind}", "initialisation": start, "parameters": 9},
@@ -57,7 +60,7 @@ def trajectory(kind="code", change: Change = nothing, *, seeds=SEEDS, steps=(10,
     return Run(name or f"trajectory-{kind}", head(configuration, **context), records)
 
 
-def images(change: Change = lambda r: {} if r["direction"] == "sgd" else {"sharpness": 9.0}, **given):
+def images(change: Change = lambda r: {} if r.direction == "sgd" else {"sharpness": 9.0}, **given):
     """The contrast is reversed: SGD is the least sharp."""
     return trajectory("images", change, start="pretrained: made", name="trajectory-images-pretrained", **given)
 
@@ -77,11 +80,11 @@ def convergence(change: Change = nothing, *, seeds=SEEDS, tasks=("code",), optim
     records = []
     for task, optimizer, seed, step in itertools.product(tasks, optimizers, seeds, (0, 20)):
         loss = 9.0 if step == 0 else 8.0 - SHARPNESS.get(optimizer, (0, 0.5))[1] * (1 + seed / 50)
-        record = {
-            "task": task, "optimizer": optimizer, "original": ORIGINALS.get(optimizer), "phase": "final", "lr": 0.5,
-            "bracketed": True, "seed": seed, "step": step, "loss": loss,
-        }  # fmt: skip
-        records.append(record | change(record))
+        record = LossRecord(
+            run=f"{task}, {optimizer}, {seed}", task=task, optimizer=optimizer, original=ORIGINALS.get(optimizer),
+            phase="final", lr=0.5, bracketed=True, seed=seed, step=step, loss=loss,
+        )  # fmt: skip
+        records.append(replace(record, **change(record)))
     contexts = {task: {"model": {"title": "A model", "initialisation": "random", "parameters": 9}} for task in tasks}
     return Run("convergence", head(configuration, tasks=contexts), records)
 
@@ -98,9 +101,11 @@ def robustness(change: Change = nothing, *, seeds=SEEDS):
     )
     for place, seed, step, batch, group, cut in places:
         ratio = (2.5 + batch + seed / 10 if group == "attention" else 1.5) * (1 if cut == 4 else 3)
-        record = {"trajectory": place, "seed": seed, "step": step, "batch": batch, "group": group, "cut": cut,
-                  "ratio": ratio, "fraction": 0.03 + batch / 100, "random_ratio": 1.05}  # fmt: skip
-        records.append(record | change(record))
+        record = SmoothnessRecord(
+            trajectory=place, seed=seed, step=step, batch=batch, group=group, cut=cut,
+            ratio=ratio, fraction=0.03 + batch / 100, random_ratio=1.05,
+        )  # fmt: skip
+        records.append(replace(record, **change(record)))
     return Run("robustness", head(configuration), records)
 
 
@@ -117,17 +122,21 @@ def theory(change: Change = nothing, *, seeds=SEEDS):
     }  # fmt: skip
     records = []
     for seed, family, fraction in itertools.product(seeds, ("quadratic", "network"), (0.1, 1.0)):
-        margins = {"violations": 0, "least_margin": fraction}
-        block = margins if family == "quadratic" else None
-        record = {"seed": seed, "group": f"{family}, {fraction}", "family": family, "fraction": fraction, "draws": 100,
-                  "clipped": margins, "plain": margins, "block": block}  # fmt: skip
-        records.append(record | change(record))
+        margins = Margins(violations=0, least_margin=fraction)
+        record = BoundRecord(
+            seed=seed, group=f"{family}, {fraction}", family=family, fraction=fraction, draws=100,
+            clipped=margins, plain=margins, block=margins if family == "quadratic" else None,
+            guarantees_more=0, decreases_more=0, disagreements=0,
+        )  # fmt: skip
+        records.append(replace(record, **change(record)))
     for seed, task, step in itertools.product(seeds, scopes, (1, 30)):
         for scope in scopes[task]:
-            rho = {"rho": 0.4 + seed / 10 + step / 100, "low": 0.1, "high": 0.9}
-            record = {"trajectory": "sgd", "seed": seed, "step": step, "task": task, "scope": scope,
-                      "group": f"{task}, {scope or 'all'}", "diagonal": rho, "row_norm": rho}  # fmt: skip
-            records.append(record | change(record))
+            rank = Rank(rho=0.4 + seed / 10 + step / 100, low=0.1, high=0.9)
+            record = CorrelationRecord(
+                trajectory="sgd", seed=seed, step=step, task=task, scope=scope, group=f"{task}, {scope or 'all'}",
+                diagonal=rank, row_norm=rank,
+            )  # fmt: skip
+            records.append(replace(record, **change(record)))
     return Run("theory", head(configuration), records)
 
 
@@ -152,10 +161,10 @@ def at(direction, *, place=(), seed=None, **values):
     """
 
     def change(r):
-        here = not place or (r.get("trajectory"), r.get("step")) == place
-        if r.get("direction") != direction or not here or seed not in (None, r["seed"]):
+        here = not place or (r.trajectory, r.step) == place
+        if r.direction != direction or not here or seed not in (None, r.seed):
             return {}
-        return {name: value[r["seed"]] if isinstance(value, tuple) else value for name, value in values.items()}
+        return {name: value[r.seed] if isinstance(value, tuple) else value for name, value in values.items()}
 
     return change
 
@@ -169,8 +178,8 @@ def losses(**by_optimizer):
     """Sets final losses by seed."""
 
     def change(r):
-        name = r["optimizer"].replace(" ", "_").replace("%", "")
-        return {"loss": by_optimizer[name][r["seed"]]} if r["step"] == 20 and name in by_optimizer else {}
+        name = r.optimizer.replace(" ", "_").replace("%", "")
+        return {"loss": by_optimizer[name][r.seed]} if r.step == 20 and name in by_optimizer else {}
 
     return change
 

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stepscope.runs.directory import RunDirectory
+from stepscope.runs import (
+    DirectionRecord,
+    Record,
+    RecordedLandscape,
+    RecordedMagnitudes,
+    RecordedShare,
+    RunDirectory,
+)
 
 DIRECTIONS = {  # sharpness as a ratio to SGD's, cosine with the gradient, typical norm
     "sgd": (1.0, -0.62, 0.8),
@@ -27,21 +35,22 @@ DIRECTIONS = {  # sharpness as a ratio to SGD's, cosine with the gradient, typic
 }
 
 
-def landscape(slope: float, sharpness: float, loss: float) -> dict[str, Any]:
+def landscape(slope: float, sharpness: float, loss: float) -> RecordedLandscape:
     """A quadratic with a little quartic, on a grid of steps that doubles."""
     quartic = 0.04 * abs(sharpness) / max(abs(slope / sharpness), 1e-9) ** 2
     scale = abs(slope / sharpness)
     steps = [0.0] + [scale * 2 ** (power / 3) for power in range(-24, 10)]
     losses = [loss + slope * t + 0.5 * sharpness * t**2 + quartic * t**4 for t in steps]
-    return {"steps": steps, "losses": losses, "status": "bracketed" if slope < 0 else "no descent"}
+    status = "bracketed" if slope < 0 else "no descent"
+    return RecordedLandscape(steps=tuple(steps), losses=tuple(losses), status=status)
 
 
-def record(trajectory: str, step: int, direction: str, *, seed: int = 0, **given: Any) -> dict[str, Any]:
-    """One record with only what is given."""
-    return {"trajectory": trajectory, "seed": seed, "step": step, "direction": direction, **given}
+def record(trajectory: str, step: int, direction: str, *, seed: int = 0, **given: Any) -> DirectionRecord:
+    """One record with only what is given, as a file would hold it."""
+    return DirectionRecord.of(given, trajectory=trajectory, seed=seed, step=step, direction=direction)
 
 
-def measured(trajectory: str, seed: int, step: int, direction: str, base: float) -> dict[str, Any]:
+def measured(trajectory: str, seed: int, step: int, direction: str, base: float) -> DirectionRecord:
     """One full record of a made-up model whose SGD has the given sharpness."""
     ratio, cosine, norm = DIRECTIONS[direction]
     wobble = 1 + 0.3 * math.sin(step + 7 * seed + len(direction))
@@ -49,7 +58,7 @@ def measured(trajectory: str, seed: int, step: int, direction: str, base: float)
     sharpness = ratio * abs(base) * wobble if direction != "sgd" else base
     slope = cosine * gradient_norm
     curve = landscape(slope, abs(sharpness), loss)
-    low = min(curve["losses"])
+    low = min(curve.losses)
     return record(
         trajectory, step, direction, seed=seed,
         loss=loss, gradient_norm=gradient_norm, slope=slope, correlation=cosine, norm=norm,
@@ -57,7 +66,7 @@ def measured(trajectory: str, seed: int, step: int, direction: str, base: float)
         finite_step=0.01, sharpness_robust=abs(sharpness) * 1.5 if sharpness < 0 else None, numerical_error=None,
         predicted_step=-slope / sharpness if sharpness > 0 else None,
         predicted_decrease=slope**2 / (2 * sharpness) if sharpness > 0 else None,
-        best_step=curve["steps"][curve["losses"].index(low)], best_decrease=loss - low,
+        best_step=curve.steps[curve.losses.index(low)], best_decrease=loss - low,
         landscape=curve, method="autograd", method_reason="twice differentiable", dtype="float32", seconds=0.7,
     )  # fmt: skip
 
@@ -67,7 +76,7 @@ def synthetic_records(
     seeds: Sequence[int] = (0,),
     steps: Sequence[int] = (20, 60, 120),
     trajectories: Sequence[str] = ("sgd", "adam"),
-) -> list[dict[str, Any]]:
+) -> list[DirectionRecord]:
     """Fourteen directions on two trajectories; SGD's sharpness is negative at the first step of the first one."""
     records = []
     for place, trajectory in enumerate(trajectories):
@@ -78,16 +87,16 @@ def synthetic_records(
     return records
 
 
-def with_coordinates(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def with_coordinates(records: Sequence[DirectionRecord]) -> list[DirectionRecord]:
     """The same with what the runner of a reproduction adds: shares of the largest coordinates, and magnitudes."""
-    found = []
+    completed = []
     for given in records:
         norm = {"0.001": 0.2, "0.01": 0.4, "0.1": 0.8}
-        top = {name: {"norm": part, "sharpness": 0.9 * part * given["sharpness"]} for name, part in norm.items()}
-        counts = [1, 0, 30 + given["seed"], 300, 12]
-        histogram = {"zeros": 7, "lowest": -3, "per_decade": 4, "counts": counts}
-        found.append({**given, "top": top, "magnitudes": histogram})
-    return found
+        top = {name: RecordedShare(norm=share, sharpness=0.9 * share * given.sharpness) for name, share in norm.items()}
+        counts = (1, 0, 30 + given.seed, 300, 12)
+        histogram = RecordedMagnitudes(zeros=7, lowest=-3, per_decade=4, counts=counts)
+        completed.append(replace(given, top=top, magnitudes=histogram))
+    return completed
 
 
 CONTEXT = {
@@ -107,12 +116,13 @@ HOSTILE = ["</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>",
 
 def run_directory(
     path: Path,
-    records: Sequence[dict[str, Any]],
+    records: Sequence[Record],
     context: dict[str, Any] | None = CONTEXT,
     configuration: dict[str, Any] = CONFIGURATION,
 ) -> Path:
     """Writes a run directory."""
-    with RunDirectory.open(path, configuration, context=context) as run:
+    kind = type(records[0]) if records else DirectionRecord
+    with RunDirectory.open(path, kind, configuration, context=context) as run:
         run.append(records)
     return path
 
@@ -123,7 +133,7 @@ def hostile_run(path: Path) -> Path:
     records = [
         record(
             trajectory, 20, name, loss=1.0, sharpness=1.0 + place, correlation=-0.5, best_step=1.0, best_decrease=0.5,
-            landscape={"steps": [0, 1, 2], "losses": [1.0, 0.5, 3.0], "status": name},
+            landscape=RecordedLandscape(steps=(0.0, 1.0, 2.0), losses=(1.0, 0.5, 3.0), status=name),
         )
         for trajectory in ("sgd", HOSTILE[1])
         for place, name in enumerate(names)

@@ -103,7 +103,7 @@ def test_a_record_is_json():
     [found] = robust_smoothness(Objective(model, None, [batch]), draws=2)
     record = json.loads(json.dumps(found.record()))
     assert record["ratio"] == found.ratio
-    assert record["random"] == list(found.random)
+    assert record["spectral_norm_random"] == list(found.random)
     assert record["random_ratio"] == pytest.approx(2 * found.before / sum(found.random))
 
 

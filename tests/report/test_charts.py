@@ -163,10 +163,9 @@ def test_the_scatter_is_relative_to_sgd_and_to_the_best():
     "records",
     [
         [],
-        [{}],
         [record("sgd", 1, "a")],
-        [record("sgd", 1, "a", sharpness=None, loss=None, landscape={}, best_decrease=None)],
-        [record("sgd", 1, "a", loss=1.0, landscape={"steps": [0, None], "losses": None})],
+        [record("sgd", 1, "a", landscape={"steps": [], "losses": []})],
+        [record("sgd", 1, "a", landscape={"steps": [0, 1], "losses": [None, 2]})],
         [record("adam", 1, "a", sharpness=1.0, best_decrease=1.0)],
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from stepscope.errors import UsageError
-from stepscope.report import print_directions, render_report, sharpness_rows, summary_sentence, write_report
+from stepscope.report import print_directions, render_report, sharpness_rows, summary, summary_sentence, write_report
 from stepscope.report.direction_tables import format_number
 from stepscope.report.vega import vega_script
 from synthetic_records import (
@@ -92,8 +92,8 @@ def test_seeds_have_a_mean_and_a_spread_and_can_be_chosen():
 
 
 def test_the_later_of_two_measurements_counts_and_steps_are_in_order():
-    records = [record("sgd", step, "sgd", sharpness=1.0, best_decrease=step) for step in (60, 20, 60)]
-    records[-1]["best_decrease"] = 7.0
+    decreases = ((60, 60.0), (20, 20.0), (60, 7.0))
+    records = [record("sgd", step, "sgd", sharpness=1.0, best_decrease=decrease) for step, decrease in decreases]
     assert [(row.step, row.best_decrease) for row in sharpness_rows(records, "sgd")] == [(20, 20.0), (60, 7.0)]
 
 
@@ -157,7 +157,7 @@ def test_the_sentence_counts_seeds_and_ties():
 
 
 def test_the_sentence_says_no_more_than_was_measured():
-    assert summary_sentence([]) == summary_sentence([{}]) == "Nothing has been measured yet."
+    assert summary_sentence([]) == "Nothing has been measured yet."
     assert summary_sentence(point(1, adam=1.0)) == (
         "With one seed, 1 direction was measured at 1 point (trajectory and step)."
     )
@@ -168,6 +168,19 @@ def test_the_sentence_says_no_more_than_was_measured():
     assert "at the only measured point where it was compared (trajectory and step)" in partly
     lost = summary_sentence(point(1, sgd=2.0, muon=1.0, decrease={"sgd": -0.1, "muon": 0.0}))
     assert lost.endswith("and no direction lowered the loss.")
+
+
+def test_a_new_finding_is_one_function_in_one_row(tmp_path, monkeypatch):
+    """It is in the sentence, and so on the page and in the terminal."""
+
+    def flattest(records):
+        return f"{min(records, key=lambda record: record.sharpness).direction} had the flattest direction"
+
+    monkeypatch.setattr(summary, "FINDINGS", (*summary.FINDINGS, flattest))
+    records = point(1, sgd=2.0, adam=1.0)
+    assert summary_sentence(records).endswith(", and adam had the flattest direction.")
+    page = write_report(run_directory(tmp_path / "run", records), tmp_path / "page.html")
+    assert "adam had the flattest direction." in page.read_text()
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -284,11 +297,9 @@ def test_a_run_without_measurements_has_a_page(tmp_path):
 @pytest.mark.parametrize(
     "records",
     [
-        [{}],
-        [{"trajectory": None, "step": None, "direction": None}],
         [record("sgd", 1, "sgd")],
         [record("sgd", 1, "adam", sharpness=1.0), record("sgd", 2, "sgd", best_decrease=1.0)],
-        [{**record("sgd", 1, "sgd", sharpness="1", landscape=[], best_step=True), "direction": 3, "seed": None}],
+        [record("sgd", 1, "sgd", landscape={"steps": [], "losses": []})],
     ],
 )
 def test_missing_fields_leave_gaps_not_errors(tmp_path, records):

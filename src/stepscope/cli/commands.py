@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stepscope.cli.progress import shown_progress
 from stepscope.errors import UsageError, require
@@ -41,11 +41,10 @@ def run(asked: argparse.Namespace) -> None:
     _run(experiment, Path(asked.out or f"runs/{experiment.run_name}-{asked.scale}"), jobs)
 
 
-def _run(experiment: Experiment, out: Path, jobs: int) -> None:
+def _run(experiment: Experiment[Any], out: Path, jobs: int) -> None:
     """Runs an experiment, or continues one, and shows what was measured."""
     from stepscope.paper.experiments import experiment as experiments
-    from stepscope.paper.experiments.registry import write_figures, write_page
-    from stepscope.runs import read_run
+    from stepscope.paper.experiments.registry import read, write_figures, write_page
 
     if experiment.one_thread or experiment.scale == "smoke":
         # A model this small loses more to threads that wait for one another than it gains.
@@ -56,7 +55,7 @@ def _run(experiment: Experiment, out: Path, jobs: int) -> None:
     seconds = time.perf_counter() - started
     page = write_page(out, out / "report.html")  # before the tables: nobody may be reading those
     figures = write_figures(out) if experiment.writes_figures else []
-    experiment.show(*read_run(out))
+    experiment.show(*read(out))
     new = f"{count} new {experiment.counted} in {seconds:.0f} s." if count else "The run was complete already."
     print(f"\n{new}\nRecords: {out / 'measurements.jsonl'}\nPage:    {page}")
     if figures:
@@ -116,7 +115,7 @@ def reproduce(asked: argparse.Namespace) -> None:
         raise UsageError(f"{len(failures)} of {len(plan)} runs failed (above); the same command tries them again")
 
 
-def _plan_table(plan: Sequence[Experiment], costs: Mapping[str, Cost | None], jobs: int) -> Table:
+def _plan_table(plan: Sequence[Experiment[Any]], costs: Mapping[str, Cost | None], jobs: int) -> Table:
     from stepscope.report import NOTHING, Table
 
     rows = []
@@ -139,8 +138,8 @@ def _plan_table(plan: Sequence[Experiment], costs: Mapping[str, Cost | None], jo
 def _reproduced(out: Path) -> None:
     """Writes all that is made of a reproduction's records, and shows the claims."""
     from stepscope.paper.claims import claims_json, claims_table, departures_table, judge, parts_table
+    from stepscope.paper.experiments.registry import read_runs
     from stepscope.paper.reproduction.page import write_reproduction
-    from stepscope.paper.runs import read_runs
     from stepscope.report import print_tables
     from stepscope.runs import write_atomically
 

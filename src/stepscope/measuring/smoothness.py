@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -56,8 +56,17 @@ class RobustSmoothness:
 
     def record(self) -> dict[str, Any]:
         """All numbers, for a line of JSON."""
-        more = {"fraction": self.fraction, "ratio": self.ratio, "random_ratio": self.random_ratio}
-        return {**asdict(self), "random": list(self.random), **more}
+        return {
+            "cut": self.cut,
+            "coordinates": self.coordinates,
+            "removed": self.removed,
+            "spectral_norm": self.before,
+            "spectral_norm_removed": self.after,
+            "spectral_norm_random": self.random,
+            "fraction": self.fraction,
+            "ratio": self.ratio,
+            "random_ratio": self.random_ratio,
+        }
 
 
 def robust_smoothness(

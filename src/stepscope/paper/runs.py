@@ -1,23 +1,17 @@
-"""The runs of a reproduction: a directory with one run directory for each."""
+"""A run of a reproduction, which is a directory with one run directory for each."""
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
-from stepscope.errors import UsageError
-from stepscope.runs import Record, read_run
-
-_logger = logging.getLogger("stepscope")
+from stepscope.runs.records import AnyRecord
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run directory.
+class Run(Generic[AnyRecord]):
+    """One run directory; generic in the type of its records.
 
     Attributes:
         name: its directory's name, such as ``"trajectory-code"``.
@@ -27,7 +21,7 @@ class Run:
 
     name: str
     head: Mapping[str, Any]
-    records: Sequence[Record]
+    records: Sequence[AnyRecord]
 
     @property
     def experiment(self) -> str:
@@ -59,28 +53,3 @@ def section(head: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """
     value = head.get(name)
     return value if isinstance(value, Mapping) else {}
-
-
-def read_runs(path: str | os.PathLike[str]) -> list[Run]:
-    """The runs of a reproduction, by name.
-
-    What can't be read is left out with a warning, and so is a copy of another run, which would count twice.
-
-    Raises:
-        UsageError: there are none in this directory.
-    """
-    found: list[Run] = []
-    for each in sorted(file.parent for file in Path(path).glob("*/run.json")):
-        try:
-            run = Run(each.name, *read_run(each))
-        except UsageError as error:
-            _logger.warning("%s is left out: %s", each, error)
-            continue
-        same = next((other for other in found if other.head["configuration"] == run.head["configuration"]), None)
-        if same is None:
-            found.append(run)
-        else:
-            _logger.warning("%s is left out: it is the same run as %s", each, same.name)
-    if not found:
-        raise UsageError(f"{path} holds no run: give the directory of a reproduction (stepscope reproduce --out)")
-    return found

@@ -13,14 +13,14 @@ from stepscope.report.curves import axes_around, curve_of, fields_of, folded, la
 from stepscope.report.figures import of_step, of_trajectory
 from stepscope.report.looks import Looks
 from stepscope.report.vega import alt, finish, layered, plot, rule
-from stepscope.runs import Record, number
+from stepscope.runs import DirectionRecord
 
 
 @of_step("step")
 def landscapes(
-    records: Sequence[Record],
+    records: Sequence[DirectionRecord],
     trajectory: str,
-    step: int | float,
+    step: int,
     without: Iterable[str] = (),
     around: str | None = None,
     seed: int | None = None,
@@ -46,8 +46,8 @@ def landscapes(
         MissingExtraError: altair is not installed.
     """
     left_out = set(without)
-    there = [r for r in _at(records, trajectory) if r.get("step") == step and seed in (None, r.get("seed"))]
-    chosen = [r for r in there if r.get("direction") not in left_out]
+    there = [r for r in _at(records, trajectory) if r.step == step and seed in (None, r.seed)]
+    chosen = [r for r in there if r.direction not in left_out]
     curves = [point for record in chosen for point in curve_of(record)]
     if not curves:
         raise UsageError(f"no landscape was measured on trajectory {trajectory!r} at step {step}")
@@ -90,7 +90,7 @@ def _curves_and_minima(looks: Looks, curves: list[Any], minima: list[Any], x: al
 
 
 @of_trajectory("overshoot")
-def overshoot_over_steps(records: Sequence[Record], trajectory: str) -> alt.LayerChart:
+def overshoot_over_steps(records: Sequence[DirectionRecord], trajectory: str) -> alt.LayerChart:
     """Where the learning rate lands: the step of the optimizer that trains beside the best step, on a logarithmic axis.
 
     Above the line at 1 it goes past the minimum along its direction, below it falls short. The line through the points
@@ -109,9 +109,9 @@ def overshoot_over_steps(records: Sequence[Record], trajectory: str) -> alt.Laye
     """
     names = ("overshoot", "overshoot_smoothed", "lr_step", "best_step")
     points = [
-        fields_of(record, names, "step", "seed")
+        fields_of(record, *names, "step", "seed")
         for record in _at(records, trajectory)
-        if is_own(record) and number(record, "overshoot") is not None and number(record, "step") is not None
+        if is_own(record) and record.overshoot is not None
     ]
     if not points:
         raise UsageError(f"no learning rate was compared with the best step on trajectory {trajectory!r}")
@@ -130,7 +130,7 @@ def overshoot_over_steps(records: Sequence[Record], trajectory: str) -> alt.Laye
 
 
 @of_trajectory("sharpness")
-def sharpness_over_steps(records: Sequence[Record], trajectory: str) -> alt.LayerChart:
+def sharpness_over_steps(records: Sequence[DirectionRecord], trajectory: str) -> alt.LayerChart:
     """Directional sharpness `uᵀHu` against the training step, sign kept: hollow points are negative.
 
     The vertical axis is logarithmic away from zero and linear around it, so that both signs and all orders of
@@ -149,9 +149,7 @@ def sharpness_over_steps(records: Sequence[Record], trajectory: str) -> alt.Laye
     """
     names = ("sharpness", "sharpness_stderr", "correlation")
     points = [
-        fields_of(record, names, "step", "seed")
-        for record in _at(records, trajectory)
-        if number(record, "sharpness") is not None and number(record, "step") is not None
+        fields_of(record, *names, "step", "seed") for record in _at(records, trajectory) if record.sharpness is not None
     ]
     if not points:
         raise UsageError(f"no sharpness was measured on trajectory {trajectory!r}")
@@ -176,7 +174,7 @@ def sharpness_over_steps(records: Sequence[Record], trajectory: str) -> alt.Laye
 
 
 @of_trajectory("decrease")
-def decrease_against_sharpness(records: Sequence[Record], trajectory: str) -> alt.Chart:
+def decrease_against_sharpness(records: Sequence[DirectionRecord], trajectory: str) -> alt.Chart:
     """Does low sharpness mean a good step? Best local decrease against sharpness, a point each.
 
     Both are relative to their step, so that all steps share the axes: sharpness as a ratio to |SGD's|
@@ -214,8 +212,8 @@ def decrease_against_sharpness(records: Sequence[Record], trajectory: str) -> al
     return finish(chart, name, "One point per direction and measured step; higher is better, further left is flatter.")
 
 
-def _at(records: Sequence[Record], trajectory: str) -> list[Record]:
-    return [record for record in records if record.get("trajectory") == trajectory]
+def _at(records: Sequence[DirectionRecord], trajectory: str) -> list[DirectionRecord]:
+    return [record for record in records if record.trajectory == trajectory]
 
 
 def _mean_over_seeds(points: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -228,21 +226,21 @@ def _mean_over_seeds(points: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _decreases(records: Sequence[Record]) -> tuple[list[dict[str, Any]], bool]:
+def _decreases(records: Sequence[DirectionRecord]) -> tuple[list[dict[str, Any]], bool]:
     """Rows for the scatter, and whether their sharpness is relative to SGD's."""
-    measured: dict[tuple[Any, Any], list[Record]] = {}
+    measured: dict[tuple[Any, Any], list[DirectionRecord]] = {}
     for record in records:
-        if number(record, "sharpness") is not None and number(record, "best_decrease") is not None:
-            measured.setdefault((record.get("step"), record.get("seed")), []).append(record)
+        if record.sharpness is not None and record.best_decrease is not None:
+            measured.setdefault((record.step, record.seed), []).append(record)
     scales = {key: baseline_scale(group)[0] for key, group in measured.items()}
     relative = bool(scales) and all(scale is not None for scale in scales.values())
     rows = []
     for key, group in measured.items():
-        best = max(record["best_decrease"] for record in group)
+        best = max(record.best_decrease or 0.0 for record in group)
         if best <= 0:
             continue  # nothing decreases the loss there: no share of it
         for record in group:
-            row = fields_of(record, ("sharpness", "best_decrease"), "step", "seed")
+            row = fields_of(record, "sharpness", "best_decrease", "step", "seed")
             row["x"] = row["sharpness"] / ((scales[key] or 1.0) if relative else 1.0)
             rows.append({**row, "share": max(row["best_decrease"], 0.0) / best})
     return rows, relative

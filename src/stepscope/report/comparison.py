@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from stepscope.runs import Record, number
+from stepscope.runs import DirectionRecord
 
 BASELINE = "sgd"
 """The direction that the others are compared with."""
 
-Point = tuple[str, int | float, Any]
+Point = tuple[str, int, int]
 """Trajectory, step, seed."""
 
 
@@ -27,38 +26,37 @@ def family(direction: str) -> str:
     return re.split(r"\s+clip\b", direction, maxsplit=1)[0]
 
 
-def directions_of(records: Iterable[Mapping[str, Any]]) -> list[str]:
+def directions_of(records: Iterable[DirectionRecord]) -> list[str]:
     """The names of the directions, in the order in which they were first measured."""
-    return list(dict.fromkeys(str(record.get("direction")) for record in records))
+    return list(dict.fromkeys(record.direction for record in records))
 
 
-def trajectories_of(records: Iterable[Record]) -> list[str]:
+def trajectories_of(records: Iterable[DirectionRecord]) -> list[str]:
     """The names of the trajectories, in the order in which they were first measured."""
-    return list(dict.fromkeys(str(record.get("trajectory")) for record in records))
+    return list(dict.fromkeys(record.trajectory for record in records))
 
 
-def points_of(records: Iterable[Record]) -> dict[Point, dict[str, Record]]:
+def points_of(records: Iterable[DirectionRecord]) -> dict[Point, dict[str, DirectionRecord]]:
     """Records by point of the run, then by direction; of two measurements of the same, the later counts."""
-    points: dict[Point, dict[str, Record]] = {}
+    points: dict[Point, dict[str, DirectionRecord]] = {}
     for record in records:
-        if number(record, "step") is not None:
-            point = (str(record.get("trajectory")), record["step"], record.get("seed"))
-            points.setdefault(point, {})[str(record.get("direction"))] = record
+        points.setdefault((record.trajectory, record.step, record.seed), {})[record.direction] = record
     return points
 
 
-def is_own(record: Record) -> bool:
+def is_own(record: DirectionRecord) -> bool:
     """Whether a record is of the update that the training optimizer itself was about to make, as a probe measures it.
 
     Example:
-        >>> [is_own({"direction": name}) for name in ("own AdamW", "own AdamW clip 50%", "sgd")]
-        [True, False, False]
+        >>> record = DirectionRecord(trajectory="AdamW", seed=0, step=1, direction="own AdamW clip 50%")
+        >>> is_own(record), is_own(replace(record, direction="own AdamW"))
+        (False, True)
     """
-    direction = str(record.get("direction"))
+    direction = record.direction
     return direction.startswith("own ") and family(direction) == direction
 
 
-def baseline_scale(records: Iterable[Record]) -> tuple[float | None, str]:
+def baseline_scale(records: Iterable[DirectionRecord]) -> tuple[float | None, str]:
     """What sharpnesses are divided by: |SGD's|, or SGD's robust value where its sharpness is negative.
 
     Args:
@@ -70,16 +68,17 @@ def baseline_scale(records: Iterable[Record]) -> tuple[float | None, str]:
         value, so it is |SGD's| itself), `"none"`.
 
     Example:
-        >>> baseline_scale([{"direction": "sgd", "sharpness": -2.0, "sharpness_robust": 8.0}])
+        >>> place = {"trajectory": "sgd", "seed": 0, "step": 1, "direction": "sgd"}
+        >>> baseline_scale([DirectionRecord(**place, sharpness=-2.0, sharpness_robust=8.0)])
         (8.0, 'robust')
     """
-    baseline = next((record for record in records if record.get("direction") == BASELINE), None)
-    sharpness = number(baseline, "sharpness") if baseline else None
+    baseline = next((record for record in records if record.direction == BASELINE), None)
+    sharpness = baseline.sharpness if baseline else None
     if baseline is None or not sharpness:
         return None, "none"
     if sharpness > 0:
         return sharpness, "sharpness"
-    robust = number(baseline, "sharpness_robust")
+    robust = baseline.sharpness_robust
     return (abs(robust), "robust") if robust else (-sharpness, "negative")
 
 
@@ -102,7 +101,7 @@ class Row:
         best_decrease_spread: standard deviation over seeds; None for one seed.
     """
 
-    step: int | float
+    step: int
     direction: str
     seeds: int
     sharpness: float | None
@@ -115,7 +114,7 @@ class Row:
     best_decrease_spread: float | None
 
 
-def sharpness_rows(records: Sequence[Record], trajectory: str, seed: int | None = None) -> list[Row]:
+def sharpness_rows(records: Sequence[DirectionRecord], trajectory: str, seed: int | None = None) -> list[Row]:
     """Directional sharpness as a ratio to |SGD's|, with what goes with it, for each step and direction.
 
     Where SGD's own sharpness is negative, its robust sharpness (the paper's eq. 4) is the divisor and the rows are
@@ -131,28 +130,28 @@ def sharpness_rows(records: Sequence[Record], trajectory: str, seed: int | None 
 
     Example:
         >>> at = {"trajectory": "sgd", "seed": 0, "step": 20}
-        >>> rows = sharpness_rows(
-        ...     [{**at, "direction": "sgd", "sharpness": 8.0}, {**at, "direction": "adam", "sharpness": -2.0}], "sgd"
-        ... )
+        >>> sharpness = {"sgd": 8.0, "adam": -2.0}
+        >>> records = [DirectionRecord(**at, direction=d, sharpness=s) for d, s in sharpness.items()]
+        >>> rows = sharpness_rows(records, "sgd")
         >>> [(row.direction, row.sharpness) for row in rows]
         [('sgd', 1.0), ('adam', -0.25)]
     """
-    chosen = [record for record in records if str(record.get("trajectory")) == trajectory]
-    points = {point: found for point, found in points_of(chosen).items() if seed is None or point[2] == seed}
+    chosen = [record for record in records if record.trajectory == trajectory]
+    points = {point: there for point, there in points_of(chosen).items() if seed is None or point[2] == seed}
     rows = []
     for step in sorted({point[1] for point in points}):
-        seeds = [found for point, found in points.items() if point[1] == step]
-        names = [name for name in directions_of(chosen) if any(name in found for found in seeds)]
+        seeds = [there for point, there in points.items() if point[1] == step]
+        names = [name for name in directions_of(chosen) if any(name in there for there in seeds)]
         rows += [_row(step, name, seeds) for name in names]
     return rows
 
 
-def _row(step: int | float, direction: str, seeds: Sequence[dict[str, Record]]) -> Row:
-    scales = [baseline_scale(found.values()) for found in seeds]
+def _row(step: int, direction: str, seeds: Sequence[dict[str, DirectionRecord]]) -> Row:
+    scales = [baseline_scale(there.values()) for there in seeds]
     relative = any(scale is not None for scale, _ in scales)
     ratios = []
-    for found, (scale, _) in zip(seeds, scales, strict=True):
-        sharpness = number(found.get(direction, {}), "sharpness")
+    for there, (scale, _) in zip(seeds, scales, strict=True):
+        sharpness = there[direction].sharpness if direction in there else None
         # Seeds without a divisor are left out of a mean of ratios: they have another unit.
         if sharpness is not None and (scale is not None or not relative):
             ratios.append(sharpness / (scale or 1.0))
@@ -160,8 +159,8 @@ def _row(step: int | float, direction: str, seeds: Sequence[dict[str, Record]]) 
     origin = next(name for name in ("robust", "negative", "sharpness", "none") if name in origins)
 
     def values(name: str) -> list[float]:
-        found_values = (number(found.get(direction, {}), name) for found in seeds)
-        return [value for value in found_values if value is not None]
+        measured = (getattr(there[direction], name) for there in seeds if direction in there)
+        return [value for value in measured if value is not None]
 
     decreases = values("best_decrease")
     return Row(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from stepscope.errors import UsageError
 from stepscope.report.axes import log_axis, step_axis
@@ -12,24 +12,15 @@ from stepscope.report.comparison import directions_of
 from stepscope.report.direction_tables import top_shares
 from stepscope.report.looks import Looks
 from stepscope.report.vega import alt, finish, layered, plot
-from stepscope.runs import Record, number
+from stepscope.runs import DirectionRecord, RecordedMagnitudes
 
 _WHOLES = {"norm": "squared norm", "sharpness": "sharpness"}
 
 
-class _Histogram(NamedTuple):
-    """Of one direction: ``counts[k]`` coordinates have ``⌊per_decade · log₁₀(|dᵢ| / rms(d))⌋ = lowest + k``."""
-
-    zeros: float
-    lowest: int
-    per_decade: int
-    counts: list[float]
-
-
 def magnitudes(
-    records: Sequence[Record],
+    records: Sequence[DirectionRecord],
     trajectory: str,
-    step: int | float,
+    step: int,
     directions: Sequence[str] = ("sgd", "adam"),
 ) -> alt.Chart:
     """How many coordinates of a direction have which magnitude, both on logarithmic axes (Figure 1).
@@ -53,13 +44,13 @@ def magnitudes(
     rows: list[dict[str, Any]] = []
     zeros, seeds = [], 0
     for name in directions:
-        own = [r for r in records if _place(r) == (trajectory, step) and r.get("direction") == name]
-        found = [histogram for record in own if (histogram := _histogram(record)) is not None]
-        rows += _mean_counts(name, found)
-        seeds = max(seeds, len(found))
-        if any(histogram.zeros for histogram in found):
-            parts = [histogram.zeros / (histogram.zeros + sum(histogram.counts)) for histogram in found]
-            zeros.append(f"{name} {statistics.fmean(parts):.2g}")
+        own = [r for r in records if _place(r) == (trajectory, step) and r.direction == name]
+        histograms = [record.magnitudes for record in own if record.magnitudes is not None]
+        rows += _mean_counts(name, histograms)
+        seeds = max(seeds, len(histograms))
+        if any(histogram.zeros for histogram in histograms):
+            fractions = [histogram.zeros / (histogram.zeros + sum(histogram.counts)) for histogram in histograms]
+            zeros.append(f"{name} {statistics.fmean(fractions):.2g}")
     counts = [row["count"] for row in rows if row["count"]]
     if not counts:
         raise UsageError(f"no magnitudes of coordinates were measured on trajectory {trajectory!r} at step {step}")
@@ -83,7 +74,7 @@ def magnitudes(
 
 
 def concentration(
-    records: Sequence[Record], trajectory: str, step: int | float, part: str = "sharpness"
+    records: Sequence[DirectionRecord], trajectory: str, step: int, part: str = "sharpness"
 ) -> alt.LayerChart:
     """What the largest coordinates of each direction carry of its sharpness, or of its squared norm.
 
@@ -103,7 +94,7 @@ def concentration(
         MissingExtraError: altair is not installed.
     """
     points: list[dict[str, Any]] = [
-        {"direction": str(r.get("direction")), "seed": r.get("seed"), "largest": largest, "share": share}
+        {"direction": r.direction, "seed": r.seed, "largest": largest, "share": share}
         for r in records
         if _place(r) == (trajectory, step)
         for largest, share in top_shares(r, part).items()
@@ -122,7 +113,7 @@ def concentration(
 
 
 def concentration_over_steps(
-    records: Sequence[Record], trajectory: str, part: str = "sharpness", largest: float = 1.0
+    records: Sequence[DirectionRecord], trajectory: str, part: str = "sharpness", largest: float = 1.0
 ) -> alt.LayerChart:
     """The same against the training step, for one share of the coordinates.
 
@@ -139,12 +130,10 @@ def concentration_over_steps(
         UsageError: nothing was broken down there.
         MissingExtraError: altair is not installed.
     """
-    points = [
-        {"direction": str(r.get("direction")), "seed": r.get("seed"), "step": r["step"], "share": share}
+    points: list[dict[str, Any]] = [
+        {"direction": r.direction, "seed": r.seed, "step": r.step, "share": share}
         for r in records
-        if r.get("trajectory") == trajectory
-        and number(r, "step") is not None
-        and (share := top_shares(r, part).get(largest)) is not None
+        if r.trajectory == trajectory and (share := top_shares(r, part).get(largest)) is not None
     ]
     if not points:
         raise UsageError(f"no share of the largest {largest:g}% was measured on trajectory {trajectory!r}")
@@ -154,7 +143,7 @@ def concentration_over_steps(
 
 
 def _shares(
-    records: Sequence[Record], points: Sequence[dict[str, Any]], over: str, x: alt.X, part: str, title: str
+    records: Sequence[DirectionRecord], points: Sequence[dict[str, Any]], over: str, x: alt.X, part: str, title: str
 ) -> alt.LayerChart:
     """Lines through the medians over seeds, and a point for each seed.
 
@@ -182,36 +171,25 @@ def _shares(
     return finish(layers, title, *notes)
 
 
-def _place(record: Record) -> tuple[Any, Any]:
-    return record.get("trajectory"), record.get("step")
+def _place(record: DirectionRecord) -> tuple[str, int]:
+    return record.trajectory, record.step
 
 
-def _histogram(record: Record) -> _Histogram | None:
-    found = record.get("magnitudes")
-    if not isinstance(found, dict) or not isinstance(found.get("counts"), list):
-        return None
-    counts = [number({"": count}, "") for count in found["counts"]]
-    lowest, per_decade = found.get("lowest"), found.get("per_decade")
-    if type(lowest) is not int or type(per_decade) is not int or per_decade < 1 or not counts or None in counts:
-        return None
-    return _Histogram(number(found, "zeros") or 0.0, lowest, per_decade, [count or 0.0 for count in counts])
-
-
-def _mean_counts(name: str, found: Sequence[_Histogram]) -> list[dict[str, Any]]:
+def _mean_counts(name: str, histograms: Sequence[RecordedMagnitudes]) -> list[dict[str, Any]]:
     """Rows with the middle of each bin; a bin that is empty has no count, since a logarithmic axis has no 0."""
-    if not found:
+    if not histograms:
         return []
-    per_decade = found[0].per_decade
-    alike = [histogram for histogram in found if histogram.per_decade == per_decade]
-    totals: dict[int, float] = {}
+    per_decade = histograms[0].per_decade
+    alike = [histogram for histogram in histograms if histogram.per_decade == per_decade]
+    totals: dict[int, int] = {}
     for histogram in alike:
         for place, count in enumerate(histogram.counts, start=histogram.lowest):
-            totals[place] = totals.get(place, 0.0) + count
+            totals[place] = totals.get(place, 0) + count
     return [
         {
             "direction": name,
             "magnitude": 10 ** ((place + 0.5) / per_decade),
-            "count": totals.get(place, 0.0) / len(alike) or None,
+            "count": totals.get(place, 0) / len(alike) or None,
         }
         for place in range(min(totals), max(totals) + 1)
     ]

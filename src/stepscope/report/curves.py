@@ -8,31 +8,25 @@ from typing import Any
 
 from stepscope.report.axes import log_axis
 from stepscope.report.vega import alt
-from stepscope.runs import Record, number
+from stepscope.runs import DirectionRecord
 
 
-def fields_of(record: Record, numbers: Iterable[str], *others: str) -> dict[str, Any]:
-    """A row for a chart; what isn't there is left out, since Vega shows null as a value."""
-    row: dict[str, Any] = {"direction": str(record.get("direction"))}
-    row |= {name: value for name in numbers if (value := number(record, name)) is not None}
-    return row | {name: record[name] for name in others if record.get(name) is not None}
+def fields_of(record: DirectionRecord, *names: str) -> dict[str, Any]:
+    """A row for a chart, of the direction and other fields; what is None is left out: Vega shows null as a value."""
+    return {name: value for name in ("direction", *names) if (value := getattr(record, name)) is not None}
 
 
-def curve_of(record: Record) -> list[dict[str, Any]]:
+def curve_of(record: DirectionRecord) -> list[dict[str, Any]]:
     """The measured points of one landscape, as rows; without t = 0, since the axis is logarithmic."""
-    landscape = record.get("landscape")
-    if not isinstance(landscape, dict) or not all(isinstance(landscape.get(k), list) for k in ("steps", "losses")):
+    landscape = record.landscape
+    if landscape is None:
         return []
-    pairs = [
-        (step, loss)
-        for step, loss in zip(landscape.get("steps") or [], landscape.get("losses") or [], strict=False)
-        if number({"": step}, "") is not None and number({"": loss}, "") is not None
-    ]
-    start = next((loss for step, loss in pairs if step == 0), number(record, "loss"))
+    points = zip(landscape.steps, landscape.losses, strict=False)
+    pairs = [(step, loss) for step, loss in points if loss is not None]
+    start = next((loss for step, loss in pairs if step == 0), record.loss)
     if start is None:
         return []
-    facts = fields_of(record, ("best_step", "best_decrease", "sharpness"), "seed")
-    facts["status"] = str(landscape.get("status") or "not stated")
+    facts = fields_of(record, "best_step", "best_decrease", "sharpness", "seed") | {"status": landscape.status}
     return [{**facts, "t": step, "change": loss - start} for step, loss in pairs if step > 0]
 
 
@@ -40,31 +34,31 @@ def folded(points: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """A row per curve with its points as lists: what is the same for all of them is then written once."""
     curves: dict[tuple[Any, Any], dict[str, Any]] = {}
     for point in points:
-        key = (point["direction"], point.get("seed"))
+        key = (point["direction"], point["seed"])
         curve = curves.setdefault(key, {**point, "t": [], "change": []})
         curve["t"].append(point["t"])
         curve["change"].append(point["change"])
     return list(curves.values())
 
 
-def minimum_of(record: Record) -> list[dict[str, Any]]:
+def minimum_of(record: DirectionRecord) -> list[dict[str, Any]]:
     """The lowest point of one direction's landscape, as one row; none if it was not found."""
     curve = curve_of(record)
     if not curve or curve[0]["status"] in ("no descent", "unbounded"):
         return []
-    step, decrease = number(record, "best_step"), number(record, "best_decrease")
+    step, decrease = record.best_step, record.best_decrease
     if step is None or decrease is None:
         lowest = min(curve, key=lambda point: point["change"])
         step, decrease = lowest["t"], -lowest["change"]
     return [{**curve[0], "t": step, "change": -decrease}] if step > 0 and decrease > 0 else []
 
 
-def model_before(record: Record, first: float) -> list[dict[str, Any]]:
+def model_before(record: DirectionRecord, first: float) -> list[dict[str, Any]]:
     """Rows of the second-order model from an axis' left end (0 where it isn't logarithmic) to the first measured step.
 
     A search for the minimum has few points near the start, where `f(x) + t·gᵀu + ½t²·uᵀHu` is good.
     """
-    curve, slope, sharpness = curve_of(record), number(record, "slope"), number(record, "sharpness")
+    curve, slope, sharpness = curve_of(record), record.slope, record.sharpness
     if not curve or slope is None or sharpness is None:
         return []
     last = min(point["t"] for point in curve)
@@ -75,7 +69,7 @@ def model_before(record: Record, first: float) -> list[dict[str, Any]]:
     else:
         steps = [last * index / 12 for index in range(13)]
     model = [slope * t + 0.5 * sharpness * t**2 for t in steps]
-    return [{**fields_of(record, (), "seed"), "t": t, "change": y} for t, y in zip(steps, model, strict=True)]
+    return [{**fields_of(record, "seed"), "t": t, "change": y} for t, y in zip(steps, model, strict=True)]
 
 
 def landscape_axes(curves: list[dict[str, Any]], minima: list[dict[str, Any]]) -> tuple[alt.X, alt.Y]:

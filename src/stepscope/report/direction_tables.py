@@ -8,7 +8,7 @@ from typing import Any
 
 from stepscope.report.comparison import Row, directions_of, points_of, sharpness_rows, trajectories_of
 from stepscope.report.tables import Table
-from stepscope.runs import Record, number
+from stepscope.runs import DirectionRecord
 
 NOTHING = "–"
 """What stands where nothing was measured."""
@@ -32,14 +32,13 @@ def format_number(value: float | None) -> str:
     return mantissa.replace("-", "−") + power
 
 
-def sharpness_tables(records: Sequence[Record]) -> dict[str, Table]:
+def sharpness_tables(records: Sequence[DirectionRecord]) -> dict[str, Table]:
     """Directional sharpness as a ratio to |SGD's|, by trajectory, a column a step (Tables 1, 4–7, 9).
 
     Example:
         >>> at = {"trajectory": "sgd", "seed": 0, "step": 20}
-        >>> tables = sharpness_tables(
-        ...     [{**at, "direction": "sgd", "sharpness": 8.0}, {**at, "direction": "adam", "sharpness": -2.0}]
-        ... )
+        >>> sharpness = {"sgd": 8.0, "adam": -2.0}
+        >>> tables = sharpness_tables([DirectionRecord(**at, direction=d, sharpness=s) for d, s in sharpness.items()])
         >>> tables["sgd"].headers, tables["sgd"].rows
         (('direction', 'step 20'), (('sgd', '1.00'), ('adam', '−0.250')))
     """
@@ -60,7 +59,7 @@ def sharpness_tables(records: Sequence[Record]) -> dict[str, Table]:
     return tables
 
 
-def decrease_tables(records: Sequence[Record]) -> dict[str, Table]:
+def decrease_tables(records: Sequence[DirectionRecord]) -> dict[str, Table]:
     """How far the loss falls at the best step along each direction, by trajectory, a column a step."""
     tables = {}
     for trajectory in trajectories_of(records):
@@ -72,26 +71,26 @@ def decrease_tables(records: Sequence[Record]) -> dict[str, Table]:
     return tables
 
 
-def concentration_tables(records: Sequence[Record]) -> dict[tuple[str, int | float], Table]:
+def concentration_tables(records: Sequence[DirectionRecord]) -> dict[tuple[str, int], Table]:
     """What the largest coordinates carry of a direction's squared norm and sharpness, by trajectory and step."""
-    measured: dict[tuple[str, int | float], list[Record]] = {}
+    measured: dict[tuple[str, int], list[DirectionRecord]] = {}
     for (trajectory, step, _), by_direction in points_of(records).items():
         measured.setdefault((trajectory, step), []).extend(by_direction.values())
     tables = {}
-    for (trajectory, step), found in measured.items():
-        fractions = sorted({fraction for record in found for fraction in top_shares(record, "norm")})
+    for (trajectory, step), there in measured.items():
+        fractions = sorted({fraction for record in there for fraction in top_shares(record, "norm")})
         cells = []
-        for direction in directions_of(found):
-            own = [record for record in found if str(record.get("direction")) == direction]
+        for direction in directions_of(there):
+            own = [record for record in there if record.direction == direction]
             row = [direction]
-            for part in ("norm", "sharpness"):
+            for whole in ("norm", "sharpness"):
                 for fraction in fractions:
-                    shares = [share for each in own if (share := top_shares(each, part).get(fraction)) is not None]
+                    shares = [share for record in own if (share := top_shares(record, whole).get(fraction)) is not None]
                     row.append(f"{statistics.median(shares):.1%}".replace("-", "−") if shares else NOTHING)
             cells.append(tuple(row))
         if fractions:
-            parts = ("squared norm", "sharpness")
-            headers = ("direction", *(f"{part} in {fraction:g}%" for part in parts for fraction in fractions))
+            wholes = ("squared norm", "sharpness")
+            headers = ("direction", *(f"{whole} in {fraction:g}%" for whole in wholes for fraction in fractions))
             note = (
                 "What the largest so many per cent of the coordinates carry, medians over seeds. Parts of a sharpness "
                 "have either sign, so that a share can be above 100%; where it is negative itself there are no shares."
@@ -101,7 +100,7 @@ def concentration_tables(records: Sequence[Record]) -> dict[tuple[str, int | flo
     return tables
 
 
-def top_shares(record: Record, part: str) -> dict[float, float]:
+def top_shares(record: DirectionRecord, part: str) -> dict[float, float]:
     """Shares that the largest coordinates of a direction carry, by how many per cent of all they are.
 
     Args:
@@ -109,19 +108,20 @@ def top_shares(record: Record, part: str) -> dict[float, float]:
         part: ``"norm"`` (of the squared norm) or ``"sharpness"``; a sharpness that isn't positive has no shares.
 
     Example:
-        >>> top_shares({"sharpness": 8.0, "top": {"0.01": {"norm": 0.5, "sharpness": 6.0}}}, "sharpness")
+        >>> place = {"trajectory": "sgd", "seed": 0, "step": 1, "direction": "sgd"}
+        >>> top = {"0.01": RecordedShare(norm=0.5, sharpness=6.0)}
+        >>> top_shares(DirectionRecord(**place, sharpness=8.0, top=top), "sharpness")
         {1.0: 0.75}
     """
-    whole = 1.0 if part == "norm" else number(record, "sharpness")
-    top = record.get("top")
-    if not isinstance(top, dict) or whole is None or whole <= 0:
+    whole = 1.0 if part == "norm" else record.sharpness
+    if record.top is None or whole is None or whole <= 0:
         return {}
-    found = {}
-    for name, parts in top.items():
-        fraction, value = _fraction(name), number(parts, part) if isinstance(parts, dict) else None
+    shares = {}
+    for name, share in record.top.items():
+        fraction, value = _fraction(name), getattr(share, part)
         if fraction is not None and value is not None:
-            found[fraction] = value / whole
-    return found
+            shares[fraction] = value / whole
+    return shares
 
 
 def _fraction(name: str) -> float | None:
@@ -134,7 +134,7 @@ def _fraction(name: str) -> float | None:
 
 
 def _by_step(
-    records: Sequence[Record], rows: Sequence[Row], cell: Callable[[Row], str], marked: bool = False
+    records: Sequence[DirectionRecord], rows: Sequence[Row], cell: Callable[[Row], str], marked: bool = False
 ) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
     """Headers and cells of a table with a row a direction and a column a step."""
     marks: Mapping[Any, str] = {row.step: _MARKS.get(row.baseline, "") for row in rows} if marked else {}
@@ -146,7 +146,7 @@ def _by_step(
     return headers, tuple((name, *(found.get((name, step), NOTHING) for step in steps)) for name in names)
 
 
-def _of_seeds(rows: Sequence[Row], step: int | float) -> str:
+def _of_seeds(rows: Sequence[Row], step: int) -> str:
     """How many seeds a column has, where it isn't as many as the others."""
     counts = {row.step: max(other.seeds for other in rows if other.step == row.step) for row in rows}
     most = max(counts.values(), default=0)

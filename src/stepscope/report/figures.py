@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from stepscope.errors import MissingExtraError, UsageError
-from stepscope.runs import Record
+from stepscope.runs import DirectionRecord
 
 if TYPE_CHECKING:
     import altair as alt
@@ -67,7 +67,7 @@ def _shown(figures: dict[str, Any], name: str, draw: _Draw) -> _Draw:
     return draw
 
 
-def page_figures(records: Sequence[Record], trajectory: str, steps: Iterable[float]) -> list[Figure]:
+def page_figures(records: Sequence[DirectionRecord], trajectory: str, steps: Iterable[float]) -> list[Figure]:
     """The figures of one trajectory that a run's page shows, in the order in which their charts are defined."""
     by_step = [
         Figure(f"{name}-{step:g}", f"{name} {step:g}", partial(draw, records, trajectory, step))

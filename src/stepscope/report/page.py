@@ -19,7 +19,7 @@ from stepscope.report.figures import drawn, page_figures
 from stepscope.report.looks import Looks
 from stepscope.report.summary import summary_sentence
 from stepscope.report.vega import vega_script
-from stepscope.runs import Record, read_run, write_atomically
+from stepscope.runs import DirectionRecord, read_run, write_atomically
 
 Facts = list[tuple[str, list[tuple[str, str]]]]
 """Titled lists of names and values."""
@@ -138,7 +138,9 @@ def _shown(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def _section(records: Sequence[Record], trajectory: str, rows: Sequence[Row], charts: dict[str, Any]) -> dict[str, Any]:
+def _section(
+    records: Sequence[DirectionRecord], trajectory: str, rows: Sequence[Row], charts: dict[str, Any]
+) -> dict[str, Any]:
     """One trajectory's part of the page; its charts are added to `charts` under the names of their places."""
     steps = list(dict.fromkeys(row.step for row in rows))
     by_place = {(row.direction, row.step): row for row in rows}
@@ -168,7 +170,7 @@ def _step(step: int | float, rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def render_report(run: Mapping[str, Any], records: Sequence[Record]) -> str:
+def render_report(run: Mapping[str, Any], records: Sequence[DirectionRecord]) -> str:
     """The page of a run that measured directions, as HTML that fetches nothing.
 
     Args:
@@ -203,6 +205,6 @@ def write_report(run_path: str | os.PathLike[str], out_path: str | os.PathLike[s
         UsageError: `run_path` is no run directory, or the page cannot be written.
         MissingExtraError: altair, vl-convert or jinja2 is not installed.
     """
-    run, records = read_run(run_path)
+    run, records = read_run(run_path, DirectionRecord)
     write_atomically(out_path, render_report(run, records).encode(errors="replace"))
     return Path(out_path)

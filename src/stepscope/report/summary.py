@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from stepscope.report.comparison import BASELINE, Point, family, is_own, points_of
+from stepscope.report.comparison import BASELINE, family, is_own, points_of
 from stepscope.report.escaping import printable
-from stepscope.runs import Record, number
+from stepscope.runs import DirectionRecord
 
 
-def summary_sentence(records: Sequence[Record]) -> str:
+def summary_sentence(records: Sequence[DirectionRecord]) -> str:
     """One sentence that says what these records show, and nothing that they don't.
 
     Args:
@@ -21,15 +21,16 @@ def summary_sentence(records: Sequence[Record]) -> str:
         is lower, and which direction had the best local decrease most often; of a probe's run first where the
         learning rate lands. All as far as they were measured.
     """
-    points = points_of(records)
-    if not points:
+    if not records:
         return "Nothing has been measured yet."
-    seeds = {point[2] for point in points}
-    sharpest, adam, decrease = _sharpest_clause(points, len(seeds)), _adam_clause(points), _decrease_clause(points)
-    clauses = [_landing_clause(records), sharpest, adam, decrease]
-    said = [clause for clause in clauses if clause]
+    said = [clause for finding in FINDINGS if (clause := finding(records))]
     joined = said[0] if len(said) == 1 else ", ".join(said[:-1]) + f", and {said[-1]}"
-    return ("With one seed, " if len(seeds) == 1 else f"Over {len(seeds)} seeds, ") + joined + "."
+    seeds = len({record.seed for record in records})
+    return ("With one seed, " if seeds == 1 else f"Over {seeds} seeds, ") + joined + "."
+
+
+def _sharpness(at_point: Mapping[str, DirectionRecord], direction: str) -> float | None:
+    return at_point[direction].sharpness if direction in at_point else None
 
 
 def _share(count: int, total: int) -> str:
@@ -39,47 +40,49 @@ def _share(count: int, total: int) -> str:
     return f"at {count} of {total}" if count else f"at none of the {total}"
 
 
-def _sharpest_clause(points: dict[Point, dict[str, Record]], seeds: int) -> str:
-    what = "(trajectory and step)" if seeds == 1 else "(trajectory, step and seed)"
+def _sharpest(records: Sequence[DirectionRecord]) -> str:
+    """Whether SGD's direction is the sharpest; where that wasn't measured, how much was."""
+    points = points_of(records)
+    seeds = len({seed for _, _, seed in points})
+    counted = "(trajectory and step)" if seeds == 1 else "(trajectory, step and seed)"
     compared, largest = 0, 0
-    for found in points.values():
+    for at_point in points.values():
         others = [
             sharpness
-            for name, record in found.items()
-            if name != BASELINE and family(name) == name and (sharpness := number(record, "sharpness")) is not None
+            for name, record in at_point.items()
+            if name != BASELINE and family(name) == name and (sharpness := record.sharpness) is not None
         ]
-        own = number(found.get(BASELINE, {}), "sharpness")
+        own = _sharpness(at_point, BASELINE)
         if own is not None and others:
             compared += 1
             largest += own > max(others)
     if not compared:
-        names = {name for found in points.values() for name in found}
+        names = {name for at_point in points.values() for name in at_point}
         directions = "1 direction was" if len(names) == 1 else f"{len(names)} directions were"
-        return f"{directions} measured at {len(points)} point{'s' * (len(points) > 1)} {what}"
+        return f"{directions} measured at {len(points)} point{'s' * (len(points) > 1)} {counted}"
     largest_of = "the largest directional sharpness of all unclipped directions"
     where = "" if compared == len(points) else " where it was compared"
     if compared == 1:
-        return f"SGD {'had' if largest else 'did not have'} {largest_of} at the only measured point{where} {what}"
-    return f"SGD had {largest_of} {_share(largest, compared)} measured points{where} {what}"
+        return f"SGD {'had' if largest else 'did not have'} {largest_of} at the only measured point{where} {counted}"
+    return f"SGD had {largest_of} {_share(largest, compared)} measured points{where} {counted}"
 
 
-def _landing_clause(records: Sequence[Record]) -> str:
+def _landing(records: Sequence[DirectionRecord]) -> str:
     """Of the newest measurement with a minimum; there is one training in a probe's records."""
-    landed = [r for r in records if is_own(r) and number(r, "overshoot_smoothed") is not None]
+    landed = [(r.step, r.overshoot_smoothed) for r in records if is_own(r) and r.overshoot_smoothed is not None]
     if not landed:
         return ""
-    newest = max(landed, key=lambda record: number(record, "step") or 0)
-    ratio = number(newest, "overshoot_smoothed")
-    where = f"(smoothed, at step {newest['step']})"
+    step, ratio = max(landed)
+    where = f"(smoothed, at step {step})"
     return f"the training's own steps were {ratio:.2g} times as long as the best ones {where}"
 
 
-def _adam_clause(points: dict[Point, dict[str, Record]]) -> str:
+def _adam(records: Sequence[DirectionRecord]) -> str:
+    """By what factor Adam's sharpness is lower than SGD's."""
     factors = []
     both = 0
-    for found in points.values():
-        sgd = number(found.get(BASELINE, {}), "sharpness")
-        adam = number(found.get("adam", {}), "sharpness")
+    for at_point in points_of(records).values():
+        sgd, adam = _sharpness(at_point, BASELINE), _sharpness(at_point, "adam")
         if sgd is not None and adam is not None:
             both += 1
             if sgd > 0 and adam > 0:
@@ -96,14 +99,13 @@ def _adam_clause(points: dict[Point, dict[str, Record]]) -> str:
     )
 
 
-def _decrease_clause(points: dict[Point, dict[str, Record]]) -> str:
+def _decrease(records: Sequence[DirectionRecord]) -> str:
+    """Which direction had the best local decrease most often."""
     wins: dict[str, int] = {}
     compared = 0
-    for found in points.values():
+    for at_point in points_of(records).values():
         decreases = {
-            name: decrease
-            for name, record in found.items()
-            if (decrease := number(record, "best_decrease")) is not None
+            name: decrease for name, record in at_point.items() if (decrease := record.best_decrease) is not None
         }
         if len(decreases) > 1:
             compared += 1
@@ -125,3 +127,7 @@ def _decrease_clause(points: dict[Point, dict[str, Record]]) -> str:
     if most == compared:
         return f"{named} had the best local decrease at all {compared} points"
     return f"{named} had the best local decrease most often ({_share(most, compared)} points)"
+
+
+FINDINGS: tuple[Callable[[Sequence[DirectionRecord]], str], ...] = (_landing, _sharpest, _adam, _decrease)
+"""What the sentence says, in this order: each a function of all records that gives a clause, empty for nothing."""

@@ -9,10 +9,10 @@ from stepscope.errors import require
 from stepscope.report.comparison import Row, sharpness_rows, trajectories_of
 from stepscope.report.escaping import printable
 from stepscope.report.tables import Table
-from stepscope.runs import Record
+from stepscope.runs import DirectionRecord
 
 
-def print_directions(records: Sequence[Record], console: Any = None) -> None:
+def print_directions(records: Sequence[DirectionRecord], console: Any = None) -> None:
     """Prints a table for each trajectory and step: sharpness, correlation, best step and best decrease by direction.
 
     Args:

@@ -1,6 +1,7 @@
 """The one rule, on a toy claim that is defined in one place."""
 
 import math
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
@@ -11,24 +12,34 @@ from stepscope.paper.claims.tables import claims_table, parts_table
 from stepscope.paper.claims.verdicts import Claim, Criterion, Sample, needed, whole_seeds
 from stepscope.paper.runs import Run
 from stepscope.paper.statistics import MeanInterval, mean_interval
+from stepscope.runs import Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roll(Record):
+    """A roll of a die."""
+
+    seed: int
+    step: int
+    pips: float | None
 
 
 def rolls(runs):
     """Two rolls of a die for each seed."""
     for run in runs:
-        seeds, remarks = whole_seeds(run, {(1,), (2,)}, lambda r: (r.get("step"),))
+        seeds, remarks = whole_seeds(run, {(1,), (2,)}, lambda r: (r.step,), run.records)
         yield Sample(run.name, (run,), {seed: list(own.values()) for seed, own in seeds.items()}, remarks)
 
 
 def total(records):
-    return sum(needed(record, "pips", "a roll") for record in records)
+    return sum(needed(record.pips, "pips of a roll") for record in records)
 
 
 TOY = Claim("T1", "Two dice show less than eight.", rolls, (Criterion("<", 8, total, "pips of two dice"),))
 
 
 def dice(rolled, name="dice", **scale):
-    records = [{"seed": s, "step": k, "pips": p} for s, own in rolled.items() for k, p in enumerate(own, 1)]
+    records = [Roll(seed=s, step=k, pips=p) for s, own in rolled.items() for k, p in enumerate(own, 1)]
     head = {"configuration": {"experiment": "dice", "seeds": [0, 1, 2], **scale}}
     return Run(name, head, records)
 
@@ -52,7 +63,7 @@ def test_a_claim_is_a_row_that_is_judged_and_tabled():
         ({0: (1, 2), 1: (3,)}, {0: 3}, "one seed; seeds 1, 2 are not finished"),
         ({0: (1, 2), 1: (1, 1), 2: (1,)}, {0: 3, 1: 2}, "seed 2 is not finished"),
         ({0: (1, 2), 1: (1, None), 2: (1, 1)}, {0: 3, 2: 2}, "seed 1 doesn't count: there is no pips of a roll"),
-        ({0: (1, 2), 1: (1, math.nan), 2: (1, "3")}, {0: 3}, "one seed; seed 1 doesn't count: there is no pips of a "
+        ({0: (1, 2), 1: (1, None), 2: (None, 3)}, {0: 3}, "one seed; seed 1 doesn't count: there is no pips of a "
          "roll; seed 2 doesn't count: there is no pips of a roll"),
         ({0: (1, 2), 1: (1e308, 1e308), 2: (1, 1)}, {0: 3, 2: 2}, "seed 1 doesn't count: its value is not finite"),
         ({2: (6, 6), 7: (1, 1)}, {2: 12}, "one seed; seeds 0, 1 are not finished"),  # nobody asked for seed 7

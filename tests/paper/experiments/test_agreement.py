@@ -14,6 +14,7 @@ from stepscope.paper.experiments import agreement as module
 from stepscope.paper.experiments.agreement import DISPLACEMENT, AgreementExperiment, difference_sharpness
 from stepscope.paper.experiments.experiment import run
 from stepscope.paper.experiments.trajectory import trajectory_experiment
+from stepscope.paper.records import AgreementRecord
 from stepscope.paper.tasks.small import small_task
 from stepscope.runs.directory import read_run
 
@@ -117,14 +118,14 @@ def experiment(tmp_path_factory):
 def test_the_measured_sharpness_agrees(experiment, tmp_path):
     """In float32 on one side and float64 differences on the other: what is left is the rounding of float32."""
     assert run(experiment, tmp_path / "run") == 16
-    head, records = read_run(tmp_path / "run")
+    head, records = read_run(tmp_path / "run", AgreementRecord)
     assert list(head["context"]["tasks"]) == list(experiment.points)
     for kind in experiment.points:
-        found = [record for record in records if record["task"] == kind]
-        assert {(r["seed"], r["step"]) for r in found} == {(3, 4)}
-        largest = max(abs(record["independent"]) for record in found)
+        found = [record for record in records if record.task == kind]
+        assert {(r.seed, r.step) for r in found} == {(3, 4)}
+        largest = max(abs(record.independent) for record in found)
         for record in found:
-            assert record["sharpness"] == pytest.approx(record["independent"], abs=2e-5 * largest), (kind, record)
+            assert record.sharpness == pytest.approx(record.independent, abs=2e-5 * largest), (kind, record)
     assert run(experiment, tmp_path / "run") == 0
 
 
@@ -137,5 +138,5 @@ def test_what_was_cut_off_is_made_and_nothing_twice(experiment, tmp_path, monkey
     original = difference_sharpness
     monkeypatch.setattr(module, "difference_sharpness", lambda *a: asked.append(1) or original(*a))
     assert run(few, tmp_path / "run") == len(asked) == 1
-    first, second = (read_run(tmp_path / "run")[1][1], json.loads(lines[1]))
-    assert first["independent"] == pytest.approx(second["independent"], rel=1e-6)
+    first, second = (read_run(tmp_path / "run", AgreementRecord)[1][1], json.loads(lines[1]))
+    assert first.independent == pytest.approx(second["independent"], rel=1e-6)

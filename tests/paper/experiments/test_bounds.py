@@ -10,6 +10,7 @@ from stepscope import UsageError
 from stepscope.paper.experiments import bounds as module
 from stepscope.paper.experiments.bounds import FAMILIES, Outcome, bound_record, examine, summary
 from stepscope.paper.experiments.clipping_bound import clip
+from stepscope.paper.records import Margins
 
 FRACTIONS = (0.1, 0.5, 1.0)
 
@@ -32,14 +33,14 @@ def smoothness_of(levels):
 def test_the_bound_holds_and_clipping_helps_where_the_theorem_says(family, fraction):
     count = 250
     record = bound_record(family, fraction, count, seed=3)
-    assert (record["draws"], record["fraction"]) == (count, fraction)
+    assert (record.draws, record.fraction) == (count, fraction)
     for name in ("clipped", "plain", *(["block"] if family == "block quadratic" else [])):
-        assert record[name]["violations"] == 0, name
-        assert record[name]["least_margin"] > -1e-12
-        assert record[name]["median_margin"] < 0.99
-    assert record["disagreements"] == 0
-    assert record["guarantees_more"] == record["predicted_more"]
-    assert 0 < record["guarantees_more"] < count  # both sides of the theorem are seen
+        assert getattr(record, name).violations == 0, name
+        assert getattr(record, name).least_margin > -1e-12
+        assert getattr(record, name).median_margin < 0.99
+    assert record.disagreements == 0
+    assert record.guarantees_more == record.predicted_more
+    assert 0 < record.guarantees_more < count  # both sides of the theorem are seen
 
 
 def test_on_the_papers_quadratic_the_bound_is_what_is_gained():
@@ -59,7 +60,7 @@ def test_on_the_papers_quadratic_the_bound_is_what_is_gained():
 
 def test_where_clipping_guarantees_more_on_the_papers_quadratic_it_gains_more():
     record = bound_record("quadratic of section 1", 0.1, 300, seed=1)
-    assert record["decreases_more"] == record["guarantees_more"]
+    assert record.decreases_more == record.guarantees_more
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -128,8 +129,8 @@ MUTANTS = [wrong_sign, wrong_threshold, clip_removed, bad_forgotten]
 def test_a_mistake_would_show(mutant, fraction, monkeypatch):
     mutant(monkeypatch)
     record = bound_record("quadratic of section 1", fraction, 100, seed=0)
-    assert record["clipped"]["violations"] > 80
-    assert record["clipped"]["least_margin"] < -0.3
+    assert record.clipped.violations > 80
+    assert record.clipped.least_margin < -0.3
 
 
 def test_a_wrong_critical_ratio_would_show(monkeypatch):
@@ -140,22 +141,22 @@ def test_a_wrong_critical_ratio_would_show(monkeypatch):
         return 1.0 if saved > 0 else math.inf
 
     monkeypatch.setattr(module, "critical_ratio", without_cost)
-    assert bound_record("diagonal quadratic", 0.1, 100, seed=0)["disagreements"] > 10
+    assert bound_record("diagonal quadratic", 0.1, 100, seed=0).disagreements > 10
 
 
 def test_a_factor_below_two_of_the_block_inequality_would_show(monkeypatch):
     inner = module.block_bound
     monkeypatch.setattr(module, "block_bound", lambda h, bad, u: (inner(h, bad, u)[0], 0.99 * inner(h, bad, u)[1]))
     record = bound_record("block quadratic", 0.1, 20, seed=0)
-    assert record["block"]["violations"] == 20
+    assert record.block.violations == 20
 
 
 def test_summary_counts():
     one = Outcome(0.5, 0.25, (), True, True, False)
     two = Outcome(-0.5, 0.75, ("clipped",), False, True, True)
     found = summary([one, two, one])
-    assert found["clipped"] == {"violations": 1, "least_margin": -0.5, "median_margin": 0.5}
-    assert found["plain"] == {"violations": 0, "least_margin": 0.25, "median_margin": 0.25}
+    assert found["clipped"] == Margins(violations=1, least_margin=-0.5, median_margin=0.5)
+    assert found["plain"] == Margins(violations=0, least_margin=0.25, median_margin=0.25)
     assert found["block"] is None
     assert (found["guarantees_more"], found["predicted_more"], found["decreases_more"]) == (2, 3, 1)
     assert found["disagreements"] == 1
@@ -163,12 +164,12 @@ def test_summary_counts():
 
 def test_the_same_draws_at_every_fraction_and_others_at_another_seed():
     first, second, other = (bound_record("diagonal quadratic", p, 20, s) for p, s in ((0.1, 0), (0.5, 0), (0.1, 1)))
-    assert first["plain"] == second["plain"]
-    assert first["plain"] != other["plain"]
+    assert first.plain == second.plain
+    assert first.plain != other.plain
     before = torch.get_rng_state()
     again = bound_record("diagonal quadratic", 0.1, 20, 0)
     assert torch.equal(torch.get_rng_state(), before)
-    assert {**again, "seconds": 0} == {**first, "seconds": 0}
+    assert dataclasses.replace(again, seconds=None) == dataclasses.replace(first, seconds=None)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from stepscope.paper.experiments.compared import RULES, SETTINGS
 from stepscope.paper.experiments.convergence import SEARCH_SEED, Training, convergence_experiment
 from stepscope.paper.experiments.experiment import run as run_experiment
 from stepscope.paper.experiments.search import Search
+from stepscope.paper.records import LossRecord
 from stepscope.paper.tasks.catalogue import TASKS
 from stepscope.runs.directory import read_run
 
@@ -44,51 +45,51 @@ def run(experiment, tmp_path_factory):
 
 def losses(records, **wanted):
     return {
-        (r["task"], r["optimizer"], r["phase"], r["lr"], r["seed"], r["step"]): r["loss"]
+        (r.task, r.optimizer, r.phase, r.lr, r.seed, r.step): r.loss
         for r in records
-        if all(r[key] == value for key, value in wanted.items())
+        if all(getattr(r, key) == value for key, value in wanted.items())
     }
 
 
 def test_every_optimizer_is_searched_and_trained_for_each_seed(run, experiment):
     out, count = run
-    head, records = read_run(out)
+    head, records = read_run(out, LossRecord)
     assert count == len(records) > 0
-    finals = {(r["task"], r["optimizer"], r["seed"], r["step"]) for r in records if r["phase"] == "final"}
+    finals = {(r.task, r.optimizer, r.seed, r.step) for r in records if r.phase == "final"}
     assert finals == {
         (t, o, s, k) for t in ("translation", "code") for o in OPTIMIZERS for s in (0, 1) for k in (0, 2, 4)
     }
-    assert {r["seed"] for r in records if r["phase"] == "search"} == {SEARCH_SEED}
-    assert {r["original"] for r in records if r["optimizer"] == "sgd clip 10%"} == {"sgd"}
+    assert {r.seed for r in records if r.phase == "search"} == {SEARCH_SEED}
+    assert {r.original for r in records if r.optimizer == "sgd clip 10%"} == {"sgd"}
     assert set(head["context"]["tasks"]) == {"translation", "code"}
     assert head["context"]["tasks"]["code"]["model"]["title"].startswith("GPT-Neo of ")
     assert all(len(task["source"]["sha256"]) == 64 for task in head["context"]["tasks"].values())
 
 
 def test_finals_use_the_rate_that_was_lowest_after_a_full_training(run, experiment):
-    _, records = read_run(run[0])
+    _, records = read_run(run[0], LossRecord)
     for task in experiment.tasks:
         for optimizer in OPTIMIZERS:
-            chosen = [r for r in records if (r["task"], r["optimizer"]) == (task, optimizer)]
-            ends = {r["lr"]: r["loss"] for r in chosen if r["phase"] == "search" and r["step"] == 4}
-            assert {r["lr"] for r in chosen if r["phase"] == "final"} == {min(ends, key=ends.get)}
+            chosen = [r for r in records if (r.task, r.optimizer) == (task, optimizer)]
+            ends = {r.lr: r.loss for r in chosen if r.phase == "search" and r.step == 4}
+            assert {r.lr for r in chosen if r.phase == "final"} == {min(ends, key=ends.get)}
 
 
 def test_all_start_from_the_same_weights_of_a_seed(run):
-    _, records = read_run(run[0])
+    _, records = read_run(run[0], LossRecord)
     starts = {}
     for r in records:
-        if r["step"] == 0:
-            starts.setdefault((r["task"], r["seed"]), set()).add(r["loss"])
+        if r.step == 0:
+            starts.setdefault((r.task, r.seed), set()).add(r.loss)
     assert len(starts) == 6
     assert all(len(found) == 1 for found in starts.values())
     assert len({next(iter(found)) for found in starts.values()}) == 6
 
 
 def test_a_final_is_what_training_by_hand_gives(run, experiment, sources):
-    _, records = read_run(run[0])
+    _, records = read_run(run[0], LossRecord)
     task = TASKS["code"].make(experiment.tasks["code"], seed=1, source=sources["code"])
-    lr = next(r["lr"] for r in records if (r["task"], r["optimizer"], r["phase"]) == ("code", "sgd clip 10%", "final"))
+    lr = next(r.lr for r in records if (r.task, r.optimizer, r.phase) == ("code", "sgd clip 10%", "final"))
     optimizer = RULES["sgd clip 10%"].build(list(task.model.parameters()), lr)
     batches = task.training_batches()
     for _ in range(4):
@@ -108,12 +109,12 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_losses(run, experiment, tmp_
     lines = (run[0] / "measurements.jsonl").read_bytes().splitlines(keepends=True)
     (out / "measurements.jsonl").write_bytes(b"".join(lines[:kept]) + b'{"torn": ')
     assert run_experiment(experiment, out) == len(lines) - kept
-    assert losses(read_run(out)[1]) == losses(read_run(run[0])[1])
+    assert losses(read_run(out, LossRecord)[1]) == losses(read_run(run[0], LossRecord)[1])
 
 
 def test_two_processes_find_the_same(run, experiment, tmp_path):
     run_experiment(experiment, tmp_path / "two", processes=2)
-    one, two = losses(read_run(run[0])[1]), losses(read_run(tmp_path / "two")[1])
+    one, two = losses(read_run(run[0], LossRecord)[1]), losses(read_run(tmp_path / "two")[1], LossRecord)
     assert one.keys() == two.keys()
     # Threads may sum in another order.
     assert all(two[key] == pytest.approx(one[key], rel=1e-4) for key in one)
@@ -124,11 +125,11 @@ def test_a_training_that_diverges_is_recorded_and_not_chosen(experiment, tmp_pat
     monkeypatch.setitem(RULES, "sgd", wild)
     alone = dataclasses.replace(experiment, optimizers=("sgd",), tasks={"code": experiment.tasks["code"]})
     run_experiment(alone, tmp_path / "run")
-    records = read_run(tmp_path / "run")[1]
-    lost = [r for r in records if r["diverged"]]
+    records = read_run(tmp_path / "run", LossRecord)[1]
+    lost = [r for r in records if r.diverged]
     assert lost
-    assert all(r["loss"] is None for r in lost)
-    assert {r["seed"] for r in records if r["phase"] == "final" and r["step"] == 4} == {0, 1}
+    assert all(r.loss is None for r in lost)
+    assert {r.seed for r in records if r.phase == "final" and r.step == 4} == {0, 1}
     assert run_experiment(alone, tmp_path / "run") == 0
 
 
@@ -142,9 +143,9 @@ def test_a_search_that_diverged_stays_so_when_it_is_repeated(experiment, tmp_pat
         training.diverged = True
         known += training.advance(2, lambda: None)
     found = [record for records in alone.measure(unit, task, known, lambda *_: None) for record in records]
-    again = [r for r in found if r["phase"] == "search" and r["step"] == 4 and r["lr"] in (0.25, 1.0)]
+    again = [r for r in found if r.phase == "search" and r.step == 4 and r.lr in (0.25, 1.0)]
     assert len(again) == 2
-    assert all(record["diverged"] for record in again)
+    assert all(record.diverged for record in again)
 
 
 def test_a_rate_that_diverges_on_a_seed_is_lowered_for_all(experiment, tmp_path, monkeypatch):
@@ -158,20 +159,20 @@ def test_a_rate_that_diverges_on_a_seed_is_lowered_for_all(experiment, tmp_path,
                 best = limit.setdefault(unit_of(record), self.lr)
                 if self._seed == 1 and step and self.lr > best / 3:
                     self.diverged = True
-                    return record | {"loss": None, "diverged": True}
+                    return dataclasses.replace(record, loss=None, diverged=True)
             return record
 
     def unit_of(record):
-        return record["task"], record["optimizer"]
+        return record.task, record.optimizer
 
     monkeypatch.setattr(module, "Training", Fragile)
     alone = dataclasses.replace(experiment, optimizers=("sgd",), tasks={"code": experiment.tasks["code"]})
     run_experiment(alone, tmp_path / "run")
-    records = read_run(tmp_path / "run")[1]
-    finals = [r for r in records if r["phase"] == "final"]
-    best = max(r["lr"] for r in finals)
-    assert {r["lr"] for r in finals} == {best, best / 2, best / 4}
-    assert {(r["seed"], r["diverged"]) for r in finals if r["lr"] == best / 4} == {(0, False), (1, False)}
+    records = read_run(tmp_path / "run", LossRecord)[1]
+    finals = [r for r in records if r.phase == "final"]
+    best = max(r.lr for r in finals)
+    assert {r.lr for r in finals} == {best, best / 2, best / 4}
+    assert {(r.seed, r.diverged) for r in finals if r.lr == best / 4} == {(0, False), (1, False)}
     assert run_experiment(alone, tmp_path / "run") == 0
 
 

@@ -1,5 +1,6 @@
 """Gradient and Hessian coordinates against the dense reference, samples that are uniform, and planted correlations."""
 
+import dataclasses
 import json
 import math
 from collections import Counter
@@ -16,6 +17,9 @@ from stepscope.paper.experiments.correlation import (
     scope_coordinates,
     scope_size,
 )
+from stepscope.paper.records import CorrelationRecord, Rank
+
+PLACE = CorrelationRecord(seed=0, group="all", diagonal=Rank(), row_norm=Rank())
 
 
 @pytest.mark.parametrize("name", ["layer norm", "t5 gelu", "gpt-neo", "batch norm"])
@@ -77,33 +81,33 @@ def values(gradient, diagonal, row_norm):
 
 
 def test_a_record_by_hand():
-    record = correlation_record(values([1, 2, 3, 4, 0], [10, 20, 40, 30, 0], [4, 3, 2, 1, 0]), resamples=50, seed=0)
-    assert (record["coordinates"], record["left_out"]) == (4, 1)
-    assert record["diagonal"]["rho"] == pytest.approx(0.8)  # 1 − 6·2/60
-    assert record["row_norm"] == pytest.approx({"rho": -1.0, "low": -1.0, "high": -1.0})
-    assert sorted(record["points"]["gradient"]) == [1, 2, 3, 4]
-    pairs = dict(zip(record["points"]["gradient"], record["points"]["diagonal"], strict=True))
+    record = correlation_record(PLACE, values([1, 2, 3, 4, 0], [10, 20, 40, 30, 0], [4, 3, 2, 1, 0]), resamples=50)
+    assert (record.coordinates, record.left_out) == (4, 1)
+    assert record.diagonal.rho == pytest.approx(0.8)  # 1 − 6·2/60
+    assert dataclasses.astuple(record.row_norm) == pytest.approx((-1.0, -1.0, -1.0))
+    assert sorted(record.points.gradient) == [1, 2, 3, 4]
+    pairs = dict(zip(record.points.gradient, record.points.diagonal, strict=True))
     assert pairs == {1: 10, 2: 20, 3: 40, 4: 30}
 
 
 def test_only_what_the_loss_does_not_depend_on_is_left_out():
     """A stationary coordinate with curvature stays, and so does a linear one with a gradient."""
-    record = correlation_record(values([0, 3, 0, 2], [5, 0, 0, 1], [5, 0, 0, 1]), resamples=50, seed=0)
-    assert (record["coordinates"], record["left_out"]) == (3, 1)
+    record = correlation_record(PLACE, values([0, 3, 0, 2], [5, 0, 0, 1], [5, 0, 0, 1]), resamples=50)
+    assert (record.coordinates, record.left_out) == (3, 1)
 
 
 def test_nothing_to_correlate():
-    record = correlation_record(values([0, 3], [0, 1], [0, 1]), resamples=50, seed=0)
-    assert math.isnan(record["diagonal"]["rho"])
+    record = correlation_record(PLACE, values([0, 3], [0, 1], [0, 1]), resamples=50)
+    assert record.diagonal == record.row_norm == Rank()
 
 
 def test_points_are_a_part_of_the_values():
     x = torch.rand(1000, dtype=torch.float64) + 1e-5
-    points = correlation_record(CoordinateValues(x, 2 * x, 3 * x), resamples=20, seed=0)["points"]
-    assert {len(v) for v in points.values()} == {200}
-    assert torch.tensor(points["row_norm"]) == pytest.approx(3 * torch.tensor(points["gradient"]).numpy(), rel=1e-3)
-    assert len(json.dumps(points)) < 8000
-    assert len(set(points["gradient"])) > 190
+    points = correlation_record(PLACE, CoordinateValues(x, 2 * x, 3 * x), resamples=20).points
+    assert {len(values) for values in dataclasses.astuple(points)} == {200}
+    assert torch.tensor(points.row_norm) == pytest.approx(3 * torch.tensor(points.gradient).numpy(), rel=1e-3)
+    assert len(json.dumps(dataclasses.asdict(points))) < 8000
+    assert len(set(points.gradient)) > 190
 
 
 def test_on_a_quadratic_the_correlation_is_that_of_its_numbers():

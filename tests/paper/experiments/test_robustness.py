@@ -10,7 +10,9 @@ import torch
 from stepscope import UsageError
 from stepscope.paper.experiments.compared import TRAINING
 from stepscope.paper.experiments.experiment import run as run_experiment
+from stepscope.paper.experiments.registry import write_page
 from stepscope.paper.experiments.robustness import GROUPS, robustness_experiment
+from stepscope.paper.records import SmoothnessRecord
 from stepscope.paper.tasks.sentiment import sentiment
 from stepscope.runs.directory import read_run
 
@@ -39,16 +41,12 @@ def run(experiment, tmp_path_factory):
     return out, run_experiment(experiment, out)
 
 
-def key(record):
-    return tuple(record[name] for name in ("seed", "trajectory", "step", "batch", "group", "cut"))
-
-
 def test_the_run_is_complete(run, experiment):
     out, count = run
-    head, records = read_run(out)
+    head, records = read_run(out, SmoothnessRecord)
     assert len(records) == count == 2 * 2 * 2 * 3 * 3
-    assert {key(r) for r in records} == {
-        (0, name, step, batch, group, cut)
+    assert {r.key for r in records} == {
+        (name, 0, step, batch, group, cut)
         for name in ("sgd", "adam")
         for step in experiment.steps
         for batch in (0, 1)
@@ -56,25 +54,25 @@ def test_the_run_is_complete(run, experiment):
         for cut in (4.0, 2.5, 2.0)
     }
     for r in records:
-        assert 0 < r["removed"] < r["coordinates"] == head["context"]["groups"][r["group"]]
-        assert 0 < r["after"] < r["before"]
-        assert r["ratio"] == pytest.approx(r["before"] / r["after"])
-        assert len(r["random"]) == 2
-        assert all(r["after"] < value <= r["before"] * (1 + 1e-12) for value in r["random"])
-        assert r["examples"] == 6
+        assert 0 < r.removed < r.coordinates == head["context"]["groups"][r.group]
+        assert 0 < r.spectral_norm_removed < r.spectral_norm
+        assert r.ratio == pytest.approx(r.spectral_norm / r.spectral_norm_removed)
+        assert len(r.spectral_norm_random) == 2
+        assert all(r.spectral_norm_removed < value <= r.spectral_norm * (1 + 1e-12) for value in r.spectral_norm_random)
+        assert r.examples == 6
     assert head["context"]["model"]["initialisation"] == "random"
     assert head["context"]["evaluation"] == {"examples": 12, "batches": 2}
     assert head["context"]["source"]["name"] == "file"
 
 
 def test_a_smaller_cut_removes_more_and_smooths_more(run):
-    found = {key(r): r for r in read_run(run[0])[1]}
+    found = {r.key: r for r in read_run(run[0], SmoothnessRecord)[1]}
     for (*place, cut), r in found.items():
         if cut == 4.0:
             other = found[(*place, 2.0)]
-            assert other["removed"] > r["removed"]
-            assert other["after"] < r["after"]
-            assert other["before"] == r["before"]
+            assert other.removed > r.removed
+            assert other.spectral_norm_removed < r.spectral_norm_removed
+            assert other.spectral_norm == r.spectral_norm
 
 
 def test_records_are_what_measuring_by_hand_gives(run, experiment, texts):
@@ -93,7 +91,7 @@ def test_records_are_what_measuring_by_hand_gives(run, experiment, texts):
         "attention": [attention.self.query, attention.self.key, attention.self.value, attention.output.dense],
         "feed-forward": [layer.intermediate.dense, layer.output.dense],
     }
-    found = {key(r): r for r in read_run(run[0])[1]}
+    found = {r.key: r for r in read_run(run[0], SmoothnessRecord)[1]}
     for name, modules in groups.items():
         for number in (0, 1):
             rows, losses = [], []
@@ -107,14 +105,14 @@ def test_records_are_what_measuring_by_hand_gives(run, experiment, texts):
             G = torch.stack(rows)
             columns = G.norm(dim=0)
             for cut in (4.0, 2.5, 2.0):
-                record = found[0, "adam", experiment.steps[1], number, name, cut]
+                record = found["adam", 0, experiment.steps[1], number, name, cut]
                 drop = columns >= cut * columns.mean()
                 # Rounding of float32 may move a column over the cut.
-                assert abs(record["removed"] - int(drop.sum())) <= 1
-                assert record["before"] == pytest.approx(float(torch.linalg.matrix_norm(G, 2) ** 2) / 6, rel=1e-3)
+                assert abs(record.removed - int(drop.sum())) <= 1
+                assert record.spectral_norm == pytest.approx(float(torch.linalg.matrix_norm(G, 2) ** 2) / 6, rel=1e-3)
                 after = float(torch.linalg.matrix_norm(G[:, ~drop], 2) ** 2) / 6
-                assert record["after"] == pytest.approx(after, rel=1e-2)
-                assert record["loss"] == pytest.approx(sum(losses) / 6, rel=1e-5)
+                assert record.spectral_norm_removed == pytest.approx(after, rel=1e-2)
+                assert record.loss == pytest.approx(sum(losses) / 6, rel=1e-5)
 
 
 def test_evaluation_texts_are_dealt_out_once_with_all_lengths(experiment, texts):
@@ -139,28 +137,39 @@ def test_groups_are_the_matrices_that_they_say(experiment, texts):
     assert chosen["all"] == names
 
 
-def test_a_torn_run_is_continued_to_the_same_records(run, experiment, tmp_path):
-    """Cut inside a batch's groups: the rest is measured and nothing twice."""
+OLD_NAMES = {"spectral_norm": "before", "spectral_norm_removed": "after", "spectral_norm_random": "random"}
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_torn_run_is_continued_to_the_same_records(run, experiment, version, tmp_path):
+    """Cut inside a batch's groups: the rest is measured and nothing twice, also where version 1 wrote the beginning."""
     whole = 20
-    lines = (run[0] / "measurements.jsonl").read_bytes().splitlines(keepends=True)
+    lines = [json.loads(line) for line in (run[0] / "measurements.jsonl").read_text().splitlines()]
+    if version == 1:
+        lines = [{OLD_NAMES.get(name, name): value for name, value in line.items()} for line in lines]
+    lines = [json.dumps(line) + "\n" for line in lines]
     out = tmp_path / "torn"
     out.mkdir()
-    (out / "run.json").write_bytes((run[0] / "run.json").read_bytes())
-    (out / "measurements.jsonl").write_bytes(b"".join(lines[:whole]) + lines[whole][:50])
+    head = json.loads((run[0] / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps(head | {"schema_version": version}))
+    (out / "measurements.jsonl").write_text("".join(lines[:whole]) + lines[whole][:50])
     assert run_experiment(experiment, out) == len(lines) - whole
-    continued = {key(r): r for r in read_run(out)[1]}
-    for each in read_run(run[0])[1]:
-        other = continued.pop(key(each))
-        assert other["removed"] == each["removed"]
-        assert (other["after"], *other["random"]) == pytest.approx((each["after"], *each["random"]), rel=1e-6)
+    continued = {r.key: r for r in read_run(out, SmoothnessRecord)[1]}
+    for each in read_run(run[0], SmoothnessRecord)[1]:
+        other = continued.pop(each.key)
+        assert (other.removed, other.loss) == (each.removed, each.loss)
+        assert (other.spectral_norm_removed, *other.spectral_norm_random) == pytest.approx(
+            (each.spectral_norm_removed, *each.spectral_norm_random), rel=1e-6
+        )
     assert not continued
+    assert "smoother" in write_page(out, out / "report.html").read_text()
 
 
 def test_seeds_differ_and_trajectories_begin_alike(experiment, tmp_path):
     two = dataclasses.replace(experiment, seeds=(0, 1), steps=(1,), groups=("attention",), cuts=(4.0,))
     assert run_experiment(two, tmp_path / "run") == 8
-    _, records = read_run(tmp_path / "run")
-    assert len({r["before"] for r in records}) == 4  # a seed and a batch each
+    _, records = read_run(tmp_path / "run", SmoothnessRecord)
+    assert len({r.spectral_norm for r in records}) == 4  # a seed and a batch each
 
 
 @pytest.mark.parametrize(

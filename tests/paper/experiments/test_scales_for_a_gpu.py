@@ -16,13 +16,13 @@ import checkpoints
 from stepscope.paper.experiments import running
 from stepscope.paper.experiments.agreement import AgreementExperiment
 from stepscope.paper.experiments.convergence import ConvergenceExperiment, convergence_experiment
+from stepscope.paper.experiments.registry import read
 from stepscope.paper.experiments.robustness import RobustnessExperiment
 from stepscope.paper.experiments.running import accumulate, at_home, part_size
 from stepscope.paper.experiments.search import Search
 from stepscope.paper.experiments.trajectory import TrajectoryExperiment, trajectory_experiment
 from stepscope.paper.reproduction.plan import reproduction, run_reproduction
 from stepscope.paper.tasks.catalogue import TASKS
-from stepscope.runs.directory import read_run
 
 MODELS = {
     "translation": checkpoints.translation,
@@ -72,16 +72,16 @@ def test_the_papers_scale_end_to_end(stand_ins, tmp_path):
     plan = [shrunk(experiment, stand_ins) for experiment in plan]
     assert run_reproduction(plan, tmp_path / "out") == []
     for planned in plan:
-        head, records = read_run(tmp_path / "out" / planned.run_name)
+        head, records = read(tmp_path / "out" / planned.run_name)
         assert head["configuration"]["scale"] == "paper"
         assert records
-    starts = [read_run(tmp_path / "out" / p.run_name)[0]["context"]["model"]["initialisation"] for p in plan[:5]]
+    starts = [read(tmp_path / "out" / p.run_name)[0]["context"]["model"]["initialisation"] for p in plan[:5]]
     assert [start.partition(":")[0] for start in starts] == ["pretrained"] * 3 + ["random", "pretrained"]
-    groups = read_run(tmp_path / "out" / "robustness")[0]["context"]["groups"]
+    groups = read(tmp_path / "out" / "robustness")[0]["context"]["groups"]
     assert set(groups) == {"attention", "feed-forward"}
     assert all(count > 0 for count in groups.values())
-    for record in read_run(tmp_path / "out" / "agreement")[1]:
-        assert record["sharpness"] == pytest.approx(record["independent"], rel=1e-3, abs=1e-5)
+    for record in read(tmp_path / "out" / "agreement")[1]:
+        assert record.sharpness == pytest.approx(record.independent, rel=1e-3, abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["translation", "code", "sentiment"])

@@ -6,7 +6,9 @@ What `run` promises for any experiment is tested with it too.
 import dataclasses
 import hashlib
 import json
+import shutil
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -17,18 +19,35 @@ from stepscope.paper.experiments.registry import EXPERIMENTS
 from stepscope.paper.experiments.trajectories import AlongTrajectories
 from stepscope.paper.tasks.small import small_task
 from stepscope.report import Figure, Table
-from stepscope.runs import read_run
+from stepscope.runs import Record, read_run
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ToyRecord(Record):
+    """The loss before one step of a training."""
+
+    identity = ("trajectory", "seed", "step")
+    renamed = MappingProxyType({"value": "loss"})
+
+    trajectory: str
+    seed: int
+    step: int
+    loss: float | None = None
+
+
+def records_of(path):
+    return read_run(path, ToyRecord)[1]
 
 
 @dataclasses.dataclass(frozen=True)
-class ToyExperiment(AlongTrajectories):
+class ToyExperiment(AlongTrajectories[ToyRecord]):
     """The loss along short trainings of a small classifier."""
 
     name = "toy"
     letter = "T"
     summary = "does a toy learn?"
     description = "Trains a toy."
-    identity = ("trajectory", "seed", "step")
+    record = ToyRecord
 
     source: str = "auto"
     seeds: tuple[int, ...] = (0,)
@@ -56,16 +75,16 @@ class ToyExperiment(AlongTrajectories):
         return [unit for seed in self.seeds for unit in self.trainings("classifier", seed)]
 
     def missing(self, unit, records):
-        at = {"trajectory": unit.optimizer, "seed": unit.seed}
-        return self.not_in(records, [{**at, "step": step} for step in self.steps])
+        wanted = [ToyRecord(trajectory=unit.optimizer, seed=unit.seed, step=step) for step in self.steps]
+        return self.not_in(records, wanted)
 
     def measure_at(self, point, missing, progress):
         progress(0.0, "the loss")
-        yield [{**record, "loss": point.objectives[0].loss()} for record in missing]
+        yield [dataclasses.replace(record, loss=point.objectives[0].loss()) for record in missing]
 
     @classmethod
     def tables(cls, records):
-        rows = tuple((f"{r['trajectory']} at {r['step']}", f"{r['loss']:.6f}") for r in records)
+        rows = tuple((f"{r.trajectory} at {r.step}", f"{r.loss:.6f}") for r in records)
         return [Table("Toy losses", ("training", "loss"), rows, "As measured.", "losses")] if rows else []
 
     @classmethod
@@ -73,7 +92,7 @@ class ToyExperiment(AlongTrajectories):
         def draw():
             import altair
 
-            values = [{"step": r["step"], "loss": r["loss"]} for r in records]
+            values = [{"step": r.step, "loss": r.loss} for r in records]
             return altair.Chart(altair.Data(values=values)).mark_line().encode(x="step:Q", y="loss:Q")
 
         return [Figure("curve", "toy losses while training", draw)]
@@ -120,7 +139,7 @@ def test_it_is_on_the_command_line_with_its_table_and_page(data, tmp_path, capsy
     assert "Trains a toy." in call("run", "toy", "--help", capsys=capsys)[1]
     status, text, _ = call("run", "toy", "--scale", "smoke", "--source", data, capsys=capsys)
     assert status == 0
-    loss = f"{read_run('runs/toy-smoke')[1][0]['loss']:.6f}"
+    loss = f"{records_of('runs/toy-smoke')[0].loss:.6f}"
     page = Path("runs/toy-smoke/report.html").read_text()
     for shown in (text, page):
         assert "Toy losses" in shown
@@ -136,7 +155,7 @@ def test_it_is_in_the_plan_and_on_the_page_of_a_reproduction(data, tmp_path, cap
     assert (status, "T toy" in text) == (0, True)
     status, *_ = call("reproduce", "--scale", "smoke", "--only", "T", "--seeds", 2, "--out", "all", capsys=capsys)
     assert status == 0
-    assert len(read_run("all/toy")[1]) == 12
+    assert len(records_of("all/toy")) == 12
     page = Path("all/report.html").read_text()
     assert "Toy losses" in page
     assert "12 measurements." in page
@@ -164,17 +183,32 @@ def test_interrupted_between_records_it_goes_on_to_the_same(experiment, monkeypa
     kept = Path("part/measurements.jsonl").read_bytes()
     assert run(experiment, "part") == 4
     assert Path("part/measurements.jsonl").read_bytes().startswith(kept)
-    assert read_run("part")[1] == read_run("whole")[1]
+    assert records_of("part") == records_of("whole")
 
 
 @pytest.mark.parametrize("kept", [0, 2, 3, 5])
 def test_a_torn_line_is_measured_again_and_nothing_else(experiment, kept):
     run(experiment, "run")
-    whole, file = read_run("run")[1], Path("run/measurements.jsonl")
+    whole, file = records_of("run"), Path("run/measurements.jsonl")
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join(lines[:kept]) + lines[kept][:20])
     assert run(experiment, "run") == 6 - kept
-    assert read_run("run")[1] == whole
+    assert records_of("run") == whole
+
+
+def test_a_run_of_version_1_is_read_shown_and_continued_to_the_same(experiment, capsys):
+    run(experiment, "whole")
+    shutil.copytree("whole", "old")
+    head, file = json.loads(Path("old/run.json").read_text()), Path("old/measurements.jsonl")
+    Path("old/run.json").write_text(json.dumps(head | {"schema_version": 1}))
+    file.write_text("".join(file.read_text().replace('"loss"', '"value"').splitlines(keepends=True)[:4]))
+    assert records_of("old") == records_of("whole")[:4]
+    assert call("report", "old", capsys=capsys)[0] == 0
+    assert f"{records_of('whole')[3].loss:.6f}" in Path("old/report.html").read_text()
+    assert run(experiment, "old") == 2
+    assert records_of("old") == records_of("whole")
+    assert file.read_text().count('"value"') == 4, "what was written stays"
+    assert json.loads(Path("old/run.json").read_text()) == head
 
 
 def test_a_complete_run_loads_nothing(experiment, monkeypatch):
@@ -203,14 +237,14 @@ def test_one_unit_that_fails_stops_no_other(experiment):
     wild = dataclasses.replace(experiment, rates=(1e300, 0.01))
     with pytest.raises(UsageError, match=r"on the sgd trajectory, step \d \(lr 1e\+300\): it has diverged"):
         run(wild, "run")
-    assert {record["trajectory"] for record in read_run("run")[1]} == {"sgd", "adam"}
-    assert [record["step"] for record in read_run("run")[1] if record["trajectory"] == "adam"] == [1, 4, 6]
+    assert {record.trajectory for record in records_of("run")} == {"sgd", "adam"}
+    assert [record.step for record in records_of("run") if record.trajectory == "adam"] == [1, 4, 6]
 
 
 def test_several_processes_measure_the_same(experiment):
     two = dataclasses.replace(experiment, seeds=(0, 1))
     assert run(two, "one") == run(two, "two", processes=2) == 12
-    one, other = (sorted(map(json.dumps, read_run(name)[1])) for name in ("one", "two"))
+    one, other = (sorted(map(repr, records_of(name))) for name in ("one", "two"))
     assert one == other
     with pytest.raises(UsageError, match="at least 1 is needed"):
         run(two, "three", processes=0)

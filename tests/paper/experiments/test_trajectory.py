@@ -18,9 +18,9 @@ from stepscope.paper.experiments.trajectory import (
     trajectory_experiment,
 )
 from stepscope.paper.tasks.translation import SCALES, translation
-from stepscope.runs.directory import read_run
+from stepscope.runs import DirectionRecord, read_run
 
-FIELDS = ("trajectory", "seed", "step", "direction", "sharpness", "correlation", "best_step", "best_decrease", "method")
+MEASURED = ("sharpness", "correlation", "best_step", "best_decrease", "method")
 
 
 @pytest.fixture(scope="module")
@@ -46,16 +46,16 @@ def run(experiment, tmp_path_factory):
 
 def test_the_run_is_complete(run, experiment, pairs):
     out, count = run
-    head, records = read_run(out)
+    head, records = read_run(out, DirectionRecord)
     assert len(records) == count == 2 * 2 * len(DIRECTIONS)
     assert len(DIRECTIONS) >= 17
-    assert {(r["trajectory"], r["step"], r["direction"]) for r in records} == {
+    assert {(r.trajectory, r.step, r.direction) for r in records} == {
         (t, s, d) for t in ("sgd", "adam") for s in experiment.steps for d in DIRECTIONS
     }
     for record in records:
-        assert all(record[field] is not None for field in FIELDS)
-        assert record["landscape"]["losses"][0] == pytest.approx(record["loss"], rel=1e-5)
-        count = record["magnitudes"]["zeros"] + sum(record["magnitudes"]["counts"])
+        assert all(getattr(record, field) is not None for field in MEASURED)
+        assert record.landscape.losses[0] == pytest.approx(record.loss, rel=1e-5)
+        count = record.magnitudes.zeros + sum(record.magnitudes.counts)
         assert count == head["context"]["model"]["parameters"]
     assert head["configuration"]["scale"] == "smoke"
     assert head["context"]["source"]["name"] == "file"
@@ -66,7 +66,7 @@ def test_the_run_is_complete(run, experiment, pairs):
 
 def test_records_are_what_measuring_by_hand_gives(run, experiment, pairs):
     """The same point reached by plain training, without any measuring before it."""
-    _, records = read_run(run[0])
+    _, records = read_run(run[0], DirectionRecord)
     task = translation(experiment.task, seed=0, source=pairs)
     objective = Objective(task.model, None, task.eval_batches)
     optimizer = TRAINING["adam"](list(task.model.parameters()), experiment.training_lr["adam"])
@@ -80,21 +80,21 @@ def test_records_are_what_measuring_by_hand_gives(run, experiment, pairs):
         if step < experiment.steps[1]:
             optimizer.step()
     by_hand = stepscope.measure(objective, directions, "autograd")["adam"]
-    found = next(r for r in records if (r["trajectory"], r["step"], r["direction"]) == ("adam", step, "adam"))
-    assert found["sharpness"] == pytest.approx(by_hand.sharpness, rel=1e-4, abs=1e-7)
-    assert found["loss"] == pytest.approx(by_hand.loss, rel=1e-6)
+    found = next(r for r in records if (r.trajectory, r.step, r.direction) == ("adam", step, "adam"))
+    assert found.sharpness == pytest.approx(by_hand.sharpness, rel=1e-4, abs=1e-7)
+    assert found.loss == pytest.approx(by_hand.loss, rel=1e-6)
     # Independent of double backward: a float64 copy, by differences.
     exact = Objective(task.model, None, task.eval_batches, dtype=torch.float64)
     other = stepscope.measure(exact, directions, "difference")["adam"]
-    assert found["sharpness"] == pytest.approx(other.sharpness, abs=other.numerical_error + 1e-6)
+    assert found.sharpness == pytest.approx(other.sharpness, abs=other.numerical_error + 1e-6)
 
 
 def test_the_directions_differ_as_they_should(run):
     """Every direction is its own: none is silently another's (the published classes take plain steps)."""
-    _, records = read_run(run[0])
-    at = [r for r in records if (r["trajectory"], r["step"]) == ("sgd", 6)]
-    assert len({round(r["correlation"], 9) for r in at}) == len(at)
-    assert all(r["correlation"] < 0 for r in at if r["direction"] in ("sgd", "adam", "signsgd"))
+    _, records = read_run(run[0], DirectionRecord)
+    at = [r for r in records if (r.trajectory, r.step) == ("sgd", 6)]
+    assert len({round(r.correlation, 9) for r in at}) == len(at)
+    assert all(r.correlation < 0 for r in at if r.direction in ("sgd", "adam", "signsgd"))
 
 
 def test_a_torn_run_is_continued_to_the_same_records(run, experiment, tmp_path):
@@ -106,33 +106,28 @@ def test_a_torn_run_is_continued_to_the_same_records(run, experiment, tmp_path):
     lines = complete.splitlines(keepends=True)
     (out / "measurements.jsonl").write_bytes(b"".join(lines[:20]) + lines[20][:50])
     assert run_experiment(experiment, out) == len(lines) - 20
-    _, continued = read_run(out)
-    _, whole = read_run(run[0])
+    _, continued = read_run(out, DirectionRecord)
+    _, whole = read_run(run[0], DirectionRecord)
 
     def rounded(records):
-        return {
-            (r["trajectory"], r["step"], r["direction"]): (pytest.approx(r["sharpness"], rel=1e-6), r["loss"])
-            for r in records
-        }
+        return {(r.trajectory, r.step, r.direction): (pytest.approx(r.sharpness, rel=1e-6), r.loss) for r in records}
 
     assert len(continued) == len(whole)
-    assert rounded(continued) == {
-        (r["trajectory"], r["step"], r["direction"]): (r["sharpness"], r["loss"]) for r in whole
-    }
+    assert rounded(continued) == {(r.trajectory, r.step, r.direction): (r.sharpness, r.loss) for r in whole}
 
 
 def test_one_that_diverges_does_not_keep_the_others_from_being_measured(experiment, tmp_path):
     wild = dataclasses.replace(experiment, training_lr={"sgd": 1e30, "adam": 2e-4}, steps=(5,))
     with pytest.raises(UsageError, match=r"on the sgd trajectory, step .* diverged"):
         run_experiment(wild, tmp_path / "run")
-    assert {r["trajectory"] for r in read_run(tmp_path / "run")[1]} == {"adam"}
+    assert {r.trajectory for r in read_run(tmp_path / "run", DirectionRecord)[1]} == {"adam"}
 
 
 def test_several_seeds(experiment, tmp_path):
     two = dataclasses.replace(experiment, seeds=(0, 1), steps=(1,), directions=("sgd", "adam"))
     assert run_experiment(two, tmp_path / "run") == 8
-    _, records = read_run(tmp_path / "run")
-    losses = {r["loss"] for r in records}
+    _, records = read_run(tmp_path / "run", DirectionRecord)
+    losses = {r.loss for r in records}
     assert len(losses) == 2  # the first step of both trajectories starts from the seed's own weights
 
 
@@ -186,9 +181,9 @@ def test_other_tasks(kind, tmp_path):
     found = []
     for number, experiment in enumerate(experiments):
         assert run_experiment(experiment, tmp_path / str(number)) == 2
-        head, records = read_run(tmp_path / str(number))
+        head, records = read_run(tmp_path / str(number), DirectionRecord)
         assert head["context"]["task"] == kind
-        found.append((head["context"]["model"]["initialisation"].partition(":")[0], records[0]["loss"]))
+        found.append((head["context"]["model"]["initialisation"].partition(":")[0], records[0].loss))
     assert [start for start, _ in found] == ["random", "pretrained"][: len(found)]
     assert len({loss for _, loss in found}) == len(found)
 
@@ -201,7 +196,7 @@ def test_without_masks_padding_is_attended_to(experiment, tmp_path):
     losses = []
     for masked in (True, False):
         run_experiment(dataclasses.replace(few, masked=masked), tmp_path / str(masked))
-        losses.append(read_run(tmp_path / str(masked))[1][0]["loss"])
+        losses.append(read_run(tmp_path / str(masked), DirectionRecord)[1][0].loss)
     assert losses[0] != losses[1]
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from experiment_records import bound, correlation, removal
 from stepscope.paper.experiments.registry import EXPERIMENTS, render_run
+from stepscope.paper.records import Margins
 from stepscope.report import print_tables
 
 EVIL = "</script><img src=x onerror=alert(1)>[red]"
@@ -11,13 +12,13 @@ EVIL = "</script><img src=x onerror=alert(1)>[red]"
 
 def test_robust_smoothness_is_told_by_group_and_cut():
     records = [removal("attention", 4.0, ratio, seed) for seed, ratio in enumerate((1.5, 3.0, 6.0))]
-    (table,) = EXPERIMENTS["robustness"].tables([*records, removal("all", 2.0, 1.0) | {"ratio": None}])
+    (table,) = EXPERIMENTS["robustness"].tables([*records, removal("all", 2.0, None)])
     assert table.rows == (("attention, cut 4", "3", "3", "1.5…6", "2/3", "4.0%", "1.06"),)
     assert table.title == "Robust smoothness, 3 seeds"
 
 
 def test_violations_and_margins_of_all_bounds_count():
-    broken = {"violations": 3, "least_margin": -0.25, "median_margin": 0.1}
+    broken = Margins(violations=3, least_margin=-0.25, median_margin=0.1)
     (table,) = EXPERIMENTS["theory"].tables([bound(0), bound(1, block=broken, disagreements=2)])
     assert table.rows == (("quadratic, clip 10%", "80", "3", "-0.25", "25.0%", "50.0%", "2"),)
 

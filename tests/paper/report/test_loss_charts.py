@@ -1,6 +1,6 @@
 """Figures and page of a convergence experiment: what they draw, and that names from elsewhere do no harm."""
 
-import json
+from dataclasses import replace
 
 import pytest
 
@@ -13,6 +13,7 @@ from stepscope.paper.experiments.registry import render_run, write_figures
 from stepscope.paper.report.loss_charts import differences, losses_over_rates, losses_over_steps
 from stepscope.paper.report.terminal import print_losses
 from stepscope.report.vega import save
+from synthetic_records import run_directory
 
 EVIL = "</script><img src=x onerror=alert(1)>[red]"
 
@@ -69,10 +70,9 @@ def test_the_page_says_what_the_table_says(records, capsys):
 
 
 def test_names_do_no_harm(records, capsys):
-    for record in records:
-        record["task"] = EVIL
-        record["optimizer"] = record["optimizer"].replace("sgd", EVIL)
-        record["original"] = record["original"] and EVIL
+    records = [
+        replace(r, task=EVIL, optimizer=r.optimizer.replace("sgd", EVIL), original=r.original and EVIL) for r in records
+    ]
     run = {"configuration": {"experiment": "convergence"}, "context": {}}
     page = render_run(run, records)
     assert "<img src=x" not in page
@@ -81,12 +81,8 @@ def test_names_do_no_harm(records, capsys):
 
 
 def test_figures_beside_the_records(records, tmp_path):
-    run = {"schema_version": 1, "created": "", "configuration": {"experiment": "convergence"}, "context": {}}
-    (tmp_path / "run.json").write_text(json.dumps(run))
-    for record in records:
-        record["task"] = "../../up"
-        record["run"] = f"{record['optimizer']} {record['lr']} {record['phase']} {record['seed']}"
-    (tmp_path / "measurements.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    records = [replace(record, task="../../up") for record in records]
+    run_directory(tmp_path, records, {}, {"experiment": "convergence"})
     written = write_figures(tmp_path)
     names = ("variants-against-their-originals", "losses-while-training", "losses-against-learning-rates")
     assert [path.name for path in written] == [f"up-{name}.pdf" for name in names]
@@ -99,11 +95,7 @@ def test_nothing_finished_is_a_page_that_says_so():
 
 
 def test_a_figure_that_cannot_be_written_is_said(records, tmp_path):
-    run = {"schema_version": 1, "created": "", "configuration": {"experiment": "convergence"}, "context": {}}
-    (tmp_path / "run.json").write_text(json.dumps(run))
-    for record in records:
-        record["run"] = f"{record['optimizer']} {record['lr']} {record['phase']} {record['seed']}"
-    (tmp_path / "measurements.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    run_directory(tmp_path, records, {}, {"experiment": "convergence"})
     (tmp_path / "code-losses-while-training.pdf").mkdir()
     with pytest.raises(UsageError, match="cannot write"):
         write_figures(tmp_path)

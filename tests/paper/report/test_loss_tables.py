@@ -1,5 +1,7 @@
 """The tables of trainings hold what was measured, and say what diverged."""
 
+from dataclasses import replace
+
 from experiment_records import experiment
 from stepscope.paper.report.loss_tables import loss_table, verdict_table
 
@@ -10,7 +12,7 @@ def test_losses_have_their_rates_and_marks():
     assert table.headers == ("optimizer", "code: rate", "code: loss")
     assert [row[0] for row in table.rows] == ["sgd", "sgd clip 10%"]
     assert [row[2] for row in table.rows] == ["3.133 ± 0.153", "2.100 ± 0.100"]
-    other = [{**record, "task": "poetry"} for record in records if record["optimizer"] == "sgd"]
+    other = [replace(record, task="poetry") for record in records if record.optimizer == "sgd"]
     assert [row[3:] for row in loss_table([*records, *other]).rows][1] == ("–", "–"), "not trained on that task"
 
 

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -14,14 +15,14 @@ import pytest
 pytest.importorskip("altair")
 pytest.importorskip("vl_convert")
 
-from experiment_records import correlation, experiment, removal
+from experiment_records import bound, correlation, experiment, removal
 from stepscope import UsageError
-from stepscope.paper.experiments.registry import EXPERIMENTS, render_run
+from stepscope.paper.experiments.registry import EXPERIMENTS, read, read_runs, render_run, write_page
+from stepscope.paper.records import AgreementRecord, CorrelationRecord, LossRecord, Rank, SmoothnessRecord
 from stepscope.paper.report.directions import direction_figures, named_direction_tables
 from stepscope.paper.report.names import file_name
 from stepscope.paper.reproduction import page as module
 from stepscope.paper.reproduction.page import write_reproduction
-from stepscope.paper.runs import read_runs
 from stepscope.report import Table, sharpness_rows
 from stepscope.report.vega import vega_script
 from synthetic_records import (
@@ -34,12 +35,12 @@ from synthetic_records import (
     with_coordinates,
 )
 
+STORED = Path(__file__).parents[3] / "docs" / "reproduction"
 CLAIMS = [Table("Claims", ("claim", "verdict"), (("C1 SGD is the sharpest", "cannot tell"),), "Of 3 seeds.")]
 
 
 def trainings():
-    found = experiment([2.0, 2.1, 2.2], [3.0, 3.1, 3.3])
-    return [{**each, "run": f"{each['optimizer']}, seed {each['seed']}"} for each in found]
+    return experiment([2.0, 2.1, 2.2], [3.0, 3.1, 3.3])
 
 
 def make(path):
@@ -48,7 +49,7 @@ def make(path):
     run_directory(path / "trajectory-code", records, configuration=CONFIGURATION | {"kind": "code"})
     run_directory(path / "trajectory-images", [], configuration=CONFIGURATION | {"kind": "images"})
     run_directory(path / "convergence", trainings(), {}, {"experiment": "convergence", "scale": "cpu"})
-    removals = [removal("attention", 4.0, 3.0) | {"trajectory": "sgd", "step": 1}]
+    removals = [removal("attention", 4.0, 3.0)]
     run_directory(path / "robustness", removals, {}, {"experiment": "robustness", "scale": "cpu"})
     return path, records
 
@@ -149,7 +150,7 @@ def test_nothing_that_a_user_named_becomes_markup_or_a_path(tmp_path):
     context = {"source": {"title": HOSTILE[0], HOSTILE[1]: HOSTILE[0]}, "model": {"title": HOSTILE[1]}}
     out = tmp_path / "in" / "out"
     run_directory(out / "<img src=x>", records, context, {"experiment": HOSTILE[1], "scale": HOSTILE[1]})
-    removals = [removal(HOSTILE[1], 4.0, 3.0) | {"trajectory": HOSTILE[1], "step": 1}]
+    removals = [removal(HOSTILE[1], 4.0, 3.0, trajectory=HOSTILE[1])]
     run_directory(out / "robustness", removals, context, {"experiment": "robustness", "scale": "cpu"})
     claims = [Table(HOSTILE[1], (HOSTILE[1], HOSTILE[0]), ((HOSTILE[1], HOSTILE[0]),), HOSTILE[1])]
     written = write_reproduction(out, claims)
@@ -167,7 +168,7 @@ def test_names_of_files_differ_where_names_do():
     names = [figure.name.lower() for figure in direction_figures(records)]
     assert len(set(names)) == len(names)
     assert len(names) == 3 * len(direction_figures(records[:1]))
-    tables = named_direction_tables([{**each, "sharpness": 1.0} for each in records])
+    tables = named_direction_tables([replace(each, sharpness=1.0) for each in records])
     assert [table.name for table in tables] == ["sharpness-sgd", "sharpness-sgd-2", "sharpness-SGD-3"]
     assert Path(file_name("../..", "a/b\\c", "é")).name == "a-b-c"
 
@@ -186,17 +187,45 @@ def test_only_what_stands_for_itself_is_on_the_page():
 
 
 def test_the_figures_of_evidence_are_on_the_page_of_a_single_run():
-    records = [correlation("code, all", seed, 0.2, 0.4) | {"trajectory": "sgd", "step": 1} for seed in range(3)]
+    records = [correlation("code, all", seed, 0.2, 0.4) for seed in range(3)]
     page = render_run({"configuration": {"experiment": "theory"}, "context": {}}, records)
     assert page.count('class="chart"') == 1
     assert "lie wholly above 0" in page
 
 
-@pytest.mark.parametrize("records", [[{}], [{"step": None, "trajectory": None}], [record("sgd", 1, "sgd")]])
-@pytest.mark.parametrize("kind", EXPERIMENTS)
-def test_missing_fields_leave_gaps_not_errors(tmp_path, records, kind):
-    run_directory(tmp_path / "run", records, None, {"experiment": kind})
+PLACE = {"trajectory": "sgd", "seed": 0, "step": 1}
+LEAST = [
+    ("a probe", record("sgd", 1, "sgd")),
+    ("trajectory", record("sgd", 1, "sgd")),
+    ("agreement", AgreementRecord(run="code", task="code", direction="sgd", **PLACE)),
+    ("convergence", LossRecord(run="one", task="code", optimizer="sgd", phase="final", lr=0.1, seed=0, step=1)),
+    ("robustness", SmoothnessRecord(batch=0, group="all", cut=4.0, **PLACE)),
+    ("theory", CorrelationRecord(group="code, all", diagonal=Rank(), row_norm=Rank(), **PLACE)),
+    ("theory", bound(0, clipped=None, plain=None)),
+]
+
+
+def test_every_experiment_is_among_those_with_the_least_fields():
+    assert {kind for kind, _ in LEAST} == {"a probe", *EXPERIMENTS}
+
+
+@pytest.mark.parametrize(("kind", "least"), LEAST)
+def test_missing_fields_leave_gaps_not_errors(tmp_path, kind, least):
+    run_directory(tmp_path / "run", [least], None, {"experiment": kind})
     assert "</html>" in write_reproduction(tmp_path)[-1].read_text()
+
+
+@pytest.mark.parametrize("name", ["agreement", "robustness", "theory"])
+def test_a_stored_run_of_version_1_is_read_and_has_a_page(tmp_path, name):
+    """The tables have the stored numbers, also those whose names have changed since."""
+    head, records = read(STORED / name)
+    lines = [json.loads(line) for line in (STORED / name / "measurements.jsonl").read_text().splitlines()]
+    assert (head["schema_version"], len(records)) == (1, len(lines))
+    for line, stored in zip(lines, records, strict=True):
+        written = stored.as_json()
+        assert {stored.renamed.get(key, key): value for key, value in line.items()}.items() <= written.items()
+    page = write_page(STORED / name, tmp_path / "page.html").read_text()
+    assert all(cell in page for table in EXPERIMENTS[name].tables(records) for row in table.rows[:1] for cell in row)
 
 
 def test_mistakes_are_one_line(tmp_path):
@@ -250,8 +279,8 @@ def test_the_second_path_has_a_table_and_no_figure(tmp_path):
     """Of several tasks, as the trainings are; its title says which of the two it is."""
     at = {"run": "code", "task": "code", "trajectory": "adam", "seed": 0, "step": 15}
     records = [
-        {**at, "direction": "sgd", "sharpness": 2.0, "independent": 2.000001},
-        {**at, "direction": "adam", "sharpness": -0.5, "independent": -0.51},
+        AgreementRecord(**at, direction="sgd", sharpness=2.0, independent=2.000001),
+        AgreementRecord(**at, direction="adam", sharpness=-0.5, independent=-0.51),
     ]
     configuration = {"experiment": "agreement", "scale": "cpu"}
     context = {"tasks": {"code": {"model": {"title": "A model"}}}}

@@ -9,11 +9,11 @@ import pytest
 from made_data import data_of
 from stepscope import UsageError
 from stepscope.paper.experiments.experiment import run
+from stepscope.paper.experiments.registry import read
 from stepscope.paper.reproduction import plan as module
 from stepscope.paper.reproduction.costs import measured_cost
 from stepscope.paper.reproduction.plan import reproduction, run_reproduction
 from stepscope.paper.tasks.catalogue import TASKS
-from stepscope.runs.directory import read_run
 
 ROOT = Path(__file__).parents[3]
 NAMES = [f"trajectory-{name}" for name in ("translation", "code", "sentiment", "images", "images-pretrained")]
@@ -83,7 +83,7 @@ def test_a_run_that_fails_stops_no_other(processes, sources, tmp_path):
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["trajectory-sentiment", "trajectory-translation"]
     assert told == sorted(told)
     assert told[-1] == pytest.approx(1.0)
-    assert all(len(read_run(path)[1]) == 4 for path in (tmp_path / "out").iterdir())
+    assert all(len(read(path)[1]) == 4 for path in (tmp_path / "out").iterdir())
 
 
 def test_what_was_cut_off_goes_on(sources, tmp_path):
@@ -153,8 +153,8 @@ def test_runs_of_another_scale_or_mask_are_not_mixed_in(sources, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_costs_are_those_of_the_stored_run(name):
     """Its records hold the seconds of each measurement, on cores that had other work to do for a part of the time."""
-    records = read_run(ROOT / "docs" / "reproduction" / name)[1]
-    measured = sum(record["seconds"] for record in records) / 60
+    records = read(ROOT / "docs" / "reproduction" / name)[1]
+    measured = sum(record.seconds for record in records) / 60
     (planned,) = (each for each in reproduction("cpu", seeds=(0, 1, 2)) if each.run_name == name)
     assert measured / 3 < measured_cost(planned, 3).minutes < 3 * measured
 

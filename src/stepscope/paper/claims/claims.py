@@ -33,6 +33,7 @@ from stepscope.paper.claims.seed_statistics import (
 )
 from stepscope.paper.claims.verdicts import Claim, Criterion, JudgedClaim
 from stepscope.paper.runs import Run
+from stepscope.runs import Record
 
 
 def _lowers(value: float, variant: str, deciding: bool = True) -> Criterion:
@@ -138,7 +139,7 @@ CLAIMS = (
 """Each with what it is tested on, the statistics of one seed, and their thresholds."""
 
 
-def judge(runs: Sequence[Run], claims: Sequence[Claim] = CLAIMS) -> list[JudgedClaim]:
+def judge(runs: Sequence[Run[Record]], claims: Sequence[Claim] = CLAIMS) -> list[JudgedClaim]:
     """What these runs say of each claim.
 
     Args:

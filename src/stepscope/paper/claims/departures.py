@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from stepscope.paper.runs import Run, section
+from stepscope.runs import Record
 
 Settings = Mapping[str, Any]
 """``{field: value}``; a field that one side lacks is not compared."""
@@ -55,7 +56,7 @@ TEMPLATES: Mapping[str, str] = {
 """What is said of a field that differs, in this order."""
 
 
-def departures(runs: Sequence[Run]) -> tuple[str, ...]:
+def departures(runs: Sequence[Run[Record]]) -> tuple[str, ...]:
     """In what these runs differ from the paper's, in words, each departure once with the runs that have it.
 
     Beside runs along trajectories, trainings count only on the tasks of those.
@@ -86,7 +87,7 @@ def _differences(task: str, ours: Settings) -> list[str]:
     ]
 
 
-def _settings(run: Run, tasks: Sequence[str]) -> Iterator[tuple[str, str, Settings]]:
+def _settings(run: Run[Record], tasks: Sequence[str]) -> Iterator[tuple[str, str, Settings]]:
     """Of each task of a run: the name that it goes by, the task, and the settings."""
     asked, context = run.head["configuration"], run.context
     steps = asked.get("steps")

@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from stepscope.paper.records import LossRecord
 from stepscope.paper.statistics import CONFIDENCE, MeanInterval, mean_interval
-from stepscope.runs import Record, number
 
 Curve = dict[int, float]
 """``{step: loss}``."""
@@ -87,41 +87,39 @@ class Pair:
         return variant if variant.startswith(f"{original} ") else f"{variant} / {original}"
 
 
-def finals_of(records: Sequence[Record]) -> list[Final]:
+def finals_of(records: Sequence[LossRecord]) -> list[Final]:
     """How far each optimizer came, by task, variants after their original.
 
     Args:
         records: those of a convergence experiment. Trainings that aren't finished are left out.
 
     Example:
-        >>> at = {"task": "code", "optimizer": "sgd", "phase": "final", "lr": 1.0, "bracketed": True, "seed": 0}
-        >>> finals = finals_of([{**at, "step": 0, "loss": 5.0}, {**at, "step": 8, "loss": 2.0}])
+        >>> at = {"run": "a", "task": "code", "optimizer": "sgd", "phase": "final", "lr": 1.0, "seed": 0}
+        >>> finals = finals_of([LossRecord(**at, step=0, loss=5.0), LossRecord(**at, step=8, loss=2.0)])
         >>> finals[0].losses, finals[0].curves
         ({0: 2.0}, {0: {0: 5.0, 8: 2.0}})
     """
-    whole_numbers = ("step", "seed")
-    chosen = [r for r in records if r.get("phase") == "final" and all(type(r.get(k)) is int for k in whole_numbers)]
-    whole = max((r["step"] for r in chosen), default=0)
-    trainings: dict[tuple[str, str], list[Record]] = {}
+    chosen = [record for record in records if record.phase == "final"]
+    whole = max((record.step for record in chosen), default=0)
+    trainings: dict[tuple[str, str], list[LossRecord]] = {}
     for record in chosen:
-        trainings.setdefault((str(record.get("task")), str(record.get("optimizer"))), []).append(record)
+        trainings.setdefault((record.task, record.optimizer), []).append(record)
     finals = []
     for (task, optimizer), tried in trainings.items():
-        rates = sorted({lr for record in tried if (lr := number(record, "lr")) is not None})
+        rates = sorted({record.lr for record in tried})
         # Rates are only ever lowered: the lowest is the one that holds.
-        own = [record for record in tried if number(record, "lr") == rates[0]] if rates else []
+        own = [record for record in tried if record.lr == rates[0]]
         curves: dict[int, Curve] = {}
         for record in own:
-            if (loss := number(record, "loss")) is not None:
-                curves.setdefault(record["seed"], {})[record["step"]] = loss
-        ends = {r["seed"]: number(r, "loss") for r in own if r["step"] == whole}
+            if record.loss is not None:
+                curves.setdefault(record.seed, {})[record.step] = record.loss
+        ends = {record.seed: record.loss for record in own if record.step == whole}
         if ends:
-            original, bracketed = own[0].get("original"), bool(own[0].get("bracketed"))
-            name, retreats = None if original is None else str(original), len(rates) - 1
+            original, bracketed, retreats = own[0].original, bool(own[0].bracketed), len(rates) - 1
             losses = dict(sorted(ends.items()))
-            finals.append(Final(task, optimizer, name, rates[0], retreats, bracketed, losses, curves))
-    tasks = [str(record.get("task")) for record in records]
-    optimizers = [str(record.get("optimizer")) for record in records]
+            finals.append(Final(task, optimizer, original, rates[0], retreats, bracketed, losses, curves))
+    tasks = [record.task for record in records]
+    optimizers = [record.optimizer for record in records]
 
     def place(final: Final) -> tuple[int, int, bool, int]:
         """An original stands before its variants, whichever was trained first."""

@@ -8,9 +8,11 @@ from typing import Any
 
 from stepscope.paper.claims.losses import Final, finals_of, pairs_of
 from stepscope.paper.claims.seed_statistics import Point
-from stepscope.paper.claims.verdicts import Sample, unfinished, whole_seeds
+from stepscope.paper.claims.verdicts import AnySeeded, Key, Sample, unfinished, whole_seeds
+from stepscope.paper.records import BoundRecord, CorrelationRecord, LossRecord, SmoothnessRecord
 from stepscope.paper.runs import Run, section
-from stepscope.runs import Record
+from stepscope.runs import DirectionRecord, Record
+from stepscope.runs.records import AnyRecord
 
 TRANSFORMERS = ("translation", "code", "sentiment")
 
@@ -18,14 +20,14 @@ CUT = 4.0
 """The paper removes coordinates whose row norm is at least so many times the mean."""
 
 
-def directions(*tasks: str) -> Callable[[Sequence[Run]], Iterator[Sample]]:
+def directions(*tasks: str) -> Callable[[Sequence[Run[Record]]], Iterator[Sample]]:
     """Runs along trajectories of these tasks: the points of each seed.
 
     Where one of the tasks was measured, those without a run are samples too: their silence is no agreement. On images
     a random start decides nothing, since the paper's is pretrained and the claim is on that.
     """
 
-    def samples(runs: Sequence[Run]) -> Iterator[Sample]:
+    def samples(runs: Sequence[Run[Record]]) -> Iterator[Sample]:
         chosen = [run for run in _of("trajectory", runs) if run.task in tasks]
         for run in sorted(chosen, key=lambda run: (tasks.index(run.task), run.name)):
             seeds, remarks = _points(run)
@@ -37,7 +39,7 @@ def directions(*tasks: str) -> Callable[[Sequence[Run]], Iterator[Sample]]:
     return samples
 
 
-def clipped_trainings(runs: Sequence[Run]) -> Iterator[Sample]:
+def clipped_trainings(runs: Sequence[Run[Record]]) -> Iterator[Sample]:
     """Coordinate-wise clipped variants, each with its original: both final losses, as in `pairs_of`."""
     for run in _of("convergence", runs):
         asked = run.head["configuration"]
@@ -57,14 +59,14 @@ def clipped_trainings(runs: Sequence[Run]) -> Iterator[Sample]:
             yield Sample(f"{task}, {name}", (run,), both if pair.difference else {}, remarks)
 
 
-def rankings(runs: Sequence[Run]) -> Iterator[Sample]:
+def rankings(runs: Sequence[Run[Record]]) -> Iterator[Sample]:
     """Tasks that were both measured along a trajectory and trained: the points and the final loss of each optimizer."""
     for local, trained in itertools.product(_of("trajectory", runs), _of("convergence", runs)):
         if local.task in _tasks(trained):
             yield _ranking(local, trained)
 
 
-def _ranking(local: Run, trained: Run) -> Sample:
+def _ranking(local: Run[Record], trained: Run[Record]) -> Sample:
     points, remarks = _points(local)
     losses = {final.optimizer: final.losses for final in _finals(trained) if final.task == local.task}
     asked = trained.head["configuration"].get("optimizers") or ()
@@ -81,7 +83,7 @@ def _ranking(local: Run, trained: Run) -> Sample:
     return Sample(_label(local), (local, trained), ranked, (*remarks, *unlike), not unlike)
 
 
-def _unlike(local: Run, trained: Run) -> list[str]:
+def _unlike(local: Run[Record], trained: Run[Record]) -> list[str]:
     """In what two runs on a task differ that must not, in words."""
     own, others = local.context, section(section(trained.context, "tasks"), local.task)
     begun, begins = _start(own), _start(others)
@@ -99,54 +101,60 @@ def _unlike(local: Run, trained: Run) -> list[str]:
     return remarks
 
 
-def smoothed_groups(runs: Sequence[Run]) -> Iterator[Sample]:
+def smoothed_groups(runs: Sequence[Run[Record]]) -> Iterator[Sample]:
     """Groups of parameters of which the few largest coordinates were removed: all steps and batches of a seed."""
     for run in _of("robustness", runs):
         batches = range(run.head["configuration"].get("batches") or 0)
         for group in ("attention", "feed-forward"):
-            chosen = [r for r in run.records if r.get("group") == group and r.get("cut") == CUT]
+            chosen = [r for r in _records(run, SmoothnessRecord) if r.group == group and r.cut == CUT]
             wanted = itertools.product(*_trajectories(run.head["configuration"]), batches)
-            yield _records(group, run, wanted, ("trajectory", "step", "batch"), chosen, group == "attention")
+            yield _sample(
+                group, run, wanted, lambda r: (r.trajectory, r.step, r.batch), chosen, deciding=group == "attention"
+            )
 
 
-def correlated_scopes(runs: Sequence[Run]) -> Iterator[Sample]:
+def correlated_scopes(runs: Sequence[Run[Record]]) -> Iterator[Sample]:
     """Models whose coordinates were correlated, the translation model's parts too: all steps of a seed."""
     for run in _of("theory", runs):
         for task, settings in section(run.head["configuration"], "correlated").items():
             for scope in settings.get("scopes") or ():
                 if scope and task != "translation":
                     continue
-                chosen = [
-                    r for r in run.records if (r.get("task"), r.get("scope")) == (task, scope) and "diagonal" in r
-                ]
+                chosen = [r for r in _records(run, CorrelationRecord) if (r.task, r.scope) == (task, scope)]
                 wanted = itertools.product(*_trajectories(settings))
-                yield _records(f"{task}, {scope or 'all'}", run, wanted, ("trajectory", "step"), chosen)
+                yield _sample(f"{task}, {scope or 'all'}", run, wanted, lambda r: (r.trajectory, r.step), chosen)
 
 
-def bounded_losses(runs: Sequence[Run]) -> Iterator[Sample]:
+def bounded_losses(runs: Sequence[Run[Record]]) -> Iterator[Sample]:
     """The losses on which the bound of appendix A was tried: all of a seed."""
     for run in _of("theory", runs):
         asked = run.head["configuration"]
         wanted = itertools.product(asked.get("families") or (), asked.get("fractions") or ())
-        yield _records("all losses", run, wanted, ("family", "fraction"), run.records)
+        yield _sample("all losses", run, wanted, lambda r: (r.family, r.fraction), _records(run, BoundRecord))
 
 
-def _records(
-    name: str, run: Run, wanted: Iterator[Any], fields: Sequence[str], chosen: Sequence[Record], deciding: bool = True
+def _sample(
+    name: str,
+    run: Run[Record],
+    wanted: Iterator[Key],
+    key: Callable[[AnySeeded], Key],
+    chosen: Sequence[AnySeeded],
+    deciding: bool = True,
 ) -> Sample:
-    """A sample whose statistic takes all records of a seed; `fields` tell them apart."""
-    seeds, remarks = whole_seeds(run, set(wanted), lambda r: tuple(r.get(field) for field in fields), chosen)
+    """A sample whose statistic takes all records of a seed; `key` tells them apart."""
+    seeds, remarks = whole_seeds(run, set(wanted), key, chosen)
     return Sample(name, (run,), {seed: list(own.values()) for seed, own in seeds.items()}, remarks, deciding)
 
 
-def _points(run: Run) -> tuple[dict[Any, list[Point]], tuple[str, ...]]:
+def _points(run: Run[Record]) -> tuple[dict[int, list[Point]], tuple[str, ...]]:
     """The points of the seeds that are measured to the end; and which aren't, in words."""
     asked = run.head["configuration"]
     places = list(itertools.product(*_trajectories(asked)))
     names = asked.get("directions") or ()
     wanted = {(*place, name) for place in places for name in names}
-    seeds, remarks = whole_seeds(run, wanted, lambda r: (r.get("trajectory"), r.get("step"), r.get("direction")))
-    by_seed: dict[Any, list[Point]] = {
+    records = _records(run, DirectionRecord)
+    seeds, remarks = whole_seeds(run, wanted, lambda r: (r.trajectory, r.step, r.direction), records)
+    by_seed: dict[int, list[Point]] = {
         seed: [{name: own[*place, name] for name in names} for place in places] for seed, own in seeds.items()
     }
     return by_seed, remarks
@@ -157,22 +165,28 @@ def _trajectories(asked: Mapping[str, Any]) -> tuple[Sequence[Any], Sequence[Any
     return tuple(asked.get("training_lr") or ()), tuple(asked.get("steps") or ())
 
 
-def _finals(run: Run) -> list[Final]:
+def _finals(run: Run[Record]) -> list[Final]:
     """Of trainings to the end that was asked for; `finals_of` takes the last step that there is for it."""
     last = run.head["configuration"].get("steps")
-    ended = any(record.get("phase") == "final" and record.get("step") == last for record in run.records)
-    return finals_of(run.records) if ended else []
+    records = _records(run, LossRecord)
+    ended = any(record.phase == "final" and record.step == last for record in records)
+    return finals_of(records) if ended else []
 
 
-def _of(experiment: str, runs: Sequence[Run]) -> list[Run]:
+def _records(run: Run[Record], kind: type[AnyRecord]) -> list[AnyRecord]:
+    """Those of one kind."""
+    return [record for record in run.records if isinstance(record, kind)]
+
+
+def _of(experiment: str, runs: Sequence[Run[Record]]) -> list[Run[Record]]:
     return [run for run in runs if run.experiment == experiment]
 
 
-def _tasks(run: Run) -> list[str]:
+def _tasks(run: Run[Record]) -> list[str]:
     return list(run.head["configuration"].get("tasks") or ())
 
 
-def _label(run: Run) -> str:
+def _label(run: Run[Record]) -> str:
     return run.name.removeprefix("trajectory-")
 
 

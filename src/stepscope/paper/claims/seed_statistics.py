@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean, median
-from typing import Any
+from typing import Literal
 
 from stepscope.paper.claims.verdicts import Unmeasured, needed
-from stepscope.paper.runs import section
+from stepscope.paper.records import BoundRecord, CorrelationRecord, Rank, SmoothnessRecord
 from stepscope.paper.statistics import ranks, spearman
 from stepscope.report import BASELINE, baseline_scale, family
-from stepscope.runs import Record, number
+from stepscope.runs import DirectionRecord, RecordedMagnitudes, RecordedShare
 
 ADAPTIVE = ("adam", "adafactor", "lion", "signsgd")
 UNCLIPPED = ("sgd", "normalized sgd", *ADAPTIVE)
@@ -31,7 +31,7 @@ TAIL = 0.001
 FEWEST = 3
 """Optimizers that a ranking needs."""
 
-Point = Mapping[str, Record]
+Point = Mapping[str, DirectionRecord]
 Points = Sequence[Point]
 
 
@@ -79,8 +79,8 @@ def carried(points: Points) -> float:
     """The median share of SGD's sharpness, where that is positive, that its 10% largest coordinates carry."""
     records = [point[BASELINE] for point in points if _values(point, [BASELINE])[BASELINE] > 0]
     shares = [
-        needed(section(section(record, "top"), "0.1"), "sharpness", "SGD's largest coordinates")
-        / needed(record, "sharpness", BASELINE)
+        needed((record.top or {}).get("0.1", RecordedShare()).sharpness, "sharpness of SGD's largest coordinates")
+        / needed(record.sharpness, "sharpness of sgd")
         for record in records
     ]
     return _median(shares, "SGD's sharpness is positive nowhere")
@@ -88,30 +88,30 @@ def carried(points: Points) -> float:
 
 def decades_spanned(points: Points) -> float:
     """The median over points of the decades that the magnitudes of SGD's coordinates span."""
-    return median(decades(section(point.get(BASELINE, {}), "magnitudes")) for point in points)
+    return median(decades(point[BASELINE].magnitudes if BASELINE in point else None) for point in points)
 
 
-def decades(magnitudes: Mapping[str, Any]) -> float:
+def decades(magnitudes: RecordedMagnitudes | None) -> float:
     """Decades between the magnitudes below and above which a thousandth of the coordinates lies each.
 
     Within a class of the histogram, logarithms are taken as evenly spread.
 
     Args:
-        magnitudes: ``{"lowest", "per_decade", "counts"}``: ``counts[k]`` coordinates have a ``log₁₀`` of at least
-            ``(lowest + k) / per_decade`` and less than the next class's.
+        magnitudes: ``counts[k]`` coordinates have a ``log₁₀`` of at least ``(lowest + k) / per_decade`` and less than
+            the next class's.
 
     Raises:
         Unmeasured: there is no such histogram, or nothing in it.
 
     Example:
-        >>> round(decades({"zeros": 5, "lowest": -2, "per_decade": 4, "counts": [100, 0, 100]}), 9)
+        >>> round(decades(RecordedMagnitudes(zeros=5, lowest=-2, per_decade=4, counts=(100, 0, 100))), 9)
         0.749
     """
-    counts, per_decade = magnitudes.get("counts"), number(magnitudes, "per_decade")
-    if not counts or not any(counts) or not per_decade:
+    if magnitudes is None or not any(magnitudes.counts) or not magnitudes.per_decade:
         raise Unmeasured("there is no histogram of SGD's magnitudes")
+    counts = magnitudes.counts
     tail = TAIL * sum(counts)
-    return (len(counts) - _position(counts, tail) - _position(counts[::-1], tail)) / per_decade
+    return (len(counts) - _position(counts, tail) - _position(counts[::-1], tail)) / magnitudes.per_decade
 
 
 def _position(counts: Sequence[int], wanted: float) -> float:
@@ -140,22 +140,27 @@ def local_against_global(measured: tuple[Points, Mapping[str, float]]) -> float:
     return rho
 
 
-def ratio(average: Callable[[list[float]], float]) -> Callable[[Sequence[Record]], float]:
+def ratio(average: Callable[[list[float]], float]) -> Callable[[Sequence[SmoothnessRecord]], float]:
     """The median, or the least, of how many times smoother the loss is."""
-    return lambda records: average([needed(r, "ratio", f"{r.get('group')} at a batch") for r in records])
+    return lambda records: average([needed(r.ratio, f"ratio of {r.group} at a batch") for r in records])
 
 
-def mean_rho(name: str) -> Callable[[Sequence[Record]], float]:
+def mean_rho(name: Literal["diagonal", "row_norm"]) -> Callable[[Sequence[CorrelationRecord]], float]:
     """The mean correlation of the gradient with ``"diagonal"`` or ``"row_norm"``."""
-    return lambda records: fmean(needed(section(r, name), "rho", f"the {name} at a step") for r in records)
+
+    def statistic(records: Sequence[CorrelationRecord]) -> float:
+        ranks: list[Rank] = [getattr(record, name) for record in records]
+        return fmean(needed(rank.rho, f"rho of the {name} at a step") for rank in ranks)
+
+    return statistic
 
 
-def violations(records: Sequence[Record]) -> float:
+def violations(records: Sequence[BoundRecord]) -> float:
     """Draws in which a bound was violated; by blocks there is none for some losses."""
-    bounds = [[bound for name in ("clipped", "plain", "block") if (bound := section(r, name))] for r in records]
+    bounds = [[bound for bound in (r.clipped, r.plain, r.block) if bound is not None] for r in records]
     if not all(bounds):
         raise Unmeasured("a record has no bound")
-    return sum(needed(bound, "violations", "a bound") for own in bounds for bound in own)
+    return sum(bound.violations for own in bounds for bound in own)
 
 
 def _ratios(points: Points) -> list[float]:
@@ -168,7 +173,7 @@ def _ratios_at(point: Point) -> list[float]:
     if scale is None:
         raise Unmeasured("SGD has no sharpness at a point")
     values, sgd = _values(point, ADAPTIVE).values(), point[BASELINE]
-    sharpness, robust = needed(sgd, "sharpness", BASELINE), number(sgd, "sharpness_robust")
+    sharpness, robust = needed(sgd.sharpness, "sharpness of sgd"), sgd.sharpness_robust
     if sharpness > 0 or (robust is not None and robust > 0):
         return [value / scale for value in values]
     # Nothing to be a multiple of: by the ratio alone a method that is sharper than SGD could look much flatter.
@@ -189,8 +194,11 @@ def _adafactor(values: Mapping[str, float]) -> tuple[float, list[float]]:
     return values["adafactor"], [value for name, value in values.items() if name != "adafactor"]
 
 
-def _values(point: Point, names: Iterable[str], field: str = "sharpness") -> dict[str, float]:
-    return {name: needed(point.get(name, {}), field, name) for name in names}
+def _values(
+    point: Point, names: Iterable[str], field: Literal["sharpness", "best_decrease"] = "sharpness"
+) -> dict[str, float]:
+    values = {name: getattr(point[name], field) if name in point else None for name in names}
+    return {name: needed(value, f"{field} of {name}") for name, value in values.items()}
 
 
 def _median(values: Sequence[float], otherwise: str) -> float:

@@ -13,12 +13,12 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean as mean
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from stepscope.paper.claims.departures import departures
 from stepscope.paper.runs import Run
 from stepscope.paper.statistics import MeanInterval, mean_interval
-from stepscope.runs import Record, number
+from stepscope.runs import Record
 
 HOLDS, FAILS, UNCLEAR = "holds", "does not hold", "cannot tell"
 
@@ -27,6 +27,17 @@ FEW = 3
 
 Key = tuple[Any, ...]
 """What tells the measurements of one seed apart."""
+
+
+class Seeded(Protocol):
+    """What a training of one seed measured."""
+
+    @property
+    def seed(self) -> int:
+        """Of the training."""
+
+
+AnySeeded = TypeVar("AnySeeded", bound=Seeded)
 
 
 class Unmeasured(Exception):  # noqa: N818
@@ -46,7 +57,7 @@ class Sample:
     """
 
     name: str
-    runs: tuple[Run, ...] = ()
+    runs: tuple[Run[Record], ...] = ()
     seeds: Mapping[Any, Any] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     deciding: bool = True
@@ -104,10 +115,10 @@ class Claim:
 
     id: str
     statement: str
-    samples: Callable[[Sequence[Run]], Iterable[Sample]]
+    samples: Callable[[Sequence[Run[Record]]], Iterable[Sample]]
     criteria: tuple[Criterion, ...]
 
-    def judge(self, runs: Sequence[Run]) -> JudgedClaim:
+    def judge(self, runs: Sequence[Run[Record]]) -> JudgedClaim:
         """What the runs say of it."""
         parts = (_part(sample, criterion) for sample in self.samples(runs) for criterion in self.criteria)
         return JudgedClaim(self.id, self.statement, tuple(parts))
@@ -182,7 +193,7 @@ class JudgedClaim:
     parts: tuple[Part, ...]
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[Run[Record]]:
         """All that were used, each once."""
         return list({run.name: run for part in self.parts for run in part.sample.runs}.values())
 
@@ -241,23 +252,23 @@ def _part(sample: Sample, criterion: Criterion) -> Part:
 
 
 def whole_seeds(
-    run: Run, wanted: Collection[Key], key: Callable[[Record], Key], records: Iterable[Record] | None = None
-) -> tuple[dict[Any, dict[Key, Record]], tuple[str, ...]]:
+    run: Run[Record], wanted: Collection[Key], key: Callable[[AnySeeded], Key], records: Iterable[AnySeeded]
+) -> tuple[dict[int, dict[Key, AnySeeded]], tuple[str, ...]]:
     """The measurements of the seeds for which there are all: an unfinished one would speak of a part of the run.
 
     Args:
         run: its configuration says which seeds there are to be.
         wanted: the keys of all measurements of a seed.
         key: of a record.
-        records: those to look at; None for all of the run.
+        records: those of the run to look at.
 
     Returns:
         ``{seed: {key: record}}`` in the configuration's order, of equal keys the later; and what is missing, in words.
     """
-    measured: dict[Any, dict[Key, Record]] = {}
-    for record in run.records if records is None else records:
+    measured: dict[int, dict[Key, AnySeeded]] = {}
+    for record in records:
         if (own := key(record)) in wanted:
-            measured.setdefault(record.get("seed"), {})[own] = record
+            measured.setdefault(record.seed, {})[own] = record
     seeds = run.head["configuration"].get("seeds") or ()
     whole = {seed: measured[seed] for seed in seeds if wanted and len(measured.get(seed, ())) == len(set(wanted))}
     return whole, unfinished([seed for seed in seeds if seed not in whole])
@@ -276,18 +287,16 @@ def unfinished(seeds: Sequence[Any]) -> tuple[str, ...]:
     return (f"seed{'s' * several} {', '.join(map(str, seeds))} {'are' if several else 'is'} not finished",)
 
 
-def needed(record: Mapping[str, Any], name: str, owner: str) -> float:
-    """A number of a record.
+def needed(value: float | None, name: str) -> float:
+    """A number that a statistic needs.
 
     Args:
-        record: the record.
-        name: of the number.
-        owner: whose number it is, for the message.
+        value: the number; None where it wasn't measured or isn't finite.
+        name: what it is and whose, for the message.
 
     Raises:
-        Unmeasured: it isn't there, or isn't finite.
+        Unmeasured: there is none.
     """
-    value = number(record, name)
     if value is None:
-        raise Unmeasured(f"there is no {name} of {owner}")
+        raise Unmeasured(f"there is no {name}")
     return value

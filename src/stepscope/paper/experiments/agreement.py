@@ -12,7 +12,7 @@ import copy
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,11 +29,11 @@ from stepscope.paper.experiments.options import add_sources, sources_of
 from stepscope.paper.experiments.running import sources_by_task
 from stepscope.paper.experiments.trajectories import AlongTrajectories, Point
 from stepscope.paper.experiments.trajectory import TrajectoryExperiment
+from stepscope.paper.records import AgreementRecord
 from stepscope.paper.report.evidence import agreement_tables
 from stepscope.paper.tasks import Batch, Task
 from stepscope.paper.tasks.catalogue import TASKS
 from stepscope.report import Table
-from stepscope.runs import Record
 
 DISPLACEMENT = 1e-10
 """Half-length of the difference, relative to ``‖x‖``: hardly any rectifier changes sides within it, each of which would
@@ -42,7 +42,7 @@ add a part of its own (at 1e-6 they are most of the difference on the ResNet), a
 
 
 @dataclass(frozen=True)
-class AgreementExperiment(AlongTrajectories):
+class AgreementExperiment(AlongTrajectories[AgreementRecord]):
     """What is run: everything that determines the numbers.
 
     A record is one direction's at one task's point: its sharpness as the trajectories have it, and as the difference of
@@ -66,7 +66,7 @@ gradients, which shares no code with what the trajectories record.
   stepscope run agreement                            about 2 minutes
   stepscope run agreement --scale smoke              seconds, to see that it works
 """
-    identity = ("task", "trajectory", "seed", "step", "direction")
+    record = AgreementRecord
 
     points: Mapping[str, TrajectoryExperiment]
     trained_by: str = "adam"
@@ -91,10 +91,13 @@ gradients, which shares no code with what the trajectories record.
         ]
 
     @override
-    def missing(self, unit: Unit, records: Iterable[Record]) -> list[Record]:
-        at = {"run": unit.task, "task": unit.task, "trajectory": unit.optimizer, "seed": unit.seed}
-        step = self._point(unit).steps[0]
-        return self.not_in(records, [{**at, "step": step, "direction": label} for label in self.directions])
+    def missing(self, unit: Unit, records: Iterable[AgreementRecord]) -> list[AgreementRecord]:
+        task, seed, step = unit.task or "", unit.seed or 0, self._point(unit).steps[0]
+        wanted = [
+            AgreementRecord(run=task, task=task, trajectory=unit.optimizer, seed=seed, step=step, direction=label)
+            for label in self.directions
+        ]
+        return self.not_in(records, wanted)
 
     @override
     def learning_rates(self, task: str) -> Mapping[str, float]:
@@ -109,25 +112,22 @@ gradients, which shares no code with what the trajectories record.
         return self._point(unit).in_memory(unit)
 
     @override
-    def measure_at(self, point: Point, missing: Sequence[Record], progress: Progress) -> Iterator[list[Record]]:
-        directions = {record["direction"]: point.directions[record["direction"]] for record in missing}
+    def measure_at(
+        self, point: Point, missing: Sequence[AgreementRecord], progress: Progress
+    ) -> Iterator[list[AgreementRecord]]:
+        directions = {record.direction: point.directions[record.direction] for record in missing}
         measured = measure(point.objectives[0], directions, "autograd")
-        for number, record in enumerate(missing):
-            label = record["direction"]
+        for number, wanted in enumerate(missing):
+            label = wanted.direction
             progress(number / len(missing), label)
             started = time.perf_counter()
             independent = difference_sharpness(point.task.model, point.task.eval_batches, directions[label])
-            yield [{
-                **record,
-                "sharpness": measured[label].sharpness,
-                "independent": independent,
-                "displacement": DISPLACEMENT,
-                "seconds": time.perf_counter() - started,
-            }]  # fmt: skip
+            record = replace(wanted, independent=independent, seconds=time.perf_counter() - started)
+            yield [replace(record, sharpness=measured[label].sharpness, displacement=DISPLACEMENT)]
 
     @classmethod
     @override
-    def tables(cls, records: Sequence[Record]) -> list[Table]:
+    def tables(cls, records: Sequence[AgreementRecord]) -> list[Table]:
         return agreement_tables(records)
 
     @classmethod

@@ -24,6 +24,7 @@ from stepscope.paper.experiments.clipping_bound import (
     critical_ratio,
     plain_guarantee,
 )
+from stepscope.paper.records import BoundRecord, Margins
 
 _EPS = torch.finfo(torch.float64).eps
 
@@ -168,7 +169,17 @@ FAMILIES: dict[str, Callable[[torch.Generator], Draw]] = {
 """The losses that are drawn, by the name of their group: quadratics, whose coordinate-wise smoothness is exact."""
 
 
-def bound_record(family: str, fraction: float, draws: int, seed: int) -> dict[str, Any]:
+def bound_group(family: str, fraction: float) -> str:
+    """What a record of a family and a fraction is about.
+
+    Example:
+        >>> bound_group("diagonal quadratic", 0.1)
+        'diagonal quadratic, clip 10%'
+    """
+    return f"{family}, clip {100 * fraction:g}%"
+
+
+def bound_record(family: str, fraction: float, draws: int, seed: int) -> BoundRecord:
     """Draws of one family, clipped at one fraction, as a record; the same draws at every fraction.
 
     Args:
@@ -187,27 +198,36 @@ def bound_record(family: str, fraction: float, draws: int, seed: int) -> dict[st
     begun = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
     outcomes = [examine(FAMILIES[family](generator), fraction) for _ in range(draws)]
-    return {"fraction": fraction, "draws": draws, **summary(outcomes), "seconds": time.perf_counter() - begun}
+    return BoundRecord(
+        seed=seed,
+        group=bound_group(family, fraction),
+        family=family,
+        fraction=fraction,
+        draws=draws,
+        **summary(outcomes),
+        seconds=time.perf_counter() - begun,
+    )
 
 
 def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """What draws showed together: the violations and margins of each bound, and how often clipping was better.
 
     Returns:
-        ``clipped``, ``plain`` and ``block`` (None without blocks) with their ``violations``, ``least_margin`` and
-        ``median_margin``; ``guarantees_more``, ``predicted_more`` and ``decreases_more``, numbers of draws;
-        ``disagreements``, the draws in which the first two differ.
+        Fields of a `BoundRecord`: ``clipped``, ``plain`` and ``block`` (None without blocks), `Margins`;
+        ``guarantees_more``, ``predicted_more`` and ``decreases_more``, numbers of draws; ``disagreements``, the draws
+        in which the first two differ.
     """
-    found: dict[str, Any] = {}
+    bounds: dict[str, Margins | None] = {}
     for name in ("clipped", "plain", "block"):
         margins = [m for outcome in outcomes if (m := getattr(outcome, f"{name}_margin")) is not None]
-        found[name] = {
-            "violations": sum(name in outcome.violations for outcome in outcomes),
-            "least_margin": min(margins),
-            "median_margin": statistics.median(margins),
-        } if margins else None  # fmt: skip
+        violations = sum(name in outcome.violations for outcome in outcomes)
+        bounds[name] = (
+            Margins(violations=violations, least_margin=min(margins), median_margin=statistics.median(margins))
+            if margins
+            else None
+        )
     return {
-        **found,
+        **bounds,
         "guarantees_more": sum(outcome.guarantees_more for outcome in outcomes),
         "predicted_more": sum(outcome.predicted for outcome in outcomes),
         "decreases_more": sum(outcome.decreases_more for outcome in outcomes),

@@ -25,13 +25,13 @@ from stepscope.paper.experiments.experiment import Experiment, Progress, Unit, d
 from stepscope.paper.experiments.options import add_seeds, add_settings, add_sources, sources_of
 from stepscope.paper.experiments.running import accumulate, at_home, check_settings, count_of, part_size, unmasked
 from stepscope.paper.experiments.search import Search
+from stepscope.paper.records import LossRecord
 from stepscope.paper.report.loss_tables import loss_figures, loss_numbers, loss_table, verdict_table
 from stepscope.paper.report.page import losses_page
 from stepscope.paper.report.terminal import model_and_data, print_losses
 from stepscope.paper.tasks import Task
 from stepscope.paper.tasks.catalogue import TASKS
 from stepscope.report import Cell, Figure, Table
-from stepscope.runs import Record, number
 
 SEARCH_SEED = 2**31 - 1
 """Weights and order that learning rates are looked for on: none of the seeds that are compared."""
@@ -67,7 +67,7 @@ _SIZES = {
 
 
 @dataclass(frozen=True)
-class ConvergenceExperiment(Experiment):
+class ConvergenceExperiment(Experiment[LossRecord]):
     """What is run: everything that determines the losses.
 
     Attributes:
@@ -100,7 +100,7 @@ then the neighbours of the best, a factor of 2 apart. Then each optimizer trains
   stepscope run convergence --as text                clip the gradient before everything else, as the paper's text says;
                                                      code: as its published classes do, and no attention masks
 """
-    identity = ("run", "step")
+    record = LossRecord
     counted = "losses"
     parallel = True
     writes_figures = True
@@ -140,63 +140,63 @@ then the neighbours of the best, a factor of 2 apart. Then each optimizer trains
         return [Unit(f"{task}: {optimizer}", task, optimizer=optimizer) for task, optimizer in pairs]
 
     @override
-    def missing(self, unit: Unit, records: Iterable[Record]) -> list[Record]:
+    def missing(self, unit: Unit, records: Iterable[LossRecord]) -> list[int]:
         """The seeds whose last training isn't there; which rates come before, the search says."""
         finals = self._finals(_own(unit, records))
         ends = finals[min(finals)] if finals else {}
         lowered = any(ends.values()) and len(finals) <= RETREATS
-        return [{"seed": seed} for seed in self.seeds if lowered or seed not in ends]
+        return [seed for seed in self.seeds if lowered or seed not in ends]
 
     @override
     def measure(
-        self, unit: Unit, task: Task | None, records: Sequence[Record], progress: Progress
-    ) -> Iterator[list[Record]]:
+        self, unit: Unit, task: Task | None, records: Sequence[LossRecord], progress: Progress
+    ) -> Iterator[list[LossRecord]]:
         """Looks for the learning rate, then trains with it."""
         assert task is not None
         known = _own(unit, records)
         yield from _Contender(self, unit, task, known, progress).measure(self._finals(known))
 
-    def _finals(self, records: Iterable[Record]) -> dict[float, dict[int, bool]]:
+    def _finals(self, records: Iterable[LossRecord]) -> dict[float, dict[int, bool]]:
         """By learning rate and seed, whether the final training diverged; only of those that came to their end."""
         finals: dict[float, dict[int, bool]] = {}
         for r in records:
-            if r["phase"] == "final" and (r["diverged"] or r["step"] == self.steps):
-                finals.setdefault(r["lr"], {})[r["seed"]] = bool(r["diverged"])
+            if r.phase == "final" and (r.diverged or r.step == self.steps):
+                finals.setdefault(r.lr, {})[r.seed] = r.diverged
         return finals
 
     @classmethod
     @override
-    def tables(cls, records: Sequence[Record]) -> list[Table]:
+    def tables(cls, records: Sequence[LossRecord]) -> list[Table]:
         return [table for table in (verdict_table(records), loss_table(records)) if table.rows]
 
     @classmethod
     @override
-    def figures(cls, records: Sequence[Record]) -> list[Figure]:
+    def figures(cls, records: Sequence[LossRecord]) -> list[Figure]:
         return loss_figures(records)
 
     @classmethod
     @override
-    def numbers(cls, records: Sequence[Record]) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
+    def numbers(cls, records: Sequence[LossRecord]) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
         return loss_numbers(records)
 
     @classmethod
     @override
-    def conclusion(cls, records: Sequence[Record]) -> str:
+    def conclusion(cls, records: Sequence[LossRecord]) -> str:
         return conclusion(pairs_of(finals_of(records)))
 
     @classmethod
     @override
-    def highlighted(cls, records: Sequence[Record]) -> list[str]:
+    def highlighted(cls, records: Sequence[LossRecord]) -> list[str]:
         return list(dict.fromkeys(final.optimizer for final in finals_of(records)))
 
     @classmethod
     @override
-    def page(cls, head: Mapping[str, Any], records: Sequence[Record]) -> str:
+    def page(cls, head: Mapping[str, Any], records: Sequence[LossRecord]) -> str:
         return losses_page(head, records)
 
     @classmethod
     @override
-    def show(cls, head: Mapping[str, Any], records: Sequence[Record]) -> None:
+    def show(cls, head: Mapping[str, Any], records: Sequence[LossRecord]) -> None:
         for line in model_and_data(head["context"]):
             print(line)
         print_losses(records)
@@ -286,8 +286,8 @@ def convergence_experiment(
     )
 
 
-def _own(unit: Unit, records: Iterable[Record]) -> list[Record]:
-    return [r for r in records if (r.get("task"), r.get("optimizer")) == (unit.task, unit.optimizer)]
+def _own(unit: Unit, records: Iterable[LossRecord]) -> list[LossRecord]:
+    return [record for record in records if (record.task, record.optimizer) == (unit.task, unit.optimizer)]
 
 
 class _Contender:
@@ -298,7 +298,7 @@ class _Contender:
         experiment: ConvergenceExperiment,
         unit: Unit,
         task: Task,
-        known: Sequence[Record],
+        known: Sequence[LossRecord],
         progress: Progress,
     ) -> None:
         self._experiment, self._unit, self._task, self._progress = experiment, unit, task, progress
@@ -307,7 +307,7 @@ class _Contender:
         self._remember(known)
         self._done = 0
 
-    def measure(self, finals: Mapping[float, Mapping[int, bool]]) -> Iterator[list[Record]]:
+    def measure(self, finals: Mapping[float, Mapping[int, bool]]) -> Iterator[list[LossRecord]]:
         """Trains what isn't known; `finals` are those that came to their end."""
         experiment, live = self._experiment, dict[float, Training]()
         first = RULES[self._unit.optimizer].first_lr
@@ -333,7 +333,7 @@ class _Contender:
     def _training(self, phase: str, lr: float, seed: int, *, bracketed: bool | None = None) -> Training:
         return Training(self._experiment, self._unit, self._task, phase, lr, seed, bracketed=bracketed)
 
-    def _train(self, training: Training, end: int) -> list[Record]:
+    def _train(self, training: Training, end: int) -> list[LossRecord]:
         """Trains up to a step, and gives the records that are new: of one that is repeated to go on, some are known."""
         # One that diverged before stays so, also where it is repeated.
         training.diverged |= training.phase == "search" and math.inf in self._losses.get(training.lr, {}).values()
@@ -342,12 +342,12 @@ class _Contender:
         self._known += records
         return records
 
-    def _remember(self, records: Iterable[Record]) -> None:
+    def _remember(self, records: Iterable[LossRecord]) -> None:
         """The losses that the search goes by; of one that diverged, infinite."""
         for record in records:
-            if record["phase"] == "search":
-                loss = number(record, "loss")
-                self._losses.setdefault(record["lr"], {})[record["step"]] = math.inf if loss is None else loss
+            if record.phase == "search":
+                loss = math.inf if record.loss is None else record.loss
+                self._losses.setdefault(record.lr, {})[record.step] = loss
 
     def _stepped(self) -> None:
         self._done += 1
@@ -381,7 +381,7 @@ class Training:
         self._start: float | None = None
         self.diverged = False
 
-    def advance(self, end: int, stepped: Callable[[], None]) -> list[Record]:
+    def advance(self, end: int, stepped: Callable[[], None]) -> list[LossRecord]:
         """Trains up to a step, and gives the losses on the way; of one that diverged, the end alone."""
         records = []
         if self._start is None:
@@ -399,18 +399,18 @@ class Training:
                     records.append(self._record(self._step, value))
         return [*records, self._record(end, None)] if self.diverged else records
 
-    def _record(self, step: int, loss: float | None) -> Record:
+    def _record(self, step: int, loss: float | None) -> LossRecord:
         unit = self._unit
-        return {
-            "run": f"{unit.task}, {unit.optimizer}, lr {self.lr!r}, {self.phase}, seed {self._seed}",
-            "task": unit.task,
-            "optimizer": unit.optimizer,
-            "original": RULES[unit.optimizer].original,
-            "phase": self.phase,
-            "lr": self.lr,
-            "bracketed": self._bracketed,
-            "seed": self._seed,
-            "step": step,
-            "loss": loss,
-            "diverged": loss is None,
-        }
+        return LossRecord(
+            run=f"{unit.task}, {unit.optimizer}, lr {self.lr!r}, {self.phase}, seed {self._seed}",
+            task=unit.task or "",
+            optimizer=unit.optimizer,
+            original=RULES[unit.optimizer].original,
+            phase=self.phase,
+            lr=self.lr,
+            bracketed=self._bracketed,
+            seed=self._seed,
+            step=step,
+            loss=loss,
+            diverged=loss is None,
+        )

@@ -7,11 +7,9 @@ grow together (Pan and Li, §4.2).
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,7 +17,8 @@ from torch import Tensor
 from stepscope.errors import UsageError
 from stepscope.measuring import Coordinate, hessian_rows
 from stepscope.objective import Objective, vectors
-from stepscope.paper.statistics import RankCorrelation, rank_correlation
+from stepscope.paper.records import CoordinatePoints, CorrelationRecord, Rank
+from stepscope.paper.statistics import rank_correlation
 
 _POINTS = 200
 """Most coordinates whose values a record holds, for a figure."""
@@ -114,31 +113,42 @@ def coordinate_values(objective: Objective, coordinates: Sequence[Coordinate]) -
     return CoordinateValues(*torch.tensor(values, dtype=torch.float64).reshape(-1, 3).unbind(1))
 
 
-def correlation_record(values: CoordinateValues, *, resamples: int, seed: int) -> dict[str, Any]:
+def correlation_record(place: CorrelationRecord, values: CoordinateValues, *, resamples: int) -> CorrelationRecord:
     """Rank correlations of coordinates as a record.
 
     Coordinates with ``gᵢ = 0`` and ``eᵢᵀH = 0``, which the loss doesn't depend on, are left out and counted: they would
     correlate by themselves.
 
     Args:
+        place: the record without what is measured. Its seed is that of the resamples and of the points.
         values: of the coordinates.
         resamples: of the confidence interval (95%), see `stepscope.paper.statistics.rank_correlation`.
-        seed: of these.
 
     Returns:
-        ``coordinates`` and ``left_out``, their numbers; ``diagonal`` and ``row_norm``, each with the ``rho`` of
-        ``|gᵢ|`` with it, and ``low`` and ``high``; ``points``, the values of up to 200 coordinates, to four digits.
+        The record with the numbers of coordinates, the correlations, and the values of up to 200 coordinates, to four
+        digits.
     """
     used = values.at((values.gradient > 0) | (values.row_norm > 0))
-    record: dict[str, Any] = {"coordinates": len(used), "left_out": len(values) - len(used)}
-    for name in ("diagonal", "row_norm"):
-        correlation = RankCorrelation(math.nan, math.nan, math.nan)
-        if len(used) > 1:
-            correlation = rank_correlation(used.gradient, getattr(used, name), resamples=resamples, seed=seed)
-        record[name] = correlation._asdict()
-    shown = used.at(torch.randperm(len(used), generator=torch.Generator().manual_seed(seed))[:_POINTS])
-    record["points"] = {
-        name: [float(f"{value:.3e}") for value in getattr(shown, name).tolist()]
-        for name in ("gradient", "diagonal", "row_norm")
-    }
-    return record
+
+    def rank(other: Tensor) -> Rank:
+        if len(used) < 2:
+            return Rank()
+        return Rank(**rank_correlation(used.gradient, other, resamples=resamples, seed=place.seed)._asdict())
+
+    shown = used.at(torch.randperm(len(used), generator=torch.Generator().manual_seed(place.seed))[:_POINTS])
+    return replace(
+        place,
+        coordinates=len(used),
+        left_out=len(values) - len(used),
+        diagonal=rank(used.diagonal),
+        row_norm=rank(used.row_norm),
+        points=CoordinatePoints(
+            gradient=_to_four_digits(shown.gradient),
+            diagonal=_to_four_digits(shown.diagonal),
+            row_norm=_to_four_digits(shown.row_norm),
+        ),
+    )
+
+
+def _to_four_digits(values: Tensor) -> tuple[float, ...]:
+    return tuple(float(f"{value:.3e}") for value in values.tolist())

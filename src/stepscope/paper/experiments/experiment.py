@@ -7,7 +7,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
 from stepscope.errors import UsageError
 from stepscope.paper.experiments.workers import Tell, check_processes, run_jobs
@@ -16,6 +16,9 @@ from stepscope.paper.report.terminal import model_and_data
 from stepscope.paper.tasks import Task
 from stepscope.report import Cell, Figure, Table, print_tables
 from stepscope.runs import Record, RunDirectory, read_run
+from stepscope.runs.records import AnyRecord
+
+Wanted = TypeVar("Wanted", bound=Record)
 
 Progress = Callable[[float, str], None]
 """Called with the part of the whole that has been done (0 to 1), and what is going on."""
@@ -38,8 +41,8 @@ class Unit(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Experiment(ABC):
-    """What is measured, and what is shown of it.
+class Experiment(ABC, Generic[AnyRecord]):
+    """What is measured, and what is shown of it; generic in the type of its records.
 
     An instance holds all that determines the records. A run is measured unit by unit: what a unit is missing depends on
     the records alone, so a run that was stopped goes on where they end. What is shown is a pure function of the
@@ -50,7 +53,7 @@ class Experiment(ABC):
         letter: of the part of `stepscope reproduce` that it belongs to.
         summary: one line for the lists of experiments.
         description: its help on the command line.
-        identity: the fields that tell one of its records from another.
+        record: the type of its records.
         counted: what its records are called, in the plural.
         parallel: whether its units, and not only whole runs, are measured side by side by default.
         one_thread: whether its models lose more to waiting threads than they gain.
@@ -62,7 +65,7 @@ class Experiment(ABC):
     letter: ClassVar[str]
     summary: ClassVar[str]
     description: ClassVar[str]
-    identity: ClassVar[tuple[str, ...]]
+    record: ClassVar[type[Any]]
     counted: ClassVar[str] = "records"
     parallel: ClassVar[bool] = False
     one_thread: ClassVar[bool] = True
@@ -81,7 +84,7 @@ class Experiment(ABC):
         """As JSON keeps it; a run directory is continued only by the same one."""
         return {"experiment": self.name, **asdict(self)}
 
-    def check(self) -> None:  # noqa: B027
+    def check(self) -> None:
         """Refuses settings that don't fit, before anything is prepared.
 
         Raises:
@@ -116,13 +119,13 @@ class Experiment(ABC):
         """All of them, in the order in which they are measured."""
 
     @abstractmethod
-    def missing(self, unit: Unit, records: Iterable[Record]) -> Sequence[Record]:
-        """What a unit has to measure: the `identity` of each record; empty when it is complete."""
+    def missing(self, unit: Unit, records: Iterable[AnyRecord]) -> Sequence[Any]:
+        """What a unit has to measure, such as the records without what is measured; empty when it is complete."""
 
     @abstractmethod
     def measure(
-        self, unit: Unit, task: Task | None, records: Sequence[Record], progress: Progress
-    ) -> Iterator[list[Record]]:
+        self, unit: Unit, task: Task | None, records: Sequence[AnyRecord], progress: Progress
+    ) -> Iterator[Sequence[AnyRecord]]:
         """Measures what a unit is missing.
 
         Args:
@@ -138,43 +141,41 @@ class Experiment(ABC):
             UsageError: it can't be measured, as where a training diverges; other units are measured all the same.
         """
 
-    def not_in(self, records: Iterable[Record], wanted: Iterable[Record]) -> list[Record]:
-        """Those of the wanted records that are not there yet, by their `identity`."""
-        done = {self._key(record) for record in records}
-        return [record for record in wanted if self._key(record) not in done]
-
-    def _key(self, record: Record) -> tuple[Any, ...]:
-        return tuple(record.get(name) for name in self.identity)
+    @staticmethod
+    def not_in(records: Iterable[Record], wanted: Iterable[Wanted]) -> list[Wanted]:
+        """Those of the wanted records that are not there yet, by their `Record.key`."""
+        done = {record.key for record in records}
+        return [record for record in wanted if record.key not in done]
 
     # What is shown.
 
     @classmethod
     @abstractmethod
-    def tables(cls, records: Sequence[Record]) -> list[Table]:
+    def tables(cls, records: Sequence[AnyRecord]) -> list[Table]:
         """The tables that hold anything; their names differ."""
 
     @classmethod
-    def figures(cls, records: Sequence[Record]) -> list[Figure]:  # noqa: ARG003
+    def figures(cls, records: Sequence[AnyRecord]) -> list[Figure]:  # noqa: ARG003
         """The figures, whether or not everything that they show was measured; their names differ."""
         return []
 
     @classmethod
-    def numbers(cls, records: Sequence[Record]) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:  # noqa: ARG003
+    def numbers(cls, records: Sequence[AnyRecord]) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:  # noqa: ARG003
         """The tables as numbers for other programs, one fact a row: headers, and rows; none for tables of counts."""
         return (), []
 
     @classmethod
-    def conclusion(cls, records: Sequence[Record]) -> str:
+    def conclusion(cls, records: Sequence[AnyRecord]) -> str:
         """One sentence on what the records say."""
         return f"{len(records):,} measurements."
 
     @classmethod
-    def highlighted(cls, records: Sequence[Record]) -> list[str]:  # noqa: ARG003
+    def highlighted(cls, records: Sequence[AnyRecord]) -> list[str]:  # noqa: ARG003
         """The optimizers that a page can highlight."""
         return []
 
     @classmethod
-    def page(cls, head: Mapping[str, Any], records: Sequence[Record]) -> str:
+    def page(cls, head: Mapping[str, Any], records: Sequence[AnyRecord]) -> str:
         """The page of one run, as HTML that fetches nothing.
 
         Args:
@@ -187,7 +188,7 @@ class Experiment(ABC):
         return tables_page(head, cls.tables(records), cls.figures(records))
 
     @classmethod
-    def show(cls, head: Mapping[str, Any], records: Sequence[Record]) -> None:
+    def show(cls, head: Mapping[str, Any], records: Sequence[AnyRecord]) -> None:
         """Prints what was measured, on what.
 
         Args:
@@ -260,7 +261,7 @@ def described(task: Task, title: str) -> dict[str, Any]:
 
 
 def run(
-    experiment: Experiment,
+    experiment: Experiment[AnyRecord],
     out: str | os.PathLike[str],
     progress: Progress = lambda part, what: None,  # noqa: ARG005
     processes: int = 1,
@@ -287,12 +288,12 @@ def run(
     experiment.check()
     configuration = experiment.configuration()
     begun = RunDirectory.check(out, configuration)
-    if begun is not None and not _unfinished(experiment, read_run(out)[1]):
+    if begun is not None and not _unfinished(experiment, read_run(out, experiment.record)[1]):
         return 0
     progress(0.0, "preparing the data")
     try:
         tasks, context = _prepared(experiment, begun, out)
-        with RunDirectory.open(out, configuration, context=context) as directory:
+        with RunDirectory.open(out, experiment.record, configuration, context=context) as directory:
             before = len(directory.records())
             _measure_missing(experiment, directory, tasks, progress, processes)
             return len(directory.records()) - before
@@ -300,12 +301,12 @@ def run(
         _tasks.clear()
 
 
-def _unfinished(experiment: Experiment, records: Sequence[Record]) -> list[Unit]:
+def _unfinished(experiment: Experiment[AnyRecord], records: Sequence[AnyRecord]) -> list[Unit]:
     return [unit for unit in experiment.units() if experiment.missing(unit, records)]
 
 
 def _prepared(
-    experiment: Experiment, begun: Mapping[str, Any] | None, out: str | os.PathLike[str]
+    experiment: Experiment[Any], begun: Mapping[str, Any] | None, out: str | os.PathLike[str]
 ) -> tuple[dict[str, Task], dict[str, Any]]:
     """The tasks, with the data that the run began with, and the context.
 
@@ -336,7 +337,7 @@ def _data(context: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 class _Job:
     """A unit, with all that another process needs to measure it."""
 
-    experiment: Experiment
+    experiment: Experiment[Any]
     unit: Unit
     records: tuple[Record, ...]
     source: str
@@ -344,7 +345,11 @@ class _Job:
 
 
 def _measure_missing(
-    experiment: Experiment, directory: RunDirectory, tasks: Mapping[str, Task], progress: Progress, processes: int
+    experiment: Experiment[AnyRecord],
+    directory: RunDirectory[AnyRecord],
+    tasks: Mapping[str, Task],
+    progress: Progress,
+    processes: int,
 ) -> None:
     """Measures the units that are unfinished.
 

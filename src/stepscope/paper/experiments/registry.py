@@ -1,22 +1,27 @@
-"""All experiments by name, and what is written of a run of any of them."""
+"""All experiments by name; how a run of any of them is read, and what is written of it."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stepscope.errors import UsageError
 from stepscope.paper.experiments.agreement import AgreementExperiment
 from stepscope.paper.experiments.convergence import ConvergenceExperiment
 from stepscope.paper.experiments.experiment import Experiment
 from stepscope.paper.experiments.robustness import RobustnessExperiment
 from stepscope.paper.experiments.theory import TheoryExperiment
 from stepscope.paper.experiments.trajectory import TrajectoryExperiment
+from stepscope.paper.runs import Run
 from stepscope.report import save
-from stepscope.runs import Record, read_run, write_atomically
+from stepscope.runs import Head, Record, read_run, write_atomically
 
-EXPERIMENTS: dict[str, type[Experiment]] = {
+_logger = logging.getLogger("stepscope")
+
+EXPERIMENTS: dict[str, type[Experiment[Any]]] = {
     kind.name: kind
     for kind in (
         TrajectoryExperiment,
@@ -29,7 +34,7 @@ EXPERIMENTS: dict[str, type[Experiment]] = {
 """In the paper's order: that of the plan of `stepscope reproduce`, and of its page."""
 
 
-def experiment_of(head: Mapping[str, Any]) -> type[Experiment]:
+def experiment_of(head: Mapping[str, Any]) -> type[Experiment[Any]]:
     """The experiment of a run; records of another kind, as a probe's, are of directions along a trajectory.
 
     Args:
@@ -41,6 +46,46 @@ def experiment_of(head: Mapping[str, Any]) -> type[Experiment]:
     """
     name = (head.get("configuration") or {}).get("experiment")
     return EXPERIMENTS.get(name, TrajectoryExperiment) if isinstance(name, str) else TrajectoryExperiment
+
+
+def read(path: str | os.PathLike[str]) -> tuple[Head, list[Record]]:
+    """Reads a run of any experiment, or of a probe, without changing it.
+
+    Args:
+        path: the run directory.
+
+    Returns:
+        The content of `run.json`, and the records, of the type that its experiment has.
+
+    Raises:
+        UsageError: it is no run directory, a newer stepscope wrote it, or it is damaged.
+    """
+    return read_run(path, lambda head: experiment_of(head).record)
+
+
+def read_runs(path: str | os.PathLike[str]) -> list[Run[Record]]:
+    """The runs of a reproduction, by name.
+
+    What can't be read is left out with a warning, and so is a copy of another run, which would count twice.
+
+    Raises:
+        UsageError: there are none in this directory.
+    """
+    runs: list[Run[Record]] = []
+    for directory in sorted(file.parent for file in Path(path).glob("*/run.json")):
+        try:
+            run = Run(directory.name, *read(directory))
+        except UsageError as error:
+            _logger.warning("%s is left out: %s", directory, error)
+            continue
+        same = next((other for other in runs if other.head["configuration"] == run.head["configuration"]), None)
+        if same is None:
+            runs.append(run)
+        else:
+            _logger.warning("%s is left out: it is the same run as %s", directory, same.name)
+    if not runs:
+        raise UsageError(f"{path} holds no run: give the directory of a reproduction (stepscope reproduce --out)")
+    return runs
 
 
 def render_run(head: Mapping[str, Any], records: Sequence[Record]) -> str:
@@ -70,7 +115,7 @@ def write_page(run_path: str | os.PathLike[str], out_path: str | os.PathLike[str
         UsageError: `run_path` is no run directory, or the page cannot be written.
         MissingExtraError: altair, vl-convert or jinja2 is not installed.
     """
-    head, records = read_run(run_path)
+    head, records = read(run_path)
     write_atomically(out_path, render_run(head, records).encode(errors="replace"))
     return Path(out_path)
 
@@ -88,6 +133,6 @@ def write_figures(run_path: str | os.PathLike[str]) -> list[Path]:
         UsageError: it is no run directory, or a file cannot be written.
         MissingExtraError: altair or vl-convert is not installed.
     """
-    head, records = read_run(run_path)
+    head, records = read(run_path)
     charts = {figure.name: figure.chart() for figure in experiment_of(head).figures(records)}
     return [save(chart, Path(run_path) / f"{name}.pdf") for name, chart in charts.items() if chart is not None]

@@ -24,13 +24,13 @@ from stepscope.paper.experiments.experiment import Progress, Unit, described
 from stepscope.paper.experiments.options import add_seeds, add_source
 from stepscope.paper.experiments.running import GPU_SCALES, at_home, check_settings, count_of
 from stepscope.paper.experiments.trajectories import AlongTrajectories, Point
+from stepscope.paper.records import SmoothnessRecord
 from stepscope.paper.report.evidence import robustness_tables
 from stepscope.paper.report.evidence_charts import smoothness_over_steps
 from stepscope.paper.report.names import distinct, file_name
 from stepscope.paper.tasks import Task
 from stepscope.paper.tasks.sentiment import SCALES, SentimentConfig, sentiment
-from stepscope.report import Figure, Table, trajectories_of
-from stepscope.runs import Record
+from stepscope.report import Figure, Table
 
 # As BERT has them, and DistilBERT.
 _ATTENTION = (
@@ -51,7 +51,7 @@ _PRETRAINED_LR = {"sgd": 0.03, "adam": 5e-5}
 
 
 @dataclass(frozen=True)
-class RobustnessExperiment(AlongTrajectories):
+class RobustnessExperiment(AlongTrajectories[SmoothnessRecord]):
     """What is run: everything that determines the measurements.
 
     A record is one seed's, trajectory's, step's, evaluation batch's, group's and cut's.
@@ -83,7 +83,7 @@ random as a control.
   stepscope run robustness --pretrained      the same from pretrained weights (a download of 84 MB)
   stepscope run robustness --scale smoke     seconds, to see that it works
 """
-    identity = ("trajectory", "seed", "step", "batch", "group", "cut")
+    record = SmoothnessRecord
 
     task: SentimentConfig
     source: str = "auto"
@@ -129,11 +129,12 @@ random as a control.
         return [unit for seed in self.seeds for unit in self.trainings("sentiment", seed)]
 
     @override
-    def missing(self, unit: Unit, records: Iterable[Record]) -> list[Record]:
-        at = {"trajectory": unit.optimizer, "seed": unit.seed}
+    def missing(self, unit: Unit, records: Iterable[SmoothnessRecord]) -> list[SmoothnessRecord]:
+        trajectory, seed = unit.optimizer, unit.seed or 0
         places = itertools.product(self.steps, range(self.batches), self.groups, self.cuts)
         wanted = [
-            {**at, "step": step, "batch": batch, "group": group, "cut": cut} for step, batch, group, cut in places
+            SmoothnessRecord(trajectory=trajectory, seed=seed, step=step, batch=batch, group=group, cut=cut)
+            for step, batch, group, cut in places
         ]
         return self.not_in(records, wanted)
 
@@ -147,46 +148,51 @@ random as a control.
         return [Objective(task.model, None, task.eval_batches[n :: self.batches]) for n in range(self.batches)]
 
     @override
-    def measure_at(self, point: Point, missing: Sequence[Record], progress: Progress) -> Iterator[list[Record]]:
+    def measure_at(
+        self, point: Point, missing: Sequence[SmoothnessRecord], progress: Progress
+    ) -> Iterator[list[SmoothnessRecord]]:
         for batch, objective in enumerate(point.objectives):
-            if of_batch := [record for record in missing if record["batch"] == batch]:
+            if of_batch := [record for record in missing if record.batch == batch]:
                 progress(batch / self.batches, f"batch {batch + 1}")
                 yield self._measured(objective, of_batch)
 
-    def _measured(self, objective: Objective, missing: Sequence[Record]) -> list[Record]:
+    def _measured(self, objective: Objective, missing: Sequence[SmoothnessRecord]) -> list[SmoothnessRecord]:
         """The records of one evaluation batch at the present parameters."""
         started = time.perf_counter()
         cuts: dict[str, list[float]] = {}
         for record in missing:
-            cuts.setdefault(record["group"], []).append(record["cut"])
+            cuts.setdefault(record.group, []).append(record.cut)
         names = {group: chosen_names(objective.parameters, GROUPS[group]) for group in cuts}
         together = {name for group in names.values() for name in group}
         loss = objective.loss()
         matrix = gauss_newton(objective, together.__contains__)
-        seed = missing[0]["seed"]
+        seed = missing[0].seed
         smoothed = [
             removal.record()
             for group in cuts
             for removal in removals(matrix.of(names[group]), cuts=cuts[group], draws=self.draws, seed=seed)
         ]
-        more = {"examples": matrix.examples, "loss": loss, "seconds": (time.perf_counter() - started) / len(missing)}
-        return [{**record, **removal, **more} for record, removal in zip(missing, smoothed, strict=True)]
+        seconds = (time.perf_counter() - started) / len(missing)
+        return [
+            replace(record, **removal, examples=matrix.examples, loss=loss, seconds=seconds)
+            for record, removal in zip(missing, smoothed, strict=True)
+        ]
 
     @classmethod
     @override
-    def tables(cls, records: Sequence[Record]) -> list[Table]:
+    def tables(cls, records: Sequence[SmoothnessRecord]) -> list[Table]:
         return robustness_tables(records)
 
     @classmethod
     @override
-    def figures(cls, records: Sequence[Record]) -> list[Figure]:
+    def figures(cls, records: Sequence[SmoothnessRecord]) -> list[Figure]:
         return distinct(
             Figure(
                 file_name(name, "robust smoothness"),
                 f"robust smoothness, {name} trajectory",
                 partial(smoothness_over_steps, records, name),
             )
-            for name in trajectories_of(records)
+            for name in dict.fromkeys(record.trajectory for record in records)
         )
 
     @classmethod

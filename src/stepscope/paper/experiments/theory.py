@@ -18,13 +18,14 @@ from typing_extensions import override
 
 from stepscope.errors import UsageError
 from stepscope.objective import Objective
-from stepscope.paper.experiments.bounds import FAMILIES, bound_record
+from stepscope.paper.experiments.bounds import FAMILIES, bound_group, bound_record
 from stepscope.paper.experiments.compared import TRAINING
 from stepscope.paper.experiments.correlation import coordinate_values, correlation_record, scope_coordinates, scope_size
 from stepscope.paper.experiments.experiment import Progress, Unit, described
 from stepscope.paper.experiments.options import add_seeds, add_source
 from stepscope.paper.experiments.running import at_home, check_settings, count_of
 from stepscope.paper.experiments.trajectories import AlongTrajectories, Point
+from stepscope.paper.records import CorrelationRecord, Rank, TheoryRecord
 from stepscope.paper.report.evidence import theory_tables
 from stepscope.paper.report.evidence_charts import bound_margins, correlations, curvature_against_gradient
 from stepscope.paper.report.names import distinct, file_name
@@ -32,7 +33,6 @@ from stepscope.paper.tasks import Task
 from stepscope.paper.tasks.small import SMALL, small_task
 from stepscope.paper.tasks.translation import SCALES, TranslationConfig, translation
 from stepscope.report import Figure, Table
-from stepscope.runs import Record, number
 
 TRANSLATION = "translation"
 
@@ -67,7 +67,7 @@ _TRANSLATION = CorrelatedTask(
 
 
 @dataclass(frozen=True)
-class TheoryExperiment(AlongTrajectories):
+class TheoryExperiment(AlongTrajectories[TheoryRecord]):
     """What is run: everything that determines the measurements.
 
     A record is one seed's and group's: of a family of losses and a fraction clipped, or of a task's scope along a
@@ -96,7 +96,7 @@ the gradient with those of the Hessian (the paper's section 4.2), exactly on sma
   stepscope run theory --seeds 0 1 2         about 5 minutes
   stepscope run theory --scale smoke         seconds, to see that it works
 """
-    identity = ("trajectory", "seed", "step", "group")
+    record = TheoryRecord
 
     task: TranslationConfig
     source: str = "auto"
@@ -150,40 +150,42 @@ the gradient with those of the Hessian (the paper's section 4.2), exactly on sma
         ]
 
     @override
-    def missing(self, unit: Unit, records: Iterable[Record]) -> list[Record]:
+    def missing(self, unit: Unit, records: Iterable[TheoryRecord]) -> Sequence[TheoryRecord]:
         if unit.task is None:
-            pairs = [(family, fraction) for family in self.families for fraction in self.fractions]
-            wanted = [
-                {
-                    "seed": unit.seed,
-                    "group": f"{family}, clip {100 * fraction:g}%",
-                    "family": family,
-                    "fraction": fraction,
-                }
-                for family, fraction in pairs
-            ]
-            return self.not_in(records, wanted)
-        settings, at = self.correlated[unit.task], {"trajectory": unit.optimizer, "seed": unit.seed}
-        return self.not_in(
-            records,
-            [
-                {**at, "step": step, "task": unit.task, "group": f"{unit.task}, {scope or 'all'}", "scope": scope}
-                for step in settings.steps
-                for scope in settings.scopes
-            ],
-        )
+            return self.not_in(records, [TheoryRecord(seed=unit.seed or 0, group=group) for group in self._bounds()])
+        settings = self.correlated[unit.task]
+        wanted = [
+            CorrelationRecord(
+                trajectory=unit.optimizer,
+                seed=unit.seed or 0,
+                step=step,
+                task=unit.task,
+                group=f"{unit.task}, {scope or 'all'}",
+                scope=scope,
+                diagonal=Rank(),
+                row_norm=Rank(),
+            )
+            for step in settings.steps
+            for scope in settings.scopes
+        ]
+        return self.not_in(records, wanted)
+
+    def _bounds(self) -> dict[str, tuple[str, float]]:
+        """By group, the family and the fraction of each record of the bound."""
+        pairs = [(family, fraction) for family in self.families for fraction in self.fractions]
+        return {bound_group(*pair): pair for pair in pairs}
 
     @override
     def measure(
-        self, unit: Unit, task: Task | None, records: Sequence[Record], progress: Progress
-    ) -> Iterator[list[Record]]:
+        self, unit: Unit, task: Task | None, records: Sequence[TheoryRecord], progress: Progress
+    ) -> Iterator[Sequence[TheoryRecord]]:
         if unit.task is not None:
             yield from super().measure(unit, task, records, progress)
             return
         missing = self.missing(unit, records)
         for number_done, record in enumerate(missing):
-            progress(number_done / len(missing), f"{unit.label}, {record['group']}")
-            yield [{**record, **bound_record(record["family"], record["fraction"], self.draws, record["seed"])}]
+            progress(number_done / len(missing), f"{unit.label}, {record.group}")
+            yield [bound_record(*self._bounds()[record.group], self.draws, record.seed)]
 
     @override
     def learning_rates(self, task: str) -> Mapping[str, float]:
@@ -197,11 +199,13 @@ the gradient with those of the Hessian (the paper's section 4.2), exactly on sma
         return objectives
 
     @override
-    def measure_at(self, point: Point, missing: Sequence[Record], progress: Progress) -> Iterator[list[Record]]:
+    def measure_at(
+        self, point: Point, missing: Sequence[CorrelationRecord], progress: Progress
+    ) -> Iterator[list[CorrelationRecord]]:
         """A coordinate of several scopes is measured once."""
-        started, objective, seed = time.perf_counter(), point.objectives[0], missing[0]["seed"]
+        started, objective, seed = time.perf_counter(), point.objectives[0], missing[0].seed
         count = self.correlated[point.unit.task or ""].coordinates
-        chosen = [scope_coordinates(objective.parameters, record["scope"], count, seed) for record in missing]
+        chosen = [scope_coordinates(objective.parameters, record.scope, count, seed) for record in missing]
         places = {each: i for i, each in enumerate(dict.fromkeys(each for scope in chosen for each in scope))}
         values = coordinate_values(objective, list(places))
         loss = objective.loss()
@@ -209,19 +213,18 @@ the gradient with those of the Hessian (the paper's section 4.2), exactly on sma
         records = []
         for record, coordinates in zip(missing, chosen, strict=True):
             own = values.at(torch.tensor([places[each] for each in coordinates]))
-            measured = correlation_record(own, resamples=self.resamples, seed=seed)
-            size = scope_size(objective.parameters, record["scope"])
-            records.append({**record, "loss": loss, "of": size, **measured, "seconds": seconds})
+            place = replace(record, loss=loss, of=scope_size(objective.parameters, record.scope), seconds=seconds)
+            records.append(correlation_record(place, own, resamples=self.resamples))
         yield records
 
     @classmethod
     @override
-    def tables(cls, records: Sequence[Record]) -> list[Table]:
+    def tables(cls, records: Sequence[TheoryRecord]) -> list[Table]:
         return theory_tables(records)
 
     @classmethod
     @override
-    def figures(cls, records: Sequence[Record]) -> list[Figure]:
+    def figures(cls, records: Sequence[TheoryRecord]) -> list[Figure]:
         return distinct([
             Figure("bound", "margins of the bound", partial(bound_margins, records)),
             Figure("correlations", "correlations", partial(correlations, records)),
@@ -286,16 +289,16 @@ def theory_experiment(scale: str = "cpu", *, source: str = "auto", seeds: tuple[
     return replace(experiment, correlated={**experiment.correlated, TRANSLATION: rates})
 
 
-def _coordinate_figures(records: Sequence[Record]) -> list[Figure]:
+def _coordinate_figures(records: Sequence[TheoryRecord]) -> list[Figure]:
     """Curvature against gradient at the last step of each trajectory; a page shows those of whole models."""
-    last: dict[tuple[str, Any], float] = {}
+    last: dict[tuple[str, str], int] = {}
     whole = set()
     for record in records:
-        if isinstance(record.get("points"), dict) and (step := number(record, "step")) is not None:
-            place = (str(record.get("group")), record.get("trajectory"))
-            last[place] = max(step, last.get(place, step))
-            if not record.get("scope"):
-                whole.add(place[0])
+        if isinstance(record, CorrelationRecord) and record.points is not None and record.step is not None:
+            place = record.group, record.trajectory or ""
+            last[place] = max(record.step, last.get(place, record.step))
+            if not record.scope:
+                whole.add(record.group)
     figures = []
     for (group, trajectory), step in last.items():
         title = f"curvature against gradient, {group}, {trajectory} trajectory, step {step:g}"

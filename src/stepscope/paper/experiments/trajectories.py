@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from stepscope.directions import PseudoUpdates
 from stepscope.objective import Direction, Objective
@@ -12,7 +13,7 @@ from stepscope.paper.experiments.compared import DIRECTIONS, TRAINING
 from stepscope.paper.experiments.experiment import Experiment, Progress, Unit
 from stepscope.paper.experiments.running import backward
 from stepscope.paper.tasks import Batch, Task
-from stepscope.runs import Record
+from stepscope.runs.records import AnyRecord
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,11 @@ class Point:
 
 
 @dataclass(frozen=True)
-class AlongTrajectories(Experiment):
+class AlongTrajectories(Experiment[AnyRecord]):
     """An experiment whose units are trainings, measured at chosen steps.
 
-    A record that is missing says its ``step``; the parameters are those before the step's update. Training is repeated
-    from the seed up to the last of them.
+    What is missing are records without what is measured; each has a ``step``, and the parameters are those before that
+    step's update. Training is repeated from the seed up to the last of them.
     """
 
     @abstractmethod
@@ -47,16 +48,16 @@ class AlongTrajectories(Experiment):
         """``{training optimizer: learning rate}`` of a task, one trajectory each."""
 
     @abstractmethod
-    def measure_at(self, point: Point, missing: Sequence[Record], progress: Progress) -> Iterator[list[Record]]:
+    def measure_at(self, point: Point, missing: Sequence[Any], progress: Progress) -> Iterator[Sequence[AnyRecord]]:
         """Measures what is missing at a step.
 
         Args:
             point: where the training is.
-            missing: the identities of the records.
+            missing: the records without what is measured.
             progress: told which part of this step's measurements is done.
 
         Yields:
-            Records, each with its identity.
+            The same records, measured.
         """
 
     def trainings(self, task: str, seed: int, *, named: bool = False) -> list[Unit]:
@@ -83,13 +84,13 @@ class AlongTrajectories(Experiment):
         return None
 
     def measure(
-        self, unit: Unit, task: Task | None, records: Sequence[Record], progress: Progress
-    ) -> Iterator[list[Record]]:
+        self, unit: Unit, task: Task | None, records: Sequence[AnyRecord], progress: Progress
+    ) -> Iterator[Sequence[AnyRecord]]:
         """Trains up to the last step that is missing, and measures on the way."""
         assert task is not None
-        missing: dict[int, list[Record]] = {}
+        missing: dict[int, list[Any]] = {}
         for record in self.missing(unit, records):
-            missing.setdefault(record["step"], []).append(record)
+            missing.setdefault(record.step, []).append(record)
         last, objectives = max(missing), self.evaluated(unit, task)
         for step, directions in self._steps(unit, task, objectives[0], missing):
             where = f"{unit.label}, step {step}"
@@ -102,7 +103,7 @@ class AlongTrajectories(Experiment):
             progress(step / last, f"{where} of {last}")
 
     def _steps(
-        self, unit: Unit, task: Task, objective: Objective, missing: Mapping[int, Sequence[Record]]
+        self, unit: Unit, task: Task, objective: Objective, missing: Mapping[int, Sequence[Any]]
     ) -> Iterator[tuple[int, Mapping[str, Direction]]]:
         """Trains, and stops before the update of each step, with the followers' directions where one is measured."""
         model, last = task.model, max(missing)

@@ -24,7 +24,7 @@ from stepscope.paper.report.directions import direction_figures, direction_numbe
 from stepscope.paper.tasks import Task
 from stepscope.paper.tasks.catalogue import TASKS
 from stepscope.report import Cell, Figure, Table, directions_of, print_directions, render_report, summary_sentence
-from stepscope.runs import Record
+from stepscope.runs import DirectionRecord
 
 # As many updates as the paper's have seen in the middle of epochs 2, 5, 10 and 20, with ten batches an epoch.
 _PAPERS = (15, 45, 95, 195)
@@ -50,7 +50,7 @@ _PAPERS_RATES = {
 
 
 @dataclass(frozen=True)
-class TrajectoryExperiment(AlongTrajectories):
+class TrajectoryExperiment(AlongTrajectories[DirectionRecord]):
     """What is run: everything that determines the measurements.
 
     Attributes:
@@ -77,7 +77,7 @@ many updates as the paper (Tables 1, 4-7 and 9, Figures 1-4).
   stepscope run trajectory --task images --pretrained --seeds 0 1 2
   stepscope run trajectory --scale smoke             seconds, to see that it works
 """
-    identity = ("trajectory", "seed", "step", "direction")
+    record = DirectionRecord
     counted = "measurements"
     one_thread = False
 
@@ -114,9 +114,12 @@ many updates as the paper (Tables 1, 4-7 and 9, Figures 1-4).
         return [unit for seed in self.seeds for unit in self.trainings(self.kind, seed)]
 
     @override
-    def missing(self, unit: Unit, records: Iterable[Record]) -> list[Record]:
-        at = {"trajectory": unit.optimizer, "seed": unit.seed}
-        wanted = [{**at, "step": step, "direction": label} for step in self.steps for label in self.directions]
+    def missing(self, unit: Unit, records: Iterable[DirectionRecord]) -> list[DirectionRecord]:
+        wanted = [
+            DirectionRecord(trajectory=unit.optimizer, seed=unit.seed or 0, step=step, direction=label)
+            for step in self.steps
+            for label in self.directions
+        ]
         return self.not_in(records, wanted)
 
     @override
@@ -132,46 +135,57 @@ many updates as the paper (Tables 1, 4-7 and 9, Figures 1-4).
         return part_size(self.task, self.scale)
 
     @override
-    def measure_at(self, point: Point, missing: Sequence[Record], progress: Progress) -> Iterator[list[Record]]:
-        directions = {record["direction"]: point.directions[record["direction"]] for record in missing}
+    def measure_at(
+        self, point: Point, missing: Sequence[DirectionRecord], progress: Progress
+    ) -> Iterator[list[DirectionRecord]]:
+        directions = {record.direction: point.directions[record.direction] for record in missing}
         measured = measure(
             point.objectives[0], directions, landscape=True, breakdown=True, progress=lambda name: progress(0.0, name)
         )
-        yield [{**record, **measured[record["direction"]].record()} for record in missing]
+        yield [
+            DirectionRecord.of(
+                measured[record.direction].record(),
+                trajectory=record.trajectory,
+                seed=record.seed,
+                step=record.step,
+                direction=record.direction,
+            )
+            for record in missing
+        ]
 
     @classmethod
     @override
-    def tables(cls, records: Sequence[Record]) -> list[Table]:
+    def tables(cls, records: Sequence[DirectionRecord]) -> list[Table]:
         return named_direction_tables(records)
 
     @classmethod
     @override
-    def figures(cls, records: Sequence[Record]) -> list[Figure]:
+    def figures(cls, records: Sequence[DirectionRecord]) -> list[Figure]:
         return direction_figures(records)
 
     @classmethod
     @override
-    def numbers(cls, records: Sequence[Record]) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
+    def numbers(cls, records: Sequence[DirectionRecord]) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
         return direction_numbers(records)
 
     @classmethod
     @override
-    def conclusion(cls, records: Sequence[Record]) -> str:
+    def conclusion(cls, records: Sequence[DirectionRecord]) -> str:
         return summary_sentence(records)
 
     @classmethod
     @override
-    def highlighted(cls, records: Sequence[Record]) -> list[str]:
+    def highlighted(cls, records: Sequence[DirectionRecord]) -> list[str]:
         return directions_of(records)
 
     @classmethod
     @override
-    def page(cls, head: Mapping[str, Any], records: Sequence[Record]) -> str:
+    def page(cls, head: Mapping[str, Any], records: Sequence[DirectionRecord]) -> str:
         return render_report(head, records)
 
     @classmethod
     @override
-    def show(cls, head: Mapping[str, Any], records: Sequence[Record]) -> None:
+    def show(cls, head: Mapping[str, Any], records: Sequence[DirectionRecord]) -> None:
         source, model = (head["context"].get(key) or {} for key in ("source", "model"))
         print(f"Data: {source.get('title')} ({source.get('license')}), {source.get('examples')} examples")
         print(f"Model: {model.get('title')}, {model.get('initialisation')} start")

@@ -28,18 +28,17 @@ from stepscope.report import (
     sharpness_tables,
     trajectories_of,
 )
-from stepscope.runs import Record
+from stepscope.runs import DirectionRecord
 
 
-def direction_figures(records: Sequence[Record]) -> list[Figure]:
+def direction_figures(records: Sequence[DirectionRecord]) -> list[Figure]:
     """The figures of an experiment along trajectories.
 
     A page shows the last step of each trajectory: with every step's landscapes it would be too large.
     """
     names = directions_of(records)
     without = [name for name in names if family(name) == "adafactor"]
-    seeds = [record["seed"] for record in records if type(record.get("seed")) is int]
-    seed = min(seeds, default=None)
+    seed = min((record.seed for record in records), default=None)
     places = list(dict.fromkeys((trajectory, step) for trajectory, step, _ in points_of(records)))
     figures = []
     for trajectory in trajectories_of(records):
@@ -50,24 +49,24 @@ def direction_figures(records: Sequence[Record]) -> list[Figure]:
             figures.append(Figure(file_name(on, what), f"{what}, {on} trajectory", drawn, on_page))
 
         for step in steps:
-            add(f"landscape at step {step:g}", landscapes, step, seed=seed, on_page=step == steps[-1])
+            add(f"landscape at step {step}", landscapes, step, seed=seed, on_page=step == steps[-1])
             if without:
-                what = f"landscape without Adafactor at step {step:g}"
+                what = f"landscape without Adafactor at step {step}"
                 add(what, landscapes, step, without, seed=seed, on_page=False)
-            what = f"landscape around the minimum of {BASELINE} at step {step:g}"
+            what = f"landscape around the minimum of {BASELINE} at step {step}"
             add(what, landscapes, step, around=BASELINE, seed=seed, on_page=False)
         add("sharpness", sharpness_over_steps)
         add("decrease against sharpness", decrease_against_sharpness)
         for step in steps:
-            add(f"magnitudes at step {step:g}", magnitudes, step, on_page=step == steps[-1])
+            add(f"magnitudes at step {step}", magnitudes, step, on_page=step == steps[-1])
         if steps:
-            add(f"concentration of the sharpness at step {steps[-1]:g}", concentration, steps[-1])
-            add(f"concentration of the norm at step {steps[-1]:g}", concentration, steps[-1], "norm", on_page=False)
+            add(f"concentration of the sharpness at step {steps[-1]}", concentration, steps[-1])
+            add(f"concentration of the norm at step {steps[-1]}", concentration, steps[-1], "norm", on_page=False)
         add("concentration of the sharpness over steps", concentration_over_steps, on_page=False)
     return distinct(figures)
 
 
-def named_direction_tables(records: Sequence[Record]) -> list[Table]:
+def named_direction_tables(records: Sequence[DirectionRecord]) -> list[Table]:
     """The tables of an experiment along trajectories."""
     kinds = {"sharpness": sharpness_tables(records), "decrease": decrease_tables(records)}
     tables = [
@@ -76,13 +75,13 @@ def named_direction_tables(records: Sequence[Record]) -> list[Table]:
     carried = concentration_tables(records)
     last = {name: max(step for other, step in carried if other == name) for name, _ in carried}
     tables += [
-        replace(table, name=file_name("concentration", name, f"step {step:g}"), on_page=step == last[name])
+        replace(table, name=file_name("concentration", name, f"step {step}"), on_page=step == last[name])
         for (name, step), table in carried.items()
     ]
     return distinct(tables)
 
 
-def direction_numbers(records: Sequence[Record]) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
+def direction_numbers(records: Sequence[DirectionRecord]) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
     """The numbers of the sharpness tables, one direction at one step a row."""
     headers = (
         "trajectory", "step", "direction", "seeds", "mean", "spread", "divided_by",

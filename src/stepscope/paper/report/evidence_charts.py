@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 from stepscope.errors import UsageError
+from stepscope.paper.records import BoundRecord, CorrelationRecord, Margins, SmoothnessRecord, TheoryRecord
 from stepscope.report import alt, categories, finish, layered, log_axis, plot, symbols, tooltips
-from stepscope.runs import Record, number
 
 _Channel = TypeVar("_Channel", "alt.X", "alt.Y")
-_BOUNDS = {"clipped": "with clipping", "plain": "without", "block": "by blocks"}
+_BOUNDS = ("with clipping", "without", "by blocks")
 
 
-def smoothness_over_steps(records: Sequence[Record], trajectory: str) -> alt.LayerChart:
+def smoothness_over_steps(records: Sequence[SmoothnessRecord], trajectory: str) -> alt.LayerChart:
     """How many times smaller the Gauss-Newton matrix's norm is without the few large coordinates, by step (Table 8).
 
     For each group of coordinates and cut: the median over batches and seeds, with a bar from the smallest to the
@@ -31,15 +32,15 @@ def smoothness_over_steps(records: Sequence[Record], trajectory: str) -> alt.Lay
         UsageError: nothing was measured on that trajectory.
         MissingExtraError: altair is not installed.
     """
-    measured: dict[tuple[Any, str, Any], list[Record]] = {}
-    for r in records:
-        if r.get("trajectory") == trajectory and number(r, "step") is not None and (number(r, "ratio") or 0) > 0:
-            measured.setdefault((r["step"], str(r.get("group")), r.get("cut")), []).append(r)
+    measured: dict[tuple[int, str, float], list[SmoothnessRecord]] = {}
+    for record in records:
+        if record.trajectory == trajectory and (record.ratio or 0) > 0:
+            measured.setdefault((record.step, record.group, record.cut), []).append(record)
     rows = []
-    for (step, group, cut), found in sorted(measured.items(), key=lambda item: number({"": item[0][2]}, "") or 0.0):
-        ratios = [record["ratio"] for record in found]
-        random = [value for record in found if (value := number(record, "random_ratio")) is not None and value > 0]
-        row: dict[str, Any] = {"step": step, "group": group, "cut": _shown(cut), "series": f"{group}, {_shown(cut)}"}
+    for (step, group, cut), own in sorted(measured.items(), key=lambda item: item[0][2]):
+        ratios = [record.ratio for record in own if record.ratio is not None]
+        random = [record.random_ratio for record in own if record.random_ratio is not None and record.random_ratio > 0]
+        row: dict[str, Any] = {"step": step, "group": group, "cut": f"{cut:g}", "series": f"{group}, {cut:g}"}
         row |= {"ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios), "count": len(ratios)}
         rows.append(row | ({"random": max(random)} if random else {}))
     if not rows:
@@ -67,7 +68,7 @@ def smoothness_over_steps(records: Sequence[Record], trajectory: str) -> alt.Lay
         base.mark_tick(thickness=2, size=11, color="#888").encode(alt.Y("random:Q"), color=alt.value("#888")),
         base.mark_point(filled=True, size=55, opacity=1).encode(y, color=color, shape=shape),
     ]
-    seeds = len({record.get("seed") for found in measured.values() for record in found})
+    seeds = len({record.seed for own in measured.values() for record in own})
     notes = (
         f"Medians over batches and {seeds} seeds, bars from smallest to largest." if seeds > 1 else "One seed.",
         "Grey: the largest ratio where as many coordinates go at random. Lines: 1 (nothing gained) and 2.",
@@ -75,7 +76,7 @@ def smoothness_over_steps(records: Sequence[Record], trajectory: str) -> alt.Lay
     return finish(layered(*layers), f"Robust smoothness: {trajectory} trajectory", *notes)
 
 
-def bound_margins(records: Sequence[Record]) -> alt.LayerChart:
+def bound_margins(records: Sequence[TheoryRecord]) -> alt.LayerChart:
     """How far what was measured lies within what appendix A guarantees, by family of losses and fraction clipped.
 
     A point is the median over seeds of the median over draws, its bar reaches to the least of all.
@@ -90,27 +91,25 @@ def bound_margins(records: Sequence[Record]) -> alt.LayerChart:
         UsageError: the bound was not measured.
         MissingExtraError: altair is not installed.
     """
-    measured: dict[tuple[str, str], list[Any]] = {}
-    draws = 0
-    for record in records:
-        for name, title in _BOUNDS.items():
-            part = record.get(name)
-            if isinstance(part, dict) and None not in (number(part, "least_margin"), number(part, "median_margin")):
-                measured.setdefault((str(record.get("group")), title), []).append(part)
-        draws += int(number(record, "draws") or 0)
-    rows = [
+    bound_records = [record for record in records if isinstance(record, BoundRecord)]
+    measured: dict[tuple[str, str], list[Margins]] = {}
+    for record in bound_records:
+        for title, margins in zip(_BOUNDS, (record.clipped, record.plain, record.block), strict=True):
+            if margins is not None and margins.median_margin is not None:
+                measured.setdefault((record.group, title), []).append(margins)
+    rows: list[dict[str, Any]] = [
         {
             "group": group,
             "bound": bound,
-            "least": min(part["least_margin"] for part in parts),
-            "median": statistics.median(part["median_margin"] for part in parts),
-            "violations": sum(number(part, "violations") or 0 for part in parts),
+            "least": min(margins.least_margin for margins in own),
+            "median": statistics.median(m.median_margin for m in own if m.median_margin is not None),
+            "violations": sum(margins.violations for margins in own),
         }
-        for (group, bound), parts in measured.items()
+        for (group, bound), own in measured.items()
     ]
     if not rows:
         raise UsageError("no margins of the bound were measured")
-    bounds = [title for title in _BOUNDS.values() if title in _names(rows, "bound")]
+    bounds = [title for title in _BOUNDS if title in _names(rows, "bound")]
     ends = [value for row in rows for value in (row["least"], row["median"])]
     title = "margin, as a part of the bound"
     x = alt.X("median:Q", title=title, scale=alt.Scale(domain=[min(-0.02, *ends), max(0.1, *ends)], nice=True))
@@ -132,7 +131,7 @@ def bound_margins(records: Sequence[Record]) -> alt.LayerChart:
         base.mark_point(filled=True, size=40, opacity=1).encode(x),
         base.mark_tick(thickness=2, size=7).encode(alt.X("least:Q")),
     ]
-    broken = sum(int(row["violations"]) for row in rows)
+    broken, draws = sum(row["violations"] for row in rows), sum(record.draws for record in bound_records)
     notes = (
         f"{draws:,} draws, {broken:,} violations. Points: medians; ticks: the least margin over all draws.",
         "Of a decrease: measured / guaranteed − 1; by blocks: 1 − curvature / its bound. Left of 0 a bound is broken.",
@@ -140,7 +139,7 @@ def bound_margins(records: Sequence[Record]) -> alt.LayerChart:
     return finish(layered(*layers), "Does the bound of appendix A hold?", *notes)
 
 
-def curvature_against_gradient(records: Sequence[Record], group: str, trajectory: str, step: int | float) -> alt.Chart:
+def curvature_against_gradient(records: Sequence[TheoryRecord], group: str, trajectory: str, step: int) -> alt.Chart:
     """|Hessian's diagonal| against |gradient|, a point a coordinate, both on logarithmic axes (§4.2).
 
     Args:
@@ -156,22 +155,20 @@ def curvature_against_gradient(records: Sequence[Record], group: str, trajectory
         UsageError: no coordinates were measured there.
         MissingExtraError: altair is not installed.
     """
-    where = (group, trajectory, step)
-    points: list[dict[str, Any]] = []
-    ranks, left_out = [], 0
-    for record in records:
-        values = record.get("points")
-        if (record.get("group"), record.get("trajectory"), record.get("step")) != where or not isinstance(values, dict):
-            continue
-        seed, before = str(record.get("seed")), len(points)
-        pairs = list(zip(values.get("gradient") or [], values.get("diagonal") or [], strict=False))
-        for gradient, diagonal in pairs:
-            x, y = (abs(number({"": value}, "") or 0.0) for value in (gradient, diagonal))
-            if x > 0 and y > 0:
-                points.append({"gradient": x, "diagonal": y, "seed": seed})
-        left_out += len(pairs) - (len(points) - before)
-        if (rho := number(record.get("diagonal") or {}, "rho")) is not None:
-            ranks.append(f"{rho:.2f}")
+    measured = [
+        (record, record.points)
+        for record in records
+        if isinstance(record, CorrelationRecord) and record.points is not None
+        if (record.group, record.trajectory, record.step) == (group, trajectory, step)
+    ]
+    coordinates = [
+        {"gradient": abs(gradient), "diagonal": abs(diagonal), "seed": str(record.seed)}
+        for record, values in measured
+        for gradient, diagonal in zip(values.gradient, values.diagonal, strict=False)
+    ]
+    points: list[dict[str, Any]] = [point for point in coordinates if point["gradient"] and point["diagonal"]]
+    left_out = len(coordinates) - len(points)
+    ranks = [f"{record.diagonal.rho:.2f}" for record, _ in measured if record.diagonal.rho is not None]
     if not points:
         raise UsageError(f"no coordinates of {group!r} were measured on trajectory {trajectory!r} at step {step}")
 
@@ -194,7 +191,7 @@ def curvature_against_gradient(records: Sequence[Record], group: str, trajectory
     return finish(chart, f"Curvature against gradient, {group}: {trajectory} trajectory, step {step}", *notes)
 
 
-def correlations(records: Sequence[Record]) -> alt.LayerChart:
+def correlations(records: Sequence[TheoryRecord]) -> alt.LayerChart:
     """Spearman's rank correlation of |gradient| with the Hessian's diagonal, a mark a measurement, by part of a model.
 
     Args:
@@ -208,11 +205,11 @@ def correlations(records: Sequence[Record]) -> alt.LayerChart:
         MissingExtraError: altair is not installed.
     """
     rows: list[dict[str, Any]] = [
-        {name: str(r.get(name)) for name in ("group", "trajectory", "step", "seed")} | {"rho": rho}
-        | {end: value for end in ("low", "high") if (value := number(r["diagonal"], end)) is not None}
-        for r in records
-        if isinstance(r.get("diagonal"), dict) and (rho := number(r["diagonal"], "rho")) is not None
-    ]  # fmt: skip
+        {name: str(getattr(record, name)) for name in ("group", "trajectory", "step", "seed")}
+        | {name: value for name, value in asdict(record.diagonal).items() if value is not None}
+        for record in records
+        if isinstance(record, CorrelationRecord) and record.diagonal.rho is not None
+    ]
     if not rows:
         raise UsageError("no correlations of curvature and gradient were measured")
     trajectories = _names(rows, "trajectory")
@@ -240,7 +237,3 @@ def correlations(records: Sequence[Record]) -> alt.LayerChart:
 
 def _names(rows: Iterable[dict[str, Any]], field: str) -> list[str]:
     return list(dict.fromkeys(row[field] for row in rows))
-
-
-def _shown(cut: Any) -> str:
-    return f"{cut:g}" if isinstance(cut, int | float) else str(cut)

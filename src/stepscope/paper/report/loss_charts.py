@@ -9,12 +9,12 @@ from typing import Any
 
 from stepscope.errors import UsageError
 from stepscope.paper.claims.losses import Final, finals_of, pairs_of
+from stepscope.paper.records import LossRecord
 from stepscope.paper.statistics import CONFIDENCE
 from stepscope.report import Looks, alt, finish, layered, log_axis, plot, rule, tooltips
-from stepscope.runs import Record, number
 
 
-def losses_over_steps(records: Sequence[Record], task: str) -> alt.Chart:
+def losses_over_steps(records: Sequence[LossRecord], task: str) -> alt.Chart:
     """Loss against training steps, a line for each optimizer at its own learning rate: the mean over seeds.
 
     Args:
@@ -57,7 +57,7 @@ def losses_over_steps(records: Sequence[Record], task: str) -> alt.Chart:
     return finish(chart, f"Loss while training: {task}", f"Each at the best learning rate of its search. {note}")
 
 
-def losses_over_rates(records: Sequence[Record], task: str) -> alt.LayerChart:
+def losses_over_rates(records: Sequence[LossRecord], task: str) -> alt.LayerChart:
     """What the searches saw: the loss after a full training against the learning rate.
 
     Args:
@@ -71,12 +71,12 @@ def losses_over_rates(records: Sequence[Record], task: str) -> alt.LayerChart:
         UsageError: no full training of a search is finished.
         MissingExtraError: altair is not installed.
     """
-    chosen = [r for r in records if r.get("task") == task and r.get("phase") == "search" and number(r, "step")]
-    last = max((r["step"] for r in chosen), default=0)
-    points = [
-        {"direction": str(r["optimizer"]), "rate": r["lr"], "loss": r["loss"]}
-        for r in chosen
-        if r["step"] == last and number(r, "loss") is not None and (number(r, "lr") or 0) > 0
+    chosen = [record for record in records if record.task == task and record.phase == "search" and record.step > 0]
+    last = max((record.step for record in chosen), default=0)
+    points: list[dict[str, Any]] = [
+        {"direction": record.optimizer, "rate": record.lr, "loss": record.loss}
+        for record in chosen
+        if record.step == last and record.loss is not None and record.lr > 0
     ]
     if not points:
         raise UsageError(f"no search on task {task!r} is finished")
@@ -85,9 +85,8 @@ def losses_over_rates(records: Sequence[Record], task: str) -> alt.LayerChart:
     rates = [point["rate"] for point in points]
     x = log_axis(alt.X, "rate", "learning rate", min(rates) / 1.2, max(rates) * 1.2, 8)
     # What ended above the start is cut off: it would flatten the rest.
-    starts = [r for r in records if r.get("task") == task and r.get("step") == 0]
-    start = max((loss for r in starts if (loss := number(r, "loss")) is not None), default=math.inf)
-    low, high = min(p["loss"] for p in points), min(start, max(p["loss"] for p in points))
+    starts = [r.loss for r in records if r.task == task and r.step == 0 and r.loss is not None]
+    low, high = min(p["loss"] for p in points), min(max(starts, default=math.inf), max(p["loss"] for p in points))
     domain = [low - 0.03 * (high - low), high + 0.03 * (high - low)]
     y = alt.Y("loss:Q", title=f"loss after {last} steps", scale=alt.Scale(zero=False, domain=domain, nice=False))
     lines = base.mark_line(strokeWidth=1.4, clip=True).encode(x, y, **looks.line()).add_params(looks.pick)
@@ -97,7 +96,7 @@ def losses_over_rates(records: Sequence[Record], task: str) -> alt.LayerChart:
     return finish(layered(lines, dots), f"Loss against learning rate: {task}", note)
 
 
-def differences(records: Sequence[Record], task: str) -> alt.LayerChart:
+def differences(records: Sequence[LossRecord], task: str) -> alt.LayerChart:
     """Each variant's loss minus its original's, with the interval of the mean over seeds.
 
     Args:

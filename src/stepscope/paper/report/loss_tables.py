@@ -8,14 +8,14 @@ from functools import partial
 from typing import Any
 
 from stepscope.paper.claims.losses import Final, Pair, finals_of, pairs_of
+from stepscope.paper.records import LossRecord
 from stepscope.paper.report.loss_charts import differences, losses_over_rates, losses_over_steps
 from stepscope.paper.report.names import distinct, file_name
 from stepscope.paper.statistics import CONFIDENCE
 from stepscope.report import NOTHING, Cell, Figure, Table
-from stepscope.runs import Record
 
 
-def loss_table(records: Sequence[Record]) -> Table:
+def loss_table(records: Sequence[LossRecord]) -> Table:
     """Each optimizer's learning rate and loss on each task (Table 3)."""
     finals = {(final.task, final.optimizer): final for final in finals_of(records)}
     tasks = list(dict.fromkeys(task for task, _ in finals))
@@ -42,7 +42,7 @@ def _rate_and_loss(final: Final | None) -> tuple[str, str]:
     return rate, f"{final.mean:.3f}" + ("" if final.spread is None else f" ± {final.spread:.3f}")
 
 
-def verdict_table(records: Sequence[Record]) -> Table:
+def verdict_table(records: Sequence[LossRecord]) -> Table:
     """What the losses of each variant minus its original's say."""
     headers = ("variant", "task", f"difference [{CONFIDENCE:.0%}]", "p", "steps needed", "verdict")
     note = (
@@ -65,7 +65,7 @@ def _verdict(pair: Pair) -> tuple[str, ...]:
     return (*cells, NOTHING if needed is None else f"{needed:.0%}", pair.verdict)
 
 
-def loss_numbers(records: Sequence[Record]) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
+def loss_numbers(records: Sequence[LossRecord]) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
     """The losses as numbers, one training a row."""
     headers = ("task", "optimizer", "original", "learning_rate", "bracketed", "seed", "loss")
     return headers, [
@@ -75,7 +75,7 @@ def loss_numbers(records: Sequence[Record]) -> tuple[tuple[str, ...], list[tuple
     ]
 
 
-def loss_figures(records: Sequence[Record]) -> list[Figure]:
+def loss_figures(records: Sequence[LossRecord]) -> list[Figure]:
     """The figures of each task."""
     titles: dict[Callable[..., Any], str] = {
         differences: "variants against their originals",

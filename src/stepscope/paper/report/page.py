@@ -8,10 +8,10 @@ from typing import Any
 
 from stepscope.errors import require
 from stepscope.paper.claims.losses import Final, conclusion, finals_of, pairs_of
+from stepscope.paper.records import LossRecord
 from stepscope.paper.report.loss_charts import differences, losses_over_rates, losses_over_steps
 from stepscope.paper.statistics import CONFIDENCE
 from stepscope.report import Figure, Table, drawn, facts_of, render, title_of
-from stepscope.runs import Record
 
 
 def tables_page(head: Mapping[str, Any], tables: Sequence[Table], figures: Sequence[Figure]) -> str:
@@ -35,7 +35,7 @@ def tables_page(head: Mapping[str, Any], tables: Sequence[Table], figures: Seque
     )  # fmt: skip
 
 
-def losses_page(head: Mapping[str, Any], records: Sequence[Record]) -> str:
+def losses_page(head: Mapping[str, Any], records: Sequence[LossRecord]) -> str:
     """The page of trainings side by side, as HTML that fetches nothing.
 
     Args:
@@ -57,7 +57,7 @@ def losses_page(head: Mapping[str, Any], records: Sequence[Record]) -> str:
     )  # fmt: skip
 
 
-def _losses_section(records: Sequence[Record], finals: Sequence[Final], charts: dict[str, Any]) -> dict[str, Any]:
+def _losses_section(records: Sequence[LossRecord], finals: Sequence[Final], charts: dict[str, Any]) -> dict[str, Any]:
     """One task's part of the page of a convergence experiment."""
     task = finals[0].task
     draws: dict[str, Callable[..., Any]] = {

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from stepscope.paper.claims.losses import Final, Pair, finals_of, pairs_of
+from stepscope.paper.records import LossRecord
 from stepscope.paper.statistics import CONFIDENCE
 from stepscope.report import plain_table, printable, text_and_console
-from stepscope.runs import Record
 
 
 def model_and_data(context: Mapping[str, Any]) -> list[str]:
@@ -27,7 +27,7 @@ def model_and_data(context: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def print_losses(records: Sequence[Record], console: Any = None) -> None:
+def print_losses(records: Sequence[LossRecord], console: Any = None) -> None:
     """Prints a table for each task of a convergence experiment: every optimizer's loss, and variants against originals.
 
     Args:

@@ -6,7 +6,7 @@ seconds in these, which hold the waiting too. No other size was measured.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from stepscope.paper.experiments.experiment import Experiment
 
@@ -46,7 +46,7 @@ _MEASURED = {
 """Minutes once and minutes a seed on one core, and peak memory in GiB, by size and name of the run."""
 
 
-def measured_cost(experiment: Experiment, seeds: int) -> Cost | None:
+def measured_cost(experiment: Experiment[Any], seeds: int) -> Cost | None:
     """What one run took; None at a size that was never measured.
 
     Args:

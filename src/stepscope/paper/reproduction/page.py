@@ -12,9 +12,9 @@ from urllib.parse import quote
 
 from stepscope.errors import UsageError, require
 from stepscope.paper.experiments.experiment import Experiment
-from stepscope.paper.experiments.registry import EXPERIMENTS, experiment_of
+from stepscope.paper.experiments.registry import EXPERIMENTS, experiment_of, read_runs
 from stepscope.paper.report.names import file_name
-from stepscope.paper.runs import Run, read_runs
+from stepscope.paper.runs import Run
 from stepscope.paper.tasks.catalogue import TASKS
 from stepscope.report import Figure, Looks, Table, facts_of, render, save, title_of, write_csv, write_tables
 from stepscope.runs import write_atomically
@@ -32,8 +32,8 @@ WRITTEN = "written.json"
 class _Part:
     """A run with what will be shown of it."""
 
-    run: Run
-    kind: type[Experiment]
+    run: Run[Any]
+    kind: type[Experiment[Any]]
     tables: Sequence[Table]
     figures: Sequence[Figure]
 
@@ -115,12 +115,12 @@ def _remove_stale(out: Path, written: Sequence[Path]) -> None:
     write_atomically(manifest, (json.dumps(names, indent=0) + "\n").encode())
 
 
-def _part(run: Run) -> _Part:
+def _part(run: Run[Any]) -> _Part:
     kind = experiment_of(run.head)
     return _Part(run, kind, kind.tables(run.records), kind.figures(run.records))
 
 
-def _place(run: Run) -> tuple[int, int, str]:
+def _place(run: Run[Any]) -> tuple[int, int, str]:
     """In the order of the experiments, then of the tasks; others come after them."""
 
     def place(order: Sequence[str], name: str) -> int:
@@ -129,9 +129,9 @@ def _place(run: Run) -> tuple[int, int, str]:
     return place(list(EXPERIMENTS), run.experiment), place(list(TASKS), run.task), run.name
 
 
-def _checked(runs: Sequence[Run]) -> list[Run]:
+def _checked(runs: Sequence[Run[Any]]) -> list[Run[Any]]:
     """Refuses runs whose files would get the same names."""
-    found: dict[str, Run] = {}
+    found: dict[str, Run[Any]] = {}
     for run in runs:
         name = file_name(run.name).lower()
         if name in found:
@@ -189,7 +189,7 @@ def _shown(name: str, table: Table) -> dict[str, Any]:
     return {"table": table, "csv": quote(f"{name}.csv"), "tex": quote(f"{name}.tex")}
 
 
-def _title(run: Run) -> str:
+def _title(run: Run[Any]) -> str:
     title = title_of(run.head)
     kind = run.experiment.capitalize()
     if not title.startswith(kind):

@@ -15,7 +15,7 @@ from stepscope.paper.experiments.experiment import Experiment, Progress, run
 from stepscope.paper.experiments.registry import EXPERIMENTS
 from stepscope.paper.experiments.running import sources_by_task
 from stepscope.paper.experiments.workers import Tell, check_processes, run_jobs
-from stepscope.runs import read_run
+from stepscope.runs import read_head
 
 
 def letters() -> list[str]:
@@ -48,7 +48,7 @@ def reproduction(
     seeds: tuple[int, ...] = (0, 1, 2),
     settings: str = "ours",
     sources: Mapping[str, str] | None = None,
-) -> list[Experiment]:
+) -> list[Experiment[Any]]:
     """The runs of a reproduction.
 
     Args:
@@ -82,7 +82,7 @@ def reproduction(
 
 
 def run_reproduction(
-    plan: Sequence[Experiment],
+    plan: Sequence[Experiment[Any]],
     out: str | os.PathLike[str],
     progress: Progress = lambda part, what: None,  # noqa: ARG005
     *,
@@ -142,7 +142,7 @@ def run_reproduction(
     return failures
 
 
-def prepare_directory(plan: Sequence[Experiment], out: str | os.PathLike[str]) -> None:
+def prepare_directory(plan: Sequence[Experiment[Any]], out: str | os.PathLike[str]) -> None:
     """Makes the directory of a reproduction, and refuses one whose runs would be mixed up with these.
 
     Args:
@@ -160,7 +160,7 @@ def prepare_directory(plan: Sequence[Experiment], out: str | os.PathLike[str]) -
     masked = {mask for experiment in plan if (mask := getattr(experiment, "masked", None)) is not None}
     for file in sorted(Path(out).glob("*/run.json")):
         try:
-            configuration = read_run(file.parent)[0]["configuration"]
+            configuration = read_head(file.parent)["configuration"]
         except UsageError:
             continue  # the reports say so
         scale, mask = configuration.get("scale"), configuration.get("masked")
@@ -171,13 +171,15 @@ def prepare_directory(plan: Sequence[Experiment], out: str | os.PathLike[str]) -
             raise UsageError(f"{out} holds a run {other}: {file.parent.name}; give another directory (--out)")
 
 
-def _carry_out(job: tuple[Experiment, str], tell: Tell) -> None:
+def _carry_out(job: tuple[Experiment[Any], str], tell: Tell) -> None:
     experiment, out = job
     failure = _made(experiment, out, lambda part, text: tell((part, text)), 1)
     tell(failure or (1.0, "done"))
 
 
-def _made(experiment: Experiment, out: str | os.PathLike[str], progress: Progress, processes: int) -> Failure | None:
+def _made(
+    experiment: Experiment[Any], out: str | os.PathLike[str], progress: Progress, processes: int
+) -> Failure | None:
     try:
         run(experiment, out, progress, processes)
     except UsageError as error:
