@@ -14,7 +14,7 @@ from transformers import (
 
 from stepscope import Objective, UsageError
 from stepscope.integrations.transformers import ProbeCallback
-from stepscope.runs.directory import read_run
+from stepscope.runs import DirectionRecord, read_run
 from traces import outcome, same
 
 VOCABULARY = 40
@@ -102,10 +102,10 @@ def test_training_is_bit_identical(name, loop, tmp_path):
     (plain, losses), (measured, same_losses) = results
     assert same(plain, measured)
     assert losses == same_losses
-    _, records = read_run(tmp_path / "run")
+    _, records = read_run(tmp_path / "run", DirectionRecord)
     steps = range(4, trainer.state.max_steps + 1, 4)
-    assert [r["step"] for r in records if r["direction"] == "own AdamW"] == list(steps)
-    assert {r["direction"] for r in records} == {"own AdamW", "own AdamW clip 50%", "sgd", "adam"}
+    assert [r.step for r in records if r.direction == "own AdamW"] == list(steps)
+    assert {r.direction for r in records} == {"own AdamW", "own AdamW clip 50%", "sgd", "adam"}
 
 
 def test_the_numbers_are_those_of_the_trainers_loss(tmp_path):
@@ -220,7 +220,7 @@ def test_a_training_that_goes_on_goes_on_with_the_records(tmp_path):
             ProbeCallback(trainer, every=2, max_overhead=None, quiet=True, run_dir=tmp_path / "run", directions={})
         )
         trainer.train(resume_from_checkpoint=checkpoint)
-    assert [r["step"] for r in read_run(tmp_path / "run")[1]] == [2, 4, 6, 8]
+    assert [r.step for r in read_run(tmp_path / "run", DirectionRecord)[1]] == [2, 4, 6, 8]
 
 
 def test_another_training_in_the_same_directory_is_refused(tmp_path):
@@ -228,7 +228,7 @@ def test_another_training_in_the_same_directory_is_refused(tmp_path):
     trainer.add_callback(ProbeCallback(trainer, every=1, max_overhead=None, quiet=True, run_dir=tmp_path / "run"))
     trainer.train()
     trainer.train()  # begun anew: a trial of a search, say
-    assert [len(read_run(tmp_path / name)[1]) for name in ("run", "run-2")] == [8, 8]
+    assert [len(read_run(tmp_path / name, DirectionRecord)[1]) for name in ("run", "run-2")] == [8, 8]
     trainer = trainer_of("t5", tmp_path / "out", max_steps=2)
     trainer.add_callback(ProbeCallback(trainer, every=1, max_overhead=None, quiet=True, run_dir=tmp_path / "run"))
     with pytest.raises(UsageError, match="measurements up to step 2 of another training"):
@@ -237,7 +237,7 @@ def test_another_training_in_the_same_directory_is_refused(tmp_path):
     settings = {"every": 1, "max_overhead": None, "quiet": True, "run_dir": tmp_path / "run", "overwrite": True}
     trainer.add_callback(ProbeCallback(trainer, **settings))
     trainer.train()
-    assert {r["step"] for r in read_run(tmp_path / "run")[1]} == {1}
+    assert {r.step for r in read_run(tmp_path / "run", DirectionRecord)[1]} == {1}
 
 
 class Stream(torch.utils.data.IterableDataset):

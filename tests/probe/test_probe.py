@@ -14,7 +14,7 @@ from torch import nn
 import stepscope
 from stepscope import Objective, Probe, UsageError
 from stepscope.probe import probe as module
-from stepscope.runs.directory import read_run
+from stepscope.runs import DirectionRecord, read_run
 from traces import fingerprint, outcome, same
 
 
@@ -192,13 +192,13 @@ def test_records_report_and_log(tmp_path):
 
     _, probe = train(OPTIMIZERS["sgd"], attached(run_dir=tmp_path / "run", log=Writer()))
     probe.close()
-    head, records = read_run(tmp_path / "run")
+    head, records = read_run(tmp_path / "run", DirectionRecord)
     assert len(records) == len(probe.records) == 16
     assert head["context"]["self_check"]["second_derivative"] in ("agrees", "kinked")
-    record = next(r for r in records if r["direction"] == "own SGD")
-    assert sum(record["layers"].values()) == pytest.approx(record["sharpness"], rel=1e-4)
-    assert record["overshoot"] == pytest.approx(record["lr_step"] / record["best_step"])
-    assert ("stepscope/own SGD/sharpness", record["sharpness"], record["step"]) in logged
+    record = next(r for r in records if r.direction == "own SGD")
+    assert sum(record.layers.values()) == pytest.approx(record.sharpness, rel=1e-4)
+    assert record.overshoot == pytest.approx(record.lr_step / record.best_step)
+    assert ("stepscope/own SGD/sharpness", record.sharpness, record.step) in logged
     page = probe.report(tmp_path / "page.html").read_text()
     assert "own SGD" in page
     assert "Where the learning rate lands" in page
@@ -753,10 +753,10 @@ def test_a_run_directory_is_used_again(tmp_path):
     with pytest.raises(UsageError, match=r"measurements up to step 6 of another training: .*, or overwrite=True"):
         trained(3)
     trained(3, overwrite=True, directions={}).close()
-    assert {r["step"] for r in read_run(tmp_path / "run")[1]} == {3}
+    assert {r.step for r in read_run(tmp_path / "run", DirectionRecord)[1]} == {3}
     # A training that goes on keeps what it has.
     trained(3, overwrite=True, step=3, directions={}).close()
-    assert {r["step"] for r in read_run(tmp_path / "run")[1]} == {3, 6}
+    assert {r.step for r in read_run(tmp_path / "run", DirectionRecord)[1]} == {3, 6}
 
 
 def test_a_model_that_changes_its_dtype_midway_is_measured_on(caplog):

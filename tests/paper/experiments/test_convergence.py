@@ -114,7 +114,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_losses(run, experiment, tmp_
 
 def test_two_processes_find_the_same(run, experiment, tmp_path):
     run_experiment(experiment, tmp_path / "two", processes=2)
-    one, two = losses(read_run(run[0], LossRecord)[1]), losses(read_run(tmp_path / "two")[1], LossRecord)
+    one, two = losses(read_run(run[0], LossRecord)[1]), losses(read_run(tmp_path / "two", LossRecord)[1])
     assert one.keys() == two.keys()
     # Threads may sum in another order.
     assert all(two[key] == pytest.approx(one[key], rel=1e-4) for key in one)

@@ -171,7 +171,7 @@ def test_the_stored_runs_are_what_is_asked_for_now_and_complete(experiment, tmp_
     # It has a family of losses more than there is now: it isn't continued, and nothing of the others is missing.
     with pytest.raises(UsageError, match=r"another configuration \(families: "):
         run(experiment, tmp_path)
-    head, records = read_run(stored)
+    head, records = read(stored)
     asked = json.loads(json.dumps(experiment.configuration()))
     assert {key for key in asked if asked[key] != head["configuration"][key]} == {"families"}
     assert set(asked["families"]) < set(head["configuration"]["families"])
