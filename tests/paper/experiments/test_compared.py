@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from stepscope.directions.updates import PseudoUpdates
-from stepscope.paper.experiments.compared import DIRECTIONS
+from stepscope.paper.experiments.compared import measured_directions
 
 
 @pytest.fixture(scope="module")
@@ -13,7 +13,7 @@ def updates():
     """The second update of each optimizer, of the same two gradients on one matrix of 20 coordinates."""
     w = nn.Parameter(torch.ones(4, 5))
     first = torch.arange(1.0, 21.0).reshape(4, 5)
-    followers = PseudoUpdates({"w": w}, DIRECTIONS)
+    followers = PseudoUpdates({"w": w}, measured_directions())
     followers.step({"w": first})
     return {label: -d["w"] for label, d in followers.step({"w": first.flip(0) - 4.5}, capture=True).items()}
 

@@ -8,7 +8,7 @@ import torch
 
 from stepscope import Objective, UsageError
 from stepscope.paper.experiments import convergence as module
-from stepscope.paper.experiments.compared import RULES, SETTINGS
+from stepscope.paper.experiments.compared import RULES, SETTINGS, contenders
 from stepscope.paper.experiments.convergence import SEARCH_SEED, Training, convergence_experiment
 from stepscope.paper.experiments.experiment import run as run_experiment
 from stepscope.paper.experiments.search import Search
@@ -189,12 +189,12 @@ def test_the_codes_setting_gives_no_mask(sources):
 
 
 def test_settings_are_what_they_say():
-    assert set(SETTINGS["text"]) - set(SETTINGS["code"]) == {
+    assert set(contenders("text")) - set(contenders("code")) == {
         "adam clip 50% (gradient)",
         "adafactor clip 50% (gradient)",
     }
-    assert {"acclip", "sgd clip by norm"} <= set(SETTINGS["ours"])
-    for names in SETTINGS.values():
+    assert {"acclip", "sgd clip by norm"} <= set(contenders("ours"))
+    for names in map(contenders, SETTINGS):
         assert all(RULES[name].original in (None, *names) for name in names)
 
 

@@ -10,7 +10,7 @@ import stepscope
 from made_data import data_of
 from stepscope import Objective, UsageError
 from stepscope.directions.updates import PseudoUpdates
-from stepscope.paper.experiments.compared import DIRECTIONS, TRAINING
+from stepscope.paper.experiments.compared import TRAINING, measured_directions
 from stepscope.paper.experiments.experiment import run as run_experiment
 from stepscope.paper.experiments.trajectory import (
     TrajectoryExperiment,
@@ -47,10 +47,10 @@ def run(experiment, tmp_path_factory):
 def test_the_run_is_complete(run, experiment, pairs):
     out, count = run
     head, records = read_run(out, DirectionRecord)
-    assert len(records) == count == 2 * 2 * len(DIRECTIONS)
-    assert len(DIRECTIONS) >= 17
+    assert len(records) == count == 2 * 2 * len(measured_directions())
+    assert len(measured_directions()) >= 17
     assert {(r.trajectory, r.step, r.direction) for r in records} == {
-        (t, s, d) for t in ("sgd", "adam") for s in experiment.steps for d in DIRECTIONS
+        (t, s, d) for t in ("sgd", "adam") for s in experiment.steps for d in measured_directions()
     }
     for record in records:
         assert all(getattr(record, field) is not None for field in MEASURED)
@@ -70,7 +70,7 @@ def test_records_are_what_measuring_by_hand_gives(run, experiment, pairs):
     task = translation(experiment.task, seed=0, source=pairs)
     objective = Objective(task.model, None, task.eval_batches)
     optimizer = TRAINING["adam"](list(task.model.parameters()), experiment.training_lr["adam"])
-    followers = PseudoUpdates(objective.parameters, {"adam": DIRECTIONS["adam"]})
+    followers = PseudoUpdates(objective.parameters, {"adam": measured_directions()["adam"]})
     batches = task.training_batches()
     for step in range(1, experiment.steps[1] + 1):
         task.model.zero_grad()

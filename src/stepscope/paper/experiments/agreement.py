@@ -12,7 +12,7 @@ import copy
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from typing_extensions import override
 from stepscope.errors import UsageError
 from stepscope.measuring import measure
 from stepscope.objective import IGNORED_LABEL
-from stepscope.paper.experiments.compared import DIRECTIONS
+from stepscope.paper.experiments.compared import measured_directions
 from stepscope.paper.experiments.experiment import Progress, Unit, described
 from stepscope.paper.experiments.options import add_sources, sources_of
 from stepscope.paper.experiments.running import sources_by_task
@@ -53,7 +53,7 @@ class AgreementExperiment(AlongTrajectories[AgreementRecord]):
         points: ``{name: the experiment whose trajectory is followed}``: its first seed, its first measured step, and
             the trajectory of `trained_by`.
         trained_by: a name in `stepscope.paper.experiments.compared.TRAINING`.
-        directions: names in `stepscope.paper.experiments.compared.DIRECTIONS`.
+        directions: names in `stepscope.paper.experiments.compared.measured_directions`.
     """
 
     name = "agreement"
@@ -70,7 +70,7 @@ gradients, which shares no code with what the trajectories record.
 
     points: Mapping[str, TrajectoryExperiment]
     trained_by: str = "adam"
-    directions: tuple[str, ...] = tuple(DIRECTIONS)
+    directions: tuple[str, ...] = field(default_factory=lambda: tuple(measured_directions()))
 
     @override
     def data_sources(self) -> Mapping[str, str]:

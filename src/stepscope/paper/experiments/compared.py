@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.optim import Optimizer
@@ -16,6 +16,14 @@ from stepscope.errors import UsageError
 Parameters = list[torch.nn.Parameter]
 Build = Callable[[Parameters, float], Any]
 """``(parameters, learning rate) -> optimizer``."""
+
+SETTINGS = ("text", "code", "ours")
+"""Whose optimizers the convergence experiment compares.
+
+``text``: as the paper's text has it, the gradient is clipped before everything else. ``code``: as its published
+classes do it on the path that clips (as released, they don't take that path), and the models get no attention mask.
+``ours``: the code's optimizers on masked batches, with the baselines.
+"""
 
 MAX_NORM = 1.0
 """Of the baseline that clips the gradient's norm: what most training loops use."""
@@ -31,12 +39,16 @@ class Rule:
             length; this is such as a run could use.
         first_lr: where the search for its best learning rate begins.
         original: the name of the optimizer that this one is a variant of; None if it is none.
+        measured: whether its direction is measured along trajectories; ``"not in the demo"`` leaves it out there.
+        settings: the names of the `SETTINGS` in which the convergence experiment trains it.
     """
 
     build: Build
     lr: float
     first_lr: float
     original: str | None = None
+    measured: Literal[True, False, "not in the demo"] = True
+    settings: tuple[str, ...] = SETTINGS
 
 
 def _sgd(parameters: Parameters, lr: float) -> Optimizer:
@@ -78,32 +90,49 @@ def _clipped(build: Build, fraction: float, target: Target = "grad") -> Build:
     return clipping
 
 
+_AS_CODE = ("code", "ours")
+"""What the published classes do, and not the text."""
+
 RULES: dict[str, Rule] = {
     "sgd": Rule(_sgd, 1e-1, 4.0),
     "sgd clip 10%": Rule(_clipped(_sgd, 0.1), 1e-1, 16.0, "sgd"),
-    "sgd clip by norm": Rule(_sgd_by_norm, 1e-1, 4.0, "sgd"),
-    "acclip": Rule(lambda parameters, lr: ACClip(parameters, lr=lr), 1e-1, 16.0, "sgd"),
+    "sgd clip by norm": Rule(_sgd_by_norm, 1e-1, 4.0, "sgd", measured=False, settings=("ours",)),
+    "acclip": Rule(
+        lambda parameters, lr: ACClip(parameters, lr=lr), 1e-1, 16.0, "sgd", measured=False, settings=("ours",)
+    ),
     "normalized sgd": Rule(_normalized_sgd, 1e-4, 2e-3),
     "normalized sgd clip 10%": Rule(_clipped(_normalized_sgd, 0.1), 1e-4, 2e-3, "normalized sgd"),
     "signsgd": Rule(lambda parameters, lr: SignSGD(parameters, lr=lr, momentum=0.9), 1e-4, 2e-3, "sgd"),
     "adam": Rule(_adam, 2e-4, 4e-3),
-    "adam clip 50% (first moment)": Rule(_clipped(_adam, 0.5, "first_moment"), 2e-4, 4e-3, "adam"),
-    "adam clip 50% (gradient)": Rule(_clipped(_adam, 0.5), 2e-4, 4e-3, "adam"),
+    "adam clip 50% (first moment)": Rule(_clipped(_adam, 0.5, "first_moment"), 2e-4, 4e-3, "adam", settings=_AS_CODE),
+    "adam clip 50% (gradient)": Rule(_clipped(_adam, 0.5), 2e-4, 4e-3, "adam", settings=("text",)),
     "adam clip 50% (update)": Rule(_clipped(_adam, 0.5, "update"), 2e-4, 4e-3, "adam"),
     "adafactor": Rule(_adafactor, 1e-2, 4e-2),
     "adafactor clip 50% (numerator)": Rule(
-        lambda parameters, lr: Adafactor(parameters, lr=lr, clip_fraction=0.5), 1e-2, 4e-2, "adafactor"
+        lambda parameters, lr: Adafactor(parameters, lr=lr, clip_fraction=0.5), 1e-2, 4e-2, "adafactor",
+        settings=_AS_CODE,
     ),
-    "adafactor clip 50% (gradient)": Rule(_clipped(_adafactor, 0.5), 1e-2, 4e-2, "adafactor"),
+    "adafactor clip 50% (gradient)": Rule(
+        _clipped(_adafactor, 0.5), 1e-2, 4e-2, "adafactor", measured=False, settings=("text",)
+    ),
     "lion": Rule(lambda parameters, lr: Lion(parameters, lr=lr, betas=(0.9, 0.99)), 1e-4, 2e-3),
     "lion clip 50% (update)": Rule(
         lambda parameters, lr: Lion(parameters, lr=lr, betas=(0.9, 0.99), clip_fraction=0.5), 1e-4, 4.0, "lion"
     ),
-    "muon": Rule(lambda parameters, lr: muon_with_adamw(lr=lr, adamw_lr=lr / 100)(parameters), 2e-2, 2e-2),
-    "adagrad": Rule(lambda parameters, lr: torch.optim.Adagrad(parameters, lr=lr), 1e-2, 4e-2),
-    "amsgrad": Rule(lambda parameters, lr: torch.optim.Adam(parameters, lr=lr, amsgrad=True), 2e-4, 4e-3),
-    "adamw": Rule(lambda parameters, lr: torch.optim.AdamW(parameters, lr=lr), 2e-4, 4e-3),
-}
+    "muon": Rule(lambda parameters, lr: muon_with_adamw(lr=lr, adamw_lr=lr / 100)(parameters), 2e-2, 2e-2, settings=()),
+    "adagrad": Rule(
+        lambda parameters, lr: torch.optim.Adagrad(parameters, lr=lr), 1e-2, 4e-2,
+        measured="not in the demo", settings=(),
+    ),
+    "amsgrad": Rule(
+        lambda parameters, lr: torch.optim.Adam(parameters, lr=lr, amsgrad=True), 2e-4, 4e-3,
+        measured="not in the demo", settings=(),
+    ),
+    "adamw": Rule(
+        lambda parameters, lr: torch.optim.AdamW(parameters, lr=lr), 2e-4, 4e-3,
+        measured="not in the demo", settings=(),
+    ),
+}  # fmt: skip
 """All optimizers that are compared: the paper's (§5, Tables 1 and 4-7), other ways to clip, and others in use.
 
 Clip fractions are the paper's. ``first moment`` and ``numerator`` are what its published code does: the second moment
@@ -111,38 +140,22 @@ sees the gradient as it is. Clipping before both (``gradient``) is another algor
 of the sign. ``clip by norm`` and ``acclip`` are baselines (Zhang et al., 2020, arXiv 1912.03194).
 """
 
-_NOT_MEASURED = ("sgd clip by norm", "acclip", "adafactor clip 50% (gradient)")
 
-DIRECTIONS: dict[str, Factory] = {
-    name: at_rate(rule.build, rule.lr) for name, rule in RULES.items() if name not in _NOT_MEASURED
-}
-"""Directions of the trajectory experiment; ``sgd`` is what the others are compared with."""
+def measured_directions() -> dict[str, Factory]:
+    """The directions of the trajectory experiment; ``sgd`` is what the others are compared with."""
+    return {name: at_rate(rule.build, rule.lr) for name, rule in RULES.items() if rule.measured}
 
-DEMONSTRATED = tuple(name for name in DIRECTIONS if name not in ("adagrad", "amsgrad", "adamw"))
-"""Those of the demo: the paper's and Muon."""
+
+def demonstrated() -> tuple[str, ...]:
+    """The directions of the demo: the paper's and Muon."""
+    return tuple(name for name, rule in RULES.items() if rule.measured is True)
+
 
 TRAINING: dict[str, Callable[[Parameters, float], Optimizer]] = {
     "sgd": _sgd,
     "adam": lambda parameters, lr: torch.optim.Adam(parameters, lr=lr),
 }
 """Training optimizers, by the name of their trajectory."""
-
-_TEXT = ("adam clip 50% (gradient)", "adafactor clip 50% (gradient)")
-_CODE = ("adam clip 50% (first moment)", "adafactor clip 50% (numerator)")
-_BASELINES = ("sgd clip by norm", "acclip")
-_FURTHER = ("muon", "adagrad", "amsgrad", "adamw")
-
-SETTINGS: dict[str, tuple[str, ...]] = {
-    "text": tuple(name for name in RULES if name not in (*_CODE, *_BASELINES, *_FURTHER)),
-    "code": tuple(name for name in RULES if name not in (*_TEXT, *_BASELINES, *_FURTHER)),
-    "ours": tuple(name for name in RULES if name not in (*_TEXT, *_FURTHER)),
-}
-"""Which optimizers the convergence experiment compares.
-
-``text``: as the paper's text has it, the gradient is clipped before everything else. ``code``: as its published
-classes do it on the path that clips (as released, they don't take that path), and the models get no attention mask.
-``ours``: the code's optimizers on masked batches, with the baselines.
-"""
 
 
 def contenders(settings: str) -> tuple[str, ...]:
@@ -153,4 +166,4 @@ def contenders(settings: str) -> tuple[str, ...]:
     """
     if settings not in SETTINGS:
         raise UsageError(f"unknown settings {settings!r}: choose text, code or ours")
-    return SETTINGS[settings]
+    return tuple(name for name, rule in RULES.items() if settings in rule.settings)

@@ -9,7 +9,7 @@ from typing import Any
 
 from stepscope.directions import PseudoUpdates
 from stepscope.objective import Direction, Objective
-from stepscope.paper.experiments.compared import DIRECTIONS, TRAINING
+from stepscope.paper.experiments.compared import TRAINING, measured_directions
 from stepscope.paper.experiments.experiment import Experiment, Progress, Unit
 from stepscope.paper.experiments.running import backward
 from stepscope.paper.tasks import Batch, Task
@@ -76,7 +76,7 @@ class AlongTrajectories(Experiment[AnyRecord]):
         return [Objective(task.model, None, task.eval_batches)]
 
     def followed(self) -> tuple[str, ...]:
-        """Names in `DIRECTIONS`: the optimizers that follow the training, so that their directions are known."""
+        """Names in `measured_directions`: the optimizers that follow the training, to know their directions."""
         return ()
 
     def in_memory(self, unit: Unit) -> int | None:  # noqa: ARG002
@@ -109,7 +109,8 @@ class AlongTrajectories(Experiment[AnyRecord]):
         model, last = task.model, max(missing)
         lr = self.learning_rates(unit.task or "")[unit.optimizer]
         optimizer = TRAINING[unit.optimizer](list(model.parameters()), lr)
-        followed = {label: DIRECTIONS[label] for label in self.followed()}
+        factories = measured_directions()
+        followed = {label: factories[label] for label in self.followed()}
         followers = PseudoUpdates(objective.parameters, followed) if followed else None
         batches: Iterator[Batch] = task.training_batches()
         for step in range(1, last + 1):

@@ -1,6 +1,6 @@
 """Experiment A: many optimizers' directions measured along one training run (Pan and Li, §3 and appendix B.3).
 
-One optimizer trains. At chosen steps, before its update, each optimizer of `DIRECTIONS` says which update it
+One optimizer trains. At chosen steps, before its update, each optimizer of `measured_directions` says which update it
 would make of the same gradients, and that direction is measured on a fixed evaluation batch.
 """
 
@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from stepscope.errors import UsageError
 from stepscope.measuring import measure
-from stepscope.paper.experiments.compared import DEMONSTRATED, DIRECTIONS
+from stepscope.paper.experiments.compared import demonstrated, measured_directions
 from stepscope.paper.experiments.experiment import Progress, Unit, described
 from stepscope.paper.experiments.options import add_seeds, add_source
 from stepscope.paper.experiments.running import at_home, check_settings, count_of, part_size, unmasked
@@ -62,7 +62,7 @@ class TrajectoryExperiment(AlongTrajectories[DirectionRecord]):
         steps: training steps that are measured, counted from 1: the parameters before the step's update, and the
             directions that the optimizers would give it.
         seeds: one run of each trajectory a seed; it draws the model's weights and the order of the batches.
-        directions: names in `DIRECTIONS`.
+        directions: names in `measured_directions`.
         masked: whether the models get an attention mask. The published code gives none.
     """
 
@@ -87,7 +87,7 @@ many updates as the paper (Tables 1, 4-7 and 9, Figures 1-4).
     training_lr: Mapping[str, float] = field(default_factory=lambda: {"sgd": 1.0, "adam": 2e-4})
     steps: tuple[int, ...] = (10, 60)
     seeds: tuple[int, ...] = (0,)
-    directions: tuple[str, ...] = tuple(DIRECTIONS)
+    directions: tuple[str, ...] = field(default_factory=lambda: tuple(measured_directions()))
     masked: bool = True
 
     @property
@@ -285,4 +285,4 @@ def demonstration(scale: str = "cpu", *, source: str = "auto", seeds: tuple[int,
     """
     check_settings(scale, _DEMO_STEPS, seeds)
     whole = trajectory_experiment(scale, source=source, seeds=seeds)
-    return replace(whole, steps=_DEMO_STEPS[scale], directions=DEMONSTRATED)
+    return replace(whole, steps=_DEMO_STEPS[scale], directions=demonstrated())
