@@ -8,7 +8,7 @@ import torch
 
 from stepscope import Objective, UsageError
 from stepscope.paper.experiments import convergence as module
-from stepscope.paper.experiments.compared import RULES, SETTINGS, contenders
+from stepscope.paper.experiments.compared_optimizers import RULES, SETTINGS, contenders
 from stepscope.paper.experiments.convergence import SEARCH_SEED, Training, convergence_experiment
 from stepscope.paper.experiments.experiment import run as run_experiment
 from stepscope.paper.experiments.search import Search

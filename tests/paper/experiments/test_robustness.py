@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stepscope import UsageError
-from stepscope.paper.experiments.compared import TRAINING
+from stepscope.paper.experiments.compared_optimizers import TRAINING
 from stepscope.paper.experiments.experiment import run as run_experiment
 from stepscope.paper.experiments.registry import write_page
 from stepscope.paper.experiments.robustness import GROUPS, robustness_experiment

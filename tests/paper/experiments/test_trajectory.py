@@ -10,7 +10,7 @@ import stepscope
 from made_data import data_of
 from stepscope import Objective, UsageError
 from stepscope.directions.updates import PseudoUpdates
-from stepscope.paper.experiments.compared import TRAINING, measured_directions
+from stepscope.paper.experiments.compared_optimizers import TRAINING, measured_directions
 from stepscope.paper.experiments.experiment import run as run_experiment
 from stepscope.paper.experiments.trajectory import (
     TrajectoryExperiment,

@@ -23,7 +23,7 @@ from typing_extensions import override
 from stepscope.errors import UsageError
 from stepscope.measuring import measure
 from stepscope.objective import IGNORED_LABEL
-from stepscope.paper.experiments.compared import measured_directions
+from stepscope.paper.experiments.compared_optimizers import measured_directions
 from stepscope.paper.experiments.experiment import Progress, Unit, described
 from stepscope.paper.experiments.options import add_sources, sources_of
 from stepscope.paper.experiments.running import sources_by_task
@@ -52,8 +52,8 @@ class AgreementExperiment(AlongTrajectories[AgreementRecord]):
         scale: name of the size.
         points: ``{name: the experiment whose trajectory is followed}``: its first seed, its first measured step, and
             the trajectory of `trained_by`.
-        trained_by: a name in `stepscope.paper.experiments.compared.TRAINING`.
-        directions: names in `stepscope.paper.experiments.compared.measured_directions`.
+        trained_by: a name in `stepscope.paper.experiments.compared_optimizers.TRAINING`.
+        directions: names in `stepscope.paper.experiments.compared_optimizers.measured_directions`.
     """
 
     name = "agreement"

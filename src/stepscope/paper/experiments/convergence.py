@@ -20,7 +20,7 @@ from typing_extensions import override
 from stepscope.errors import UsageError
 from stepscope.objective import Objective
 from stepscope.paper.claims.losses import conclusion, finals_of, pairs_of
-from stepscope.paper.experiments.compared import RULES, contenders
+from stepscope.paper.experiments.compared_optimizers import RULES, contenders
 from stepscope.paper.experiments.experiment import Experiment, Progress, Unit, described
 from stepscope.paper.experiments.options import add_seeds, add_settings, add_sources, sources_of
 from stepscope.paper.experiments.running import accumulate, at_home, check_settings, count_of, part_size, unmasked
@@ -72,10 +72,10 @@ class ConvergenceExperiment(Experiment[LossRecord]):
 
     Attributes:
         scale: name of the size.
-        settings: whose optimizers are compared, see `stepscope.paper.experiments.compared.SETTINGS`.
+        settings: whose optimizers are compared, see `stepscope.paper.experiments.compared_optimizers.SETTINGS`.
         tasks: ``{name: configuration}``.
         sources: ``{name: where its data come from}``.
-        optimizers: names in `stepscope.paper.experiments.compared.RULES`.
+        optimizers: names in `stepscope.paper.experiments.compared_optimizers.RULES`.
         steps: of a training.
         every: steps from one evaluation to the next.
         search: how learning rates are looked for.

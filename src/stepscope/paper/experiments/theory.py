@@ -19,7 +19,7 @@ from typing_extensions import override
 from stepscope.errors import UsageError
 from stepscope.objective import Objective
 from stepscope.paper.experiments.bounds import FAMILIES, bound_group, bound_record
-from stepscope.paper.experiments.compared import TRAINING
+from stepscope.paper.experiments.compared_optimizers import TRAINING
 from stepscope.paper.experiments.correlation import coordinate_values, correlation_record, scope_coordinates, scope_size
 from stepscope.paper.experiments.experiment import Progress, Unit, described
 from stepscope.paper.experiments.options import add_seeds, add_source

@@ -9,7 +9,7 @@ from typing import Any
 
 from stepscope.directions import PseudoUpdates
 from stepscope.objective import Direction, Objective
-from stepscope.paper.experiments.compared import TRAINING, measured_directions
+from stepscope.paper.experiments.compared_optimizers import TRAINING, measured_directions
 from stepscope.paper.experiments.experiment import Experiment, Progress, Unit
 from stepscope.paper.experiments.running import backward
 from stepscope.paper.tasks import Batch, Task

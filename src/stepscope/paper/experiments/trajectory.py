@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from stepscope.errors import UsageError
 from stepscope.measuring import measure
-from stepscope.paper.experiments.compared import demonstrated, measured_directions
+from stepscope.paper.experiments.compared_optimizers import demonstrated, measured_directions
 from stepscope.paper.experiments.experiment import Progress, Unit, described
 from stepscope.paper.experiments.options import add_seeds, add_source
 from stepscope.paper.experiments.running import at_home, check_settings, count_of, part_size, unmasked

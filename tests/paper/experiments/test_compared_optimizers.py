@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from stepscope.directions.updates import PseudoUpdates
-from stepscope.paper.experiments.compared import measured_directions
+from stepscope.paper.experiments.compared_optimizers import measured_directions
 
 
 @pytest.fixture(scope="module")
