@@ -227,7 +227,7 @@ class Experiment(ABC, Generic[AnyRecord]):
         Args:
             scale: the size of all of them.
             seeds: of each run.
-            settings: ``"text"``, ``"code"`` or ``"ours"``, see `stepscope.paper.experiments.compared_optimizers.SETTINGS`.
+            settings: ``"text"``, ``"code"`` or ``"ours"``: `stepscope.paper.experiments.compared_optimizers.SETTINGS`.
             sources: ``{task: where its data come from}``, of all tasks.
 
         Raises:

@@ -56,7 +56,8 @@ def reproduction(
         only: which parts, by their letters; None for all.
         seeds: of each run.
         settings: of A and B: ``"text"``, ``"code"`` or ``"ours"``, see
-            `stepscope.paper.experiments.compared_optimizers.SETTINGS`. As the published code has it, models get no attention mask.
+            `stepscope.paper.experiments.compared_optimizers.SETTINGS`. As the published code has it, models get no
+            attention mask.
         sources: ``{task: where its data come from}``; ``"auto"`` for those not named.
 
     Raises:
