@@ -14,6 +14,17 @@ def test_there_are_some():
     assert len(EXAMPLES) >= 7
 
 
+@pytest.fixture(autouse=True)
+def _own_accelerator():
+    """Accelerate has one state for a process, and an example is to find none that a test left."""
+    state = pytest.importorskip("accelerate.state")
+    state.AcceleratorState._reset_state(True)
+    state.GradientState._reset_state()
+    yield
+    state.AcceleratorState._reset_state(True)
+    state.GradientState._reset_state()
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore", "error::RuntimeWarning")
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -48,9 +48,9 @@ def is_own(record: DirectionRecord) -> bool:
     """Whether a record is of the update that the training optimizer itself was about to make, as a probe measures it.
 
     Example:
-        >>> record = DirectionRecord(trajectory="AdamW", seed=0, step=1, direction="own AdamW clip 50%")
-        >>> is_own(record), is_own(replace(record, direction="own AdamW"))
-        (False, True)
+        >>> place = {"trajectory": "AdamW", "seed": 0, "step": 1}
+        >>> [is_own(DirectionRecord(**place, direction=name)) for name in ("own AdamW", "own AdamW clip 50%", "sgd")]
+        [True, False, False]
     """
     direction = record.direction
     return direction.startswith("own ") and family(direction) == direction

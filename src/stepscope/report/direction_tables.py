@@ -108,6 +108,7 @@ def top_shares(record: DirectionRecord, part: str) -> dict[float, float]:
         part: ``"norm"`` (of the squared norm) or ``"sharpness"``; a sharpness that isn't positive has no shares.
 
     Example:
+        >>> from stepscope.runs import RecordedShare
         >>> place = {"trajectory": "sgd", "seed": 0, "step": 1, "direction": "sgd"}
         >>> top = {"0.01": RecordedShare(norm=0.5, sharpness=6.0)}
         >>> top_shares(DirectionRecord(**place, sharpness=8.0, top=top), "sharpness")
