@@ -46,7 +46,7 @@ measurements.jsonl (one record a line) and report.html.
 """
 
 REPORT = """\
-Writes the page of a run anew from its records.
+Writes the page of a run again from its records.
 
   stepscope report runs/demo-cpu
   stepscope report runs/demo-cpu --out page.html
@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
     _add_demo(chosen)
     _add_run(chosen)
     _add_reproduce(chosen)
-    report = _command(chosen, "report", "write the page of a run anew", REPORT, commands.report)
+    report = _command(chosen, "report", "write the page of a run again", REPORT, commands.report)
     report.add_argument("run_directory", metavar="RUN", help="the run directory, or that of a reproduction")
     report.add_argument("--out", metavar="FILE", help="the page of a run directory (default: RUN/report.html)")
     return whole
@@ -86,7 +86,7 @@ def _add_demo(chosen: Any) -> None:
     _add_scale(demo, "demo")
     add_source(
         demo,
-        "where the sentence pairs come from: auto (the default; the first that can be had), opus_books, "
+        "where the sentence pairs come from: auto (the default; the first that is available), opus_books, "
         "homeassistant, or a file of tab-separated pairs",
     )
     add_seeds(demo, 0)

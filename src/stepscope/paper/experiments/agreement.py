@@ -2,7 +2,7 @@
 
 What the trajectories record comes from `Objective` and double backward in float32. Here the same directions at the same
 parameters go through neither: a float64 copy of the model, moved to both sides, two plain backward passes, and the
-difference of the gradients. What the mean loss of a batch averages over is counted anew too.
+difference of the gradients. What the mean loss of a batch averages over is counted by code of its own too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What clipping guarantees where few coordinates are bad (Pan and Li, appendix A; their formulas are derived anew).
+"""What clipping guarantees where few coordinates are bad (Pan and Li, appendix A; their formulas are derived here).
 
 Let a fraction ``ε`` of the ``n`` coordinates be bad (``Lᵢ ≤ L``), the rest good (``Lᵢ ≤ ℓ``), where coordinate-wise
 smoothness means ``f(y) ≤ f(x) + gᵀ(y−x) + ½ Σ Lᵢ(yᵢ−xᵢ)²``. A step ``x − ηd`` then costs at most ``½η²Q`` of what its

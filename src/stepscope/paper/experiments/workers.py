@@ -65,7 +65,7 @@ def run_jobs(
                 else:
                     busy.remove(connection)
     finally:
-        # What they have found is here already; they hold nothing that has to be put back.
+        # What they have found is here already; they hold nothing that has to be restored.
         for process in workers.values():
             process.kill()
         for connection, process in workers.items():

@@ -129,7 +129,7 @@ def code(config: CodeConfig, *, seed: int = 0, source: str = "auto") -> Task:
         number of pieces in use.
 
     Raises:
-        UsageError: no programs or no pretrained model can be had, or a value of ``config`` is impossible.
+        UsageError: no programs or no pretrained model is available, or a value of ``config`` is impossible.
         MissingExtraError: transformers or tokenizers is not installed.
     """
     sizes = ("vocabulary", "hidden", "layers", "heads", "window")

@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 class UnavailableError(RuntimeError):
-    """A source of data cannot be had here and now. The message is a short reason, part of a longer line."""
+    """A source of data is not available here and now. The message is a short reason, part of a longer line."""
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def cached_dataset(dataset: HubDataset) -> tuple[list[Path], str]:
     recorded = _recorded_pin(cache_directory() / record)
     pin = recorded or _newest_pin(dataset)
     paths = [_cached_part(dataset, pin, name) for name in sorted(pin.files)]
-    if recorded is None:  # only now: a revision whose files cannot be had is not to be kept
+    if recorded is None:  # only now: a revision whose files are not available is not kept
         with suppress(OSError):
             write_cached(record, json.dumps({"revision": pin.revision, "files": pin.files}, indent=1).encode())
     return paths, pin.revision

@@ -151,7 +151,7 @@ def images(config: ImagesConfig, *, seed: int = 0, source: str = "auto", progres
         (int64, shape (images,)). ``source.examples`` is the number of images in use.
 
     Raises:
-        UsageError: no images or no pretrained model can be had, or a value of ``config`` is impossible.
+        UsageError: no images or no pretrained model is available, or a value of ``config`` is impossible.
         MissingExtraError: transformers is not installed.
     """
     _check(config)
@@ -250,7 +250,7 @@ def _backbone(
 
 
 def _of_classes(pictures: Pictures, first: int, end: int | None) -> Examples:
-    """The images of some of the classes, which are counted in the order of their numbers, and their labels anew from 0.
+    """The images of some of the classes, which are counted in the order of their numbers, and their labels counted from 0.
 
     In an order that depends on the data alone.
     """

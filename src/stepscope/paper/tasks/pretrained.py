@@ -55,7 +55,7 @@ def published(name: str, kinds: Mapping[str, str], *, title: str, tokenizer: boo
         tokenizer: whether the model needs one.
 
     Raises:
-        UsageError: it cannot be had, is of another type, or has no weights as safetensors or no tokenizer.
+        UsageError: it is not available, is of another type, or has no weights as safetensors or no tokenizer.
         MissingExtraError: transformers or tokenizers is not installed.
     """
     files = (*MODEL_FILES, TOKENIZER_FILE) if tokenizer else MODEL_FILES
@@ -83,7 +83,7 @@ def pretrained_bert(name: str) -> Pretrained:
         The weights by the names of ``transformers.BertModel``.
 
     Raises:
-        UsageError: the name is unknown, or the package cannot be had.
+        UsageError: the name is unknown, or the package is not available.
         MissingExtraError: transformers, safetensors or tokenizers is not installed.
     """
     if name != "minilm":

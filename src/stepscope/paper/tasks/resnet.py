@@ -80,7 +80,7 @@ def published_backbone(name: str) -> tuple[Any, Weights, str]:
         The configuration, the weights in float32, and where they are from, with the revision.
 
     Raises:
-        UsageError: it cannot be had, or is no ResNet.
+        UsageError: it is not available, or is no ResNet.
         MissingExtraError: transformers is not installed.
     """
     found = published(name, {"resnet": "ResNetModel"}, title="a ResNet", tokenizer=False)

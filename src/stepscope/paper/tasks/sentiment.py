@@ -135,7 +135,7 @@ def sentiment(config: SentimentConfig, *, seed: int = 0, source: str = "auto") -
         than ``config.reviews`` where the source has no more.
 
     Raises:
-        UsageError: no texts or no pretrained weights can be had, or a value of ``config`` is impossible.
+        UsageError: no texts or no pretrained weights are available, or a value of ``config`` is impossible.
         MissingExtraError: transformers, tokenizers or safetensors is not installed.
     """
     if config.pretrained and config.checkpoint:

@@ -1,4 +1,4 @@
-"""Tasks so small that a whole Hessian can be had: made data, float64, smooth losses."""
+"""Tasks so small that their whole Hessian is computed: made data, float64, smooth losses."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def published_text(config: Any, models: Mapping[str, str], title: str) -> Pretra
         title: what to call those types, such as ``"a T5"``.
 
     Raises:
-        UsageError: it cannot be had (see `published`), or has fewer positions than the texts have tokens.
+        UsageError: it is not available (see `published`), or has fewer positions than the texts have tokens.
     """
     if not config.checkpoint:
         return None
@@ -178,7 +178,7 @@ def learn_tokenizer(texts: Sequence[str], vocabulary: int) -> Any:
         # With its length, so that no other split of the same characters has the same digest.
         digest.update(f"{len(text)} {text}\n".encode())
     name = f"tokenizers/{digest.hexdigest()[:32]}.json"
-    # Of a damaged file the library raises a bare Exception. It is learned anew, like a missing one.
+    # Of a damaged file the library raises a bare Exception. It is learned again, like a missing one.
     with suppress(Exception):
         return tokenizers.Tokenizer.from_str((cache_directory() / name).read_text("utf-8"))
     tokenizer = _train(tokenizers, texts, vocabulary)

@@ -142,7 +142,7 @@ def translation(config: TranslationConfig, *, seed: int = 0, source: str = "auto
         source has no more.
 
     Raises:
-        UsageError: no pairs or no pretrained model can be had, or a value of ``config`` is impossible.
+        UsageError: no pairs or no pretrained model is available, or a value of ``config`` is impossible.
         MissingExtraError: transformers or tokenizers is not installed.
     """
     _check(config)
