@@ -47,6 +47,39 @@ def test_agrees_with_the_dense_hessian(name, family_table):
         family_table.worst(name, "uᵀHu float64", abs(m.sharpness - float(u @ hessian @ u)) / scale)
 
 
+class Products:
+    """Adds up the products that a method makes."""
+
+    def __init__(self):
+        self.clear()
+
+    def __call__(self, label, weight, u, product):
+        total = self.of.setdefault(label, {})
+        for name, tensor in product.items():
+            total[name] = total.get(name, 0) + weight * tensor.detach()
+
+    def clear(self):
+        self.of = {}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_whole_product_agrees_with_the_dense_hessian(name):
+    """Each coordinate of ``Hu``, not its part along ``u`` alone."""
+    c = case(name)
+    objective, products = c.objective(), Products()
+    _, _, hessian = dense(name)
+    with objective.measuring():
+        units = {
+            label: vectors.UnitDirection.of(direction, objective.parameters).u
+            for label, direction in some_directions(objective).items()
+        }
+        curvature(objective, units, "autograd", products)
+    scale = float(torch.linalg.matrix_norm(hessian, 2))
+    for label, u in units.items():
+        error = flat(c, products.of[label]) - hessian @ flat(c, u)
+        assert float(error.norm()) <= c.tolerance * scale, label
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_agrees_in_single_precision(name, family_table):
     """The default way of `measure`, on the model as users have it."""

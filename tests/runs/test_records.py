@@ -180,6 +180,15 @@ def test_long_differences_are_shortened(tmp_path):
     assert len(one_line(error)) - len(str(tmp_path)) < 600
 
 
+def test_of_two_long_lists_the_items_are_named_that_only_one_has(tmp_path):
+    names = [f"a family with a long name, number {number}" for number in range(9)]
+    RunDirectory.open(tmp_path / "run", Line, {"families": names}).close()
+    with pytest.raises(
+        UsageError, match=r'families: \["a family with a long name, number 7"\] there alone, \[\] asked'
+    ):
+        RunDirectory.open(tmp_path / "run", Line, {"families": [*names[:7], names[8]]})
+
+
 def test_a_directory_with_other_things_is_refused_untouched(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(UsageError, match="is not empty and not a run directory") as error:

@@ -30,6 +30,8 @@ MEASUREMENTS_FILE = "measurements.jsonl"
 LOCK_FILE = ".lock"
 
 _ABSENT = object()
+_SHOWN = 60
+"""Characters of a value that an error shows."""
 
 Head = dict[str, Any]
 """The content of `run.json`: ``schema_version``, ``created``, ``configuration``, ``context``."""
@@ -368,6 +370,12 @@ def _differences(stored: Any, wanted: Any, name: str = "") -> list[str]:
         ]
     if stored == wanted and isinstance(stored, bool) == isinstance(wanted, bool):
         return []
+    if isinstance(stored, list) and isinstance(wanted, list) and len(json.dumps(stored)) > _SHOWN:
+        # Cut off, two long lists would look alike.
+        only = [item for item in stored if item not in wanted], [item for item in wanted if item not in stored]
+        if any(only):
+            stored, wanted = only
+            return [f"{json.dumps(name)[1:-1]}: {_brief(stored)} there alone, {_brief(wanted)} asked for alone"]
     return [f"{json.dumps(name)[1:-1]}: {_brief(stored)} there, {_brief(wanted)} asked for"]
 
 
@@ -375,7 +383,7 @@ def _brief(value: Any) -> str:
     if value is _ABSENT:
         return "nothing"
     text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
 def _open_for_append(file: Path, whole: int) -> BinaryIO:

@@ -94,45 +94,74 @@ _AS_CODE = ("code", "ours")
 """What the published classes do, and not the text."""
 
 RULES: dict[str, Rule] = {
-    "sgd": Rule(_sgd, 1e-1, 4.0),
-    "sgd clip 10%": Rule(_clipped(_sgd, 0.1), 1e-1, 16.0, "sgd"),
-    "sgd clip by norm": Rule(_sgd_by_norm, 1e-1, 4.0, "sgd", measured=False, settings=("ours",)),
+    "sgd": Rule(_sgd, lr=1e-1, first_lr=4.0),
+    "sgd clip 10%": Rule(_clipped(_sgd, 0.1), lr=1e-1, first_lr=16.0, original="sgd"),
+    "sgd clip by norm": Rule(_sgd_by_norm, lr=1e-1, first_lr=4.0, original="sgd", measured=False, settings=("ours",)),
     "acclip": Rule(
-        lambda parameters, lr: ACClip(parameters, lr=lr), 1e-1, 16.0, "sgd", measured=False, settings=("ours",)
+        lambda parameters, lr: ACClip(parameters, lr=lr),
+        lr=1e-1,
+        first_lr=16.0,
+        original="sgd",
+        measured=False,
+        settings=("ours",),
     ),
-    "normalized sgd": Rule(_normalized_sgd, 1e-4, 2e-3),
-    "normalized sgd clip 10%": Rule(_clipped(_normalized_sgd, 0.1), 1e-4, 2e-3, "normalized sgd"),
-    "signsgd": Rule(lambda parameters, lr: SignSGD(parameters, lr=lr, momentum=0.9), 1e-4, 2e-3, "sgd"),
-    "adam": Rule(_adam, 2e-4, 4e-3),
-    "adam clip 50% (first moment)": Rule(_clipped(_adam, 0.5, "first_moment"), 2e-4, 4e-3, "adam", settings=_AS_CODE),
-    "adam clip 50% (gradient)": Rule(_clipped(_adam, 0.5), 2e-4, 4e-3, "adam", settings=("text",)),
-    "adam clip 50% (update)": Rule(_clipped(_adam, 0.5, "update"), 2e-4, 4e-3, "adam"),
-    "adafactor": Rule(_adafactor, 1e-2, 4e-2),
+    "normalized sgd": Rule(_normalized_sgd, lr=1e-4, first_lr=2e-3),
+    "normalized sgd clip 10%": Rule(_clipped(_normalized_sgd, 0.1), lr=1e-4, first_lr=2e-3, original="normalized sgd"),
+    "signsgd": Rule(
+        lambda parameters, lr: SignSGD(parameters, lr=lr, momentum=0.9), lr=1e-4, first_lr=2e-3, original="sgd"
+    ),
+    "adam": Rule(_adam, lr=2e-4, first_lr=4e-3),
+    "adam clip 50% (first moment)": Rule(
+        _clipped(_adam, 0.5, "first_moment"), lr=2e-4, first_lr=4e-3, original="adam", settings=_AS_CODE
+    ),
+    "adam clip 50% (gradient)": Rule(_clipped(_adam, 0.5), lr=2e-4, first_lr=4e-3, original="adam", settings=("text",)),
+    "adam clip 50% (update)": Rule(_clipped(_adam, 0.5, "update"), lr=2e-4, first_lr=4e-3, original="adam"),
+    "adafactor": Rule(_adafactor, lr=1e-2, first_lr=4e-2),
     "adafactor clip 50% (numerator)": Rule(
-        lambda parameters, lr: Adafactor(parameters, lr=lr, clip_fraction=0.5), 1e-2, 4e-2, "adafactor",
+        lambda parameters, lr: Adafactor(parameters, lr=lr, clip_fraction=0.5),
+        lr=1e-2,
+        first_lr=4e-2,
+        original="adafactor",
         settings=_AS_CODE,
     ),
     "adafactor clip 50% (gradient)": Rule(
-        _clipped(_adafactor, 0.5), 1e-2, 4e-2, "adafactor", measured=False, settings=("text",)
+        _clipped(_adafactor, 0.5), lr=1e-2, first_lr=4e-2, original="adafactor", measured=False, settings=("text",)
     ),
-    "lion": Rule(lambda parameters, lr: Lion(parameters, lr=lr, betas=(0.9, 0.99)), 1e-4, 2e-3),
+    "lion": Rule(lambda parameters, lr: Lion(parameters, lr=lr, betas=(0.9, 0.99)), lr=1e-4, first_lr=2e-3),
     "lion clip 50% (update)": Rule(
-        lambda parameters, lr: Lion(parameters, lr=lr, betas=(0.9, 0.99), clip_fraction=0.5), 1e-4, 4.0, "lion"
+        lambda parameters, lr: Lion(parameters, lr=lr, betas=(0.9, 0.99), clip_fraction=0.5),
+        lr=1e-4,
+        first_lr=4.0,
+        original="lion",
     ),
-    "muon": Rule(lambda parameters, lr: muon_with_adamw(lr=lr, adamw_lr=lr / 100)(parameters), 2e-2, 2e-2, settings=()),
+    "muon": Rule(
+        lambda parameters, lr: muon_with_adamw(lr=lr, adamw_lr=lr / 100)(parameters),
+        lr=2e-2,
+        first_lr=2e-2,
+        settings=(),
+    ),
     "adagrad": Rule(
-        lambda parameters, lr: torch.optim.Adagrad(parameters, lr=lr), 1e-2, 4e-2,
-        measured="not in the demo", settings=(),
+        lambda parameters, lr: torch.optim.Adagrad(parameters, lr=lr),
+        lr=1e-2,
+        first_lr=4e-2,
+        measured="not in the demo",
+        settings=(),
     ),
     "amsgrad": Rule(
-        lambda parameters, lr: torch.optim.Adam(parameters, lr=lr, amsgrad=True), 2e-4, 4e-3,
-        measured="not in the demo", settings=(),
+        lambda parameters, lr: torch.optim.Adam(parameters, lr=lr, amsgrad=True),
+        lr=2e-4,
+        first_lr=4e-3,
+        measured="not in the demo",
+        settings=(),
     ),
     "adamw": Rule(
-        lambda parameters, lr: torch.optim.AdamW(parameters, lr=lr), 2e-4, 4e-3,
-        measured="not in the demo", settings=(),
+        lambda parameters, lr: torch.optim.AdamW(parameters, lr=lr),
+        lr=2e-4,
+        first_lr=4e-3,
+        measured="not in the demo",
+        settings=(),
     ),
-}  # fmt: skip
+}
 """All optimizers that are compared: the paper's (§5, Tables 1 and 4-7), other ways to clip, and others in use.
 
 Clip fractions are the paper's. ``first moment`` and ``numerator`` are what its published code does: the second moment

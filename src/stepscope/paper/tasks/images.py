@@ -250,7 +250,7 @@ def _backbone(
 
 
 def _of_classes(pictures: Pictures, first: int, end: int | None) -> Examples:
-    """The images of some of the classes, which are counted in the order of their numbers, and their labels counted from 0.
+    """The images of some of the classes, which are counted in the order of their numbers, with labels from 0.
 
     In an order that depends on the data alone.
     """
