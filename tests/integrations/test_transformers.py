@@ -224,14 +224,14 @@ def test_a_training_that_goes_on_goes_on_with_the_records(tmp_path):
 
 
 def test_another_training_in_the_same_directory_is_refused(tmp_path):
-    trainer = trainer_of("t5", tmp_path / "out", max_steps=2)
+    trainer = trainer_of("t5", tmp_path / "out", max_steps=1)
     trainer.add_callback(ProbeCallback(trainer, every=1, max_overhead=None, quiet=True, run_dir=tmp_path / "run"))
     trainer.train()
     trainer.train()  # begun anew: a trial of a search, say
-    assert [len(read_run(tmp_path / name, DirectionRecord)[1]) for name in ("run", "run-2")] == [8, 8]
-    trainer = trainer_of("t5", tmp_path / "out", max_steps=2)
+    assert [len(read_run(tmp_path / name, DirectionRecord)[1]) for name in ("run", "run-2")] == [4, 4]
+    trainer = trainer_of("t5", tmp_path / "out", max_steps=1)
     trainer.add_callback(ProbeCallback(trainer, every=1, max_overhead=None, quiet=True, run_dir=tmp_path / "run"))
-    with pytest.raises(UsageError, match="measurements up to step 2 of another training"):
+    with pytest.raises(UsageError, match="measurements up to step 1 of another training"):
         trainer.train()
     trainer = trainer_of("t5", tmp_path / "out", max_steps=1)
     settings = {"every": 1, "max_overhead": None, "quiet": True, "run_dir": tmp_path / "run", "overwrite": True}

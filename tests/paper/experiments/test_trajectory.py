@@ -104,8 +104,9 @@ def test_a_torn_run_is_continued_to_the_same_records(run, experiment, tmp_path):
     out.mkdir()
     (out / "run.json").write_bytes((run[0] / "run.json").read_bytes())
     lines = complete.splitlines(keepends=True)
-    (out / "measurements.jsonl").write_bytes(b"".join(lines[:20]) + lines[20][:50])
-    assert run_experiment(experiment, out) == len(lines) - 20
+    kept = len(lines) - 25  # within the first measured step of the second trajectory
+    (out / "measurements.jsonl").write_bytes(b"".join(lines[:kept]) + lines[kept][:50])
+    assert run_experiment(experiment, out) == 25
     _, continued = read_run(out, DirectionRecord)
     _, whole = read_run(run[0], DirectionRecord)
 
