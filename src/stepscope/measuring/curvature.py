@@ -33,6 +33,14 @@ def curvature(
     Raises:
         UsageError: the method is unknown, or doesn't work on this model.
 
+    Example:
+        >>> import torch
+        >>> w = torch.nn.ParameterDict({"x": torch.nn.Parameter(torch.ones(2, dtype=torch.float64))})
+        >>> f = Objective(w, lambda m, h: 0.5 * (h * m["x"] ** 2).sum(), [torch.tensor([1.0, 9.0])], lambda _: 1)
+        >>> diagonal = {"x": torch.full((2,), 0.5**0.5, dtype=torch.float64)}  # H = diag(1, 9): uᵀHu = (1 + 9) / 2
+        >>> [round(curvature(f, {"u": diagonal}, name).sharpness["u"][0], 3) for name in ("autograd", "difference")]
+        [5.0, 5.0]
+
     References:
         Pan and Li, *Toward Understanding Why Adam Converges Faster Than SGD for Transformers*, arXiv 2306.00204, §3.
     """
