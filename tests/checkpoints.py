@@ -12,7 +12,6 @@ import transformers
 
 from stepscope.paper.tasks.catalogue import TASKS
 from stepscope.paper.tasks.resnet import classifier, resnet_config
-from stepscope.paper.tasks.sources import pictures, programs, reviews, sentences
 
 WORDS = ["red", "big", "old", "new", "deep", "calm"]
 FRENCH = dict(zip(WORDS, ["rouge", "grand", "vieux", "neuf", "profond", "calme"], strict=True))
@@ -150,15 +149,15 @@ def put_on_hub(folder, monkeypatch, kind, write_model):
     Returns:
         The paper's configuration for them, and transformers' class of the model.
     """
-    module, write_data, sizes = {
-        "translation": (sentences, opus_books, {"max_tokens": 9}),
-        "code": (programs, the_stack, {"max_tokens": 14}),
-        "sentiment": (reviews, imdb, {"max_tokens": 8}),
-        "images": (pictures, cifar10, {"depths": (1, 2), "widths": (8, 12), "embedding": 4}),
+    write_data, sizes = {
+        "translation": (opus_books, {"max_tokens": 9}),
+        "code": (the_stack, {"max_tokens": 14}),
+        "sentiment": (imdb, {"max_tokens": 8}),
+        "images": (cifar10, {"depths": (1, 2), "widths": (8, 12), "embedding": 4}),
     }[kind]
     folder.mkdir(exist_ok=True)
     path = write_data(folder)
-    monkeypatch.setattr(module, "cached_dataset", lambda dataset: ([path], REVISION))
+    monkeypatch.setattr("stepscope.paper.tasks.sources.source.cached_dataset", lambda dataset: (path, REVISION))
     their_class = write_model(folder / "checkpoint")
     config = replace(TASKS[kind].scales["paper"], checkpoint=str(folder / "checkpoint"), **SMALL_BATCHES, **sizes)
     return config, their_class

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from stepscope.paper.tasks import downloads
+from stepscope.paper.tasks.sources import source
 
 
 @pytest.fixture(autouse=True)
@@ -40,4 +41,19 @@ def serve_wheel(monkeypatch):
         return wheel
 
     monkeypatch.setattr(downloads, "run_tool", run)
+    return serve
+
+
+@pytest.fixture
+def serve_dataset(monkeypatch):
+    """Serves a file in the place of every data set of the Hub; with None, the Hub is out of reach."""
+
+    def serve(file):
+        def cached_dataset(dataset):
+            if file is None:
+                raise downloads.UnavailableError("no Hub")
+            return file, "0123456789abcdef0123456789abcdef01234567"
+
+        monkeypatch.setattr(source, "cached_dataset", cached_dataset)
+
     return serve

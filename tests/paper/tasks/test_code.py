@@ -16,8 +16,6 @@ pytest.importorskip("tokenizers")
 
 from stepscope.errors import UsageError
 from stepscope.paper.tasks.code import SCALES, code, collate
-from stepscope.paper.tasks.downloads import UnavailableError
-from stepscope.paper.tasks.sources import programs
 from stepscope.paper.tasks.sources.programs import load_programs
 
 SMOKE = SCALES["smoke"]
@@ -65,8 +63,8 @@ def test_attention_is_global_and_local_by_turns(program):
     assert code(replace(SMOKE, layers=3), source=program).model.config.attention_layers == ["global"] * 3
 
 
-def test_the_standard_library_is_this_pythons(monkeypatch):
-    monkeypatch.setattr(programs, "cached_dataset", lambda _: (_ for _ in ()).throw(UnavailableError("no Hub")))
+def test_the_standard_library_is_this_pythons(serve_dataset):
+    serve_dataset(None)
     texts, source = load_programs()
     assert source.name == "standard-library"
     assert source.title.endswith(f"Python {sys.version.split()[0]}")
@@ -75,15 +73,15 @@ def test_the_standard_library_is_this_pythons(monkeypatch):
     assert not any("import unittest\n\nclass " in text[:60] for text in texts)
 
 
-def test_a_hub_dataset_of_json_lines(tmp_path, monkeypatch):
+def test_a_hub_dataset_of_json_lines(tmp_path, serve_dataset):
     pytest.importorskip("datasets")
     rows = [{"content": "x = 1\n", "lang": "Python"}, {"content": "y = 2\n"}, {"content": "x = 1\n"}, {"content": " "}]
     file = tmp_path / "data.json"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.setattr(programs, "cached_dataset", lambda dataset: ([file], "f" * 40))
+    serve_dataset(file)
     texts, source = load_programs("the-stack-smol")
     assert texts == ["x = 1\n", "y = 2\n"]
-    assert source.title == "Python programs (The Stack), bigcode/the-stack-smol data/python at ffffffffffff"
+    assert source.title == "Python programs (The Stack), bigcode/the-stack-smol data/python at 0123456789ab"
 
 
 @pytest.mark.parametrize(

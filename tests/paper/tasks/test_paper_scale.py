@@ -244,13 +244,13 @@ def test_a_revision_of_the_hub(hub, monkeypatch):
     config, _ = hub("code", checkpoints.code)
     folder, asked = Path(config.checkpoint), []
 
-    def cached_model(name, **what):
-        asked.append((name, what))
+    def cached_files(*what, **more):
+        asked.append((what, more))
         return folder, checkpoints.REVISION
 
-    monkeypatch.setattr(pretrained, "cached_model", cached_model)
+    monkeypatch.setattr(pretrained, "cached_files", cached_files)
     paper = TASKS["code"].scales["paper"].checkpoint
     task = TASKS["code"].make(replace(config, checkpoint=paper))
     files = ("config.json", "model.safetensors", "tokenizer.json")
-    assert asked == [("flax-community/gpt-neo-125M-code-clippy", {"files": files, "revision": "refs/pr/1"})]
+    assert asked == [(("flax-community/gpt-neo-125M-code-clippy", files), {"revision": "refs/pr/1"})]
     assert task.initialisation == "pretrained: flax-community/gpt-neo-125M-code-clippy at 0123456789ab"

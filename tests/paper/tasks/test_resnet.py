@@ -217,11 +217,11 @@ def test_damaged_models(published, damage, message):
 def test_a_model_of_the_hub(published, monkeypatch):
     asked = []
 
-    def cached_model(name, *, files, revision):
+    def cached_files(name, files, *, revision):
         asked.append((name, files, revision))
         return published[0], "0123456789abcdef"
 
-    monkeypatch.setattr(pretrained, "cached_model", cached_model)
+    monkeypatch.setattr(pretrained, "cached_files", cached_files)
     _, weights, origin = published_backbone("someone/resnet")
     assert asked == [("someone/resnet", ("config.json", "model.safetensors"), None)]
     assert origin == "someone/resnet at 0123456789ab"
@@ -229,9 +229,9 @@ def test_a_model_of_the_hub(published, monkeypatch):
 
 
 def test_no_such_model(monkeypatch):
-    def cached_model(name, **what):
+    def cached_files(name, files, **what):
         raise UnavailableError("the Hub cannot be used (ConnectionError)")
 
-    monkeypatch.setattr(pretrained, "cached_model", cached_model)
+    monkeypatch.setattr(pretrained, "cached_files", cached_files)
     with pytest.raises(UsageError, match=r"no pretrained model 'a/b' \(the Hub cannot .*\): get online, or give"):
         published_backbone("a/b")

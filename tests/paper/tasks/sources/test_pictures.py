@@ -10,13 +10,11 @@ import sys
 import pytest
 import torch
 
-from stepscope.errors import MissingExtraError, UsageError
+from stepscope.errors import UsageError
 from stepscope.paper.tasks import downloads
-from stepscope.paper.tasks.downloads import UnavailableError
 from stepscope.paper.tasks.sources import pictures
-from stepscope.paper.tasks.sources.pictures import Pictures, PictureSource, idx_tensor, load_pictures
+from stepscope.paper.tasks.sources.pictures import idx_tensor, load_pictures
 
-REVISION = "0123456789abcdef0123456789abcdef01234567"
 PIXELS = torch.arange(3 * 4 * 5, dtype=torch.uint8).view(3, 4, 5)
 LABELS = torch.tensor([7, 0, 2], dtype=torch.uint8)
 
@@ -118,7 +116,7 @@ COLOURS = torch.randint(0, 256, (4, 3, 5, 6), dtype=torch.uint8, generator=torch
 
 
 @pytest.fixture
-def cifar(tmp_path, monkeypatch):
+def cifar(tmp_path, serve_dataset):
     """Serves Parquet files as the Hub has them: an image's file and its label, with or without the Hub's own types."""
     image = pytest.importorskip("PIL.Image")
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
@@ -140,7 +138,7 @@ def cifar(tmp_path, monkeypatch):
         else:
             table = arrow.Table.from_pylist(rows)
         parquet.write_table(table, path)
-        monkeypatch.setattr(pictures, "cached_dataset", lambda dataset: ([path], REVISION))
+        serve_dataset(path)
         return path
 
     return serve
@@ -152,7 +150,7 @@ def test_cifar10(cifar, typed):
     found, source = load_pictures("cifar10")
     assert torch.equal(found.pixels, COLOURS)
     assert found.labels.tolist() == [5, 6, 7, 8]
-    assert source.title == f"CIFAR-10, uoft-cs/cifar10 plain_text at {REVISION[:12]}"
+    assert source.title == "CIFAR-10, uoft-cs/cifar10 plain_text at 0123456789ab"
     assert source.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -172,10 +170,10 @@ def test_cifar10_of_other_forms(cifar):
         load_pictures("cifar10")
 
 
-def test_cifar10_without_pillow_is_said_before_anything_is_fetched(monkeypatch):
+def test_cifar10_without_pillow_is_said_before_anything_is_fetched(monkeypatch, serve_dataset):
     monkeypatch.setitem(sys.modules, "PIL", None)
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
-    monkeypatch.setattr(pictures, "cached_dataset", lambda dataset: pytest.fail("nothing has to be fetched"))
+    serve_dataset(None)
     with pytest.raises(UsageError, match=r"cifar10: PIL is not installed: pip install 'stepscope\[paper\]'"):
         load_pictures("cifar10")
 
@@ -227,33 +225,7 @@ def test_own_file_that_is_none(tmp_path):
         load_pictures(str(tmp_path / "pickle.pt"))
 
 
-def test_auto_takes_the_first_that_works(monkeypatch):
-    asked = []
-
-    def source(key, result):
-        def read():
-            asked.append(key)
-            if isinstance(result, Exception):
-                raise result
-            return result
-
-        return PictureSource(key, f"Title of {key}", "MIT", read)
-
-    good = Pictures(COLOURS, torch.arange(4), "0" * 64, "version 1")
-    missing = MissingExtraError("datasets is not installed: pip install it")
-    candidates = [source("one", UnavailableError("down")), source("two", missing), source("three", good)]
-    monkeypatch.setattr(pictures, "SOURCES", {each.key: each for each in [*candidates, source("four", good)]})
-    found, origin = load_pictures()
-    assert found is good
-    assert asked == ["one", "two", "three"]
-    assert origin == pictures.Source("three", "Title of three, version 1", "MIT", "0" * 64, 4)
-    monkeypatch.setattr(pictures, "SOURCES", {each.key: each for each in candidates[:2]})
-    with pytest.raises(UsageError, match=r"\(one: down; two: datasets is not installed.*\): get online"):
-        load_pictures()
-
-
-def test_the_real_sources():
-    assert list(pictures.SOURCES) == ["cifar10", "fashion-mnist"]
+def test_unknown_source_lists_the_known():
     with pytest.raises(UsageError, match="'nonsense': auto, cifar10, fashion-mnist, or the path"):
         load_pictures("nonsense")
 

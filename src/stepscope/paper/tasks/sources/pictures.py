@@ -10,7 +10,7 @@ import gzip
 import io
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ from stepscope.paper.tasks.downloads import (
     file_sha256,
     files_sha256,
 )
-from stepscope.paper.tasks.hub import HubDataset, cached_dataset, dataset_rows
-from stepscope.paper.tasks.sources.source import DataSource, load_first
+from stepscope.paper.tasks.hub import HubDataset
+from stepscope.paper.tasks.sources.source import DataSource, Reading, load_first, read_bytes, read_hub
 from stepscope.paper.tasks.task import Source
 
 CIFAR10 = HubDataset("uoft-cs/cifar10", "plain_text")
@@ -45,8 +45,6 @@ class Pictures:
     Attributes:
         pixels: uint8, shape (images, channels, height, width).
         labels: int64, shape (images,); at least 0.
-        sha256: digest of the file or files that they were read from, hexadecimal.
-        version: what was read exactly, to stand behind the source's title.
 
     Raises:
         UnavailableError: the shapes don't fit, a label is negative, or there is no image.
@@ -54,8 +52,6 @@ class Pictures:
 
     pixels: Tensor
     labels: Tensor
-    sha256: str
-    version: str
 
     def __post_init__(self) -> None:
         if self.pixels.dim() != 4 or self.labels.shape != self.pixels.shape[:1] or self.pixels.numel() == 0:
@@ -64,8 +60,8 @@ class Pictures:
         if int(self.labels.min()) < 0:
             raise UnavailableError(f"a label is {int(self.labels.min())}: labels are whole numbers from 0")
 
-
-PictureSource = DataSource[Pictures]
+    def __len__(self) -> int:
+        return len(self.labels)
 
 
 def load_pictures(source: str = "auto") -> tuple[Pictures, Source]:
@@ -85,32 +81,26 @@ def load_pictures(source: str = "auto") -> tuple[Pictures, Source]:
     return load_first(
         source,
         SOURCES,
-        _read,
-        own=PictureSource("file", "Labelled images", "unknown", lambda: _read_file(Path(source))),
+        lambda pictures: pictures,
+        own=_read_file,
+        things="labelled images",
         suffix=".safetensors",
-        missing="no labelled images",
-        remedy="get online, or pass the path of a .safetensors file with images (uint8, N×C×H×W) and labels (N)",
+        content=".safetensors file with images (uint8, N×C×H×W) and labels (N)",
     )
 
 
-def _read(source: PictureSource) -> tuple[Pictures, Source]:
-    pictures = source.read()
-    title = f"{source.title}, {pictures.version}"
-    return pictures, Source(source.key, title, source.license, pictures.sha256, len(pictures.labels))
-
-
-def _read_cifar10() -> Pictures:
+def _read_cifar10() -> Reading[Pictures]:
     # First of all: without it, 120 MB would be fetched in vain.
     pillow = require("PIL.Image", "paper")
-    files, revision = cached_dataset(CIFAR10)
-    pixels, labels = [], []
-    for row in dataset_rows(files, column="img"):
-        pixels.append(_decoded(row["img"], pillow))
-        labels.append(_label(row))
-    if len({image.shape for image in pixels}) != 1:
-        raise UnavailableError(f"images of {len({image.shape for image in pixels})} sizes where one was expected")
-    version = f"{CIFAR10.repository} {CIFAR10.config} at {revision[:12]}"
-    return Pictures(torch.stack(pixels), torch.tensor(labels), files_sha256(files), version)
+
+    def pictures(rows: Iterator[dict[str, Any]]) -> Pictures:
+        examples = [(_decoded(row["img"], pillow), _label(row)) for row in rows]
+        if len(sizes := {image.shape for image, _ in examples}) != 1:
+            raise UnavailableError(f"images of {len(sizes)} sizes where one was expected")
+        pixels, labels = zip(*examples, strict=True)
+        return Pictures(torch.stack(pixels), torch.tensor(labels))
+
+    return read_hub(CIFAR10, "img", pictures)
 
 
 def _decoded(cell: Any, pillow: Any) -> Tensor:
@@ -131,7 +121,7 @@ def _label(row: Mapping[str, Any]) -> int:
     return label
 
 
-def _read_fashion() -> Pictures:
+def _read_fashion() -> Reading[Pictures]:
     paths = [FASHION_ROOT / name for name in FASHION_FILES]
     if all(path.is_file() for path in paths):
         contents = [path.read_bytes() for path in paths]
@@ -145,12 +135,12 @@ def _read_fashion() -> Pictures:
     return _pictures_of_idx([by_name[name] for name in FASHION_FILES], file_sha256(package), version)
 
 
-def _pictures_of_idx(compressed: list[bytes], sha256: str, version: str) -> Pictures:
+def _pictures_of_idx(compressed: list[bytes], sha256: str, version: str) -> Reading[Pictures]:
     try:
         pixels, labels = (idx_tensor(gzip.decompress(content)) for content in compressed)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UnavailableError(f"damaged data ({error})") from error
-    return Pictures(pixels.unsqueeze(1), labels.long(), sha256, version)
+    return Reading(Pictures(pixels.unsqueeze(1), labels.long()), sha256, version)
 
 
 def idx_tensor(content: bytes) -> Tensor:
@@ -182,12 +172,11 @@ def idx_tensor(content: bytes) -> Tensor:
     return torch.frombuffer(bytearray(content), dtype=torch.uint8)[start:].view(shape)
 
 
-def _read_file(path: Path) -> Pictures:
+def _read_file(path: Path) -> Reading[Pictures]:
     safetensors = require("safetensors.torch", "paper")
+    content = read_bytes(path)
     try:
-        tensors = safetensors.load(path.read_bytes())
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+        tensors = safetensors.load(content)
     except Exception as error:  # the library's own class of error isn't part of its interface
         raise UsageError(f"{path} is not a safetensors file: save one with safetensors.torch.save_file") from error
     if missing := {"images", "labels"} - set(tensors):
@@ -199,15 +188,12 @@ def _read_file(path: Path) -> Pictures:
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise UsageError(f"{path}: labels are {labels.dtype}, expected whole numbers, such as torch.int64")
     try:
-        return Pictures(pixels, labels.long(), file_sha256(path), str(path))
+        return Reading(Pictures(pixels, labels.long()), file_sha256(path), str(path))
     except UnavailableError as error:
         raise UsageError(f"{path}: {error}") from error
 
 
-SOURCES: dict[str, PictureSource] = {
-    source.key: source
-    for source in (
-        PictureSource("cifar10", "CIFAR-10", "unknown", _read_cifar10),
-        PictureSource("fashion-mnist", "Fashion-MNIST", "MIT", _read_fashion),
-    )
-}
+SOURCES = (
+    DataSource("cifar10", "CIFAR-10", "unknown", _read_cifar10),
+    DataSource("fashion-mnist", "Fashion-MNIST", "MIT", _read_fashion),
+)

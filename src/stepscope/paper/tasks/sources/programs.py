@@ -9,36 +9,17 @@ from __future__ import annotations
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from stepscope.errors import UsageError
-from stepscope.paper.tasks.downloads import UnavailableError, files_sha256
-from stepscope.paper.tasks.hub import HubDataset, cached_dataset, dataset_rows
-from stepscope.paper.tasks.sources.source import DataSource, load_first
+from stepscope.paper.tasks.downloads import UnavailableError, file_sha256, files_sha256
+from stepscope.paper.tasks.hub import HubDataset
+from stepscope.paper.tasks.sources.source import DataSource, Reading, load_first, read_bytes, read_hub
 from stepscope.paper.tasks.task import Source
 
-STACK = HubDataset("bigcode/the-stack-smol", "data/python", files="data.json")
+STACK = HubDataset("bigcode/the-stack-smol", "data/python", file="data.json")
 # Tests say the same in many ways, and distributions differ in whether they ship them.
 LEFT_OUT = ("test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__")
-
-
-@dataclass(frozen=True)
-class Programs:
-    """What a source gave.
-
-    Attributes:
-        texts: programs, uncleaned.
-        sha256: digest of the files that they were read from, hexadecimal.
-        version: what was read exactly, to stand behind the source's title.
-    """
-
-    texts: Iterable[str]
-    sha256: str
-    version: str
-
-
-ProgramSource = DataSource[Programs]
 
 
 def load_programs(source: str = "auto") -> tuple[list[str], Source]:
@@ -54,37 +35,27 @@ def load_programs(source: str = "auto") -> tuple[list[str], Source]:
         UsageError: no source works, the one asked for doesn't, or the file is not as described.
     """
     return load_first(
-        source,
-        SOURCES,
-        _clean,
-        own=ProgramSource("file", "Python program", "unknown", lambda: _read_file(Path(source))),
-        suffix=".py",
-        missing="no Python programs",
-        remedy="get online, or pass the path of a .py file",
+        source, SOURCES, _clean, own=_read_file, things="Python programs", suffix=".py", content=".py file"
     )
 
 
-def _clean(source: ProgramSource) -> tuple[list[str], Source]:
-    found = source.read()
-    texts = list(dict.fromkeys(text for text in found.texts if text.strip()))
+def _clean(programs: Iterable[str]) -> list[str]:
+    texts = list(dict.fromkeys(text for text in programs if text.strip()))
     if not texts:
         raise UnavailableError("no program in it")
-    title = f"{source.title}, {found.version}"
-    return texts, Source(source.key, title, source.license, found.sha256, len(texts))
+    return texts
 
 
-def _read_stack() -> Programs:
-    files, revision = cached_dataset(STACK)
-    texts = (str(row["content"]) for row in dataset_rows(files, column="content"))
-    return Programs(texts, files_sha256(files), f"{STACK.repository} {STACK.config} at {revision[:12]}")
+def _read_stack() -> Reading[Iterable[str]]:
+    return read_hub(STACK, "content", lambda rows: (str(row["content"]) for row in rows))
 
 
-def _read_standard_library() -> Programs:
+def _read_standard_library() -> Reading[Iterable[str]]:
     root = Path(sysconfig.get_path("stdlib"))
     files = sorted(file for file in root.rglob("*.py") if not set(LEFT_OUT) & set(file.relative_to(root).parts))
     if not files:
         raise UnavailableError("this Python comes without its sources")
-    return Programs(_texts(files), files_sha256(files), f"Python {sys.version.split()[0]}")
+    return Reading(_texts(files), files_sha256(files), f"Python {sys.version.split()[0]}")
 
 
 def _texts(files: Iterable[Path]) -> Iterator[str]:
@@ -95,22 +66,17 @@ def _texts(files: Iterable[Path]) -> Iterator[str]:
             continue  # a few are in another encoding, on purpose
 
 
-def _read_file(path: Path) -> Programs:
+def _read_file(path: Path) -> Reading[Iterable[str]]:
     try:
-        text = path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+        text = read_bytes(path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8: save the file as UTF-8") from error
     if not text.strip():
         raise UsageError(f"{path} is empty: give a Python program")
-    return Programs([text], files_sha256([path]), str(path))
+    return Reading([text], file_sha256(path), str(path))
 
 
-SOURCES: dict[str, ProgramSource] = {
-    source.key: source
-    for source in (
-        ProgramSource("the-stack-smol", "Python programs (The Stack)", "permissive, by file", _read_stack),
-        ProgramSource("standard-library", "Python's standard library", "PSF-2.0", _read_standard_library),
-    )
-}
+SOURCES = (
+    DataSource("the-stack-smol", "Python programs (The Stack)", "permissive, by file", _read_stack),
+    DataSource("standard-library", "Python's standard library", "PSF-2.0", _read_standard_library),
+)

