@@ -5,8 +5,10 @@ import io
 import subprocess
 import zipfile
 from dataclasses import replace
+from itertools import islice
 
 import pytest
+import torch
 
 from stepscope.paper.tasks import downloads
 from stepscope.paper.tasks.sources import source
@@ -57,3 +59,21 @@ def serve_dataset(monkeypatch):
         monkeypatch.setattr(source, "cached_dataset", cached_dataset)
 
     return serve
+
+
+@pytest.fixture
+def losses_of():
+    """``losses_of(task, steps=, lr=)`` trains a task's model, and gives the loss before each step."""
+
+    def losses_of(task, steps, lr):
+        optimizer = torch.optim.AdamW(task.model.parameters(), lr=lr)
+        losses = []
+        for batch in islice(task.training_batches(), steps):
+            loss = task.model(**batch).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return losses
+
+    return losses_of

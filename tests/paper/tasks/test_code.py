@@ -15,8 +15,9 @@ pytest.importorskip("transformers")
 pytest.importorskip("tokenizers")
 
 from stepscope.errors import UsageError
-from stepscope.paper.tasks.code import SCALES, code, collate
+from stepscope.paper.tasks.code import SCALES, code
 from stepscope.paper.tasks.sources.programs import load_programs
+from stepscope.paper.tasks.text import collate
 
 SMOKE = SCALES["smoke"]
 PROGRAM = "\n\n".join(f"def add_{n}(first, second):\n    return first + {n} * second\n" for n in range(60))
@@ -31,7 +32,7 @@ def program(tmp_path):
 
 def test_the_loss_is_the_mean_over_the_next_tokens(program):
     task = code(SMOKE, source=program)
-    ragged = collate([[5, 6, 7, 1], [9, 1]])
+    ragged = collate([(piece, piece) for piece in ([5, 6, 7, 1], [9, 1])])
     with torch.no_grad():
         found = task.model(**ragged)
         logits = found.logits[:, :-1]
@@ -43,7 +44,8 @@ def test_the_loss_is_the_mean_over_the_next_tokens(program):
 def test_padding_is_no_text(program):
     """What a piece's logits are doesn't depend on what it is padded with."""
     model = code(SMOKE, source=program).model.eval()
-    alone, beside = collate([[9, 8, 1]]), collate([[5, 6, 7, 4, 1], [9, 8, 1]])
+    short, long = ([9, 8, 1],) * 2, ([5, 6, 7, 4, 1],) * 2
+    alone, beside = collate([short]), collate([long, short])
     with torch.no_grad():
         torch.testing.assert_close(model(**alone).logits[0], model(**beside).logits[1, :3])
 

@@ -13,6 +13,8 @@ pytest.importorskip("transformers")
 pytest.importorskip("tokenizers")
 pytest.importorskip("safetensors")
 
+import transformers
+
 from stepscope.paper.tasks import code, sentiment, translation
 from stepscope.paper.tasks.catalogue import TASKS
 from stepscope.paper.tasks.resnet import classifier, resnet_config
@@ -137,13 +139,15 @@ def test_every_task_has_every_scale(kind):
 def parameters_of(kind, scale):
     """How many parameters a model has where the data fill its vocabulary: counted, without memory for them."""
     config = TASKS[kind].scales[scale]
+    text = {
+        "translation": (translation._t5, transformers.T5ForConditionalGeneration),
+        "code": (code._gpt_neo, transformers.GPTNeoForCausalLM),
+        "sentiment": (sentiment._bert, transformers.BertForSequenceClassification),
+    }
     with torch.device("meta"):
-        if kind == "translation":
-            model = translation._model(translation._t5(config, config.vocabulary), None)
-        elif kind == "code":
-            model = code._model(code._gpt_neo(config, config.vocabulary), None)
-        elif kind == "sentiment":
-            model = sentiment._model(sentiment._bert(config, config.vocabulary), None)
+        if kind in text:
+            model_config, make = text[kind]
+            model = make(model_config(config, config.vocabulary))
         else:
             names = ("layer_type", "depths", "widths", "embedding")
             sizes = {name: getattr(config, name) for name in names}

@@ -188,17 +188,8 @@ def test_a_channel_without_contrast_becomes_zero():
 
 
 @pytest.mark.parametrize("config", [SMOKE, PRETRAINED])
-def test_it_learns(file, config):
-    task = images(config, source=file)
-    assert task.model.training
-    optimizer = torch.optim.AdamW(task.model.parameters(), lr=2e-2)
-    losses = []
-    for batch in islice(task.training_batches(), 40):
-        loss = task.model(**batch).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+def test_it_learns(file, config, losses_of):
+    losses = losses_of(images(config, source=file), steps=40, lr=2e-2)
     assert losses[-1] < losses[0] / 2
 
 

@@ -22,7 +22,7 @@ import transformers
 from stepscope.errors import UsageError
 from stepscope.paper.tasks import pretrained
 from stepscope.paper.tasks.pretrained import pretrained_bert
-from stepscope.paper.tasks.sentiment import SCALES, collate, sentiment
+from stepscope.paper.tasks.sentiment import SCALES, sentiment
 from stepscope.paper.tasks.text import END, PAD
 
 SMOKE = SCALES["smoke"]
@@ -80,14 +80,6 @@ def test_padding_changes_no_loss(table):
         torch.testing.assert_close(task.model(**longer).loss, task.model(**batch).loss)
 
 
-def test_collate_pads_to_the_longest():
-    batch = collate([([END, 5, 6, END], 1), ([END, 8, END], 0)])
-    assert batch["input_ids"].tolist() == [[END, 5, 6, END], [END, 8, END, PAD]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
-    assert batch["labels"].tolist() == [1, 0]
-    assert {value.dtype for value in batch.values()} == {torch.int64}
-
-
 def test_long_texts_are_cut_but_end(table):
     batch = next(sentiment(replace(SMOKE, max_tokens=6), source=table).training_batches())
     assert batch["input_ids"].shape == (8, 6)
@@ -105,16 +97,8 @@ def test_model_is_the_papers_kind(table, tmp_path):
     assert sentiment(SMOKE, source=str(path)).model.classifier.out_features == 3
 
 
-def test_it_learns(table):
-    task = sentiment(SMOKE, source=table)
-    optimizer = torch.optim.AdamW(task.model.parameters(), lr=1e-2)
-    losses = []
-    for batch in islice(task.training_batches(), 80):
-        loss = task.model(**batch).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+def test_it_learns(table, losses_of):
+    losses = losses_of(sentiment(SMOKE, source=table), steps=80, lr=1e-2)
     assert sum(losses[-10:]) < sum(losses[:10]) / 2
 
 

@@ -11,8 +11,8 @@ pytest.importorskip("tokenizers")
 
 from stepscope.errors import UsageError
 from stepscope.objective import IGNORED_LABEL
-from stepscope.paper.tasks.text import END, PAD, SMALLEST_VOCABULARY, learn_tokenizer
-from stepscope.paper.tasks.translation import SCALES, collate, translation
+from stepscope.paper.tasks.text import END, PAD, SMALLEST_VOCABULARY, collate, learn_tokenizer
+from stepscope.paper.tasks.translation import SCALES, translation
 
 SMOKE = SCALES["smoke"]
 NUMBERS = (("one", "un"), ("two", "deux"), ("three", "trois"), ("four", "quatre"), ("five", "cinq"), ("six", "six"))
@@ -76,6 +76,7 @@ def test_collate_pads_to_the_longest():
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
     assert batch["labels"].tolist() == [[8, END, IGNORED_LABEL], [5, 5, END]]
     assert {value.dtype for value in batch.values()} == {torch.int64}
+    assert collate([([5, END], 1), ([9, END], 0)])["labels"].tolist() == [1, 0]
 
 
 def test_long_sides_are_cut_but_end(table):
@@ -97,16 +98,8 @@ def test_model_is_the_papers_kind(table):
     assert torch.equal(first, second)  # no dropout, in training mode too
 
 
-def test_it_learns(table):
-    task = translation(SMOKE, source=table)
-    optimizer = torch.optim.AdamW(task.model.parameters(), lr=1e-2)
-    losses = []
-    for batch in islice(task.training_batches(), 40):
-        loss = task.model(**batch).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+def test_it_learns(table, losses_of):
+    losses = losses_of(translation(SMOKE, source=table), steps=40, lr=1e-2)
     assert losses[-1] < losses[0] / 2
 
 

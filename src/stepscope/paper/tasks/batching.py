@@ -1,14 +1,15 @@
-"""What tasks share: which examples are used, batches in a seed's order, a model with a seed's weights."""
+"""What tasks share: the examples in use, batches in a seed's order, a seed's weights, and the task of these."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from stepscope.paper.tasks.task import Batch
+from stepscope.paper.tasks.task import Batch, Source, Task
 
 # Which examples are used, and which of them are evaluated on, is the same for every seed of a task: runs with other
 # seeds then differ in weights and order alone, and all are measured on the same examples.
@@ -69,3 +70,48 @@ def initialised(make: Callable[[], object], seed: int) -> nn.Module:
         model = make()
     assert isinstance(model, nn.Module)
     return model.train()
+
+
+def task_of(
+    name: str,
+    config: Any,
+    examples: Sequence[Example],
+    *,
+    seed: int,
+    model: Callable[[int], nn.Module],
+    collate: Collate[Example],
+    source: Source,
+    initialisation: str = "random",
+    order: Callable[[Example], Any] | None = None,
+) -> Task:
+    """Makes a task of examples and a model.
+
+    Args:
+        name: of the task.
+        config: with ``batch_size``, ``eval_size`` and ``micro_batch_size``.
+        examples: in random order; the first of them are evaluated on.
+        seed: of the model's weights and of the order of training batches.
+        model: gives the model of a seed, in training mode.
+        collate: makes a batch of examples.
+        source: where the examples are from.
+        initialisation: see `Task`.
+        order: what the evaluation batch is sorted by; None leaves it as it is.
+    """
+    evaluated = list(examples[: config.eval_size])
+    if order is not None:
+        evaluated.sort(key=order)
+    size = config.micro_batch_size
+    eval_batches = tuple(collate(evaluated[start : start + size]) for start in range(0, len(evaluated), size))
+
+    def seeded(seed: int) -> Task:
+        return Task(
+            name=name,
+            model=model(seed),
+            training_batches=training_batches(examples, config.batch_size, seed, collate),
+            eval_batches=eval_batches,
+            source=replace(source, examples=len(examples)),
+            seeded=seeded,
+            initialisation=initialisation,
+        )
+
+    return seeded(seed)

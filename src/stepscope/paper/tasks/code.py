@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from typing import Any
 
-import torch
-from torch import nn
-
 from stepscope.errors import UsageError, require
-from stepscope.objective import IGNORED_LABEL
 from stepscope.paper.tasks.batching import chosen
-from stepscope.paper.tasks.pretrained import Weights, undropped, with_weights
+from stepscope.paper.tasks.pretrained import undropped
 from stepscope.paper.tasks.sources.programs import load_programs
-from stepscope.paper.tasks.task import Batch, Task
-from stepscope.paper.tasks.text import END, PAD, check_text, mask_of, padded, published_text, text_task, tokens_of
-
-Example = list[int]
+from stepscope.paper.tasks.task import Task
+from stepscope.paper.tasks.text import END, PAD, TextConfig, check_text, published_text, text_task, tokens_of
 
 GPT_NEO = {"gpt_neo": "GPTNeoForCausalLM"}
 
@@ -27,40 +20,26 @@ GPT_NEO = {"gpt_neo": "GPTNeoForCausalLM"}
 _TOKENIZER_PROGRAMS = 200
 
 
-@dataclass(frozen=True)
-class CodeConfig:
-    """How large a code task is.
+@dataclass(frozen=True, kw_only=True)
+class CodeConfig(TextConfig):
+    """How large a code task is; ``max_tokens`` are those of a piece.
 
     Attributes:
         pieces: pieces of programs to train on; a source with fewer gives all that it has.
-        batch_size: training pieces of a batch.
-        eval_size: pieces of the evaluation batch, drawn from the training pieces as in the paper.
-        micro_batch_size: pieces of one part of the evaluation batch.
-        max_tokens: tokens of a piece.
         first_only: whether only the first piece of each program is used. The paper cuts each file to its first 2,048
             tokens; of shorter pieces more of a file is left to learn from if all are used.
-        vocabulary: most tokens of the byte-level BPE. None, as the sizes that follow, beside a checkpoint, which has
-            its own.
         hidden: width of the residual stream.
         layers: blocks; attention is global and local by turns, as in GPT-Neo.
         heads: attention heads of a block.
         window: tokens that local attention sees.
-        checkpoint: a pretrained GPT-Neo with its tokenizer, of the Hub or in a directory, as in
-            `stepscope.paper.tasks.pretrained.published`. Empty: random weights of the sizes above.
     """
 
     pieces: int
-    batch_size: int
-    eval_size: int
-    micro_batch_size: int
-    max_tokens: int
     first_only: bool = False
-    vocabulary: int | None = None
     hidden: int | None = None
     layers: int | None = None
     heads: int | None = None
     window: int | None = None
-    checkpoint: str = ""
 
 
 SCALES = {
@@ -148,41 +127,17 @@ def code(config: CodeConfig, *, seed: int = 0, source: str = "auto") -> Task:
     return text_task(
         "code",
         config,
-        pieces,
+        [(piece, piece) for piece in pieces],  # the model shifts the labels
         seed=seed,
-        model=partial(_model, model, pretrained.weights if pretrained else None),
+        model=model,
+        make=GPT_NEO["gpt_neo"],
         pretrained=pretrained,
-        length=len,
-        collate=partial(collate, pad=tokens.pad),
+        pad=tokens.pad,
         source=origin,
     )
 
 
-def collate(examples: Sequence[Example], pad: int = PAD) -> Batch:
-    """Makes a batch of encoded pieces, padded to its longest.
-
-    Args:
-        examples: token numbers of each piece.
-        pad: the token to fill up with.
-
-    Returns:
-        ``input_ids``, ``attention_mask`` and ``labels`` (int64, shape (pieces, longest)); labels are the pieces
-        themselves, which the model shifts, and −100 where padded, which the loss leaves out.
-
-    Example:
-        >>> collate([[5, 6, 1], [7, 1]])["labels"].tolist()
-        [[5, 6, 1], [7, 1, -100]]
-    """
-    mask = mask_of(examples)
-    input_ids = padded(examples, pad)
-    return {
-        "input_ids": input_ids,
-        "attention_mask": mask,
-        "labels": torch.where(mask == 1, input_ids, IGNORED_LABEL),
-    }
-
-
-def _pieces(programs: Iterable[Example], size: int, first_only: bool) -> Iterator[Example]:
+def _pieces(programs: Iterable[list[int]], size: int, first_only: bool) -> Iterator[list[int]]:
     for tokens in programs:
         for start in range(0, size if first_only else len(tokens), size):
             if len(piece := tokens[start : start + size]) > 1:
@@ -205,7 +160,3 @@ def _gpt_neo(config: CodeConfig, vocabulary: int) -> Any:
         pad_token_id=PAD,
     )
     return undropped(neo)
-
-
-def _model(config: Any, weights: Weights | None) -> nn.Module:
-    return with_weights(require("transformers", "paper").GPTNeoForCausalLM(config), weights)

@@ -19,19 +19,18 @@ that trains during the first few dozen steps (`docs/limits.md`).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from stepscope.errors import UsageError
-from stepscope.paper.tasks.batching import DATA_SEED, training_batches
+from stepscope.paper.tasks.batching import DATA_SEED, Collate, task_of, training_batches
 from stepscope.paper.tasks.pretrained import Weights
 from stepscope.paper.tasks.resnet import Progress, classifier, pretrained_backbone, published_backbone, resnet_config
 from stepscope.paper.tasks.sources.pictures import Pictures, load_pictures
-from stepscope.paper.tasks.task import Batch, Task
+from stepscope.paper.tasks.task import Task
 
 INITIALISATIONS = ("random", "pretrained")
 LAYERS = ("basic", "bottleneck")
@@ -158,31 +157,21 @@ def images(config: ImagesConfig, *, seed: int = 0, source: str = "auto", progres
     pictures, origin = load_pictures(source)
     half = len(torch.unique(pictures.labels)) // 2 if config.set_apart else 0
     apart, used = _of_classes(pictures, 0, half), _of_classes(pictures, half, None)
-    examples = (used[0][: config.images], used[1][: config.images])
-    model_config, backbone, initialisation = _backbone(config, apart, examples[0].shape[1], progress)
+    pixels, labels = used[0][: config.images], used[1][: config.images]
+    model_config, backbone, initialisation = _backbone(config, apart, pixels.shape[1], progress)
     classes = _classes(used, "the task")
-    if len(examples[1]) < 2:
+    if len(labels) < 2:
         raise UsageError("the task has 1 image to train on: at least 2 are needed")
-    examples = (normalised(_with_channels(examples[0], model_config.num_channels)), examples[1])
-    size = config.micro_batch_size
-    chosen = (examples[0][: config.eval_size], examples[1][: config.eval_size])
-
-    def seeded(seed: int) -> Task:
-        return Task(
-            name="images",
-            model=classifier(model_config, classes=classes, seed=seed, backbone=backbone),
-            training_batches=_batches(examples, config.batch_size, seed),
-            # The images are in random order by now.
-            eval_batches=tuple(
-                _batch(chosen, torch.arange(start, min(start + size, len(chosen[1]))))
-                for start in range(0, len(chosen[1]), size)
-            ),
-            source=replace(origin, examples=len(examples[1])),
-            seeded=seeded,
-            initialisation=initialisation,
-        )
-
-    return seeded(seed)
+    return task_of(
+        "images",
+        config,
+        range(len(labels)),
+        seed=seed,
+        model=lambda seed: classifier(model_config, classes=classes, seed=seed, backbone=backbone),
+        collate=_batches_of(normalised(_with_channels(pixels, model_config.num_channels)), labels),
+        source=origin,
+        initialisation=initialisation,
+    )
 
 
 def normalised(pixels: Tensor) -> Tensor:
@@ -237,7 +226,9 @@ def _backbone(
         digest.update(tensor.numpy().tobytes())
     weights = pretrained_backbone(
         model_config,
-        _batches((normalised(apart[0]), apart[1]), config.batch_size, DATA_SEED),
+        training_batches(
+            range(len(apart[1])), config.batch_size, DATA_SEED, _batches_of(normalised(apart[0]), apart[1])
+        ),
         data=digest.hexdigest(),
         classes=count,
         steps=config.pretraining_steps,
@@ -277,12 +268,9 @@ def _with_channels(pixels: Tensor, channels: int) -> Tensor:
     return pixels.expand(-1, channels, -1, -1)
 
 
-def _batch(examples: Examples, indices: Tensor) -> Batch:
-    return {"pixel_values": examples[0][indices], "labels": examples[1][indices]}
-
-
-def _batches(examples: Examples, size: int, seed: int) -> Callable[[], Iterator[Batch]]:
-    return training_batches(range(len(examples[1])), size, seed, lambda chosen: _batch(examples, torch.tensor(chosen)))
+def _batches_of(pixels: Tensor, labels: Tensor) -> Collate[int]:
+    """What makes a batch of the places of some images."""
+    return lambda places: {"pixel_values": pixels[torch.tensor(places)], "labels": labels[torch.tensor(places)]}
 
 
 def _check(config: ImagesConfig) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stepscope.errors import UsageError, require
 from stepscope.paper.tasks.downloads import UnavailableError, Wheel, cached_wheel
@@ -117,13 +117,6 @@ def undropped(config: Any, **changes: Any) -> Any:
     for name, value in (zero | {"use_cache": False} | changes).items():
         setattr(config, name, value)
     return config
-
-
-def with_weights(model: nn.Module, weights: Weights | None) -> nn.Module:
-    """The model, with these weights in the place of its own; with its own where there are none."""
-    if weights is not None:
-        model.load_state_dict(weights)
-    return model
 
 
 def end_token(found: Pretrained) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from stepscope.errors import UsageError, require
+from stepscope.paper.tasks.batching import initialised
 from stepscope.paper.tasks.downloads import UnavailableError, cached_file
 from stepscope.paper.tasks.pretrained import Weights, published
 from stepscope.paper.tasks.task import Batch
@@ -61,13 +61,11 @@ def classifier(config: Any, *, classes: int, seed: int, backbone: Weights | None
     values = config.to_dict() | {"problem_type": "single_label_classification"}
     for mapping in ("id2label", "label2id", "num_labels"):
         values.pop(mapping, None)
-    with _seeded(seed):
-        settings = transformers.ResNetConfig(**values, num_labels=classes)
-        model = transformers.ResNetForImageClassification(settings)
-    assert isinstance(model, nn.Module)
+    settings = transformers.ResNetConfig(**values, num_labels=classes)
+    model = initialised(lambda: transformers.ResNetForImageClassification(settings), seed)
     if backbone is not None:
         _inside(model).load_state_dict(backbone)
-    return model.train()
+    return model
 
 
 def published_backbone(name: str) -> tuple[Any, Weights, str]:
@@ -162,11 +160,3 @@ def _inside(model: nn.Module) -> nn.Module:
     inside = model.resnet
     assert isinstance(inside, nn.Module)
     return inside
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        # This generator only: torch.manual_seed would reseed the accelerators' too, which are not forked here.
-        torch.default_generator.manual_seed(seed)
-        yield

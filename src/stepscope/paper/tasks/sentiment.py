@@ -4,28 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
-
-import torch
-from torch import nn
 
 from stepscope.errors import UsageError, require
 from stepscope.paper.tasks.batching import chosen
-from stepscope.paper.tasks.pretrained import (
-    Pretrained,
-    Weights,
-    check_length,
-    pad_token,
-    pretrained_bert,
-    undropped,
-    with_weights,
-)
+from stepscope.paper.tasks.pretrained import Pretrained, check_length, pad_token, pretrained_bert, undropped
 from stepscope.paper.tasks.sources.reviews import load_reviews
-from stepscope.paper.tasks.task import Batch, Task
-from stepscope.paper.tasks.text import END, PAD, check_text, learn_tokenizer, mask_of, padded, published_text, text_task
+from stepscope.paper.tasks.task import Task
+from stepscope.paper.tasks.text import END, PAD, TextConfig, check_text, learn_tokenizer, published_text, text_task
 
-Example = tuple[list[int], int]
 Encode = Callable[[str], list[int]]
 
 KINDS = {
@@ -35,40 +22,26 @@ KINDS = {
 """For each type of model, transformers' classes of the encoder and of the classifier."""
 
 
-@dataclass(frozen=True)
-class SentimentConfig:
-    """How large a sentiment task is.
+@dataclass(frozen=True, kw_only=True)
+class SentimentConfig(TextConfig):
+    """How large a sentiment task is; a checkpoint is a BERT or DistilBERT, and its head is random.
 
     Attributes:
         reviews: texts to train on; a source with fewer gives all that it has.
-        batch_size: training texts of a batch.
-        eval_size: texts of the evaluation batch, drawn from the training texts as in the paper.
-        micro_batch_size: texts of one part of the evaluation batch.
-        max_tokens: a longer text is cut to so many tokens, those at its ends among them.
-        vocabulary: most tokens of the byte-level BPE. None, as the sizes that follow, beside a checkpoint, which has
-            its own.
         hidden: width of the residual stream.
         intermediate: width inside a feed-forward block.
         layers: blocks.
         heads: attention heads of a block.
         pretrained: ``"minilm"`` takes the weights and the tokenizer of that package, and a random head; vocabulary and
             the sizes of the model are then the package's. None: random weights, or those of the checkpoint.
-        checkpoint: a pretrained BERT or DistilBERT with its tokenizer, of the Hub or in a directory, as in
-            `stepscope.paper.tasks.pretrained.published`; the head is random. Empty: random weights of the sizes above.
     """
 
     reviews: int
-    batch_size: int
-    eval_size: int
-    micro_batch_size: int
-    max_tokens: int
-    vocabulary: int | None = None
     hidden: int | None = None
     intermediate: int | None = None
     layers: int | None = None
     heads: int | None = None
     pretrained: str | None = None
-    checkpoint: str = ""
 
 
 SCALES = {
@@ -154,35 +127,13 @@ def sentiment(config: SentimentConfig, *, seed: int = 0, source: str = "auto") -
         config,
         [(encode(text), label) for text, label in used],
         seed=seed,
-        model=partial(_model, model, pretrained.weights if pretrained else None),
+        model=model,
+        make=KINDS[model.model_type][1],
         pretrained=pretrained,
-        length=lambda example: len(example[0]),
-        collate=partial(collate, pad=pad),
+        new_head=True,
+        pad=pad,
         source=origin,
     )
-
-
-def collate(examples: Sequence[Example], pad: int = PAD) -> Batch:
-    """Makes a batch of encoded texts, padded to its longest.
-
-    Args:
-        examples: token numbers and class of each text.
-        pad: the token to fill up with.
-
-    Returns:
-        ``input_ids`` and ``attention_mask`` (int64, shape (texts, longest)) and ``labels`` (int64, shape (texts,)).
-
-    Example:
-        >>> batch = collate([([1, 5, 1], 0), ([1, 5, 6, 1], 1)])
-        >>> batch["attention_mask"].tolist(), batch["labels"].tolist()
-        ([[1, 1, 1, 0], [1, 1, 1, 1]], [0, 1])
-    """
-    texts = [tokens for tokens, _ in examples]
-    return {
-        "input_ids": padded(texts, pad),
-        "attention_mask": mask_of(texts),
-        "labels": torch.tensor([label for _, label in examples]),
-    }
 
 
 def _pretrained(config: SentimentConfig) -> Pretrained | None:
@@ -222,10 +173,3 @@ def _encoder(config: SentimentConfig, pretrained: Pretrained) -> tuple[Any, Enco
     """The same of a pretrained model."""
     pretrained.tokenizer.enable_truncation(config.max_tokens)
     return pretrained.config, lambda text: list(pretrained.tokenizer.encode(text).ids), pad_token(pretrained)
-
-
-def _model(config: Any, weights: Weights | None) -> nn.Module:
-    model = getattr(require("transformers", "paper"), KINDS[config.model_type][1])(config)
-    with_weights(model.base_model, weights)
-    assert isinstance(model, nn.Module)
-    return model

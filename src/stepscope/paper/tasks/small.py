@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from stepscope.errors import UsageError
-from stepscope.paper.tasks.batching import DATA_SEED, initialised, training_batches
+from stepscope.paper.tasks.batching import DATA_SEED, initialised, task_of
 from stepscope.paper.tasks.task import Batch, Source, Task
 
-Example = dict[str, Tensor]
-
-_EXAMPLES, _BATCH, _EVAL, _MICRO_BATCH = 512, 32, 32, 16
+_EXAMPLES = 512
+_SIZES = SimpleNamespace(batch_size=32, eval_size=32, micro_batch_size=16)
 _FEATURES, _CLASSES = 8, 4
 _VOCABULARY, _LENGTH = 24, 12
 
@@ -115,18 +115,13 @@ def small_task(name: str, *, seed: int = 0) -> Task:
         raise UsageError(f"no small task {name!r}: choose {' or '.join(SMALL)}")
     model, make, title = SMALL[name]
     data = make(torch.Generator().manual_seed(DATA_SEED))
-    examples: list[Example] = [{key: value[i] for key, value in data.items()} for i in range(_EXAMPLES)]
-    parts = [examples[start : start + _MICRO_BATCH] for start in range(0, _EVAL, _MICRO_BATCH)]
     digest = hashlib.sha256(b"".join(value.contiguous().numpy().tobytes() for value in data.values())).hexdigest()
-    return Task(
-        name=name,
-        model=initialised(lambda: model().double(), seed),
-        training_batches=training_batches(examples, _BATCH, seed, _collate),
-        eval_batches=tuple(map(_collate, parts)),
+    return task_of(
+        name,
+        _SIZES,
+        range(_EXAMPLES),
+        seed=seed,
+        model=lambda seed: initialised(lambda: model().double(), seed),
+        collate=lambda places: {key: value[torch.tensor(places)] for key, value in data.items()},
         source=Source("made", f"Made data: {title}", "none needed", digest, _EXAMPLES),
-        seeded=lambda other: small_task(name, seed=other),
     )
-
-
-def _collate(examples: Sequence[Example]) -> Batch:
-    return {key: torch.stack([example[key] for example in examples]) for key in examples[0]}

@@ -1,22 +1,24 @@
 """What a text task is: checked settings, a tokenizer, encoded examples, and a model at random or pretrained.
 
-A task of this kind is its data, its model and its collate function; all else of it is here. In order: `check_text`;
+A task of this kind is its data, its model and how texts are encoded; all else of it is here. In order: `check_text`;
 `published_text`, before the data, which may be a long download; its data; `tokens_of` or its own encoding; `text_task`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stepscope.errors import UsageError, require
-from stepscope.paper.tasks.batching import Collate, initialised, training_batches
+from stepscope.objective import IGNORED_LABEL
+from stepscope.paper.tasks.batching import initialised, task_of
 from stepscope.paper.tasks.downloads import cache_directory, write_cached
 from stepscope.paper.tasks.pretrained import Pretrained, check_length, end_token, pad_token, published
 from stepscope.paper.tasks.task import Batch, Source, Task
@@ -25,10 +27,34 @@ SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")  # with T5's numbers: 0, 1, 2
 PAD, END = 0, 1
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
 
-Example = TypeVar("Example")
+Example = tuple[list[int], list[int] | int]
+"""Token numbers of a text, and its target: token numbers, or the number of its class."""
 
 
-def check_text(config: Any, *, examples: str, sizes: Sequence[str], fewest: int, tokens: str) -> None:
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """How large a text task is, but for its examples and its model.
+
+    Attributes:
+        batch_size: training examples of a batch.
+        eval_size: examples of the evaluation batch, drawn from the training examples as in the paper.
+        micro_batch_size: examples of one part of the evaluation batch.
+        max_tokens: a longer text is cut to so many tokens, those at its ends among them.
+        vocabulary: most tokens of the byte-level BPE. None, as the sizes of the model, beside a checkpoint, which has
+            its own.
+        checkpoint: a pretrained model with its tokenizer, of the Hub or in a directory, as in
+            `stepscope.paper.tasks.pretrained.published`. Empty: random weights of the sizes given.
+    """
+
+    batch_size: int
+    eval_size: int
+    micro_batch_size: int
+    max_tokens: int
+    vocabulary: int | None = None
+    checkpoint: str = ""
+
+
+def check_text(config: TextConfig, *, examples: str, sizes: Sequence[str], fewest: int, tokens: str) -> None:
     """Refuses settings that no text task can have.
 
     Args:
@@ -47,7 +73,7 @@ def check_text(config: Any, *, examples: str, sizes: Sequence[str], fewest: int,
         raise UsageError(f"max_tokens is {config.max_tokens}: at least {fewest} are needed, {tokens}")
 
 
-def published_text(config: Any, models: Mapping[str, str], title: str) -> Pretrained | None:
+def published_text(config: TextConfig, models: Mapping[str, str], title: str) -> Pretrained | None:
     """The pretrained model that a configuration names as its ``checkpoint``; None where it names none.
 
     Args:
@@ -94,14 +120,15 @@ def tokens_of(pretrained: Pretrained | None, texts: Sequence[str], vocabulary: i
 
 def text_task(
     name: str,
-    config: Any,
+    config: TextConfig,
     examples: Sequence[Example],
     *,
     seed: int,
-    model: Callable[[], nn.Module],
+    model: Any,
+    make: str,
     pretrained: Pretrained | None,
-    length: Callable[[Example], Any],
-    collate: Collate[Example],
+    new_head: bool = False,
+    pad: int,
     source: Source,
 ) -> Task:
     """Makes a task of encoded examples, and of a model.
@@ -109,27 +136,58 @@ def text_task(
     Args:
         name: of the task.
         config: with the sizes of batches.
-        examples: in random order; the first of them are evaluated on.
+        examples: in random order; the first of them are evaluated on, in the order of their lengths: little padding,
+            and unlike numbers of tokens.
         seed: of random weights and of the order of training batches.
-        model: makes the model, drawing random weights from torch's default generator.
+        model: its configuration, as transformers keeps it.
+        make: transformers' class of the model.
         pretrained: where its weights are from; None for random ones.
-        length: what the evaluation batch is sorted by.
-        collate: makes a batch of examples.
+        new_head: whether pretrained weights are of the model without its head, which is drawn at random.
+        pad: the token to fill up with.
         source: where the examples are from.
     """
 
-    def seeded(seed: int) -> Task:
-        return Task(
-            name=name,
-            model=initialised(model, seed),
-            training_batches=training_batches(examples, config.batch_size, seed, collate),
-            eval_batches=_by_length(examples[: config.eval_size], config.micro_batch_size, length, collate),
-            source=replace(source, examples=len(examples)),
-            seeded=seeded,
-            initialisation=f"pretrained: {pretrained.origin}" if pretrained else "random",
-        )
+    def draw() -> nn.Module:
+        whole: nn.Module = getattr(require("transformers", "paper"), make)(model)
+        if pretrained is not None:
+            inside: Any = whole.base_model if new_head else whole
+            inside.load_state_dict(pretrained.weights)
+        return whole
 
-    return seeded(seed)
+    return task_of(
+        name,
+        config,
+        examples,
+        seed=seed,
+        model=partial(initialised, draw),
+        collate=partial(collate, pad=pad),
+        source=source,
+        initialisation=f"pretrained: {pretrained.origin}" if pretrained else "random",
+        order=lambda example: [len(side) for side in example if isinstance(side, list)],
+    )
+
+
+def collate(examples: Sequence[Example], pad: int = PAD) -> Batch:
+    """Makes a batch of encoded examples, padded to its longest.
+
+    Args:
+        examples: token numbers of each text, and its target: token numbers, or the number of its class.
+        pad: the token to fill up texts with.
+
+    Returns:
+        ``input_ids`` and ``attention_mask`` (int64, shape (examples, longest)) and ``labels`` (int64, shape (examples,
+        longest target) or (examples,)); labels are −100 where padded, which the loss leaves out.
+
+    Example:
+        >>> collate([([5, 1], [7, 8, 1]), ([5, 6, 1], [1])])["labels"].tolist()
+        [[7, 8, 1], [1, -100, -100]]
+        >>> collate([([1, 5, 1], 0), ([1, 5, 6, 1], 1)])["labels"].tolist()
+        [0, 1]
+    """
+    texts = [text for text, _ in examples]
+    targets = [target for _, target in examples if isinstance(target, list)]
+    labels = padded(targets, IGNORED_LABEL) if targets else torch.tensor([label for _, label in examples])
+    return {"input_ids": padded(texts, pad), "attention_mask": mask_of(texts), "labels": labels}
 
 
 def padded(rows: Sequence[list[int]], filler: int) -> Tensor:
@@ -202,14 +260,6 @@ def _train(tokenizers: Any, texts: Sequence[str], vocabulary: int) -> Any:
     return tokenizer
 
 
-def _by_length(
-    examples: Sequence[Example], size: int, length: Callable[[Example], Any], collate: Collate[Example]
-) -> tuple[Batch, ...]:
-    """Cuts examples into batches in the order of their lengths: little padding, and unlike numbers of tokens."""
-    by_length = sorted(examples, key=length)
-    return tuple(collate(by_length[start : start + size]) for start in range(0, len(by_length), size))
-
-
 def _check_sizes(config: object, *names: str) -> None:
     """Refuses a configuration in which one of these numbers is below 1."""
     for name in names:
@@ -217,7 +267,7 @@ def _check_sizes(config: object, *names: str) -> None:
             raise UsageError(f"{name} is {getattr(config, name)}: at least 1 is needed")
 
 
-def _check_model_sizes(config: Any, *names: str) -> None:
+def _check_model_sizes(config: TextConfig, *names: str) -> None:
     """Refuses sizes of a model beside a checkpoint, which has its own, and missing or impossible ones without one."""
     given = [name for name in names if getattr(config, name) is not None]
     if config.checkpoint:

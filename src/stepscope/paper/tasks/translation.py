@@ -2,42 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-from torch import nn
-
 from stepscope.errors import UsageError, require
-from stepscope.objective import IGNORED_LABEL
 from stepscope.paper.tasks.batching import chosen
-from stepscope.paper.tasks.pretrained import Weights, undropped, with_weights
+from stepscope.paper.tasks.pretrained import undropped
 from stepscope.paper.tasks.sources.sentences import load_pairs
-from stepscope.paper.tasks.task import Batch, Task
-from stepscope.paper.tasks.text import END, PAD, check_text, mask_of, padded, published_text, text_task, tokens_of
+from stepscope.paper.tasks.task import Task
+from stepscope.paper.tasks.text import END, PAD, TextConfig, check_text, published_text, text_task, tokens_of
 
 PREFIX = "translate English to French: "
 ACTIVATIONS = ("gelu", "relu")
 T5 = {"t5": "T5ForConditionalGeneration"}
 
-Example = tuple[list[int], list[int]]
 
-
-@dataclass(frozen=True)
-class TranslationConfig:
-    """How large a translation task is.
+@dataclass(frozen=True, kw_only=True)
+class TranslationConfig(TextConfig):
+    """How large a translation task is; ``max_tokens`` are those of a side, and both languages share the vocabulary.
 
     Attributes:
         pairs: sentence pairs to train on; a source with fewer gives all that it has.
         min_words: fewest words of a sentence.
         max_words: most words of a sentence.
-        batch_size: training pairs of a batch.
-        eval_size: pairs of the evaluation batch, drawn from the training pairs as in the paper.
-        micro_batch_size: pairs of one part of the evaluation batch.
-        max_tokens: a longer side is cut to so many tokens, the end token among them.
-        vocabulary: most tokens of the byte-level BPE, shared by both languages. None, as all that follows, beside a
-            checkpoint, which has its own.
         d_model: width of the residual stream.
         d_ff: width inside a feed-forward block.
         d_kv: width of an attention head.
@@ -45,25 +32,17 @@ class TranslationConfig:
         heads: attention heads of a block.
         activation: of the feed-forward blocks. ``"relu"`` is T5's own; with ``"gelu"`` the loss has second
             derivatives everywhere, so that pointwise and finite-step curvature agree.
-        checkpoint: a pretrained T5 with its tokenizer, of the Hub or in a directory, as in
-            `stepscope.paper.tasks.pretrained.published`. Empty: random weights of the sizes above.
     """
 
     pairs: int
     min_words: int
     max_words: int
-    batch_size: int
-    eval_size: int
-    micro_batch_size: int
-    max_tokens: int
-    vocabulary: int | None = None
     d_model: int | None = None
     d_ff: int | None = None
     d_kv: int | None = None
     layers: int | None = None
     heads: int | None = None
     activation: str | None = "gelu"
-    checkpoint: str = ""
 
 
 SCALES = {
@@ -165,32 +144,12 @@ def translation(config: TranslationConfig, *, seed: int = 0, source: str = "auto
         config,
         [(encode(PREFIX + english), encode(french)) for english, french in used],
         seed=seed,
-        model=partial(_model, model, pretrained.weights if pretrained else None),
+        model=model,
+        make=T5["t5"],
         pretrained=pretrained,
-        length=lambda example: (len(example[0]), len(example[1])),
-        collate=partial(collate, pad=tokens.pad),
+        pad=tokens.pad,
         source=origin,
     )
-
-
-def collate(examples: Sequence[Example], pad: int = PAD) -> Batch:
-    """Makes a batch of encoded pairs, padded to its longest.
-
-    Args:
-        examples: token numbers of source and target, each closed by the end token.
-        pad: the token to fill up sources with.
-
-    Returns:
-        ``input_ids`` and ``attention_mask`` (int64, shape (pairs, longest source)) and ``labels`` (int64,
-        shape (pairs, longest target)); labels are −100 where padded, which the loss leaves out.
-
-    Example:
-        >>> collate([([5, 1], [7, 8, 1]), ([5, 6, 1], [1])])["labels"].tolist()
-        [[7, 8, 1], [1, -100, -100]]
-    """
-    sources = [source for source, _ in examples]
-    labels = padded([target for _, target in examples], IGNORED_LABEL)
-    return {"input_ids": padded(sources, pad), "attention_mask": mask_of(sources), "labels": labels}
 
 
 def _check(config: TranslationConfig) -> None:
@@ -215,7 +174,3 @@ def _t5(config: TranslationConfig, vocabulary: int) -> Any:
         decoder_start_token_id=PAD,
     )
     return undropped(t5)
-
-
-def _model(config: Any, weights: Weights | None) -> nn.Module:
-    return with_weights(require("transformers", "paper").T5ForConditionalGeneration(config), weights)
