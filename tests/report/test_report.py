@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import collections
 import hashlib
 import io
 import json
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from stepscope.errors import UsageError
 from stepscope.report import print_directions, render_report, sharpness_rows, summary, summary_sentence, write_report
-from stepscope.report.direction_tables import format_number
+from stepscope.report.direction_tables import format_number, step_tables
 from stepscope.report.vega import vega_script
 from synthetic_records import (
     CONFIGURATION,
@@ -205,12 +206,33 @@ def test_the_terminal_tables_fit_and_are_complete():
     assert max(map(len, lines)) <= 80
     for name in DIRECTIONS:
         assert sum(line.strip().startswith(f"{name}  ") for line in lines) == 6, name
-    row = next(r for r in sharpness_rows(records, "sgd") if (r.step, r.direction) == (20, "adam"))
-    place = next(i for i, line in enumerate(lines) if line.strip() == "sgd trajectory, step 20")
-    shown = next(line for line in lines[place:] if line.strip().startswith("adam  ")).split()[1:]
-    assert shown == [f"{v:.2g}" for v in (row.sharpness, row.correlation, row.best_step, row.best_decrease)]
-    assert sum("/ |SGD's|†" in line for line in lines) == 1
-    assert any("† SGD's sharpness is negative there" in line for line in lines)
+    tables = step_tables(records, "sgd")
+    for title, table in tables.items():
+        place = next(i for i, line in enumerate(lines) if line.strip() == f"sgd trajectory, {title}")
+        shown = next(line for line in lines[place:] if line.strip().startswith("adam  ")).split()[1:]
+        assert shown == [*next(row for row in table.rows if row[0] == "adam")[1:]]
+    assert list(tables) == ["step 20†", "step 60", "step 120"]
+    assert sum("† SGD's sharpness is negative there" in line for line in lines) == 1
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_number_that_has_no_room_is_folded_and_never_cut_off(width):
+    records = synthetic_records(seeds=(0, 1, 2), steps=(60,), trajectories=["sgd"])
+    lines = printed(records, width).splitlines()
+    assert max(map(len, lines)) <= width
+    shown = collections.Counter(" ".join(lines).split())
+    (table,) = step_tables(records, "sgd").values()
+    assert shown >= collections.Counter(" ".join(map(" ".join, table.rows)).split())
+
+
+def test_what_stands_out_is_the_largest_of_several_and_what_is_negative():
+    records = point(1, sgd=2.0, adam=-1.0, decrease={"sgd": 0.1, "adam": 0.3}) + point(2, sgd=2.0, decrease={"sgd": 1})
+    several, alone = (table.marks for table in step_tables(records, "sgd").values())
+    ratio, decrease = "sharpness / |SGD|", "best decrease"
+    assert several == {("sgd", ratio): "largest", ("adam", ratio): "negative", ("adam", decrease): "best"}
+    assert alone == {}
+    lost = step_tables(point(1, sgd=2.0, adam=1.0, decrease={"sgd": -0.1, "adam": 0.0}), "sgd")["step 1"]
+    assert lost.marks == {("sgd", ratio): "largest"}
 
 
 def test_the_terminal_shows_names_as_they_are_and_obeys_none():
@@ -246,7 +268,7 @@ def test_the_page_says_what_was_run_and_found(page):
     for fact in ("CC-BY-4.0", CONTEXT["source"]["sha256"], "20, 60, 120", "1\u202f240\u202f064"):
         assert f"<dd>{fact}</dd>" in page
     assert page.count("<tr data-row=") == 2 * len(DIRECTIONS)
-    assert "step 20<sup>†</sup>" in page
+    assert "step 20†" in page
     assert "uᵀHu" in page
 
 

@@ -13,13 +13,12 @@ from stepscope.report.comparison import (
 )
 from stepscope.report.coordinate_charts import concentration, concentration_over_steps, magnitudes
 from stepscope.report.direction_tables import NOTHING, concentration_tables, decrease_tables, sharpness_tables
-from stepscope.report.escaping import printable
 from stepscope.report.figures import Figure, drawn
 from stepscope.report.looks import Looks, categories, symbols
 from stepscope.report.page import facts_of, render, render_report, title_of, write_report
 from stepscope.report.summary import summary_sentence
 from stepscope.report.tables import Cell, Table, write_csv, write_tables
-from stepscope.report.terminal import plain_table, print_directions, print_tables, text_and_console
+from stepscope.report.terminal import print_directions, print_tables
 from stepscope.report.vega import alt, finish, layered, plot, rule, save, tooltips
 
 __all__ = [
@@ -46,13 +45,11 @@ __all__ = [
     "layered",
     "log_axis",
     "magnitudes",
-    "plain_table",
     "plot",
     "points_of",
     "powers_of_ten",
     "print_directions",
     "print_tables",
-    "printable",
     "render",
     "render_report",
     "rule",
@@ -62,7 +59,6 @@ __all__ = [
     "sharpness_tables",
     "summary_sentence",
     "symbols",
-    "text_and_console",
     "title_of",
     "tooltips",
     "trajectories_of",

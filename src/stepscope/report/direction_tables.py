@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from stepscope.report.comparison import Row, directions_of, points_of, sharpness_rows, trajectories_of
 from stepscope.report.tables import Table
@@ -14,7 +14,11 @@ NOTHING = "–"
 """What stands where nothing was measured."""
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-_MARKS = {"robust": "†", "negative": "‡"}
+_FOOTNOTES = {
+    "robust": "† SGD's sharpness is negative there: the ratios are to its robust sharpness (eq. 4).",
+    "negative": "‡ SGD's sharpness is negative there: the ratios are to its absolute value.",
+}
+"""What steps are marked with, by `Row.baseline`."""
 
 
 def format_number(value: float | None) -> str:
@@ -30,6 +34,46 @@ def format_number(value: float | None) -> str:
     mantissa = mantissa.removesuffix(".")
     power = f"×10{str(int(exponent)).translate(_SUPERSCRIPTS)}" if exponent else ""
     return mantissa.replace("-", "−") + power
+
+
+def step_tables(records: Sequence[DirectionRecord], trajectory: str) -> dict[str, Table]:
+    """All that is compared of each direction, a table a step: for the terminal, and side by side for the page of a run.
+
+    Example:
+        >>> at = {"trajectory": "sgd", "seed": 0, "step": 20}
+        >>> (table,) = step_tables([DirectionRecord(**at, direction="sgd", sharpness=-8.0)], "sgd").values()
+        >>> table.title, table.rows, table.marks
+        ('sgd trajectory, step 20‡', (('sgd', '−1.00', '–', '–', '–'),), {('sgd', 'sharpness / |SGD|'): 'negative'})
+    """
+    tables = {}
+    for number, of_step in itertools.groupby(sharpness_rows(records, trajectory), key=lambda row: row.step):
+        rows = list(of_step)
+        sharpness, decrease = "sharpness / |SGD|" if rows[0].relative else "sharpness", "best decrease"
+        cells = tuple(
+            (
+                row.direction,
+                _spread(row.sharpness, row.sharpness_spread),
+                format_number(row.correlation),
+                format_number(row.best_step),
+                _spread(row.best_decrease, row.best_decrease_spread),
+            )
+            for row in rows
+        )
+        sharpnesses = {row.direction: row.sharpness for row in rows if row.sharpness is not None}
+        decreases = {row.direction: row.best_decrease for row in rows if row.best_decrease is not None}
+        marks = {(name, sharpness): "negative" for name, value in sharpnesses.items() if value < 0}
+        marks |= {(name, sharpness): "largest" for name in _most(sharpnesses)}
+        marks |= {(name, decrease): "best" for name in _most(decreases) if decreases[name] > 0}
+        note = _FOOTNOTES.get(rows[0].baseline, "")
+        step = f"step {number:g}{note[:1]}"
+        headers = ("direction", sharpness, "correlation", "best step", decrease)
+        tables[step] = Table(f"{trajectory} trajectory, {step}", headers, cells, note, marks=marks)
+    return tables
+
+
+def _most(values: Mapping[str, float]) -> list[str]:
+    """Whose value is the largest of several."""
+    return [name for name, value in values.items() if value == max(values.values()) and len(values) > 1]
 
 
 def sharpness_tables(records: Sequence[DirectionRecord]) -> dict[str, Table]:
@@ -49,10 +93,7 @@ def sharpness_tables(records: Sequence[DirectionRecord]) -> dict[str, Table]:
         headers, cells = _by_step(records, rows, lambda row: _spread(row.sharpness, row.sharpness_spread), True)
         note = "Means over seeds ± standard deviation. Signs are kept: where it is negative, the loss curves downwards."
         used = {row.baseline for row in rows}
-        if "robust" in used:
-            note += " † SGD's sharpness is negative there: the ratios are to its robust sharpness (eq. 4)."
-        if "negative" in used:
-            note += " ‡ SGD's sharpness is negative there: the ratios are to its absolute value."
+        note = " ".join((note, *(footnote for baseline, footnote in _FOOTNOTES.items() if baseline in used)))
         what = "Directional sharpness / |SGD's|" if relative else "Directional sharpness"
         if cells:
             tables[trajectory] = Table(f"{what}: weights moved by {trajectory}", headers, cells, note)
@@ -138,7 +179,7 @@ def _by_step(
     records: Sequence[DirectionRecord], rows: Sequence[Row], cell: Callable[[Row], str], marked: bool = False
 ) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
     """Headers and cells of a table with a row a direction and a column a step."""
-    marks: Mapping[Any, str] = {row.step: _MARKS.get(row.baseline, "") for row in rows} if marked else {}
+    marks = {row.step: _FOOTNOTES.get(row.baseline, "")[:1] for row in rows} if marked else {}
     steps = sorted({row.step for row in rows})
     found = {(row.direction, row.step): cell(row) for row in rows}
     headers = ("direction", *(f"step {step:g}{marks.get(step, '')}{_of_seeds(rows, step)}" for step in steps))

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from stepscope.errors import require
-from stepscope.report.comparison import Row, directions_of, sharpness_rows, trajectories_of
-from stepscope.report.direction_tables import format_number
+from stepscope.report.comparison import directions_of, sharpness_rows, trajectories_of
+from stepscope.report.direction_tables import step_tables
 from stepscope.report.escaping import script_json
 from stepscope.report.figures import drawn, page_figures
 from stepscope.report.looks import Looks
@@ -61,7 +61,6 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = format_number
     swatches = Looks(names).swatches()
     scripts = [vega_script(), _resource("report.js")] if charts else []
     return str(
@@ -138,35 +137,19 @@ def _shown(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def _section(
-    records: Sequence[DirectionRecord], trajectory: str, rows: Sequence[Row], charts: dict[str, Any]
-) -> dict[str, Any]:
+def _section(records: Sequence[DirectionRecord], trajectory: str, charts: dict[str, Any]) -> dict[str, Any]:
     """One trajectory's part of the page; its charts are added to `charts` under the names of their places."""
-    steps = list(dict.fromkeys(row.step for row in rows))
-    by_place = {(row.direction, row.step): row for row in rows}
+    rows = sharpness_rows(records, trajectory)
+    tables = step_tables(records, trajectory)
+    steps = dict.fromkeys(row.step for row in rows)
+    measured = {row.direction for row in rows}
     return {
         "name": trajectory,
-        "steps": [_step(step, [row for row in rows if row.step == step]) for step in steps],
-        "rows": [
-            {"name": name, "cells": [by_place.get((name, step)) for step in steps]}
-            for name in directions_of(records)
-            if any((name, step) in by_place for step in steps)
-        ],
+        "tables": {step: (table, {row[0]: row for row in table.rows}) for step, table in tables.items()},
+        "names": [name for name in directions_of(records) if name in measured],
+        "notes": dict.fromkeys(table.note for table in tables.values()),
         "charts": drawn(charts, page_figures(records, trajectory, steps)),
         "seeds": max(row.seeds for row in rows),
-    }
-
-
-def _step(step: int | float, rows: Sequence[Row]) -> dict[str, Any]:
-    """A column group: how its sharpness is to be read, and which cells stand out."""
-    sharpnesses = [row.sharpness for row in rows if row.sharpness is not None]
-    decreases = [row.best_decrease for row in rows if row.best_decrease is not None]
-    return {
-        "step": step,
-        "relative": any(row.relative for row in rows),
-        "baseline": rows[0].baseline,
-        "largest": max(sharpnesses, default=None) if len(sharpnesses) > 1 else None,
-        "best": max(decreases, default=None) if len(decreases) > 1 and max(decreases) > 0 else None,
     }
 
 
@@ -183,8 +166,7 @@ def render_report(run: Mapping[str, Any], records: Sequence[DirectionRecord]) ->
     require("altair", "report")
     charts: dict[str, Any] = {}
     names = directions_of(records)
-    tables = {trajectory: sharpness_rows(records, trajectory) for trajectory in trajectories_of(records)}
-    parts = [_section(records, name, rows, charts) for name, rows in tables.items() if rows]
+    parts = [_section(records, trajectory, charts) for trajectory in trajectories_of(records)]
     return render(
         "directions.html", title_of(run), summary_sentence(records), parts, facts=facts_of(run), names=names,
         charts=charts,

@@ -7,7 +7,7 @@ import io
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from stepscope.runs import write_atomically
@@ -26,6 +26,7 @@ class Table:
         note: how to read it.
         name: of its files, without the suffix.
         on_page: whether a page shows it, or only links to its files.
+        marks: ``{(name of a row, header): CSS classes}`` of the cells that stand out on a page.
     """
 
     title: str
@@ -34,6 +35,7 @@ class Table:
     note: str
     name: str = ""
     on_page: bool = True
+    marks: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
     @property
     def wordy(self) -> tuple[bool, ...]:

@@ -9,9 +9,8 @@ pytest.importorskip("vl_convert")
 
 from experiment_records import experiment, training
 from stepscope import UsageError
-from stepscope.paper.experiments.registry import render_run, write_figures
+from stepscope.paper.experiments.registry import EXPERIMENTS, render_run, write_figures
 from stepscope.paper.report.loss_charts import differences, losses_over_rates, losses_over_steps
-from stepscope.paper.report.terminal import print_losses
 from stepscope.report.vega import save
 from synthetic_records import run_directory
 
@@ -57,16 +56,18 @@ def test_figures_are_vectors(records, tmp_path, draw):
         draw(records, "poetry")
 
 
-def test_the_page_says_what_the_table_says(records, capsys):
+def test_the_page_and_the_terminal_show_the_tables(records, capsys):
     run = {"configuration": {"experiment": "convergence"}, "context": {"tasks": {"code": {"model": {"title": "GPT"}}}}}
     page = render_run(run, records)
-    print_losses(records)
-    table = capsys.readouterr().out
-    for text in (page, table):
-        assert "faster" in text
-        assert "sgd clip 10%" in text
+    EXPERIMENTS["convergence"].show(run, records)
+    terminal = capsys.readouterr().out
+    for text in (page, terminal):
+        for table in EXPERIMENTS["convergence"].tables(records):
+            assert table.title in text
+            assert all(cell in text for row in table.rows for cell in row)
+        assert "Of 1 comparisons with the original, 1 are faster" in text
     assert "Convergence: GPT" in page
-    assert "Of 1 comparisons with the original, 1 are faster" in page
+    assert page.count('<tr data-row="sgd clip 10%">') == 2, "the rows follow the bar"
 
 
 def test_names_do_no_harm(records, capsys):
@@ -74,9 +75,8 @@ def test_names_do_no_harm(records, capsys):
         replace(r, task=EVIL, optimizer=r.optimizer.replace("sgd", EVIL), original=r.original and EVIL) for r in records
     ]
     run = {"configuration": {"experiment": "convergence"}, "context": {}}
-    page = render_run(run, records)
-    assert "<img src=x" not in page
-    print_losses(records)
+    assert "<img src=x" not in render_run(run, records)
+    EXPERIMENTS["convergence"].show(run, records)
     assert "[red]" in capsys.readouterr().out
 
 

@@ -27,8 +27,6 @@ from stepscope.paper.experiments.running import accumulate, at_home, check_setti
 from stepscope.paper.experiments.search import Search
 from stepscope.paper.records import LossRecord
 from stepscope.paper.report.loss_tables import loss_figures, loss_numbers, loss_table, verdict_table
-from stepscope.paper.report.page import losses_page
-from stepscope.paper.report.terminal import model_and_data, print_losses
 from stepscope.paper.tasks import Task
 from stepscope.paper.tasks.catalogue import TASKS
 from stepscope.report import Cell, Figure, Table
@@ -188,19 +186,6 @@ then the neighbours of the best, a factor of 2 apart. Then each optimizer trains
     @override
     def highlighted(cls, records: Sequence[LossRecord]) -> list[str]:
         return list(dict.fromkeys(final.optimizer for final in finals_of(records)))
-
-    @classmethod
-    @override
-    def page(cls, head: Mapping[str, Any], records: Sequence[LossRecord]) -> str:
-        return losses_page(head, records)
-
-    @classmethod
-    @override
-    def show(cls, head: Mapping[str, Any], records: Sequence[LossRecord]) -> None:
-        for line in model_and_data(head["context"]):
-            print(line)
-        print_losses(records)
-        print(cls.conclusion(records))
 
     @classmethod
     @override

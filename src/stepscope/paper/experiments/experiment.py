@@ -185,7 +185,8 @@ class Experiment(ABC, Generic[AnyRecord]):
         Raises:
             MissingExtraError: altair, vl-convert or jinja2 is not installed.
         """
-        return tables_page(head, cls.tables(records), cls.figures(records))
+        tables, figures = cls.tables(records), cls.figures(records)
+        return tables_page(head, cls.conclusion(records), tables, figures, cls.highlighted(records))
 
     @classmethod
     def show(cls, head: Mapping[str, Any], records: Sequence[AnyRecord]) -> None:
@@ -201,6 +202,7 @@ class Experiment(ABC, Generic[AnyRecord]):
         for line in model_and_data(head["context"]):
             print(line)
         print_tables(cls.tables(records))
+        print(cls.conclusion(records))
 
     # How it is asked for.
 
