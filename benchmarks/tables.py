@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from stepscope.paper.claims import claims_table, conclusion, departures_table, finals_of, judge, pairs_of
-from stepscope.paper.experiments.registry import EXPERIMENTS, read, read_runs
+from stepscope.paper.experiments.listing import EXPERIMENTS
+from stepscope.paper.experiments.registry import read, read_runs
 from stepscope.paper.records import LossRecord
 from stepscope.paper.report.loss_tables import loss_table, verdict_table
 from stepscope.paper.runs import Run
@@ -105,7 +106,7 @@ def filled(text: str) -> str:
     made |= {"claims": markdown(claims_table(claims)), "departures": markdown(departures_table(claims))}
     made["sharpness"] = sharpness(runs)
     for name in ("agreement", "robustness", "theory"):
-        made[name] = "\n\n".join(map(markdown, EXPERIMENTS[name].tables(read(RESULTS / name)[1])))
+        made[name] = "\n\n".join(map(markdown, EXPERIMENTS[name].load().tables(read(RESULTS / name)[1])))
     end = "<!-- end -->"
     for name, content in made.items():
         mark = f"<!-- {name} -->"

@@ -76,6 +76,46 @@ print(sorted(rooms & {"report", "paper", "cli", "integrations"}))
     assert in_a_fresh_process(code).stdout == "[]\n"
 
 
+def test_importing_the_library_loads_torch_when_a_name_is_used():
+    code = """
+import sys, stepscope
+before = "torch" in sys.modules
+from stepscope import Probe
+print(before, "torch" in sys.modules, Probe.__module__.partition(".")[0])
+"""
+    assert in_a_fresh_process(code).stdout == "False True stepscope\n"
+
+
+def test_help_and_wrong_arguments_load_no_torch():
+    code = """
+import contextlib, io, sys
+from stepscope import cli
+from stepscope.paper.experiments.listing import EXPERIMENTS
+helps = [[], ["demo"], ["run"], ["reproduce"], ["report"], *(["run", name] for name in EXPERIMENTS)]
+wrong = [["demos"], ["run", "thoery"], ["demo", "--seeds", "x"], ["report"]]
+statuses = []
+for arguments in [*([*one, "--help"] for one in helps), ["--version"], *wrong]:
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            cli.main(arguments)
+    except SystemExit as stop:
+        statuses.append(stop.code)
+loaded = {"torch", "transformers", "rich"} & set(sys.modules)
+print(len(helps) + 1, statuses.count(0), statuses.count(2), sorted(loaded))
+"""
+    assert in_a_fresh_process(code).stdout == "11 11 4 []\n"
+
+
+def test_the_top_shows_its_public_names_alone():
+    code = """
+import stepscope
+print(sorted(dir(stepscope)) == sorted([*stepscope.__all__, "__version__"]))
+from stepscope import *
+print(all(name in globals() for name in stepscope.__all__), hasattr(stepscope, "measures"))
+"""
+    assert in_a_fresh_process(code).stdout == "True\nTrue False\n"
+
+
 def test_a_probe_writes_its_page_without_the_paper(tmp_path):
     pytest.importorskip("altair")
     code = """

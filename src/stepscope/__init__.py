@@ -1,11 +1,18 @@
-"""stepscope: see why an optimizer's step is good or bad, on your own model, while it trains."""
+"""stepscope: see why an optimizer's step is good or bad, on your own model, while it trains.
 
-from stepscope.clipping import clip_grad_fraction_, clip_optimizer
-from stepscope.directions import PseudoUpdates, next_update
-from stepscope.errors import UsageError
-from stepscope.measuring import Measurement, clip_sweep, measure
-from stepscope.objective import Objective
-from stepscope.probe import Probe
+A public name is imported when it is first used, and torch with it: the help of the command line needs neither.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stepscope.clipping import clip_grad_fraction_, clip_optimizer
+    from stepscope.directions import PseudoUpdates, next_update
+    from stepscope.errors import UsageError
+    from stepscope.measuring import Measurement, clip_sweep, measure
+    from stepscope.objective import Objective
+    from stepscope.probe import Probe
 
 __version__ = "0.1.0"
 
@@ -21,3 +28,28 @@ __all__ = [
     "measure",
     "next_update",
 ]
+
+_ROOMS = {
+    "Measurement": "measuring",
+    "Objective": "objective",
+    "Probe": "probe",
+    "PseudoUpdates": "directions",
+    "UsageError": "errors",
+    "clip_grad_fraction_": "clipping",
+    "clip_optimizer": "clipping",
+    "clip_sweep": "measuring",
+    "measure": "measuring",
+    "next_update": "directions",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    thing: object = getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+    globals()[name] = thing
+    return thing
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

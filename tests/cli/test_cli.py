@@ -21,7 +21,7 @@ from stepscope import cli
 from stepscope.cli.progress import shown_progress
 from stepscope.paper.experiments import trajectory
 from stepscope.paper.experiments.compared_optimizers import RULES
-from stepscope.paper.experiments.registry import EXPERIMENTS
+from stepscope.paper.experiments.listing import EXPERIMENTS
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ import pytest
 
 from claim_records import agree
 from stepscope.paper.claims import claims_json, claims_table, departures_table, judge, parts_table
-from stepscope.paper.experiments.registry import EXPERIMENTS, read_runs
+from stepscope.paper.experiments.listing import EXPERIMENTS
+from stepscope.paper.experiments.registry import read_runs
 
 STORED = Path(__file__).parents[2] / "docs" / "reproduction"
 FROZEN = json.loads((Path(__file__).parent / "frozen.json").read_text())
@@ -55,7 +56,7 @@ def test_the_same_runs_are_read():
 @pytest.mark.parametrize("name", FROZEN["runs"])
 def test_the_tables_numbers_and_figures_of_each_run_are_the_same(name):
     run, frozen = RUNS[name], FROZEN["runs"][name]
-    kind = EXPERIMENTS[run.experiment]
+    kind = EXPERIMENTS[run.experiment].load()
     assert {table.name: as_json(table) for table in kind.tables(run.records)} == frozen["tables"]
     headers, rows = kind.numbers(run.records)
     assert [list(headers), *map(list, rows)] == frozen["numbers"]

@@ -9,7 +9,10 @@ import argparse
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from stepscope import __version__
 from stepscope.cli import commands
+from stepscope.paper.experiments.listing import EXPERIMENTS, letters
+from stepscope.paper.experiments.options import add_seeds, add_settings, add_source, add_sources
 
 DEMO = """\
 Measures how sharp each optimizer's update direction is, how well it descends and how far one could go along it,
@@ -62,8 +65,6 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the whole command line; ``run`` of what it gives is the function that does the command."""
-    from stepscope import __version__
-
     whole = _Parser(
         prog="stepscope",
         description="See why an optimizer's step is good or bad, on your own model, while it trains.",
@@ -80,8 +81,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_demo(chosen: Any) -> None:
-    from stepscope.paper.experiments.options import add_seeds, add_source
-
     demo = _command(chosen, "demo", "measure 14 optimizers' directions along a real training run", DEMO, commands.demo)
     _add_scale(demo, "demo")
     add_source(
@@ -94,26 +93,20 @@ def _add_demo(chosen: Any) -> None:
 
 def _add_run(chosen: Any) -> None:
     """A command for each experiment."""
-    from stepscope.paper.experiments.registry import EXPERIMENTS
-
     summary = f"run one of the paper's experiments: {', '.join(EXPERIMENTS)}"
     experiments = _command(chosen, "run", summary, "Runs one of the paper's experiments.").add_subparsers(
         dest="experiment", required=True, metavar="EXPERIMENT"
     )
-    for name, kind in EXPERIMENTS.items():
-        command = _command(experiments, name, kind.summary, kind.description + CONTINUED, commands.run)
+    for name, entry in EXPERIMENTS.items():
+        command = _command(experiments, name, entry.summary, entry.description + CONTINUED, commands.run)
         _add_scale(command, name)
-        kind.add_options(command)
-        if kind.parallel:
+        entry.add_options(command)
+        if entry.parallel:
             _add_jobs(command, "trainings", "one at the smoke scale")
 
 
 def _add_reproduce(chosen: Any) -> None:
-    from stepscope.paper.experiments.options import add_settings, add_sources
-    from stepscope.paper.experiments.registry import EXPERIMENTS
-    from stepscope.paper.reproduction.plan import letters
-
-    listed = "\n".join(f"  {kind.letter}  {name}: {kind.summary}" for name, kind in EXPERIMENTS.items())
+    listed = "\n".join(f"  {entry.letter}  {name}: {entry.summary}" for name, entry in EXPERIMENTS.items())
     text, summary = REPRODUCE.format(experiments=listed), "every table, figure and claim of the paper, by one command"
     reproduce = _command(chosen, "reproduce", summary, text, commands.reproduce)
     default = letters()

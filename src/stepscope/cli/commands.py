@@ -32,11 +32,11 @@ def demo(asked: argparse.Namespace) -> None:
 def run(asked: argparse.Namespace) -> None:
     """``stepscope run``."""
     _require_all()
-    from stepscope.paper.experiments.registry import EXPERIMENTS
+    from stepscope.paper.experiments.listing import EXPERIMENTS
 
-    experiment = EXPERIMENTS[asked.experiment].from_options(asked)
+    experiment = EXPERIMENTS[asked.experiment].load().from_options(asked)
     jobs = 1
-    if experiment.parallel:
+    if experiment.entry.parallel:
         jobs = asked.jobs if asked.jobs is not None else 1 if asked.scale == "smoke" else os.cpu_count() or 1
     _run(experiment, Path(asked.out or f"runs/{experiment.run_name}-{asked.scale}"), jobs)
 
@@ -122,7 +122,7 @@ def _plan_table(plan: Sequence[Experiment[Any]], costs: Mapping[str, Cost | None
     for experiment in plan:
         cost = costs[experiment.run_name]
         measured = (f"{cost.minutes:.1f}", f"{cost.memory:.1f}") if cost else (NOTHING, NOTHING)
-        rows.append((f"{experiment.letter} {experiment.run_name}", *measured, experiment.extent))
+        rows.append((f"{experiment.entry.letter} {experiment.run_name}", *measured, experiment.extent))
     known = [cost for cost in costs.values() if cost]
     if len(known) == len(plan):
         most = sum(sorted((cost.memory for cost in known), reverse=True)[:jobs])

@@ -14,8 +14,8 @@ import pytest
 
 from stepscope import UsageError, cli
 from stepscope.paper.experiments.experiment import described, run
+from stepscope.paper.experiments.listing import EXPERIMENTS, Entry
 from stepscope.paper.experiments.options import add_seeds, add_source
-from stepscope.paper.experiments.registry import EXPERIMENTS
 from stepscope.paper.experiments.trajectories import AlongTrajectories
 from stepscope.paper.tasks.small import small_task
 from stepscope.report import Figure, Table
@@ -39,14 +39,19 @@ def records_of(path):
     return read_run(path, ToyRecord)[1]
 
 
+def add_options(command):
+    add_source(command)
+    add_seeds(command, 0)
+
+
+TOY = Entry("toy", "T", "does a toy learn?", "Trains a toy.", add_options, f"{__name__}:ToyExperiment")
+
+
 @dataclasses.dataclass(frozen=True)
 class ToyExperiment(AlongTrajectories[ToyRecord]):
     """The loss along short trainings of a small classifier."""
 
-    name = "toy"
-    letter = "T"
-    summary = "does a toy learn?"
-    description = "Trains a toy."
+    entry = TOY
     record = ToyRecord
 
     source: str = "auto"
@@ -98,11 +103,6 @@ class ToyExperiment(AlongTrajectories[ToyRecord]):
         return [Figure("curve", "toy losses while training", draw)]
 
     @classmethod
-    def add_options(cls, command):
-        add_source(command)
-        add_seeds(command, 0)
-
-    @classmethod
     def from_options(cls, options):
         return cls(options.scale, options.source, tuple(options.seeds))
 
@@ -113,7 +113,7 @@ class ToyExperiment(AlongTrajectories[ToyRecord]):
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch):
-    monkeypatch.setitem(EXPERIMENTS, "toy", ToyExperiment)
+    monkeypatch.setitem(EXPERIMENTS, "toy", TOY)
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@
 import pytest
 
 from experiment_records import bound, correlation, removal
-from stepscope.paper.experiments.registry import EXPERIMENTS, render_run
+from stepscope.paper.experiments.listing import EXPERIMENTS
+from stepscope.paper.experiments.registry import render_run
 from stepscope.paper.records import Margins
 from stepscope.report import print_tables
 
@@ -12,26 +13,26 @@ EVIL = "</script><img src=x onerror=alert(1)>[red]"
 
 def test_robust_smoothness_is_told_by_group_and_cut():
     records = [removal("attention", 4.0, ratio, seed) for seed, ratio in enumerate((1.5, 3.0, 6.0))]
-    (table,) = EXPERIMENTS["robustness"].tables([*records, removal("all", 2.0, None)])
+    (table,) = EXPERIMENTS["robustness"].load().tables([*records, removal("all", 2.0, None)])
     assert table.rows == (("attention, cut 4", "3", "3", "1.5…6", "2/3", "4.0%", "1.06"),)
     assert table.title == "Robust smoothness, 3 seeds"
 
 
 def test_violations_and_margins_of_all_bounds_count():
     broken = Margins(violations=3, least_margin=-0.25, median_margin=0.1)
-    (table,) = EXPERIMENTS["theory"].tables([bound(0), bound(1, block=broken, disagreements=2)])
+    (table,) = EXPERIMENTS["theory"].load().tables([bound(0), bound(1, block=broken, disagreements=2)])
     assert table.rows == (("quadratic, clip 10%", "80", "3", "-0.25", "25.0%", "50.0%", "2"),)
 
 
 def test_correlations_count_intervals_above_zero():
     records = [correlation("code, all", 0, 0.2, 0.4), correlation("code, all", 1, -0.1, 0.3)]
-    (table,) = EXPERIMENTS["theory"].tables(records)
+    (table,) = EXPERIMENTS["theory"].load().tables(records)
     assert table.rows == (("code, all", "2", "0.10…0.30", "1/2", "-", "0/0"),)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_nothing_measured_is_no_table(name):
-    assert EXPERIMENTS[name].tables([]) == []
+    assert EXPERIMENTS[name].load().tables([]) == []
 
 
 @pytest.mark.parametrize(
@@ -41,5 +42,5 @@ def test_names_do_no_harm(name, record, capsys):
     pytest.importorskip("altair")
     run = {"configuration": {"experiment": name}, "context": {}}
     assert "<img src=x" not in render_run(run, [record])
-    print_tables(EXPERIMENTS[name].tables([record]))
+    print_tables(EXPERIMENTS[name].load().tables([record]))
     assert "[red]" in capsys.readouterr().out.replace("\n", "").replace(" ", "")

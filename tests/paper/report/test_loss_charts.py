@@ -9,7 +9,8 @@ pytest.importorskip("vl_convert")
 
 from experiment_records import experiment, training
 from stepscope import UsageError
-from stepscope.paper.experiments.registry import EXPERIMENTS, render_run, write_figures
+from stepscope.paper.experiments.listing import EXPERIMENTS
+from stepscope.paper.experiments.registry import render_run, write_figures
 from stepscope.paper.report.loss_charts import differences, losses_over_rates, losses_over_steps
 from stepscope.report.vega import save
 from synthetic_records import run_directory
@@ -59,10 +60,10 @@ def test_figures_are_vectors(records, tmp_path, draw):
 def test_the_page_and_the_terminal_show_the_tables(records, capsys):
     run = {"configuration": {"experiment": "convergence"}, "context": {"tasks": {"code": {"model": {"title": "GPT"}}}}}
     page = render_run(run, records)
-    EXPERIMENTS["convergence"].show(run, records)
+    EXPERIMENTS["convergence"].load().show(run, records)
     terminal = capsys.readouterr().out
     for text in (page, terminal):
-        for table in EXPERIMENTS["convergence"].tables(records):
+        for table in EXPERIMENTS["convergence"].load().tables(records):
             assert table.title in text
             assert all(cell in text for row in table.rows for cell in row)
         assert "Of 1 comparisons with the original, 1 are faster" in text
@@ -76,7 +77,7 @@ def test_names_do_no_harm(records, capsys):
     ]
     run = {"configuration": {"experiment": "convergence"}, "context": {}}
     assert "<img src=x" not in render_run(run, records)
-    EXPERIMENTS["convergence"].show(run, records)
+    EXPERIMENTS["convergence"].load().show(run, records)
     assert "[red]" in capsys.readouterr().out
 
 

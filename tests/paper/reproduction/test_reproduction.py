@@ -17,7 +17,8 @@ pytest.importorskip("vl_convert")
 
 from experiment_records import bound, correlation, experiment, removal
 from stepscope import UsageError
-from stepscope.paper.experiments.registry import EXPERIMENTS, read, read_runs, render_run, write_page
+from stepscope.paper.experiments.listing import EXPERIMENTS
+from stepscope.paper.experiments.registry import read, read_runs, render_run, write_page
 from stepscope.paper.records import AgreementRecord, CorrelationRecord, LossRecord, Rank, SmoothnessRecord
 from stepscope.paper.report.directions import direction_figures, named_direction_tables
 from stepscope.paper.report.names import file_name
@@ -225,7 +226,9 @@ def test_a_stored_run_of_version_1_is_read_and_has_a_page(tmp_path, name):
         written = stored.as_json()
         assert {stored.renamed.get(key, key): value for key, value in line.items()}.items() <= written.items()
     page = write_page(STORED / name, tmp_path / "page.html").read_text()
-    assert all(cell in page for table in EXPERIMENTS[name].tables(records) for row in table.rows[:1] for cell in row)
+    assert all(
+        cell in page for table in EXPERIMENTS[name].load().tables(records) for row in table.rows[:1] for cell in row
+    )
 
 
 def test_mistakes_are_one_line(tmp_path):

@@ -22,7 +22,7 @@ NAMES = [f"trajectory-{name}" for name in ("translation", "code", "sentiment", "
 def test_the_plan_has_every_experiment():
     plan = reproduction("cpu", seeds=(0, 1))
     assert [planned.run_name for planned in plan] == [*NAMES, "agreement", "convergence", "robustness", "theory"]
-    assert "".join(planned.letter for planned in plan) == "AAAAAABCD"
+    assert "".join(planned.entry.letter for planned in plan) == "AAAAAABCD"
     assert all(planned.scale == "cpu" for planned in plan)
     assert [planned.kind for planned in plan[:5]] == [*TASKS, "images"]
     assert plan[4].task.initialisation == "pretrained"

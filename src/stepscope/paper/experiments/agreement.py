@@ -25,7 +25,8 @@ from stepscope.measuring import measure
 from stepscope.objective import IGNORED_LABEL
 from stepscope.paper.experiments.compared_optimizers import measured_directions
 from stepscope.paper.experiments.experiment import Progress, Unit, described
-from stepscope.paper.experiments.options import add_sources, sources_of
+from stepscope.paper.experiments.listing import AGREEMENT
+from stepscope.paper.experiments.options import sources_of
 from stepscope.paper.experiments.running import sources_by_task
 from stepscope.paper.experiments.trajectories import AlongTrajectories, Point
 from stepscope.paper.experiments.trajectory import TrajectoryExperiment
@@ -56,16 +57,7 @@ class AgreementExperiment(AlongTrajectories[AgreementRecord]):
         directions: names in `stepscope.paper.experiments.compared_optimizers.measured_directions`.
     """
 
-    name = "agreement"
-    letter = "A"
-    summary = "the measured sharpness, once more by float64 differences"
-    description = """\
-Computes the sharpness of all directions at one point of each task a second time, by the difference of float64
-gradients, which shares no code with what the trajectories record.
-
-  stepscope run agreement                            about 2 minutes
-  stepscope run agreement --scale smoke              seconds, to see that it works
-"""
+    entry = AGREEMENT
     record = AgreementRecord
 
     points: Mapping[str, TrajectoryExperiment]
@@ -132,11 +124,6 @@ gradients, which shares no code with what the trajectories record.
 
     @classmethod
     @override
-    def add_options(cls, command: argparse.ArgumentParser) -> None:
-        add_sources(command)
-
-    @classmethod
-    @override
     def from_options(cls, options: argparse.Namespace) -> AgreementExperiment:
         sources = sources_by_task(sources_of(options.source))
         return cls.of_reproduction(options.scale, (0,), "ours", sources)[0]
@@ -147,7 +134,7 @@ gradients, which shares no code with what the trajectories record.
         cls, scale: str, seeds: tuple[int, ...], settings: str, sources: Mapping[str, str]
     ) -> list[AgreementExperiment]:
         trajectories = TrajectoryExperiment.of_reproduction(scale, seeds, settings, sources)
-        return [cls(scale, {along.run_name.removeprefix(f"{along.name}-"): along for along in trajectories})]
+        return [cls(scale, {along.run_name.removeprefix(f"{along.entry.name}-"): along for along in trajectories})]
 
     @property
     @override

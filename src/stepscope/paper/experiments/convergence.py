@@ -22,7 +22,8 @@ from stepscope.objective import Objective
 from stepscope.paper.claims.losses import conclusion, finals_of, pairs_of
 from stepscope.paper.experiments.compared_optimizers import RULES, contenders
 from stepscope.paper.experiments.experiment import Experiment, Progress, Unit, described
-from stepscope.paper.experiments.options import add_seeds, add_settings, add_sources, sources_of
+from stepscope.paper.experiments.listing import CONVERGENCE
+from stepscope.paper.experiments.options import sources_of
 from stepscope.paper.experiments.running import accumulate, at_home, check_settings, count_of, part_size, unmasked
 from stepscope.paper.experiments.search import Search
 from stepscope.paper.records import LossRecord
@@ -81,26 +82,9 @@ class ConvergenceExperiment(Experiment[LossRecord]):
         masked: whether the models get an attention mask. The published code gives none.
     """
 
-    name = "convergence"
-    letter = "B"
-    summary = "every optimizer and its clipped variant from the same start"
-    description = """\
-Trains with every optimizer and with its clipped variant from the same start, each at a learning rate of its own, and
-says for each pair whether the variant is faster, slower, or whether that cannot be told from the seeds.
-
-Learning rates are looked for within the same budget for all: a grid of 5 rates, a factor of 4 apart, trains for a
-quarter of the steps (and grows while its best lies at the edge), the best 3 for a half, the best 2 to the end, and
-then the neighbours of the best, a factor of 2 apart. Then each optimizer trains once a seed.
-
-  stepscope run convergence                          within an hour on two cores
-  stepscope run convergence --scale smoke            within a minute, to see that it works
-  stepscope run convergence --tasks code --seeds 0 1 2 3 4
-  stepscope run convergence --as text                clip the gradient before everything else, as the paper's text says;
-                                                     code: as its published classes do, and no attention masks
-"""
+    entry = CONVERGENCE
     record = LossRecord
     counted = "losses"
-    parallel = True
     writes_figures = True
 
     settings: str
@@ -186,17 +170,6 @@ then the neighbours of the best, a factor of 2 apart. Then each optimizer trains
     @override
     def highlighted(cls, records: Sequence[LossRecord]) -> list[str]:
         return list(dict.fromkeys(final.optimizer for final in finals_of(records)))
-
-    @classmethod
-    @override
-    def add_options(cls, command: argparse.ArgumentParser) -> None:
-        add_sources(command)
-        add_seeds(command, 0, 1, 2)
-        add_settings(command)
-        default = ("translation", "code")
-        command.add_argument(
-            "--tasks", nargs="+", default=list(default), metavar="TASK", help=f"default: {' '.join(default)}"
-        )
 
     @classmethod
     @override

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
 from stepscope.errors import UsageError
+from stepscope.paper.experiments.listing import Entry
 from stepscope.paper.experiments.workers import Tell, check_processes, run_jobs
 from stepscope.paper.report.page import tables_page
 from stepscope.paper.report.terminal import model_and_data
@@ -49,25 +50,17 @@ class Experiment(ABC, Generic[AnyRecord]):
     records, so it belongs to the class.
 
     Attributes:
-        name: in the records and on the command line.
-        letter: of the part of `stepscope reproduce` that it belongs to.
-        summary: one line for the lists of experiments.
-        description: its help on the command line.
+        entry: its name, and how it is asked for.
         record: the type of its records.
         counted: what its records are called, in the plural.
-        parallel: whether its units, and not only whole runs, are measured side by side by default.
         one_thread: whether its models lose more to waiting threads than they gain.
         writes_figures: whether its command writes each figure as a PDF beside the records.
         scale: name of the size.
     """
 
-    name: ClassVar[str]
-    letter: ClassVar[str]
-    summary: ClassVar[str]
-    description: ClassVar[str]
+    entry: ClassVar[Entry]
     record: ClassVar[type[Any]]
     counted: ClassVar[str] = "records"
-    parallel: ClassVar[bool] = False
     one_thread: ClassVar[bool] = True
     writes_figures: ClassVar[bool] = False
 
@@ -78,11 +71,11 @@ class Experiment(ABC, Generic[AnyRecord]):
     @property
     def run_name(self) -> str:
         """The name of its run directory."""
-        return self.name
+        return self.entry.name
 
     def configuration(self) -> dict[str, Any]:
         """As JSON keeps it; a run directory is continued only by the same one."""
-        return {"experiment": self.name, **asdict(self)}
+        return {"experiment": self.entry.name, **asdict(self)}
 
     def check(self) -> None:
         """Refuses settings that don't fit, before anything is prepared.
@@ -205,11 +198,6 @@ class Experiment(ABC, Generic[AnyRecord]):
         print(cls.conclusion(records))
 
     # How it is asked for.
-
-    @classmethod
-    @abstractmethod
-    def add_options(cls, command: argparse.ArgumentParser) -> None:
-        """Adds the options of `stepscope run` that only this experiment has."""
 
     @classmethod
     @abstractmethod

@@ -1,4 +1,4 @@
-"""All experiments by name; how a run of any of them is read, and what is written of it."""
+"""How a run of any experiment is read, and what is written of it."""
 
 from __future__ import annotations
 
@@ -9,29 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from stepscope.errors import UsageError
-from stepscope.paper.experiments.agreement import AgreementExperiment
-from stepscope.paper.experiments.convergence import ConvergenceExperiment
 from stepscope.paper.experiments.experiment import Experiment
-from stepscope.paper.experiments.robustness import RobustnessExperiment
-from stepscope.paper.experiments.theory import TheoryExperiment
-from stepscope.paper.experiments.trajectory import TrajectoryExperiment
+from stepscope.paper.experiments.listing import EXPERIMENTS, TRAJECTORY
 from stepscope.paper.runs import Run
 from stepscope.report import save
 from stepscope.runs import Head, Record, read_run, write_atomically
 
 _logger = logging.getLogger("stepscope")
-
-EXPERIMENTS: dict[str, type[Experiment[Any]]] = {
-    kind.name: kind
-    for kind in (
-        TrajectoryExperiment,
-        AgreementExperiment,
-        ConvergenceExperiment,
-        RobustnessExperiment,
-        TheoryExperiment,
-    )
-}
-"""In the paper's order: that of the plan of `stepscope reproduce`, and of its page."""
 
 
 def experiment_of(head: Mapping[str, Any]) -> type[Experiment[Any]]:
@@ -45,7 +29,7 @@ def experiment_of(head: Mapping[str, Any]) -> type[Experiment[Any]]:
         'TheoryExperiment'
     """
     name = (head.get("configuration") or {}).get("experiment")
-    return EXPERIMENTS.get(name, TrajectoryExperiment) if isinstance(name, str) else TrajectoryExperiment
+    return (EXPERIMENTS.get(name, TRAJECTORY) if isinstance(name, str) else TRAJECTORY).load()
 
 
 def read(path: str | os.PathLike[str]) -> tuple[Head, list[Record]]:

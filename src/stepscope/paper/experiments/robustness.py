@@ -21,7 +21,7 @@ from stepscope.errors import UsageError
 from stepscope.measuring import check_removal, chosen_names, gauss_newton, removals
 from stepscope.objective import Objective
 from stepscope.paper.experiments.experiment import Progress, Unit, described
-from stepscope.paper.experiments.options import add_seeds, add_source
+from stepscope.paper.experiments.listing import ROBUSTNESS
 from stepscope.paper.experiments.running import GPU_SCALES, at_home, check_settings, count_of
 from stepscope.paper.experiments.trajectories import AlongTrajectories, Point
 from stepscope.paper.records import SmoothnessRecord
@@ -71,18 +71,7 @@ class RobustnessExperiment(AlongTrajectories[SmoothnessRecord]):
             the batches, and the coordinates that are removed at random.
     """
 
-    name = "robustness"
-    letter = "C"
-    summary = "is the loss smooth but for a few coordinates?"
-    description = """\
-Removes the few coordinates with the largest columns of the Gauss-Newton matrix of a BERT that learns to classify film
-reviews, and says how much smoother the loss is without them (the paper's appendix D, Table 8), with as many removed at
-random as a control.
-
-  stepscope run robustness --seeds 0 1 2     about 4 minutes
-  stepscope run robustness --pretrained      the same from pretrained weights (a download of 84 MB)
-  stepscope run robustness --scale smoke     seconds, to see that it works
-"""
+    entry = ROBUSTNESS
     record = SmoothnessRecord
 
     task: SentimentConfig
@@ -194,13 +183,6 @@ random as a control.
             )
             for name in dict.fromkeys(record.trajectory for record in records)
         )
-
-    @classmethod
-    @override
-    def add_options(cls, command: argparse.ArgumentParser) -> None:
-        add_source(command)
-        add_seeds(command, 0)
-        command.add_argument("--pretrained", action="store_true", help="begin with pretrained weights")
 
     @classmethod
     @override

@@ -22,7 +22,7 @@ from stepscope.paper.experiments.bounds import FAMILIES, bound_group, bound_reco
 from stepscope.paper.experiments.compared_optimizers import TRAINING
 from stepscope.paper.experiments.correlation import coordinate_values, correlation_record, scope_coordinates, scope_size
 from stepscope.paper.experiments.experiment import Progress, Unit, described
-from stepscope.paper.experiments.options import add_seeds, add_source
+from stepscope.paper.experiments.listing import THEORY
 from stepscope.paper.experiments.running import at_home, check_settings, count_of
 from stepscope.paper.experiments.trajectories import AlongTrajectories, Point
 from stepscope.paper.records import CorrelationRecord, Rank, TheoryRecord
@@ -86,16 +86,7 @@ class TheoryExperiment(AlongTrajectories[TheoryRecord]):
             resamples.
     """
 
-    name = "theory"
-    letter = "D"
-    summary = "the bound of appendix A; curvature against gradient"
-    description = """\
-Tries the bound of appendix A on thousands of drawn losses, with clipping and without, and correlates the coordinates of
-the gradient with those of the Hessian (the paper's section 4.2), exactly on small models and by samples on a T5.
-
-  stepscope run theory --seeds 0 1 2         about 5 minutes
-  stepscope run theory --scale smoke         seconds, to see that it works
-"""
+    entry = THEORY
     record = TheoryRecord
 
     task: TranslationConfig
@@ -230,12 +221,6 @@ the gradient with those of the Hessian (the paper's section 4.2), exactly on sma
             Figure("correlations", "correlations", partial(correlations, records)),
             *_coordinate_figures(records),
         ])  # fmt: skip
-
-    @classmethod
-    @override
-    def add_options(cls, command: argparse.ArgumentParser) -> None:
-        add_source(command)
-        add_seeds(command, 0)
 
     @classmethod
     @override

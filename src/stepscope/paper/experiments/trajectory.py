@@ -17,7 +17,7 @@ from stepscope.errors import UsageError
 from stepscope.measuring import measure
 from stepscope.paper.experiments.compared_optimizers import demonstrated, measured_directions
 from stepscope.paper.experiments.experiment import Progress, Unit, described
-from stepscope.paper.experiments.options import add_seeds, add_source
+from stepscope.paper.experiments.listing import TRAJECTORY
 from stepscope.paper.experiments.running import at_home, check_settings, count_of, part_size, unmasked
 from stepscope.paper.experiments.trajectories import AlongTrajectories, Point
 from stepscope.paper.report.directions import direction_figures, direction_numbers, named_direction_tables
@@ -66,17 +66,7 @@ class TrajectoryExperiment(AlongTrajectories[DirectionRecord]):
         masked: whether the models get an attention mask. The published code gives none.
     """
 
-    name = "trajectory"
-    letter = "A"
-    summary = "many optimizers' directions along a training of one task"
-    description = """\
-Measures the directions of 17 optimizers along two trainings of one task, by SGD with momentum and by Adam, after as
-many updates as the paper (Tables 1, 4-7 and 9, Figures 1-4).
-
-  stepscope run trajectory --task code               about 4 minutes a seed
-  stepscope run trajectory --task images --pretrained --seeds 0 1 2
-  stepscope run trajectory --scale smoke             seconds, to see that it works
-"""
+    entry = TRAJECTORY
     record = DirectionRecord
     counted = "measurements"
     one_thread = False
@@ -94,7 +84,7 @@ many updates as the paper (Tables 1, 4-7 and 9, Figures 1-4).
     @override
     def run_name(self) -> str:
         pretrained = self.kind == "images" and self.task.initialisation == "pretrained"
-        return f"{self.name}-{self.kind}{'-pretrained' * pretrained}"
+        return f"{self.entry.name}-{self.kind}{'-pretrained' * pretrained}"
 
     @override
     def data_sources(self) -> Mapping[str, str]:
@@ -191,16 +181,6 @@ many updates as the paper (Tables 1, 4-7 and 9, Figures 1-4).
         print(f"Model: {model.get('title')}, {model.get('initialisation')} start")
         print_directions(records)
         print(summary_sentence(records))
-
-    @classmethod
-    @override
-    def add_options(cls, command: argparse.ArgumentParser) -> None:
-        add_source(command)
-        add_seeds(command, 0)
-        command.add_argument(
-            "--task", default="translation", metavar="TASK", help="translation (the default), code, sentiment or images"
-        )
-        command.add_argument("--pretrained", action="store_true", help="of images: begin with pretrained weights")
 
     @classmethod
     @override

@@ -12,7 +12,8 @@ from urllib.parse import quote
 
 from stepscope.errors import UsageError, require
 from stepscope.paper.experiments.experiment import Experiment
-from stepscope.paper.experiments.registry import EXPERIMENTS, experiment_of, read_runs
+from stepscope.paper.experiments.listing import EXPERIMENTS
+from stepscope.paper.experiments.registry import experiment_of, read_runs
 from stepscope.paper.report.names import file_name
 from stepscope.paper.runs import Run
 from stepscope.paper.tasks.catalogue import TASKS

@@ -12,20 +12,10 @@ from typing import Any
 
 from stepscope.errors import UsageError
 from stepscope.paper.experiments.experiment import Experiment, Progress, run
-from stepscope.paper.experiments.registry import EXPERIMENTS
+from stepscope.paper.experiments.listing import EXPERIMENTS, letters
 from stepscope.paper.experiments.running import sources_by_task
 from stepscope.paper.experiments.workers import Tell, check_processes, run_jobs
 from stepscope.runs import read_head
-
-
-def letters() -> list[str]:
-    """The parts of a reproduction.
-
-    Example:
-        >>> letters()
-        ['A', 'B', 'C', 'D']
-    """
-    return list(dict.fromkeys(kind.letter for kind in EXPERIMENTS.values()))
 
 
 @dataclass(frozen=True)
@@ -76,9 +66,9 @@ def reproduction(
     given = sources_by_task(sources or {})
     return [
         experiment
-        for kind in EXPERIMENTS.values()
-        if kind.letter in wanted
-        for experiment in kind.of_reproduction(scale, seeds, settings, given)
+        for entry in EXPERIMENTS.values()
+        if entry.letter in wanted
+        for experiment in entry.load().of_reproduction(scale, seeds, settings, given)
     ]
 
 
@@ -121,7 +111,7 @@ def run_reproduction(
     # Units of a parallel experiment are jobs by themselves. Of the others the longest first: what is begun last must
     # not be what is waited for.
     alone = sorted(
-        (experiment for experiment in plan if not experiment.parallel),
+        (experiment for experiment in plan if not experiment.entry.parallel),
         key=lambda experiment: -expected[experiment.run_name],
     )
 
@@ -136,7 +126,7 @@ def run_reproduction(
     jobs = [(experiment, str(Path(out) / experiment.run_name)) for experiment in alone]
     run_jobs(_carry_out, jobs, processes, receive)
     for experiment in plan:
-        if experiment.parallel:
+        if experiment.entry.parallel:
             directory = Path(out) / experiment.run_name
             failure = _made(experiment, directory, partial(tell, experiment.run_name), processes)
             failures += [failure] if failure else []

@@ -1,0 +1,191 @@
+"""All experiments by name, as the command line lists them; what measures is imported when it is asked for.
+
+So help, and what is wrong with arguments, come without torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
+
+from stepscope.paper.experiments.options import add_seeds, add_settings, add_source, add_sources
+
+if TYPE_CHECKING:
+    from stepscope.paper.experiments.experiment import Experiment
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How an experiment is asked for.
+
+    Attributes:
+        name: in the records and on the command line.
+        letter: of the part of `stepscope reproduce` that it belongs to.
+        summary: one line for the lists of experiments.
+        description: its help on the command line.
+        add_options: adds the options of `stepscope run` that only this experiment has.
+        experiment: where its class is, as ``"module:class"``.
+        parallel: whether its units, and not only whole runs, are measured side by side by default.
+    """
+
+    name: str
+    letter: str
+    summary: str
+    description: str
+    add_options: Callable[[argparse.ArgumentParser], None]
+    experiment: str
+    parallel: bool = False
+
+    def load(self) -> type[Experiment[Any]]:
+        """The experiment's class.
+
+        Example:
+            >>> THEORY.load().__name__
+            'TheoryExperiment'
+        """
+        kind: type[Experiment[Any]] = resolve_name(self.experiment)
+        return kind
+
+
+def _trajectory_options(command: argparse.ArgumentParser) -> None:
+    add_source(command)
+    add_seeds(command, 0)
+    command.add_argument(
+        "--task", default="translation", metavar="TASK", help="translation (the default), code, sentiment or images"
+    )
+    command.add_argument("--pretrained", action="store_true", help="of images: begin with pretrained weights")
+
+
+def _agreement_options(command: argparse.ArgumentParser) -> None:
+    add_sources(command)
+
+
+def _convergence_options(command: argparse.ArgumentParser) -> None:
+    add_sources(command)
+    add_seeds(command, 0, 1, 2)
+    add_settings(command)
+    default = ("translation", "code")
+    command.add_argument(
+        "--tasks", nargs="+", default=list(default), metavar="TASK", help=f"default: {' '.join(default)}"
+    )
+
+
+def _robustness_options(command: argparse.ArgumentParser) -> None:
+    add_source(command)
+    add_seeds(command, 0)
+    command.add_argument("--pretrained", action="store_true", help="begin with pretrained weights")
+
+
+def _theory_options(command: argparse.ArgumentParser) -> None:
+    add_source(command)
+    add_seeds(command, 0)
+
+
+TRAJECTORY = Entry(
+    name="trajectory",
+    letter="A",
+    summary="many optimizers' directions along a training of one task",
+    description="""\
+Measures the directions of 17 optimizers along two trainings of one task, by SGD with momentum and by Adam, after as
+many updates as the paper (Tables 1, 4-7 and 9, Figures 1-4).
+
+  stepscope run trajectory --task code               about 4 minutes a seed
+  stepscope run trajectory --task images --pretrained --seeds 0 1 2
+  stepscope run trajectory --scale smoke             seconds, to see that it works
+""",
+    add_options=_trajectory_options,
+    experiment="stepscope.paper.experiments.trajectory:TrajectoryExperiment",
+)
+
+
+AGREEMENT = Entry(
+    name="agreement",
+    letter="A",
+    summary="the measured sharpness, once more by float64 differences",
+    description="""\
+Computes the sharpness of all directions at one point of each task a second time, by the difference of float64
+gradients, which shares no code with what the trajectories record.
+
+  stepscope run agreement                            about 2 minutes
+  stepscope run agreement --scale smoke              seconds, to see that it works
+""",
+    add_options=_agreement_options,
+    experiment="stepscope.paper.experiments.agreement:AgreementExperiment",
+)
+
+
+CONVERGENCE = Entry(
+    name="convergence",
+    letter="B",
+    summary="every optimizer and its clipped variant from the same start",
+    description="""\
+Trains with every optimizer and with its clipped variant from the same start, each at a learning rate of its own, and
+says for each pair whether the variant is faster, slower, or whether that cannot be told from the seeds.
+
+Learning rates are looked for within the same budget for all: a grid of 5 rates, a factor of 4 apart, trains for a
+quarter of the steps (and grows while its best lies at the edge), the best 3 for a half, the best 2 to the end, and
+then the neighbours of the best, a factor of 2 apart. Then each optimizer trains once a seed.
+
+  stepscope run convergence                          within an hour on two cores
+  stepscope run convergence --scale smoke            within a minute, to see that it works
+  stepscope run convergence --tasks code --seeds 0 1 2 3 4
+  stepscope run convergence --as text                clip the gradient before everything else, as the paper's text says;
+                                                     code: as its published classes do, and no attention masks
+""",
+    add_options=_convergence_options,
+    experiment="stepscope.paper.experiments.convergence:ConvergenceExperiment",
+    parallel=True,
+)
+
+
+ROBUSTNESS = Entry(
+    name="robustness",
+    letter="C",
+    summary="is the loss smooth but for a few coordinates?",
+    description="""\
+Removes the few coordinates with the largest columns of the Gauss-Newton matrix of a BERT that learns to classify film
+reviews, and says how much smoother the loss is without them (the paper's appendix D, Table 8), with as many removed at
+random as a control.
+
+  stepscope run robustness --seeds 0 1 2     about 4 minutes
+  stepscope run robustness --pretrained      the same from pretrained weights (a download of 84 MB)
+  stepscope run robustness --scale smoke     seconds, to see that it works
+""",
+    add_options=_robustness_options,
+    experiment="stepscope.paper.experiments.robustness:RobustnessExperiment",
+)
+
+
+THEORY = Entry(
+    name="theory",
+    letter="D",
+    summary="the bound of appendix A; curvature against gradient",
+    description="""\
+Tries the bound of appendix A on thousands of drawn losses, with clipping and without, and correlates the coordinates of
+the gradient with those of the Hessian (the paper's section 4.2), exactly on small models and by samples on a T5.
+
+  stepscope run theory --seeds 0 1 2         about 5 minutes
+  stepscope run theory --scale smoke         seconds, to see that it works
+""",
+    add_options=_theory_options,
+    experiment="stepscope.paper.experiments.theory:TheoryExperiment",
+)
+
+
+EXPERIMENTS: dict[str, Entry] = {
+    entry.name: entry for entry in (TRAJECTORY, AGREEMENT, CONVERGENCE, ROBUSTNESS, THEORY)
+}
+"""In the paper's order: that of the plan of `stepscope reproduce`, and of its page."""
+
+
+def letters() -> list[str]:
+    """The parts of a reproduction.
+
+    Example:
+        >>> letters()
+        ['A', 'B', 'C', 'D']
+    """
+    return list(dict.fromkeys(entry.letter for entry in EXPERIMENTS.values()))
