@@ -60,4 +60,7 @@ def test_the_tables_numbers_and_figures_of_each_run_are_the_same(name):
     assert {table.name: as_json(table) for table in kind.tables(run.records)} == frozen["tables"]
     headers, rows = kind.numbers(run.records)
     assert [list(headers), *map(list, rows)] == frozen["numbers"]
-    assert [figure.name for figure in kind.figures(run.records)] == frozen["figures"]
+    names = [figure.name for figure in kind.figures(run.records)]
+    assert [name for name in names if not name.endswith("-overshoot")] == frozen["figures"], (
+        "a chart of probes came since"
+    )

@@ -7,14 +7,14 @@ from stepscope.report.comparison import (
     baseline_scale,
     directions_of,
     family,
-    points_of,
     sharpness_rows,
     trajectories_of,
 )
 from stepscope.report.coordinate_charts import concentration, concentration_over_steps, magnitudes
 from stepscope.report.direction_tables import NOTHING, concentration_tables, decrease_tables, sharpness_tables
-from stepscope.report.figures import Figure, drawn
+from stepscope.report.figures import Figure, drawn, figures_of
 from stepscope.report.looks import Looks, categories, symbols
+from stepscope.report.names import distinct, file_name
 from stepscope.report.page import facts_of, render, render_report, title_of, write_report
 from stepscope.report.summary import summary_sentence
 from stepscope.report.tables import Cell, Table, write_csv, write_tables
@@ -37,16 +37,18 @@ __all__ = [
     "decrease_against_sharpness",
     "decrease_tables",
     "directions_of",
+    "distinct",
     "drawn",
     "facts_of",
     "family",
+    "figures_of",
+    "file_name",
     "finish",
     "landscapes",
     "layered",
     "log_axis",
     "magnitudes",
     "plot",
-    "points_of",
     "powers_of_ten",
     "print_directions",
     "print_tables",

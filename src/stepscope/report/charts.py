@@ -8,7 +8,7 @@ from typing import Any
 
 from stepscope.errors import UsageError
 from stepscope.report.axes import magnitude_axis, step_axis
-from stepscope.report.comparison import baseline_scale, directions_of, is_own
+from stepscope.report.comparison import BASELINE, baseline_scale, directions_of, family, is_own
 from stepscope.report.curves import axes_around, curve_of, fields_of, folded, landscape_axes, minimum_of, model_before
 from stepscope.report.figures import of_step, of_trajectory
 from stepscope.report.looks import Looks
@@ -16,12 +16,14 @@ from stepscope.report.vega import alt, finish, layered, plot, rule
 from stepscope.runs import DirectionRecord
 
 
-@of_step("step")
+@of_step(f"landscape around the minimum of {BASELINE}", on_page=False, around=BASELINE)
+@of_step("landscape without Adafactor", on_page=False, without=("adafactor",))
+@of_step("landscape")
 def landscapes(
     records: Sequence[DirectionRecord],
     trajectory: str,
     step: int,
-    without: Iterable[str] = (),
+    without: Sequence[str] = (),
     around: str | None = None,
     seed: int | None = None,
 ) -> alt.LayerChart:
@@ -34,22 +36,24 @@ def landscapes(
         records: all records of a run (the others decide how directions look).
         trajectory: the optimizer that moved the weights.
         step: the training step.
-        without: names of directions to leave out.
+        without: families of directions to leave out.
         around: a direction whose own minimum is looked at closely instead, on linear axes that begin at the start.
-        seed: one seed; None draws all.
+        seed: which one; None is the first that was measured there.
 
     Returns:
         An `altair.LayerChart`.
 
     Raises:
-        UsageError: no loss along a direction was measured there, or that of `around` has no minimum.
+        UsageError: no loss along a direction was measured there, there is none to leave out, or that of `around` has no
+            minimum.
         MissingExtraError: altair is not installed.
     """
-    left_out = set(without)
-    there = [r for r in _at(records, trajectory) if r.step == step and seed in (None, r.seed)]
-    chosen = [r for r in there if r.direction not in left_out]
+    there = [record for record in _at(records, trajectory) if record.step == step]
+    seeds = {record.seed for record in there}
+    own = [record for record in there if record.seed == (min(seeds) if seed is None else seed)]
+    chosen = [record for record in own if family(record.direction) not in without]
     curves = [point for record in chosen for point in curve_of(record)]
-    if not curves:
+    if not curves or (without and len(chosen) == len(own)):
         raise UsageError(f"no landscape was measured on trajectory {trajectory!r} at step {step}")
     minima = [minimum for record in chosen for minimum in minimum_of(record)]
     axes = landscape_axes(curves, minima) if around is None else axes_around(minima, around)
@@ -61,7 +65,7 @@ def landscapes(
     horizontal: Any = x.to_dict()
     left = horizontal["scale"]["domain"][0]
     model = [row for record in chosen for row in model_before(record, left)]
-    notes = ["Points mark each direction's first minimum." + ("" if seed is None else f" Seed {seed}.")]
+    notes = ["Points mark each direction's first minimum." + (f" Seed {own[0].seed}." if len(seeds) > 1 else "")]
     if model:
         notes.append("Thin lines: the second-order model, up to the first measured step.")
         layers.append(
@@ -173,7 +177,7 @@ def sharpness_over_steps(records: Sequence[DirectionRecord], trajectory: str) ->
     return finish(layered(*layers), name, note if any_negative else "")
 
 
-@of_trajectory("decrease")
+@of_trajectory("decrease against sharpness")
 def decrease_against_sharpness(records: Sequence[DirectionRecord], trajectory: str) -> alt.Chart:
     """Does low sharpness mean a good step? Best local decrease against sharpness, a point each.
 

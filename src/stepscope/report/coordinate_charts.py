@@ -10,6 +10,7 @@ from stepscope.errors import UsageError
 from stepscope.report.axes import log_axis, step_axis
 from stepscope.report.comparison import directions_of
 from stepscope.report.direction_tables import top_shares
+from stepscope.report.figures import of_last_step, of_step, of_trajectory
 from stepscope.report.looks import Looks
 from stepscope.report.vega import alt, finish, layered, plot
 from stepscope.runs import DirectionRecord, RecordedMagnitudes
@@ -17,6 +18,7 @@ from stepscope.runs import DirectionRecord, RecordedMagnitudes
 _WHOLES = {"norm": "squared norm", "sharpness": "sharpness"}
 
 
+@of_step("magnitudes")
 def magnitudes(
     records: Sequence[DirectionRecord],
     trajectory: str,
@@ -73,6 +75,8 @@ def magnitudes(
     return finish(chart, f"Magnitudes of coordinates: {trajectory} trajectory, step {step}", " ".join(notes))
 
 
+@of_last_step("concentration of the norm", on_page=False, part="norm")
+@of_last_step("concentration of the sharpness")
 def concentration(
     records: Sequence[DirectionRecord], trajectory: str, step: int, part: str = "sharpness"
 ) -> alt.LayerChart:
@@ -112,6 +116,7 @@ def concentration(
     return _shares(records, points, "largest", x, part, title)
 
 
+@of_trajectory("concentration of the sharpness over steps", on_page=False)
 def concentration_over_steps(
     records: Sequence[DirectionRecord], trajectory: str, part: str = "sharpness", largest: float = 1.0
 ) -> alt.LayerChart:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from stepscope.report.comparison import Row, directions_of, points_of, sharpness_rows, trajectories_of
+from stepscope.report.names import file_name
 from stepscope.report.tables import Table
 from stepscope.runs import DirectionRecord
 
@@ -76,17 +78,17 @@ def _most(values: Mapping[str, float]) -> list[str]:
     return [name for name, value in values.items() if value == max(values.values()) and len(values) > 1]
 
 
-def sharpness_tables(records: Sequence[DirectionRecord]) -> dict[str, Table]:
+def sharpness_tables(records: Sequence[DirectionRecord]) -> list[Table]:
     """Directional sharpness as a ratio to |SGD's|, by trajectory, a column a step (Tables 1, 4–7, 9).
 
     Example:
         >>> at = {"trajectory": "sgd", "seed": 0, "step": 20}
         >>> sharpness = {"sgd": 8.0, "adam": -2.0}
-        >>> tables = sharpness_tables([DirectionRecord(**at, direction=d, sharpness=s) for d, s in sharpness.items()])
-        >>> tables["sgd"].headers, tables["sgd"].rows
+        >>> (table,) = sharpness_tables([DirectionRecord(**at, direction=d, sharpness=s) for d, s in sharpness.items()])
+        >>> table.headers, table.rows
         (('direction', 'step 20'), (('sgd', '1.00'), ('adam', '−0.250')))
     """
-    tables = {}
+    tables = []
     for trajectory in trajectories_of(records):
         rows = [row for row in sharpness_rows(records, trajectory) if row.sharpness is not None]
         relative = any(row.relative for row in rows)
@@ -96,24 +98,29 @@ def sharpness_tables(records: Sequence[DirectionRecord]) -> dict[str, Table]:
         note = " ".join((note, *(footnote for baseline, footnote in _FOOTNOTES.items() if baseline in used)))
         what = "Directional sharpness / |SGD's|" if relative else "Directional sharpness"
         if cells:
-            tables[trajectory] = Table(f"{what}: weights moved by {trajectory}", headers, cells, note)
+            title, name = f"{what}: weights moved by {trajectory}", file_name("sharpness", trajectory)
+            tables.append(Table(title, headers, cells, note, name))
     return tables
 
 
-def decrease_tables(records: Sequence[DirectionRecord]) -> dict[str, Table]:
+def decrease_tables(records: Sequence[DirectionRecord]) -> list[Table]:
     """How far the loss falls at the best step along each direction, by trajectory, a column a step."""
-    tables = {}
+    tables = []
     for trajectory in trajectories_of(records):
         rows = [row for row in sharpness_rows(records, trajectory) if row.best_decrease is not None]
         headers, cells = _by_step(records, rows, lambda row: _spread(row.best_decrease, row.best_decrease_spread))
         note = "Loss at the start minus loss at the first minimum along the direction, means over seeds ± deviation."
         if cells:
-            tables[trajectory] = Table(f"Best local decrease: weights moved by {trajectory}", headers, cells, note)
+            title, name = f"Best local decrease: weights moved by {trajectory}", file_name("decrease", trajectory)
+            tables.append(Table(title, headers, cells, note, name))
     return tables
 
 
-def concentration_tables(records: Sequence[DirectionRecord]) -> dict[tuple[str, int], Table]:
-    """What the largest coordinates carry of a direction's squared norm and sharpness, by trajectory and step."""
+def concentration_tables(records: Sequence[DirectionRecord]) -> list[Table]:
+    """What the largest coordinates carry of a direction's squared norm and sharpness, by trajectory and step.
+
+    A page shows those of the last step of each trajectory.
+    """
     measured: dict[tuple[str, int], list[DirectionRecord]] = {}
     for (trajectory, step, _), by_direction in points_of(records).items():
         measured.setdefault((trajectory, step), []).extend(by_direction.values())
@@ -137,8 +144,10 @@ def concentration_tables(records: Sequence[DirectionRecord]) -> dict[tuple[str, 
                 "have either sign, so that a share can be above 100%; where it is negative itself there are no shares."
             )
             title = f"Carried by the largest coordinates: weights moved by {trajectory}, step {step:g}"
-            tables[trajectory, step] = Table(title, headers, tuple(cells), note)
-    return tables
+            name = file_name("concentration", trajectory, f"step {step}")
+            tables[trajectory, step] = Table(title, headers, tuple(cells), note, name)
+    last = dict(sorted(tables))
+    return [replace(table, on_page=step == last[trajectory]) for (trajectory, step), table in tables.items()]
 
 
 def top_shares(record: DirectionRecord, part: str) -> dict[float, float]:

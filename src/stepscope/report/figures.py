@@ -1,25 +1,25 @@
 """A figure: a chart with its name, or nothing where it shows what wasn't measured; and the figures of a page.
 
-A new chart is a function with one of the decorators below: `@of_trajectory` or `@of_step`.
+A new chart is a function with one of the decorators below, `@of_trajectory`, `@of_step` or `@of_last_step`: it is then
+on the page of a run, and among the figures of a reproduction.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from stepscope.errors import MissingExtraError, UsageError
+from stepscope.report.names import file_name
 from stepscope.runs import DirectionRecord
 
 if TYPE_CHECKING:
     import altair as alt
 
 _Draw = TypeVar("_Draw", bound="Callable[..., alt.Chart | alt.LayerChart]")
-
-OF_STEP: dict[str, Callable[..., alt.Chart | alt.LayerChart]] = {}
-OF_TRAJECTORY: dict[str, Callable[..., alt.Chart | alt.LayerChart]] = {}
 
 
 @dataclass(frozen=True)
@@ -52,35 +52,71 @@ class Figure:
             return None
 
 
-def of_trajectory(name: str) -> Callable[[_Draw], _Draw]:
-    """Shows a chart on a run's page for each trajectory: a function of the records and the trajectory's name."""
-    return partial(_shown, OF_TRAJECTORY, name)
+@dataclass(frozen=True)
+class _Chart:
+    """A function that draws a chart, what the chart is called, and of what there is one."""
+
+    title: str
+    draw: Callable[..., alt.Chart | alt.LayerChart]
+    of: str
+    on_page: bool
 
 
-def of_step(name: str) -> Callable[[_Draw], _Draw]:
+CHARTS: list[_Chart] = []
+"""In the order in which they are defined."""
+
+
+def of_trajectory(title: str, *, on_page: bool = True, **settings: Any) -> Callable[[_Draw], _Draw]:
+    """Shows a chart for each trajectory: a function of the records and the trajectory's name.
+
+    Args:
+        title: what it shows.
+        on_page: whether a page shows it, or only a file does.
+        settings: further arguments of the function. One function can have several decorators; the lowest comes first.
+    """
+    return partial(_registered, title, "trajectory", on_page, settings)
+
+
+def of_step(title: str, *, on_page: bool = True, **settings: Any) -> Callable[[_Draw], _Draw]:
     """Shows a chart for each measured step of a trajectory: a function of records, trajectory and step."""
-    return partial(_shown, OF_STEP, name)
+    return partial(_registered, title, "step", on_page, settings)
 
 
-def _shown(figures: dict[str, Any], name: str, draw: _Draw) -> _Draw:
-    figures[name] = draw
+def of_last_step(title: str, *, on_page: bool = True, **settings: Any) -> Callable[[_Draw], _Draw]:
+    """Shows a chart for the last measured step of a trajectory: a function of records, trajectory and step."""
+    return partial(_registered, title, "last step", on_page, settings)
+
+
+def _registered(title: str, of: str, on_page: bool, settings: dict[str, Any], draw: _Draw) -> _Draw:
+    CHARTS.append(_Chart(title, partial(draw, **settings), of, on_page))
     return draw
 
 
-def page_figures(records: Sequence[DirectionRecord], trajectory: str, steps: Iterable[float]) -> list[Figure]:
-    """The figures of one trajectory that a run's page shows, in the order in which their charts are defined."""
-    by_step = [
-        Figure(f"{name}-{step:g}", f"{name} {step:g}", partial(draw, records, trajectory, step))
-        for step in steps
-        for name, draw in OF_STEP.items()
-    ]
-    return by_step + [Figure(name, name, partial(draw, records, trajectory)) for name, draw in OF_TRAJECTORY.items()]
+def figures_of(records: Sequence[DirectionRecord], trajectory: str, *, every_step: bool = True) -> list[Figure]:
+    """The figures of one trajectory, in the order in which their charts are defined.
+
+    Args:
+        records: all records of a run.
+        trajectory: the optimizer that moved the weights.
+        every_step: whether a page shows the charts of every step, or those of the last one alone.
+    """
+    steps = sorted({record.step for record in records if record.trajectory == trajectory})
+    places: dict[str, list[tuple[int, ...]]] = {"trajectory": [()], "step": [(step,) for step in steps]}
+    places["last step"] = last = places["step"][-1:]
+    figures = []
+    for of, charts in itertools.groupby(CHARTS, key=lambda chart: chart.of):
+        for place, chart in itertools.product(places[of], list(charts)):
+            title = " at step ".join(map(str, (chart.title, *place)))
+            draw = partial(chart.draw, records, trajectory, *place)
+            on_page = chart.on_page and (every_step or of == "trajectory" or [place] == last)
+            figures.append(Figure(file_name(trajectory, title), f"{title}, {trajectory} trajectory", draw, on_page))
+    return figures
 
 
 def drawn(charts: dict[str, Any], figures: Iterable[Figure]) -> list[str]:
-    """Adds the charts of figures to those of a page, and gives their places: none where nothing was measured."""
+    """Adds the charts that a page shows to its others, and gives their places: none where nothing was measured."""
     before = len(charts)
     for figure in figures:
-        if (chart := figure.chart()) is not None:
+        if figure.on_page and (chart := figure.chart()) is not None:
             charts[f"chart-{len(charts)}-{figure.name}"] = {**chart.to_dict(), "width": "container"}
     return list(charts)[before:]

@@ -15,7 +15,7 @@ from stepscope.errors import require
 from stepscope.report.comparison import directions_of, sharpness_rows, trajectories_of
 from stepscope.report.direction_tables import step_tables
 from stepscope.report.escaping import script_json
-from stepscope.report.figures import drawn, page_figures
+from stepscope.report.figures import drawn, figures_of
 from stepscope.report.looks import Looks
 from stepscope.report.summary import summary_sentence
 from stepscope.report.vega import vega_script
@@ -141,14 +141,13 @@ def _section(records: Sequence[DirectionRecord], trajectory: str, charts: dict[s
     """One trajectory's part of the page; its charts are added to `charts` under the names of their places."""
     rows = sharpness_rows(records, trajectory)
     tables = step_tables(records, trajectory)
-    steps = dict.fromkeys(row.step for row in rows)
     measured = {row.direction for row in rows}
     return {
         "name": trajectory,
         "tables": {step: (table, {row[0]: row for row in table.rows}) for step, table in tables.items()},
         "names": [name for name in directions_of(records) if name in measured],
         "notes": dict.fromkeys(table.note for table in tables.values()),
-        "charts": drawn(charts, page_figures(records, trajectory, steps)),
+        "charts": drawn(charts, figures_of(records, trajectory)),
         "seeds": max(row.seeds for row in rows),
     }
 

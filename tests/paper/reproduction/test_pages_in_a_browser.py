@@ -60,7 +60,7 @@ def test_the_page_draws_every_chart_and_shares_one_highlight(browser, tmp_path, 
 
     def clear_minima():
         return tab.evaluate(
-            "[...document.querySelectorAll('#chart-1-step-60 .mark-symbol.role-mark path')]"
+            "[...document.querySelectorAll('#chart-1-sgd-landscape-at-step-60 .mark-symbol.role-mark path')]"
             ".filter((path) => Number(path.getAttribute('opacity')) > 0.5).length"
         )
 
@@ -73,7 +73,7 @@ def test_the_page_draws_every_chart_and_shares_one_highlight(browser, tmp_path, 
     tab.wait_for_timeout(200)
     assert clear_minima() == len(DIRECTIONS)
     # A click on one chart's own legend reaches the bar and the other charts.
-    tab.locator("[id$=sharpness] .role-legend-label text", has_text=re.compile("^muon$")).click()
+    tab.locator("[id$=-sgd-sharpness] .role-legend-label text", has_text=re.compile("^muon$")).click()
     tab.wait_for_function("document.querySelectorAll('[aria-pressed=true]').length === 1")
     tab.wait_for_timeout(200)
     assert clear_minima() == 1
@@ -85,7 +85,7 @@ def test_hostile_names_do_nothing_in_a_browser(browser, tmp_path):
     path = write_page(hostile_run(tmp_path / "run"), tmp_path / "page.html")
     tab, events = opened(browser, path)
     assert tab.locator(".chart svg.marks").count() == 6
-    points = tab.locator("[id$=sharpness]").first.locator(".mark-symbol.role-mark path")
+    points = tab.locator("[id$=-sharpness]").first.locator(".mark-symbol.role-mark path")
     assert points.count() == len(HOSTILE) + 1
     shown = []
     for index in range(points.count()):

@@ -27,10 +27,9 @@ from stepscope.paper.experiments.trajectories import AlongTrajectories, Point
 from stepscope.paper.records import SmoothnessRecord
 from stepscope.paper.report.evidence import robustness_tables
 from stepscope.paper.report.evidence_charts import smoothness_over_steps
-from stepscope.paper.report.names import distinct, file_name
 from stepscope.paper.tasks import Task
 from stepscope.paper.tasks.sentiment import SCALES, SentimentConfig, sentiment
-from stepscope.report import Figure, Table
+from stepscope.report import Figure, Table, distinct, file_name
 
 # As BERT has them, and DistilBERT.
 _ATTENTION = (

@@ -28,11 +28,10 @@ from stepscope.paper.experiments.trajectories import AlongTrajectories, Point
 from stepscope.paper.records import CorrelationRecord, Rank, TheoryRecord
 from stepscope.paper.report.evidence import theory_tables
 from stepscope.paper.report.evidence_charts import bound_margins, correlations, curvature_against_gradient
-from stepscope.paper.report.names import distinct, file_name
 from stepscope.paper.tasks import Task
 from stepscope.paper.tasks.small import SMALL, small_task
 from stepscope.paper.tasks.translation import SCALES, TranslationConfig, translation
-from stepscope.report import Figure, Table
+from stepscope.report import Figure, Table, distinct, file_name
 
 TRANSLATION = "translation"
 

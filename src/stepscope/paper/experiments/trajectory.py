@@ -20,7 +20,7 @@ from stepscope.paper.experiments.experiment import Progress, Unit, described
 from stepscope.paper.experiments.listing import TRAJECTORY
 from stepscope.paper.experiments.running import at_home, check_settings, count_of, part_size, unmasked
 from stepscope.paper.experiments.trajectories import AlongTrajectories, Point
-from stepscope.paper.report.directions import direction_figures, direction_numbers, named_direction_tables
+from stepscope.paper.report.directions import direction_figures, direction_numbers, direction_tables
 from stepscope.paper.tasks import Task
 from stepscope.paper.tasks.catalogue import TASKS
 from stepscope.report import Cell, Figure, Table, directions_of, print_directions, render_report, summary_sentence
@@ -146,7 +146,7 @@ class TrajectoryExperiment(AlongTrajectories[DirectionRecord]):
     @classmethod
     @override
     def tables(cls, records: Sequence[DirectionRecord]) -> list[Table]:
-        return named_direction_tables(records)
+        return direction_tables(records)
 
     @classmethod
     @override

@@ -10,9 +10,8 @@ from typing import Any
 from stepscope.paper.claims.losses import Final, Pair, finals_of, pairs_of
 from stepscope.paper.records import LossRecord
 from stepscope.paper.report.loss_charts import differences, losses_over_rates, losses_over_steps
-from stepscope.paper.report.names import distinct, file_name
 from stepscope.paper.statistics import CONFIDENCE
-from stepscope.report import NOTHING, Cell, Figure, Table
+from stepscope.report import NOTHING, Cell, Figure, Table, distinct, file_name
 
 
 def loss_table(records: Sequence[LossRecord]) -> Table:

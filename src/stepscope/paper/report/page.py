@@ -26,7 +26,7 @@ def tables_page(
     """
     require("altair", "report")
     charts: dict[str, Any] = {}
-    places = drawn(charts, [figure for figure in figures if figure.on_page])
+    places = drawn(charts, figures)
     return render(
         "tables.html", title_of(head), summary, tables, facts=facts_of(head), names=names, charts=charts,
         templates=__package__, figures=places,

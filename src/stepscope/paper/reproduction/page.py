@@ -14,10 +14,20 @@ from stepscope.errors import UsageError, require
 from stepscope.paper.experiments.experiment import Experiment
 from stepscope.paper.experiments.listing import EXPERIMENTS
 from stepscope.paper.experiments.registry import experiment_of, read_runs
-from stepscope.paper.report.names import file_name
 from stepscope.paper.runs import Run
 from stepscope.paper.tasks.catalogue import TASKS
-from stepscope.report import Figure, Looks, Table, facts_of, render, save, title_of, write_csv, write_tables
+from stepscope.report import (
+    Figure,
+    Looks,
+    Table,
+    facts_of,
+    file_name,
+    render,
+    save,
+    title_of,
+    write_csv,
+    write_tables,
+)
 from stepscope.runs import write_atomically
 
 Progress = Callable[[float, str], None]

@@ -6,9 +6,11 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from stepscope.report import Figure, Table
+if TYPE_CHECKING:
+    from stepscope.report.figures import Figure
+    from stepscope.report.tables import Table
 
 
 def file_name(*parts: object) -> str:
@@ -25,13 +27,14 @@ def file_name(*parts: object) -> str:
     return name
 
 
-_Named = TypeVar("_Named", Figure, Table)
+_Named = TypeVar("_Named", "Figure", "Table")
 
 
 def distinct(things: Iterable[_Named]) -> list[_Named]:
     """Figures or tables with names that differ: what tells two names apart can be lost when they become file names.
 
     Example:
+        >>> from stepscope.report import Figure
         >>> [figure.name for figure in distinct([Figure("a", "", int), Figure("A", "", int)])]
         ['a', 'A-2']
     """
