@@ -27,7 +27,7 @@ class Roll(Record):
 def rolls(runs):
     """Two rolls of a die for each seed."""
     for run in runs:
-        seeds, remarks = whole_seeds(run, {(1,), (2,)}, lambda r: (r.step,), run.records)
+        seeds, remarks = whole_seeds(run, ["step"], [(1,), (2,)], run.records)
         yield Sample(run.name, (run,), {seed: list(own.values()) for seed, own in seeds.items()}, remarks)
 
 

@@ -66,13 +66,10 @@ def departures(runs: Sequence[Run[Record]]) -> tuple[str, ...]:
         ()
     """
     tasks = [run.task for run in runs if run.experiment == "trajectory"]
-    names: dict[str, list[str]] = {}
-    for run in runs:
-        for name, task, ours in _settings(run, tasks):
-            for departure in _differences(task, ours):
-                own = names.setdefault(departure, [])
-                if name not in own:
-                    own.append(name)
+    names: dict[str, dict[str, None]] = {}
+    for name, task, ours in (settings for run in runs for settings in _settings(run, tasks)):
+        for departure in _differences(task, ours):
+            names.setdefault(departure, {})[name] = None
     return tuple(f"{', '.join(own)}: {departure}" for departure, own in names.items())
 
 

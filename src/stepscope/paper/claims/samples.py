@@ -8,7 +8,7 @@ from typing import Any
 
 from stepscope.paper.claims.losses import Final, finals_of, pairs_of
 from stepscope.paper.claims.seed_statistics import Point
-from stepscope.paper.claims.verdicts import AnySeeded, Key, Sample, unfinished, whole_seeds
+from stepscope.paper.claims.verdicts import Key, Sample, unfinished, whole_seeds
 from stepscope.paper.records import BoundRecord, CorrelationRecord, LossRecord, SmoothnessRecord
 from stepscope.paper.runs import Run, section
 from stepscope.runs import DirectionRecord, Record
@@ -108,9 +108,8 @@ def smoothed_groups(runs: Sequence[Run[Record]]) -> Iterator[Sample]:
         for group in ("attention", "feed-forward"):
             chosen = [r for r in _records(run, SmoothnessRecord) if r.group == group and r.cut == CUT]
             wanted = itertools.product(*_trajectories(run.head["configuration"]), batches)
-            yield _sample(
-                group, run, wanted, lambda r: (r.trajectory, r.step, r.batch), chosen, deciding=group == "attention"
-            )
+            fields = ("trajectory", "step", "batch")
+            yield _sample(group, run, fields, wanted, chosen, deciding=group == "attention")
 
 
 def correlated_scopes(runs: Sequence[Run[Record]]) -> Iterator[Sample]:
@@ -122,7 +121,7 @@ def correlated_scopes(runs: Sequence[Run[Record]]) -> Iterator[Sample]:
                     continue
                 chosen = [r for r in _records(run, CorrelationRecord) if (r.task, r.scope) == (task, scope)]
                 wanted = itertools.product(*_trajectories(settings))
-                yield _sample(f"{task}, {scope or 'all'}", run, wanted, lambda r: (r.trajectory, r.step), chosen)
+                yield _sample(f"{task}, {scope or 'all'}", run, ("trajectory", "step"), wanted, chosen)
 
 
 def bounded_losses(runs: Sequence[Run[Record]]) -> Iterator[Sample]:
@@ -130,20 +129,15 @@ def bounded_losses(runs: Sequence[Run[Record]]) -> Iterator[Sample]:
     for run in _of("theory", runs):
         asked = run.head["configuration"]
         wanted = itertools.product(asked.get("families") or (), asked.get("fractions") or ())
-        yield _sample("all losses", run, wanted, lambda r: (r.family, r.fraction), _records(run, BoundRecord))
+        yield _sample("all losses", run, ("family", "fraction"), wanted, _records(run, BoundRecord))
 
 
 def _sample(
-    name: str,
-    run: Run[Record],
-    wanted: Iterator[Key],
-    key: Callable[[AnySeeded], Key],
-    chosen: Sequence[AnySeeded],
-    deciding: bool = True,
+    name: str, run: Run[Record], fields: Sequence[str], wanted: Iterator[Key], chosen: Sequence[Record], **more: bool
 ) -> Sample:
-    """A sample whose statistic takes all records of a seed; `key` tells them apart."""
-    seeds, remarks = whole_seeds(run, set(wanted), key, chosen)
-    return Sample(name, (run,), {seed: list(own.values()) for seed, own in seeds.items()}, remarks, deciding)
+    """A sample whose statistic takes all records of a seed."""
+    seeds, remarks = whole_seeds(run, fields, wanted, chosen)
+    return Sample(name, (run,), {seed: list(own.values()) for seed, own in seeds.items()}, remarks, **more)
 
 
 def _points(run: Run[Record]) -> tuple[dict[int, list[Point]], tuple[str, ...]]:
@@ -151,13 +145,11 @@ def _points(run: Run[Record]) -> tuple[dict[int, list[Point]], tuple[str, ...]]:
     asked = run.head["configuration"]
     places = list(itertools.product(*_trajectories(asked)))
     names = asked.get("directions") or ()
-    wanted = {(*place, name) for place in places for name in names}
-    records = _records(run, DirectionRecord)
-    seeds, remarks = whole_seeds(run, wanted, lambda r: (r.trajectory, r.step, r.direction), records)
-    by_seed: dict[int, list[Point]] = {
+    wanted = [(*place, name) for place in places for name in names]
+    seeds, remarks = whole_seeds(run, ("trajectory", "step", "direction"), wanted, _records(run, DirectionRecord))
+    return {
         seed: [{name: own[*place, name] for name in names} for place in places] for seed, own in seeds.items()
-    }
-    return by_seed, remarks
+    }, remarks
 
 
 def _trajectories(asked: Mapping[str, Any]) -> tuple[Sequence[Any], Sequence[Any]]:

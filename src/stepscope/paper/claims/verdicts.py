@@ -10,10 +10,10 @@ seed never tells. An interval that touches a strict threshold can't tell, as bet
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean as mean
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from stepscope.paper.claims.departures import departures
 from stepscope.paper.runs import Run
@@ -27,17 +27,6 @@ FEW = 3
 
 Key = tuple[Any, ...]
 """What tells the measurements of one seed apart."""
-
-
-class Seeded(Protocol):
-    """What a training of one seed measured."""
-
-    @property
-    def seed(self) -> int:
-        """Of the training."""
-
-
-AnySeeded = TypeVar("AnySeeded", bound=Seeded)
 
 
 class Unmeasured(Exception):  # noqa: N818
@@ -88,11 +77,10 @@ class Criterion:
 
     def verdict(self, interval: MeanInterval) -> str:
         """The rule, for the interval of the seeds' mean."""
-        below = self.relation in ("<", "≤")
+        sign = -1 if self.relation in "<≤" else 1
         # How far the interval's ends lie on the claimed side.
-        worst = self.value - interval.high if below else interval.low - self.value
-        best = self.value - interval.low if below else interval.high - self.value
-        if worst > 0 or (worst == 0 and self.relation in ("≤", "≥")):
+        worst, best = sorted(sign * (end - self.value) for end in (interval.low, interval.high))
+        if worst > 0 or (worst == 0 and self.relation in "≤≥"):
             return HOLDS
         return FAILS if best < 0 else UNCLEAR
 
@@ -252,25 +240,27 @@ def _part(sample: Sample, criterion: Criterion) -> Part:
 
 
 def whole_seeds(
-    run: Run[Record], wanted: Collection[Key], key: Callable[[AnySeeded], Key], records: Iterable[AnySeeded]
-) -> tuple[dict[int, dict[Key, AnySeeded]], tuple[str, ...]]:
+    run: Run[Record], fields: Sequence[str], wanted: Iterable[Key], records: Iterable[Any]
+) -> tuple[dict[int, dict[Key, Any]], tuple[str, ...]]:
     """The measurements of the seeds for which there are all: an unfinished one would speak of a part of the run.
 
     Args:
         run: its configuration says which seeds there are to be.
-        wanted: the keys of all measurements of a seed.
-        key: of a record.
+        fields: of a record, which tell the measurements of a seed apart.
+        wanted: the values of these fields, for each measurement of a seed.
         records: those of the run to look at.
 
     Returns:
-        ``{seed: {key: record}}`` in the configuration's order, of equal keys the later; and what is missing, in words.
+        ``{seed: {values: record}}`` in the configuration's order, of equal values the later; and what is missing, in
+        words.
     """
-    measured: dict[int, dict[Key, AnySeeded]] = {}
+    keys = set(wanted)
+    measured: dict[int, dict[Key, Any]] = {}
     for record in records:
-        if (own := key(record)) in wanted:
-            measured.setdefault(record.seed, {})[own] = record
+        if (key := tuple(getattr(record, field) for field in fields)) in keys:
+            measured.setdefault(record.seed, {})[key] = record
     seeds = run.head["configuration"].get("seeds") or ()
-    whole = {seed: measured[seed] for seed in seeds if wanted and len(measured.get(seed, ())) == len(set(wanted))}
+    whole = {seed: measured[seed] for seed in seeds if keys and len(measured.get(seed, ())) == len(keys)}
     return whole, unfinished([seed for seed in seeds if seed not in whole])
 
 
@@ -288,15 +278,7 @@ def unfinished(seeds: Sequence[Any]) -> tuple[str, ...]:
 
 
 def needed(value: float | None, name: str) -> float:
-    """A number that a statistic needs.
-
-    Args:
-        value: the number; None where it wasn't measured or isn't finite.
-        name: what it is and whose, for the message.
-
-    Raises:
-        Unmeasured: there is none.
-    """
+    """A number that a statistic needs; raises `Unmeasured` with its name where it wasn't measured or isn't finite."""
     if value is None:
         raise Unmeasured(f"there is no {name}")
     return value

@@ -1,4 +1,7 @@
-"""Figures of robust smoothness (Table 8 as a picture), of the bound of appendix A, and of §4.2's correlations."""
+"""Figures of robust smoothness (Table 8 as a picture), of the bound of appendix A, and of §4.2's correlations.
+
+Each takes the records of its experiment, and raises a `UsageError` where nothing was measured.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +23,6 @@ def smoothness_over_steps(records: Sequence[SmoothnessRecord], trajectory: str) 
 
     For each group of coordinates and cut: the median over batches and seeds, with a bar from the smallest to the
     largest; and, as a short line, the largest ratio where as many coordinates go at random.
-
-    Args:
-        records: those of an experiment on robust smoothness.
-        trajectory: the optimizer that moved the weights.
-
-    Returns:
-        An `altair.LayerChart`.
-
-    Raises:
-        UsageError: nothing was measured on that trajectory.
-        MissingExtraError: altair is not installed.
     """
     measured: dict[tuple[int, str, float], list[SmoothnessRecord]] = {}
     for record in records:
@@ -80,16 +72,6 @@ def bound_margins(records: Sequence[TheoryRecord]) -> alt.LayerChart:
     """How far what was measured lies within what appendix A guarantees, by family of losses and fraction clipped.
 
     A point is the median over seeds of the median over draws, its bar reaches to the least of all.
-
-    Args:
-        records: those of the experiment on theory.
-
-    Returns:
-        An `altair.LayerChart`.
-
-    Raises:
-        UsageError: the bound was not measured.
-        MissingExtraError: altair is not installed.
     """
     bound_records = [record for record in records if isinstance(record, BoundRecord)]
     measured: dict[tuple[str, str], list[Margins]] = {}
@@ -140,21 +122,7 @@ def bound_margins(records: Sequence[TheoryRecord]) -> alt.LayerChart:
 
 
 def curvature_against_gradient(records: Sequence[TheoryRecord], group: str, trajectory: str, step: int) -> alt.Chart:
-    """|Hessian's diagonal| against |gradient|, a point a coordinate, both on logarithmic axes (§4.2).
-
-    Args:
-        records: those of the experiment on theory.
-        group: the task and the part of its model, as the records call it.
-        trajectory: the optimizer that moved the weights.
-        step: the training step.
-
-    Returns:
-        An `altair.Chart`.
-
-    Raises:
-        UsageError: no coordinates were measured there.
-        MissingExtraError: altair is not installed.
-    """
+    """|Hessian's diagonal| against |gradient|, a point a coordinate, both on logarithmic axes (§4.2)."""
     measured = [
         (record, record.points)
         for record in records
@@ -192,18 +160,7 @@ def curvature_against_gradient(records: Sequence[TheoryRecord], group: str, traj
 
 
 def correlations(records: Sequence[TheoryRecord]) -> alt.LayerChart:
-    """Spearman's rank correlation of |gradient| with the Hessian's diagonal, a mark a measurement, by part of a model.
-
-    Args:
-        records: those of the experiment on theory.
-
-    Returns:
-        An `altair.LayerChart`.
-
-    Raises:
-        UsageError: no correlations were measured.
-        MissingExtraError: altair is not installed.
-    """
+    """Spearman's rank correlation of |gradient| with the Hessian's diagonal, a mark each, by part of a model."""
     rows: list[dict[str, Any]] = [
         {name: str(getattr(record, name)) for name in ("group", "trajectory", "step", "seed")}
         | {name: value for name, value in asdict(record.diagonal).items() if value is not None}

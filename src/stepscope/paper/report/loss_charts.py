@@ -1,4 +1,7 @@
-"""Figures of trainings side by side (Figure 6 of the paper and what goes with it), for the page and for print."""
+"""Figures of trainings side by side (Figure 6 of the paper and what goes with it), for the page and for print.
+
+Each takes the records of its experiment, and raises a `UsageError` where nothing was measured.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +18,7 @@ from stepscope.report import Looks, alt, finish, layered, log_axis, plot, rule, 
 
 
 def losses_over_steps(records: Sequence[LossRecord], task: str) -> alt.Chart:
-    """Loss against training steps, a line for each optimizer at its own learning rate: the mean over seeds.
-
-    Args:
-        records: those of a convergence experiment.
-        task: the task's name.
-
-    Returns:
-        An `altair.Chart`.
-
-    Raises:
-        UsageError: no training of the task was finished.
-        MissingExtraError: altair is not installed.
-    """
+    """Loss against training steps, a line for each optimizer at its own learning rate: the mean over seeds."""
     finals = [final for final in finals_of(records) if final.task == task]
     points: list[dict[str, Any]] = []
     for final in finals:
@@ -58,19 +49,7 @@ def losses_over_steps(records: Sequence[LossRecord], task: str) -> alt.Chart:
 
 
 def losses_over_rates(records: Sequence[LossRecord], task: str) -> alt.LayerChart:
-    """What the searches saw: the loss after a full training against the learning rate.
-
-    Args:
-        records: those of a convergence experiment.
-        task: the task's name.
-
-    Returns:
-        An `altair.LayerChart`.
-
-    Raises:
-        UsageError: no full training of a search is finished.
-        MissingExtraError: altair is not installed.
-    """
+    """What the searches saw: the loss after a full training against the learning rate."""
     chosen = [record for record in records if record.task == task and record.phase == "search" and record.step > 0]
     last = max((record.step for record in chosen), default=0)
     points: list[dict[str, Any]] = [
@@ -97,19 +76,7 @@ def losses_over_rates(records: Sequence[LossRecord], task: str) -> alt.LayerChar
 
 
 def differences(records: Sequence[LossRecord], task: str) -> alt.LayerChart:
-    """Each variant's loss minus its original's, with the interval of the mean over seeds.
-
-    Args:
-        records: those of a convergence experiment.
-        task: the task's name.
-
-    Returns:
-        An `altair.LayerChart`.
-
-    Raises:
-        UsageError: no variant and its original are finished.
-        MissingExtraError: altair is not installed.
-    """
+    """Each variant's loss minus its original's, with the interval of the mean over seeds."""
     finals = [final for final in finals_of(records) if final.task == task]
     rows: list[dict[str, Any]] = []
     for pair in pairs_of(finals):
