@@ -10,6 +10,7 @@ from cases import CASES, SMOOTH, case, dense, flat
 from stepscope import UsageError
 from stepscope.measuring import breakdown
 from stepscope.measuring.breakdown import grouping, layer_of, magnitudes, within_layers
+from stepscope.objective import vectors
 
 
 def blocks(c):
@@ -120,7 +121,7 @@ def test_magnitudes_are_the_same_in_pieces(monkeypatch):
     d = {"a": torch.randn(7, 9), "b": torch.randn(100) * (torch.rand(100) > 0.4), "c": torch.tensor(2.0)}
     whole = magnitudes(d)
     for size in (1, 5, 63):
-        monkeypatch.setattr(breakdown, "_PIECE", size)
+        monkeypatch.setattr(vectors, "PIECE", size)
         assert magnitudes(d) == whole
     assert whole.zeros + sum(whole.counts) == 164
 
@@ -139,3 +140,38 @@ def test_without_a_measured_minimum_there_is_no_overshoot():
     m = stepscope.measure(falling, {"d": {"x": torch.tensor([-1.0])}}, landscape=True)["d"]
     assert m.best_step > 0
     assert m.overshoot is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("values", ["all different", "few magnitudes", "mostly zero", "one magnitude", "forty decades"])
+def test_counts_and_largest_against_a_sort(dtype, values, monkeypatch):
+    """The same histogram as one by one, and the coordinates that a sort finds; also in views and in many pieces."""
+    monkeypatch.setattr(vectors, "PIECE", 1000)
+    made = {
+        "all different": lambda x: x,
+        "few magnitudes": lambda x: (4 * x).round() / 4,
+        "mostly zero": lambda x: x * (torch.rand_like(x) > 0.97),
+        "one magnitude": torch.sign,
+        "forty decades": lambda x: x * 10 ** (40 * torch.rand_like(x) - 20),
+    }[values]
+    d = {"a": made(torch.randn(90, 70, dtype=dtype)).T, "b": made(torch.randn(3, 30, 20, dtype=dtype))[:, ::2]}
+    product = {"b": torch.randn_like(d["b"]), "a": torch.randn(70, 90, dtype=dtype)}
+    x, y = (torch.cat([t["a"].flatten(), t["b"].flatten()]).double() for t in (d, product))
+
+    relative = x[x != 0].abs() / (x.norm() / math.sqrt(len(x)))
+    bins = (4 * relative.log10() + 1e-6).floor().long()
+    counted = magnitudes(d)
+    assert counted.zeros == int((x == 0).sum())
+    assert counted.lowest == int(bins.min())
+    assert counted.counts == torch.bincount(bins - bins.min()).tolist()
+
+    observer = breakdown.BreakdownObserver(["d"])
+    observer("d", 0.25, d, product)
+    observer("d", 0.75, d, product)
+    for fraction, largest in observer.result("d").top.items():
+        count = int(fraction * len(x))
+        threshold = x.abs().sort(descending=True).values[count]
+        above, tied = x.abs() > threshold, x.abs() == threshold
+        weights = above + tied.double() * (count - int(above.sum())) / int(tied.sum())
+        assert largest["norm"] == pytest.approx(float(weights @ x**2), rel=1e-12)
+        assert largest["sharpness"] == pytest.approx(float(weights @ (x * y)), rel=1e-10, abs=1e-12 * float(x @ x))

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from stepscope.clipping import count_of, fraction_threshold
+from stepscope.clipping import count_of
 from stepscope.errors import UsageError
 from stepscope.measuring.curvature import Method, curvature
 from stepscope.objective import Direction, Objective, vectors
@@ -24,8 +24,6 @@ Grouping = Callable[[str], str]
 
 TOP_FRACTIONS = (0.001, 0.01, 0.1)
 BINS_PER_DECADE = 4
-_PIECE = 2**18
-"""Coordinates that are counted at a time."""
 
 
 @dataclass(frozen=True)
@@ -83,22 +81,7 @@ def magnitudes(direction: Mapping[str, Tensor]) -> Magnitudes:
         >>> magnitudes({"w": torch.tensor([0.0, 1.0, -1.0, 1.0])})  # the root mean square is 0.866
         Magnitudes(zeros=1, lowest=0, per_decade=4, counts=[3])
     """
-    count = sum(tensor.numel() for tensor in direction.values())
-    scale = vectors.norm(direction) / math.sqrt(count)
-    zeros, counts = 0, Counter[int]()
-    for tensor in direction.values():
-        # In pieces: temporary copies take several times the memory of the piece.
-        for piece in torch.split(tensor.detach().flatten(), _PIECE):
-            relative = piece.to(vectors.accumulator(piece)).abs()
-            relative = relative[relative > 0] / scale
-            zeros += piece.numel() - relative.numel()
-            if relative.numel():
-                # A millionth of a bin is added: magnitudes that are 1 up to rounding, as after a sign, share a bin.
-                bins = (BINS_PER_DECADE * relative.log10() + 1e-6).floor().long()
-                least = int(bins.min())
-                counts.update({least + k: count for k, count in enumerate(torch.bincount(bins - least).tolist())})
-    lowest = min(counts)
-    return Magnitudes(zeros, lowest, BINS_PER_DECADE, [counts[k] for k in range(lowest, max(counts) + 1)])
+    return _histogram(_Keys(direction), vectors.norm(direction) / math.sqrt(sum(t.numel() for t in direction.values())))
 
 
 class BreakdownObserver:
@@ -113,22 +96,23 @@ class BreakdownObserver:
         self._layer = layer
         self._labels = list(labels)
         self.clear()
-        self._norms: dict[str, dict[float, float]] = {}
-        self._largest: dict[str, dict[float, _Largest]] = {}
         self._magnitudes: dict[str, Magnitudes] = {}
+        self._largest: dict[str, dict[float, _Largest]] = {}
+        self._norms: dict[str, dict[float, float]] = {}
 
     def __call__(self, label: str, weight: float, u: Direction, product: Direction) -> None:
         """Adds the product of one micro-batch."""
         if label not in self._largest:
-            self._largest[label] = {p: _Largest.of(u, p) for p in TOP_FRACTIONS}
-            self._norms[label] = {p: vectors.dot(largest.restrict(u), u) for p, largest in self._largest[label].items()}
-            self._magnitudes[label] = magnitudes(u)
+            keys, size = _Keys(u), sum(tensor.numel() for tensor in u.values())
+            self._magnitudes[label] = _histogram(keys, vectors.norm(u) / math.sqrt(size))
+            self._largest[label] = {p: keys.largest(count_of(p, size)) for p in TOP_FRACTIONS}
+            self._norms[label] = _parts(u, u, self._largest[label])[1]
+        of_parameters, of_largest = _parts(u, product, self._largest[label])
         layers = self._layers[label]
-        for name, tensor in u.items():
-            value = vectors.dot({name: tensor}, product) if name in product else 0.0
+        for name, value in of_parameters.items():
             layers[self._layer(name)] = layers.get(self._layer(name), 0.0) + weight * value
-        for fraction, largest in self._largest[label].items():
-            self._top[label][fraction] += weight * vectors.dot(largest.restrict(u), product)
+        for fraction, value in of_largest.items():
+            self._top[label][fraction] += weight * value
 
     def clear(self) -> None:
         """Starts again from zero."""
@@ -233,21 +217,121 @@ class _Largest:
     threshold: float
     tied: float
 
-    @classmethod
-    def of(cls, u: Mapping[str, Tensor], fraction: float) -> _Largest:
-        threshold = fraction_threshold(list(u.values()), fraction)
-        if math.isinf(threshold):
-            return cls(threshold, 0.0)
-        count = count_of(fraction, sum(tensor.numel() for tensor in u.values()))
-        above = sum(int((tensor.abs() > threshold).sum()) for tensor in u.values())
-        equal = sum(int((tensor.abs() == threshold).sum()) for tensor in u.values())
-        # Where only zeros are left below, the threshold is the smallest magnitude that isn't zero.
-        return cls(threshold, min(1.0, (count - above) / equal) if equal else 0.0)
+    def sum(self, sizes: Tensor, values: Tensor) -> float:
+        """The sum of the values that belong to them, of coordinates with the magnitudes `sizes`."""
+        above = float(torch.dot((sizes > self.threshold).to(values.dtype), values))
+        equal = float(torch.dot((sizes == self.threshold).to(values.dtype), values)) if self.tied else 0.0
+        return above + self.tied * equal
 
-    def restrict(self, u: Mapping[str, Tensor]) -> Direction:
-        """``u`` in the largest coordinates, zero elsewhere."""
-        if math.isinf(self.threshold):
-            return {}
-        return {
-            name: x * ((x.abs() > self.threshold) + (x.abs() == self.threshold) * self.tied) for name, x in u.items()
-        }
+
+def _parts(
+    u: Mapping[str, Tensor], product: Mapping[str, Tensor], largest: Mapping[float, _Largest]
+) -> tuple[dict[str, float], dict[float, float]]:
+    """``Σ uᵢvᵢ`` over the coordinates of each parameter, and over the largest of all, in one pass."""
+    of_parameters: dict[str, float] = {}
+    of_largest: dict[float, list[float]] = {fraction: [] for fraction in largest}
+    least = min(each.threshold for each in largest.values())
+    for name, tensor in u.items():
+        sums = []
+        for x, y in vectors.pieces(tensor, product[name]) if name in product else ():
+            terms = x.to(vectors.accumulator(x)) * y
+            sums.append(float(terms.sum()))
+            sizes = x.abs()
+            at = (sizes >= least).nonzero().view(-1)
+            sizes, terms = sizes[at], terms[at]
+            for fraction, each in largest.items():
+                of_largest[fraction].append(each.sum(sizes, terms))
+        of_parameters[name] = math.fsum(sums)
+    return of_parameters, {fraction: math.fsum(sums) for fraction, sums in of_largest.items()}
+
+
+class _Keys:
+    """The magnitudes of a direction as integers of the same order: the bits of floating-point numbers.
+
+    One pass counts their leading bits. What is asked for afterwards takes a pass over the few magnitudes with some of
+    these, and no more memory than a piece.
+    """
+
+    DIGIT = 16
+
+    def __init__(self, direction: Mapping[str, Tensor]) -> None:
+        self._tensors = list(direction.values())
+        double = any(tensor.dtype == torch.float64 for tensor in self._tensors)
+        self.dtype, self._integer, bits = (
+            (torch.float64, torch.int64, 63) if double else (torch.float32, torch.int32, 31)
+        )
+        self.shift = bits - bits % self.DIGIT
+        self.leading = self._counts(key >> self.shift for key in self._pieces())
+        self._after: dict[tuple[int, int], Tensor] = {}
+
+    def ends(self, leading: Tensor) -> tuple[Tensor, Tensor]:
+        """The smallest and the largest magnitude with some leading bits."""
+        first = leading.to(self._integer) << self.shift
+        return first.view(self.dtype), (first + ((1 << self.shift) - 1)).view(self.dtype)
+
+    def with_leading(self, leading: Tensor) -> Iterator[Tensor]:
+        """All magnitudes with one of these leading bits, piece by piece."""
+        return (key.view(self.dtype) for key in self._with_leading(leading))
+
+    def largest(self, count: int) -> _Largest:
+        """The largest magnitudes, `count` of them."""
+        counts, shift, prefix, above = self.leading, self.shift, 0, 0
+        while True:
+            from_largest = above + counts.flip(0).cumsum(0)
+            place = int(torch.searchsorted(from_largest, count, right=True))  # of the next in order: the threshold
+            above = int(from_largest[place - 1]) if place else above
+            prefix = (prefix << self.DIGIT) | (counts.numel() - 1 - place)
+            if not shift:
+                equal = int(counts.flip(0)[place])
+                threshold = torch.tensor(prefix, dtype=self._integer).view(self.dtype)
+                return _Largest(float(threshold), (count - above) / equal)
+            if (prefix, shift) not in self._after:
+                self._after[prefix, shift] = self._digits_after(prefix, shift)
+            counts, shift = self._after[prefix, shift], shift - self.DIGIT
+
+    def _digits_after(self, prefix: int, shift: int) -> Tensor:
+        """Counts the digits behind a prefix, which ends `shift` bits before the end of a key."""
+        keys = self._with_leading(torch.tensor([prefix >> (self.shift - shift)]))
+        digits = (key[(key >> shift) == prefix] >> (shift - self.DIGIT) for key in keys)
+        return self._counts(digit & ((1 << self.DIGIT) - 1) for digit in digits)
+
+    def _pieces(self) -> Iterator[Tensor]:
+        for tensor in self._tensors:
+            for (piece,) in vectors.pieces(tensor):
+                yield piece.to(self.dtype).abs().view(self._integer)
+
+    def _with_leading(self, leading: Tensor) -> Iterator[Tensor]:
+        chosen = torch.zeros(1 << self.DIGIT, dtype=torch.bool)
+        chosen[leading] = True
+        for key in self._pieces():
+            yield key[chosen.to(key.device).index_select(0, key >> self.shift)]
+
+    def _counts(self, digits: Iterable[Tensor]) -> Tensor:
+        total = torch.zeros(1 << self.DIGIT, dtype=torch.int64)
+        for digit in digits:
+            total += torch.bincount(digit, minlength=1 << self.DIGIT).cpu()
+        return total
+
+
+def _histogram(keys: _Keys, scale: float) -> Magnitudes:
+    """Counts magnitudes by their leading bits, and those one by one that share them across the edge of a bin."""
+    leading = keys.leading.nonzero().view(-1)
+    first, last = (_bins(end, scale) for end in keys.ends(leading))
+    across = (first != last) | (leading == 0)
+    counts = Counter[int]()
+    for k, count in zip(first[~across].tolist(), keys.leading[leading[~across]].tolist(), strict=True):
+        counts[k] += count
+    zeros = 0
+    for sizes in keys.with_leading(leading[across]):
+        bins = _bins(sizes[sizes > 0], scale)
+        zeros += sizes.numel() - bins.numel()
+        if bins.numel():
+            least = int(bins.min())
+            counts.update({least + k: count for k, count in enumerate(torch.bincount(bins - least).tolist())})
+    lowest = min(counts)
+    return Magnitudes(zeros, lowest, BINS_PER_DECADE, [counts[k] for k in range(lowest, max(counts) + 1)])
+
+
+def _bins(sizes: Tensor, scale: float) -> Tensor:
+    # A millionth of a bin is added: magnitudes that are 1 up to rounding, as after a sign, share a bin.
+    return (BINS_PER_DECADE * (sizes.to(vectors.accumulator(sizes)) / scale).log10() + 1e-6).floor().long()

@@ -7,7 +7,7 @@ coordinates, and a float32 sum of that many squares loses the digits that result
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +16,33 @@ from torch import Tensor
 Direction = dict[str, Tensor]
 """A vector of the parameter space, by the names of ``model.named_parameters()``."""
 
+PIECE, PIECE_ON_DEVICE = 2**17, 2**23
+"""Coordinates that are looked at together on a CPU, and on another device."""
+
 
 def accumulator(tensor: Tensor) -> torch.dtype:
     """The type that sums over coordinates are accumulated in: float64, float32 on devices without it."""
     return torch.float32 if tensor.device.type == "mps" else torch.float64
+
+
+def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors of one shape, cut at the same places into flat pieces that fit a processor's cache.
+
+    What is computed piece by piece, such as a copy in float64, takes the memory of a piece.
+
+    Example:
+        >>> [(len(x), len(y)) for x, y in pieces(torch.zeros(200, 1000), torch.zeros(1000, 200).T)]
+        [(131000, 131000), (69000, 69000)]
+    """
+    tensors = tuple(tensor.detach() for tensor in tensors)
+    size = PIECE if tensors[0].device.type == "cpu" else PIECE_ON_DEVICE
+    if all(tensor.is_contiguous() for tensor in tensors):
+        yield from zip(*(torch.split(tensor.view(-1), size) for tensor in tensors), strict=True)
+        return
+    longest = max(range(tensors[0].dim()), key=lambda dimension: tensors[0].shape[dimension])
+    rows = max(1, size * tensors[0].shape[longest] // max(1, tensors[0].numel()))
+    for cut in zip(*(torch.split(tensor, rows, longest) for tensor in tensors), strict=True):
+        yield tuple(tensor.reshape(-1) for tensor in cut)
 
 
 def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
@@ -30,7 +53,10 @@ def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
         11.0
     """
     return math.fsum(
-        float(torch.sum(a[name].detach().to(accumulator(a[name])) * b[name].detach())) for name in a if name in b
+        float(torch.dot(x.to(accumulator(x)), y.to(accumulator(x))))
+        for name in a
+        if name in b
+        for x, y in pieces(a[name], b[name])
     )
 
 
@@ -42,7 +68,7 @@ def norm(a: Mapping[str, Tensor]) -> float:
         5.0
     """
     return math.hypot(
-        *(float(torch.linalg.vector_norm(tensor.detach(), dtype=accumulator(tensor))) for tensor in a.values())
+        *(float(torch.linalg.vector_norm(x.to(accumulator(x)))) for tensor in a.values() for (x,) in pieces(tensor))
     )
 
 
