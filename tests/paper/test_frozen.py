@@ -64,3 +64,13 @@ def test_the_tables_numbers_and_figures_of_each_run_are_the_same(name):
     assert [name for name in names if not name.endswith("-overshoot")] == frozen["figures"], (
         "a chart of probes came since"
     )
+
+
+@pytest.mark.parametrize("name", FROZEN["runs"])
+def test_a_chart_of_each_kind_is_valid_and_drawn_as_it_is_when_every_part_is_validated(name):
+    pytest.importorskip("altair")
+    run = RUNS[name]
+    of_each_kind = {figure.draw.func: figure for figure in EXPERIMENTS[run.experiment].load().figures(run.records)}
+    for figure in of_each_kind.values():
+        specification = figure.specification()
+        assert specification is None or specification == figure.draw().to_dict()

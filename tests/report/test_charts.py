@@ -257,3 +257,10 @@ def test_where_the_learning_rate_lands():
     assert [(row["step"], row["overshoot"]) for row in points] == [(10, 2.0), (20, 0.5)]
     with pytest.raises(UsageError, match="no learning rate was compared"):
         charts.overshoot_over_steps(synthetic_records(), "sgd")
+
+
+def test_print_shows_all_that_the_chart_shows(records, tmp_path):
+    """Tooltips and what screen readers read are left out of what is printed: to the pixel nothing else is."""
+    chart = charts.landscapes(records, "sgd", 60)
+    whole = pytest.importorskip("vl_convert").vegalite_to_png(chart.to_dict(), vl_version=vega_lite_version(), scale=2)
+    assert save(chart, tmp_path / "figure.png").read_bytes() == whole

@@ -72,7 +72,7 @@ def landscapes(
             plot(folded(looks.rows(model)))
             .transform_flatten(["t", "change"])
             .mark_line(clip=True, strokeWidth=0.8)
-            .encode(x, y, detail=["direction:N", "seed:N"], **looks.beside(marked=False))
+            .encode(x, y, detail=[alt.Detail("direction:N"), alt.Detail("seed:N")], **looks.beside(marked=False))
         )
     near = "" if around is None else f", around the minimum of {around}"
     name = f"Loss along each direction{near}: {trajectory} trajectory, step {step}"
@@ -86,7 +86,7 @@ def _curves_and_minima(looks: Looks, curves: list[Any], minima: list[Any], x: al
         plot(folded(curves))
         .transform_flatten(["t", "change"])
         .mark_line(clip=True, strokeWidth=2, interpolate="monotone")
-        .encode(x, y, detail="seed:N", tooltip=facts, **looks.line())
+        .encode(x, y, detail=alt.Detail("seed:N"), tooltip=facts, **looks.line())
         .add_params(looks.pick)
     )
     points = plot(looks.rows(minima)).mark_point(filled=True, size=70, clip=True)
@@ -161,7 +161,7 @@ def sharpness_over_steps(records: Sequence[DirectionRecord], trajectory: str) ->
     x = step_axis(point["step"] for point in points)
     looks = Looks(directions_of(records))
     lines = plot(_mean_over_seeds(points)).mark_line(strokeWidth=1.8).encode(x, y, **looks.line())
-    hollow = alt.when("datum.sharpness < 0").then(alt.value(0)).otherwise(alt.value(1))
+    hollow = alt.FillOpacityValue(1, condition=[{"test": "datum.sharpness < 0", "value": 0}])
     marks = plot(looks.rows(points)).mark_point(size=60, strokeWidth=1.8)
     facts = {"sharpness": "sharpness", "sharpness_stderr": "standard error", "correlation": "correlation"}
     marks = marks.encode(

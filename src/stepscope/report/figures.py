@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from stepscope.errors import MissingExtraError, UsageError
+from stepscope.errors import MissingExtraError, UsageError, require
 from stepscope.report.names import file_name
 from stepscope.runs import DirectionRecord
 
@@ -38,14 +38,17 @@ class Figure:
     draw: Callable[[], alt.Chart | alt.LayerChart]
     on_page: bool = True
 
-    def chart(self) -> alt.Chart | alt.LayerChart | None:
-        """The chart; None where it shows something that wasn't measured.
+    def specification(self) -> dict[str, Any] | None:
+        """The chart as Vega-Lite; None where it shows something that wasn't measured.
+
+        Our own charts are valid, which a test says once: Altair would check each part of each of them many times.
 
         Raises:
             MissingExtraError: altair is not installed.
         """
         try:
-            return self.draw()
+            with require("altair.utils.schemapi", "report").debug_mode(False):
+                return dict(self.draw().to_dict(validate=False))
         except MissingExtraError:
             raise
         except UsageError:
@@ -117,6 +120,6 @@ def drawn(charts: dict[str, Any], figures: Iterable[Figure]) -> list[str]:
     """Adds the charts that a page shows to its others, and gives their places: none where nothing was measured."""
     before = len(charts)
     for figure in figures:
-        if figure.on_page and (chart := figure.chart()) is not None:
-            charts[f"chart-{len(charts)}-{figure.name}"] = {**chart.to_dict(), "width": "container"}
+        if figure.on_page and (specification := figure.specification()) is not None:
+            charts[f"chart-{len(charts)}-{figure.name}"] = {**specification, "width": "container"}
     return list(charts)[before:]

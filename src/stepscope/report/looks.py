@@ -40,6 +40,7 @@ _MARKS = {  # Vega's symbols, with the same as SVG around (0, 0)
     "triangle-down": '<path d="M0 4.5 4.5-3.5H-4.5Z"/>',
     "triangle-right": '<path d="M4.5 0-3.5 4.5V-4.5Z"/>',
 }
+_PICK = "pick"
 _CATEGORIES = ("#2a6fbb", "#d98a1f", "#12966b", "#b25fb8", "#d1495b", "#5f63c9", "#9a6b3f", "#31a9d6")
 
 
@@ -85,9 +86,9 @@ class Looks(dict[str, Look]):
         """Channels of a line, with a legend of pieces of line; it has all directions unless some are named."""
         legend = alt.Legend(
             title=self.noun, symbolType="stroke", symbolSize=420, symbolStrokeWidth=2, rowPadding=0,
-            values=list(shown) or list(self),
+            values=tuple(shown) or tuple(self),
         )  # fmt: skip
-        dashes = [list(look.dash) for look in self.values()]
+        dashes = [look.dash for look in self.values()]
         return {"strokeDash": alt.StrokeDash("direction:N", scale=self._scale(dashes), legend=legend)} | self._in(
             legend
         )
@@ -113,7 +114,7 @@ class Looks(dict[str, Look]):
     @property
     def pick(self) -> alt.Parameter:
         """The selection that a click on the legend makes; one layer of a chart has it."""
-        return alt.selection_point(name="pick", fields=["direction"], bind="legend")
+        return alt.selection_point(name=_PICK, fields=["direction"], bind="legend")
 
     def tooltip(self, *others: str | alt.Tooltip, **numbers: str) -> list[alt.Tooltip]:
         """A tooltip that begins with the direction; see [`stepscope.report.vega.tooltips`]."""
@@ -129,10 +130,10 @@ class Looks(dict[str, Look]):
         return {"color": alt.Color("direction:N", scale=colors, legend=legend), "opacity": self._opacity()}
 
     def _scale(self, values: Sequence[Any]) -> alt.Scale:
-        return alt.Scale(domain=list(self), range=list(values))
+        return alt.Scale(domain=tuple(self), range=tuple(values))
 
     def _opacity(self) -> Any:
-        return alt.when(self.pick).then(alt.value(0.95)).otherwise(alt.value(0.08))
+        return alt.OpacityValue(0.08, condition=[{"param": _PICK, "value": 0.95}])
 
 
 def categories(field: str, names: Sequence[str], title: str) -> alt.Color:

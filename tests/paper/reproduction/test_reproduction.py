@@ -183,7 +183,7 @@ def test_only_what_stands_for_itself_is_on_the_page():
     drawn = {row.get("direction") for rows in left_out["datasets"].values() for row in rows} - {None}
     assert drawn == {name for name in DIRECTIONS if not name.startswith("adafactor")}
     others = direction_figures([each for each in synthetic_records(steps=(1,)) if each.direction == "sgd"])
-    assert [f.chart() is None for f in others if "landscape" in f.title] == 2 * [False, True, False]
+    assert [f.specification() is None for f in others if "landscape" in f.title] == 2 * [False, True, False]
 
 
 def test_the_figures_of_evidence_are_on_the_page_of_a_single_run():

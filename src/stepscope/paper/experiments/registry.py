@@ -118,5 +118,5 @@ def write_figures(run_path: str | os.PathLike[str]) -> list[Path]:
         MissingExtraError: altair or vl-convert is not installed.
     """
     head, records = read(run_path)
-    charts = {figure.name: figure.chart() for figure in experiment_of(head).figures(records)}
+    charts = {figure.name: figure.specification() for figure in experiment_of(head).figures(records)}
     return [save(chart, Path(run_path) / f"{name}.pdf") for name, chart in charts.items() if chart is not None]

@@ -92,7 +92,7 @@ def write_reproduction(
         for figure in part.figures:
             progress(done / total, f"{part.run.name}: {figure.title}")
             done += 1
-            chart = figure.chart()
+            chart = figure.specification()
             if chart is not None:
                 drawn[figure.name] = chart
                 written.append(save(chart, out / part.file(FIGURE_FOLDER, figure.name, ".pdf")))
@@ -170,7 +170,7 @@ def _section(part: _Part, drawn: Mapping[str, Any], charts: dict[str, Any]) -> d
         pdf = quote(part.file(FIGURE_FOLDER, figure.name, ".pdf"))
         if figure.on_page:
             place = f"chart-{len(charts)}"
-            charts[place] = {**drawn[figure.name].to_dict(), "width": "container"}
+            charts[place] = {**drawn[figure.name], "width": "container"}
             shown.append({"place": place, "pdf": pdf})
         else:
             links.append({"title": f"{figure.title} (PDF)", "path": pdf})
