@@ -72,6 +72,17 @@ def norm(a: Mapping[str, Tensor]) -> float:
     )
 
 
+def is_finite(a: Mapping[str, Tensor]) -> bool:
+    """Whether no coordinate is infinite or NaN.
+
+    Example:
+        >>> is_finite({"w": torch.tensor([3e38, 3e38])}), is_finite({"w": torch.tensor([math.inf, -math.inf])})
+        (True, False)
+    """
+    # A sum is quicker than a test of each coordinate. It isn't finite where one isn't, but can overflow where all are.
+    return all(bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all()) for tensor in a.values())
+
+
 def add(total: Direction, direction: Mapping[str, Tensor], factor: float) -> None:
     """Adds ``factor · direction`` to `total` in place, without its graph.
 

@@ -121,7 +121,7 @@ class Candidates:
         """Shows the others the gradients that are on the parameters, if they are finite: they would stay for good."""
         held = self.held(trainable)
         gradients = self._unscaled(_gradients(held))
-        if self.others and math.isfinite(vectors.norm(gradients)):
+        if self.others and vectors.is_finite(gradients):
             if self._followers is None:
                 self._followers = PseudoUpdates(held, self.others)
                 self._followed_on = _marks(held)
