@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import array
 import collections
 import contextvars
 import operator
 import random
+import sys
 import types
 import zlib
 from collections.abc import Callable, Mapping
@@ -16,6 +18,9 @@ import torch
 from torch import Tensor
 
 _MISSING = object()
+
+_LARGE = 2**25
+"""Bytes of a numpy array of which a copy is kept."""
 
 
 class Place:
@@ -355,12 +360,16 @@ def attribute_of_class(path: str, owner: type, name: str) -> Value:
     return Value(path, lambda: vars(owner).get(name, _MISSING), write, drop)
 
 
-def random_generator(path: str, value: Any) -> RandomGenerator | None:
-    """The state of a generator of random numbers, of torch, Python or numpy; ``None`` if it is none."""
+def numbers_of(path: str, value: Any) -> Place | None:
+    """The numbers in an object that holds nothing else: a generator of random numbers, or an array."""
     if isinstance(value, torch.Generator):
         return RandomGenerator(path, value.get_state, value.set_state)
     if isinstance(value, random.Random) and not isinstance(value, random.SystemRandom):
         return RandomGenerator(path, value.getstate, value.setstate)
+    if isinstance(value, bytearray | array.array):
+        return Buffer(path, value)
+    if "numpy" in sys.modules and isinstance(value, sys.modules["numpy"].ndarray):
+        return Array(path, value) if value.nbytes <= _LARGE else LargeArray(path, value)
     if type(value).__module__.startswith("numpy.random"):
         if hasattr(value, "get_state"):
             return RandomGenerator(path, value.get_state, value.set_state)
