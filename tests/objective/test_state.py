@@ -237,6 +237,22 @@ def test_a_proxy_stands_for_what_it_points_to():
     assert list(State({"work": lambda: proxy}).modules.values()) == [net]
 
 
+@pytest.mark.parametrize(
+    "leading_to",
+    [weakref.ref, lambda holder: holder.append, lambda holder: type("Own", (), {"__module__": __name__, "it": holder})],
+    ids=["a weak reference", "a method of a builtin class", "a class"],
+)
+def test_what_an_object_leads_to_is_restored(leading_to):
+    class Numbers(list):
+        pass
+
+    numbers = Numbers([1])
+    state = State({"root": leading_to(numbers)})
+    numbers.append(2)
+    state.restore()
+    assert numbers == [1]
+
+
 class Odd:
     @property
     def __class__(self):
