@@ -32,6 +32,10 @@ Factory = Callable[[list[nn.Parameter]], Optimizer | Sequence[Optimizer]]
 """``parameters -> optimizer``, or several optimizers that share the parameters out between them."""
 
 
+_NOTICEABLE = 0.01
+"""The part of a direction's length that rounding of the weights may be, without a warning."""
+
+
 class PseudoUpdates:
     """Shadow optimizers: they follow the gradients of a run that another optimizer drives.
 
@@ -64,7 +68,7 @@ class PseudoUpdates:
             raise UsageError(f"optimizers is a {type(optimizers).__name__}: give {{label: factory or optimizer}}")
         self._shadows = {name: nn.Parameter(p.detach().clone()) for name, p in self._parameters.items()}
         with random_state():
-            self._shadow_optimizers = {label: self._adopt(label, given) for label, given in optimizers.items()}
+            self._shadow_optimizers = {label: self._adopt(label, source) for label, source in optimizers.items()}
 
     def peek(self, gradients: Mapping[str, Tensor | None]) -> dict[str, Direction]:
         """The directions of the optimizers for these gradients (see `next_update`); none of them takes the step.
@@ -95,18 +99,18 @@ class PseudoUpdates:
                 optimizer.step(checked)
         return directions
 
-    def _adopt(self, label: str, given: Factory | Optimizer) -> _ShadowOptimizer:
-        if isinstance(given, Optimizer):
-            _check_parameters(label, given, self._parameters)
-            return _OwnShadow(given, self._parameters)
-        if not callable(given):
-            raise UsageError(f"optimizer {label!r} is a {type(given).__name__}, neither a factory nor an optimizer")
-        built = given(list(self._shadows.values()))
+    def _adopt(self, label: str, source: Factory | Optimizer) -> _ShadowOptimizer:
+        if isinstance(source, Optimizer):
+            _check_parameters(label, source, self._parameters)
+            return _OwnShadow(source, self._parameters)
+        if not callable(source):
+            raise UsageError(f"optimizer {label!r} is a {type(source).__name__}, neither a factory nor an optimizer")
+        built = source(list(self._shadows.values()))
         optimizers: list[Any] = [built] if isinstance(built, Optimizer) else list(built)
         for optimizer in optimizers:
             if not isinstance(optimizer, Optimizer):
-                given_type = type(optimizer).__name__
-                raise UsageError(f"the factory of {label!r} gave a {given_type}, not a torch.optim.Optimizer")
+                built_type = type(optimizer).__name__
+                raise UsageError(f"the factory of {label!r} gave a {built_type}, not a torch.optim.Optimizer")
             _check_parameters(label, optimizer, self._shadows)
         return _ShadowOptimizer(optimizers, self._shadows, self._parameters)
 
@@ -174,23 +178,23 @@ class _OwnShadow(_ShadowOptimizer):
 
     def peek(self, label: str, gradients: Mapping[str, Tensor]) -> Direction:
         """The direction of the next step."""
-        with unnoticed(), self._exchanged(gradients) as given:
-            return _direction(label, self._optimizers, self._shadows, given, as_found=False)
+        with unnoticed(), self._exchanged(gradients) as copies:
+            return _direction(label, self._optimizers, self._shadows, copies, as_found=False)
 
     def step(self, gradients: Mapping[str, Tensor]) -> None:
         """Takes the step."""
-        with self._exchanged(gradients) as given:
-            give(self._shadows, given)
+        with self._exchanged(gradients) as copies:
+            give(self._shadows, copies)
             make_step(self._optimizers, as_found=False)
             self._state = self._now()
 
     @contextmanager
     def _exchanged(self, gradients: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-        real, here, given = self._now(), self._here(), self._copied(gradients)
+        real, here, copies = self._now(), self._here(), self._copied(gradients)
         try:
             self._state.restore()
             self._arrive(here)
-            yield given
+            yield copies
         finally:
             real.restore()
 
@@ -315,9 +319,6 @@ def _direction(
                 stacklevel=4,
             )
     return direction
-
-
-_NOTICEABLE = 0.01
 
 
 def _check_parameters(label: str, optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> None:

@@ -89,10 +89,10 @@ class Candidates:
             UsageError: it holds none of them.
         """
         ids = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
-        found = {name: p for name, p in trainable.items() if id(p) in ids}
-        if not found:
+        held = {name: p for name, p in trainable.items() if id(p) in ids}
+        if not held:
             raise UsageError(f"{type(self._optimizer).__name__} holds no trainable parameter of the model")
-        return found
+        return held
 
     def rehearse(self, trainable: Mapping[str, nn.Parameter]) -> PseudoUpdates:
         """A step of zero gradients, on trial: shows what can't be compared. Gives the others, fresh.
@@ -114,8 +114,8 @@ class Candidates:
 
     def skipped(self) -> bool:
         """Whether a gradient scaler will have the step skipped because of infinite gradients."""
-        found = getattr(self._optimizer, "found_inf", None)
-        return isinstance(found, Tensor) and bool(found.item())
+        found_inf = getattr(self._optimizer, "found_inf", None)
+        return isinstance(found_inf, Tensor) and bool(found_inf.item())
 
     def follow(self, trainable: Mapping[str, nn.Parameter]) -> None:
         """Shows the others the gradients that are on the parameters, if they are finite: they would stay for good."""
@@ -139,30 +139,30 @@ class Candidates:
     def updates(
         self, trainable: Mapping[str, nn.Parameter], gradients: Mapping[str, Tensor] | None = None
     ) -> dict[str, Direction]:
-        """What each would do now, if it made the step; none does.
+        """The updates that all would make now; none makes its step.
 
         Args:
             trainable: the model's trainable parameters.
             gradients: ``None`` for those that are on the parameters.
 
         Raises:
-            NoUpdateError: there is no gradient, or nobody would move.
+            NoUpdateError: there is no gradient, or all updates are zero.
             UsageError: the optimizer's own update isn't finite, or can't be known in advance.
         """
         held = self.held(trainable)
         given = _gradients(held) if gradients is None else {name: g for name, g in gradients.items() if name in held}
         if not given:
             raise NoUpdateError("no parameter has a gradient")
-        found = {self.own: self._own_update(held, given)}
+        updates = {self.own: self._own_update(held, given)}
         dense = self._unscaled(given) if gradients is None else given
         if not any(gradient.is_sparse for gradient in given.values()):
             for label, fraction in self._clips.items():
                 clipped = {name: gradient.detach().clone() for name, gradient in given.items()}
                 clamp_(clipped.values(), fraction_threshold(list(clipped.values()), fraction))
-                found[label] = self._own_update(held, clipped)
+                updates[label] = self._own_update(held, clipped)
         if self.others:
-            found |= (self._followers or PseudoUpdates(held, self.others)).peek(dense)
-        return self._moving(found, dense)
+            updates |= (self._followers or PseudoUpdates(held, self.others)).peek(dense)
+        return self._moving(updates, dense)
 
     def _own_update(self, held: Mapping[str, nn.Parameter], gradients: Mapping[str, Tensor]) -> Direction:
         # A `step` that somebody has put on the object may be what is being executed.
@@ -176,8 +176,8 @@ class Candidates:
             return dense
         return {name: gradient / scale.to(gradient.device) for name, gradient in dense.items()}
 
-    def _warn(self, label: str, what: str) -> None:
-        if (text := f"the update of {label} is {what}: it is left out") not in self._warned:
+    def _warn(self, label: str, length: str) -> None:
+        if (text := f"the update of {label} is {length}: it is left out") not in self._warned:
             self._warned.add(text)
             _logger.warning("%s", text)
 
@@ -189,14 +189,14 @@ class Candidates:
             return "all gradients are zero"
         return "though neither the gradients nor its learning rate are"
 
-    def _moving(self, found: Mapping[str, Direction], given: Mapping[str, Tensor]) -> dict[str, Direction]:
-        lengths = {label: vectors.norm(direction) for label, direction in found.items()}
+    def _moving(self, updates: Mapping[str, Direction], given: Mapping[str, Tensor]) -> dict[str, Direction]:
+        lengths = {label: vectors.norm(direction) for label, direction in updates.items()}
         if not math.isfinite(lengths[self.own]):
             raise UsageError("the optimizer's own update is infinite or NaN")
         for label, length in lengths.items():
             if not math.isfinite(length):
                 self._warn(label, "infinite or NaN")
-        moving = {label: found[label] for label, length in lengths.items() if math.isfinite(length) and length > 0}
+        moving = {label: updates[label] for label, length in lengths.items() if math.isfinite(length) and length > 0}
         if not moving:
             raise NoUpdateError("no optimizer would move (a learning rate of 0?)")
         if lengths[self.own] == 0:

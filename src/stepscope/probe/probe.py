@@ -190,19 +190,19 @@ class Probe:
             ``{label: measurement}``; recorded and logged as well.
 
         Raises:
-            UsageError: the loss isn't finite, there is no gradient, nobody would move (a learning rate of 0), or the
-                probe is closed.
+            UsageError: the loss isn't finite, there is no gradient, all updates are zero (a learning rate of 0), or
+                the probe is closed.
         """
         if self._closed:
             raise UsageError("the probe is closed: make another")
         with paused(), held(), random_state():
             self._refresh()
-            given = self._objective.gradient()[1] if gradients == "evaluation" else None
-            updates = self._candidates.updates(self._objective.parameters, given)
-            found, records = self._measured(updates, self.step + 1, gradients, within_layers)
+            gradient = self._objective.gradient()[1] if gradients == "evaluation" else None
+            updates = self._candidates.updates(self._objective.parameters, gradient)
+            measurements, records = self._measured(updates, self.step + 1, gradients, within_layers)
             self._untrained = []
             self._recorder.keep(records)
-            return found
+            return measurements
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -325,7 +325,7 @@ class Probe:
             # Each update becomes its unit direction and goes: two copies of a model for each would be many.
             parameters = self._objective.parameters
             units = {label: UnitDirection.of(updates.pop(label), parameters) for label in list(updates)}
-            found = measure_units(
+            measurements = measure_units(
                 self._objective,
                 units,
                 self.check.method,
@@ -334,15 +334,7 @@ class Probe:
                 within_layers=within_layers,
                 layer=self._layer,
             )
-        if self.check.gradient_agrees and not self._surrogate:
-            another = [label for label, m in found.items() if m.gradient_agrees is False]
-            if another:
-                self._surrogate = True
-                m = found[another[0]]
-                _logger.warning(
-                    "along %s the loss has the slope %.4g, and its gradient says %.4g: %s",
-                    another[0], m.loss_slope, m.slope, ANOTHER_GRADIENT,
-                )  # fmt: skip
+        self._warn_of_another_gradient(measurements)
         rates = [group.get("lr") for group in self._optimizer.param_groups]
         place = {
             "trajectory": type(self._optimizer).__name__,
@@ -352,7 +344,21 @@ class Probe:
             "followed_steps": self._candidates.followed,
             "lr": [None if rate is None else float(rate) for rate in rates],
         }
-        return found, [DirectionRecord.of(m.record(), direction=label, **place) for label, m in found.items()]
+        records = [DirectionRecord.of(m.record(), direction=label, **place) for label, m in measurements.items()]
+        return measurements, records
+
+    def _warn_of_another_gradient(self, measurements: Mapping[str, Measurement]) -> None:
+        """Says once that along a direction the loss has another slope than its gradient says."""
+        if not self.check.gradient_agrees or self._surrogate:
+            return
+        for label, measurement in measurements.items():
+            if measurement.gradient_agrees is False:
+                self._surrogate = True
+                _logger.warning(
+                    "along %s the loss has the slope %.4g, and its gradient says %.4g: %s",
+                    label, measurement.loss_slope, measurement.slope, ANOTHER_GRADIENT,
+                )  # fmt: skip
+                return
 
     def _compare_with_made(self) -> None:
         """Hooks of the optimizer can make the step another than was measured: then that is withdrawn."""
@@ -454,7 +460,7 @@ def _refuse_scripted(objective: Objective) -> None:
 
 
 @contextmanager
-def _refusing(what: str, remedy: str) -> Iterator[None]:
+def _refusing(refusal: str, remedy: str) -> Iterator[None]:
     """Makes one line of whatever goes wrong inside, at the start of a training."""
     try:
         yield
@@ -463,7 +469,7 @@ def _refusing(what: str, remedy: str) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise UsageError("not enough memory to measure: give smaller micro-batches of evaluation") from error
-        raise UsageError(f"{what} ({type(error).__name__}: {said(error)}): {remedy}") from error
+        raise UsageError(f"{refusal} ({type(error).__name__}: {said(error)}): {remedy}") from error
 
 
 def _beginning(parameter: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""When to measure: at the steps that were asked for, as far as the overhead allows.
+"""When to measure: at the steps that `every` names, as far as the overhead allows.
 
 Other optimizers need some steps to gather their moments, so a measurement is preceded by 20 steps at which they follow
 the run, or by all steps since the beginning. Where following costs more than the overhead allows, the schedule saves up
@@ -55,7 +55,7 @@ class Schedule:
     A measurement is preceded by `window` steps at which others follow the run, or by all steps since the beginning.
 
     Args:
-        every: measure at each ``every``-th step, or ``every(step) -> bool``. The function is asked once for each step,
+        every: measure at each ``every``-th step, or ``every(step) -> bool``. The function is called once for each step,
             in order, up to `window` steps ahead.
         max_overhead: measuring may take this part of the training time; ``None`` for no limit.
         cost: seconds that a measurement will take, until one has been timed.
@@ -95,13 +95,13 @@ class Schedule:
                 f"max_overhead is {max_overhead}: give a part of the training time above 0 and up to 1 (0.05 is 5%), "
                 "or None for no limit"
             )
-        self._asks: Callable[[int], bool] = every if callable(every) else lambda step: step % every == 0
+        self._every: Callable[[int], bool] = every if callable(every) else lambda step: step % every == 0
         self._max_overhead = math.inf if max_overhead is None else max_overhead
         self._cost = cost
         self._window = window
         self._follow_cost = follow_cost
-        self._answers: deque[bool] = deque()
-        self._asked_up_to = first - 1
+        self._due_ahead: deque[bool] = deque()
+        self._known_up_to = first - 1
         self._first = first
         self._owed = False
         self._promised = False
@@ -172,9 +172,9 @@ class Schedule:
         cost = self._cost + self._window * self._follow_cost
         interval = cost / self._max_overhead / self.step_seconds
         first = self._first - 1 + (self._measuring + cost) / self._max_overhead / self.step_seconds
-        asked = next((step + i for i, asked in enumerate(self._answers, 1) if asked), step + len(self._answers))
+        due = next((step + i for i, due in enumerate(self._due_ahead, 1) if due), step + len(self._due_ahead))
         text += f", at {100 * self._max_overhead:g}% overhead not more often than every {max(interval, 1):,.0f} steps"
-        return f"{text}, so first at about step {max(first, asked):,.0f}"
+        return f"{text}, so first at about step {max(first, due):,.0f}"
 
     def _arrive(self, at: float | None) -> None:
         self._arrived = self._left + (_standstill.seconds - self._standstill_then)
@@ -196,10 +196,10 @@ class Schedule:
         self._arrived = self._left
 
     def _plan_for(self, step: int) -> Plan:
-        """What to do at this step; asked once a step. What was due and not afforded is made up for later."""
-        asked = self._ask(step)
-        self._before = (self._owed, self._promised, self._history, self._unbroken, asked)
-        self._owed |= asked
+        """The plan of this step, made once. A measurement that was due and not afforded is made later."""
+        due = self._is_due(step)
+        self._before = (self._owed, self._promised, self._history, self._unbroken, due)
+        self._owed |= due
         known = self._history >= self._window or self._unbroken
         plan: Plan
         if self._owed and known and (self._promised or self._affordable(self._training, self._cost)):
@@ -212,16 +212,16 @@ class Schedule:
         return plan
 
     def _retract(self) -> None:
-        self._owed, self._promised, self._history, self._unbroken, asked = self._before
-        self._answers.appendleft(asked)
+        self._owed, self._promised, self._history, self._unbroken, due = self._before
+        self._due_ahead.appendleft(due)
         self._steps -= 1
 
-    def _ask(self, step: int) -> bool:
-        """Whether a measurement is wanted at this step; looks `window` steps ahead."""
-        while self._asked_up_to < step + self._window:
-            self._asked_up_to += 1
-            self._answers.append(bool(self._asks(self._asked_up_to)))
-        return self._answers.popleft()
+    def _is_due(self, step: int) -> bool:
+        """Whether a measurement is due at this step; looks `window` steps ahead."""
+        while self._known_up_to < step + self._window:
+            self._known_up_to += 1
+            self._due_ahead.append(bool(self._every(self._known_up_to)))
+        return self._due_ahead.popleft()
 
     def _follows(self) -> bool:
         """Once begun, following ends in a measurement; what it cost beyond the forecast is earned before the next."""
@@ -229,7 +229,7 @@ class Schedule:
             return False
         if self._promised:
             return True
-        ahead = next((i for i, asked in enumerate(self._answers, 1) if asked), None)
+        ahead = next((i for i, due in enumerate(self._due_ahead, 1) if due), None)
         if not self._owed and ahead is None:
             return False
         left = max(self._window - self._history, 0 if self._owed else ahead or 0)
