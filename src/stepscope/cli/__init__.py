@@ -24,10 +24,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Raises:
         SystemExit: always. Status 0 when done, 2 for a mistake in what was given, 130 when interrupted.
     """
-    asked = parser().parse_args(arguments)
-    program = " ".join(["stepscope", asked.command, *filter(None, [getattr(asked, "experiment", None)])])
+    options = parser().parse_args(arguments)
+    program = " ".join(["stepscope", options.command, *filter(None, [getattr(options, "experiment", None)])])
     try:
-        asked.run(asked)
+        options.run(options)
     except UsageError as error:
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

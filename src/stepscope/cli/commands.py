@@ -20,25 +20,25 @@ if TYPE_CHECKING:
     from stepscope.report import Table
 
 
-def demo(asked: argparse.Namespace) -> None:
+def demo(options: argparse.Namespace) -> None:
     """``stepscope demo``."""
     _require_all()
     from stepscope.paper.experiments.trajectory import demonstration
 
-    experiment = demonstration(asked.scale, source=asked.source, seeds=tuple(asked.seeds))
-    _run(experiment, Path(asked.out or f"runs/demo-{asked.scale}"), 1)
+    experiment = demonstration(options.scale, source=options.source, seeds=tuple(options.seeds))
+    _run(experiment, Path(options.out or f"runs/demo-{options.scale}"), 1)
 
 
-def run(asked: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> None:
     """``stepscope run``."""
     _require_all()
     from stepscope.paper.experiments.listing import EXPERIMENTS
 
-    experiment = EXPERIMENTS[asked.experiment].load().from_options(asked)
+    experiment = EXPERIMENTS[options.experiment].load().from_options(options)
     jobs = 1
     if experiment.entry.parallel:
-        jobs = asked.jobs if asked.jobs is not None else 1 if asked.scale == "smoke" else os.cpu_count() or 1
-    _run(experiment, Path(asked.out or f"runs/{experiment.run_name}-{asked.scale}"), jobs)
+        jobs = options.jobs if options.jobs is not None else 1 if options.scale == "smoke" else os.cpu_count() or 1
+    _run(experiment, Path(options.out or f"runs/{experiment.run_name}-{options.scale}"), jobs)
 
 
 def _run(experiment: Experiment[Any], out: Path, jobs: int) -> None:
@@ -68,7 +68,7 @@ def _require_all() -> None:
         require(module, extra)
 
 
-def reproduce(asked: argparse.Namespace) -> None:
+def reproduce(options: argparse.Namespace) -> None:
     """``stepscope reproduce``."""
     _require_all()
     from stepscope.paper.experiments.options import sources_of
@@ -77,25 +77,25 @@ def reproduce(asked: argparse.Namespace) -> None:
     from stepscope.paper.reproduction.plan import prepare_directory, reproduction, run_reproduction
     from stepscope.report import print_tables
 
-    if asked.seeds is not None and asked.seeds < 1:
-        raise UsageError(f"--seeds {asked.seeds}: it is how many, at least 1")
-    seeds = asked.seeds if asked.seeds is not None else 1 if asked.scale == "smoke" else 3
+    if options.seeds is not None and options.seeds < 1:
+        raise UsageError(f"--seeds {options.seeds}: it is how many, at least 1")
+    seeds = options.seeds if options.seeds is not None else 1 if options.scale == "smoke" else 3
     plan = reproduction(
-        asked.scale,
-        only=asked.only,
+        options.scale,
+        only=options.only,
         seeds=tuple(range(seeds)),
-        settings=asked.settings,
-        sources=sources_of(asked.source),
+        settings=options.settings,
+        sources=sources_of(options.source),
     )
-    on_cores = asked.scale in ("smoke", "cpu")
-    jobs = asked.jobs if asked.jobs is not None else (os.cpu_count() or 1) if on_cores else 1
+    on_cores = options.scale in ("smoke", "cpu")
+    jobs = options.jobs if options.jobs is not None else (os.cpu_count() or 1) if on_cores else 1
     check_processes(jobs)
     costs = {experiment.run_name: measured_cost(experiment, seeds) for experiment in plan}
     table = _plan_table(plan, costs, jobs)
-    if asked.dry_run:
+    if options.dry_run:
         print_tables([table])
         return
-    out = Path(asked.out or f"runs/reproduce-{asked.scale}")
+    out = Path(options.out or f"runs/reproduce-{options.scale}")
     prepare_directory(plan, out)
     # Like the progress: whoever reads the results may stop reading, and the runs are to go on.
     print_tables([table], require("rich.console", "cli").Console(stderr=True))
@@ -159,14 +159,14 @@ def _reproduced(out: Path) -> None:
         print(f"{title + ':':9}{out / name}")
 
 
-def report(asked: argparse.Namespace) -> None:
+def report(options: argparse.Namespace) -> None:
     """``stepscope report``."""
     from stepscope.paper.experiments.registry import write_page
 
-    run = Path(asked.run_directory)
+    run = Path(options.run_directory)
     if not (run / "run.json").exists() and any(run.glob("*/run.json")):
-        if asked.out:
+        if options.out:
             raise UsageError(f"{run} is a reproduction, whose page stands beside its figures: leave out --out")
         _reproduced(run)
         return
-    print(write_page(run, Path(asked.out) if asked.out else run / "report.html"))
+    print(write_page(run, Path(options.out) if options.out else run / "report.html"))

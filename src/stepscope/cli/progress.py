@@ -21,16 +21,16 @@ def shown_progress() -> Iterator[Callable[[float, str], None]]:
     columns = (bars.BarColumn(), bars.TaskProgressColumn(), bars.TimeRemainingColumn(), text)
     with bars.Progress(*columns, console=console, transient=True) as shown:
         task = shown.add_task("", total=1.0)
-        yield lambda part, what: shown.update(task, completed=part, description=what)
+        yield lambda done, text: shown.update(task, completed=done, description=text)
 
 
 def _lines() -> Callable[[float, str], None]:
     last = 0
 
-    def told(part: float, what: str) -> None:
+    def print_tenths(done: float, text: str) -> None:
         nonlocal last
-        if int(10 * part) > last:
-            last = int(10 * part)
-            print(f"{part:4.0%}  {what}", file=sys.stderr, flush=True)
+        if int(10 * done) > last:
+            last = int(10 * done)
+            print(f"{done:4.0%}  {text}", file=sys.stderr, flush=True)
 
-    return told
+    return print_tenths

@@ -86,11 +86,11 @@ def _threshold_without_waiting(tensors: Sequence[Tensor], fraction: float, zeros
         nonzero = torch.stack([torch.count_nonzero(tensor) for tensor in tensors]).sum()
         # The product may lie a rounding below the whole number that is meant.
         clipped = torch.floor(fraction * nonzero.double() * (1 + 2.0**-51)).long()
-    found = selection.kth_largest_without_waiting(tensors, (clipped + 1).clamp(max=count)).double()
-    found = torch.where(found == 0, selection.smallest_nonzero_without_waiting(tensors), found)
+    threshold = selection.kth_largest_without_waiting(tensors, (clipped + 1).clamp(max=count)).double()
+    threshold = torch.where(threshold == 0, selection.smallest_nonzero_without_waiting(tensors), threshold)
     has_nan = torch.stack([tensor.isnan().any() for tensor in tensors]).any()
-    found = torch.where(has_nan, math.nan, found)
-    return torch.where(clipped == 0, math.inf, found)
+    threshold = torch.where(has_nan, math.nan, threshold)
+    return torch.where(clipped == 0, math.inf, threshold)
 
 
 def clip_grad_fraction_(parameters: Tensor | Iterable[Tensor], fraction: float) -> Tensor:

@@ -30,6 +30,9 @@ _MANY = 100_000
 _LONG = 300
 """Characters of a path."""
 
+_OPAQUE = sys.stdlib_module_names | {"torch", "stepscope"}
+"""Packages of whose objects not even the attributes that a function names are followed."""
+
 _ITERATING = ("builtins", "itertools", "torch.utils.data")
 
 
@@ -278,7 +281,7 @@ class Walk:
     def _follow_named(self, followed: set[tuple[str, str]]) -> bool:
         """Of an object whose package isn't followed, the attributes that a function of the user's names."""
         for path, value in list(self._foreign.items()):
-            if type(value).__module__.partition(".")[0] in sys.stdlib_module_names | {"torch", "stepscope"}:
+            if type(value).__module__.partition(".")[0] in _OPAQUE:
                 continue
             for name in sorted(self._names & vars(value).keys()):
                 if (path, name) not in followed:

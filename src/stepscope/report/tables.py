@@ -82,13 +82,13 @@ def tex(text: str) -> str:
     return re.sub(r"⁻?[⁰¹²³⁴⁵⁶⁷⁸⁹]+|⁻|--+|.", _in_tex, signed, flags=re.DOTALL)
 
 
-def _in_tex(found: re.Match[str]) -> str:
-    part = found[0]
-    if part[0] in "⁻⁰¹²³⁴⁵⁶⁷⁸⁹":
-        return f"$^{{{part.translate(_RAISED)}}}$"
-    if part.startswith("--"):
-        return "-{}" * (len(part) - 1) + "-"  # several would join to a dash
-    return _TEX.get(part, part if part.isprintable() else "?")
+def _in_tex(match: re.Match[str]) -> str:
+    characters = match[0]
+    if characters[0] in "⁻⁰¹²³⁴⁵⁶⁷⁸⁹":
+        return f"$^{{{characters.translate(_RAISED)}}}$"
+    if characters.startswith("--"):
+        return "-{}" * (len(characters) - 1) + "-"  # several would join to a dash
+    return _TEX.get(characters, characters if characters.isprintable() else "?")
 
 
 def latex(table: Table) -> str:

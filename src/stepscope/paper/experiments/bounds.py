@@ -109,10 +109,10 @@ def _blocks(hessian: Tensor, bad: Tensor, tried: Sequence[Tensor]) -> tuple[floa
     """The least margin of the inequality by blocks over some vectors, and whether it holds for all but for rounding."""
     margins, holds = [], True
     for u in tried:
-        found, bound = block_bound(hessian, bad, u)
+        sharpness, bound = block_bound(hessian, bad, u)
         rounding = 4 * len(u) * _EPS * float(u.abs() @ hessian.abs() @ u.abs())
-        holds = holds and found <= bound + rounding
-        margins.append(1 - found / bound)
+        holds = holds and sharpness <= bound + rounding
+        margins.append(1 - sharpness / bound)
     return min(margins), holds
 
 

@@ -77,45 +77,45 @@ def part_size(config: Any, scale: str) -> int | None:
     return None if whole else int(config.micro_batch_size)
 
 
-def backward(model: nn.Module, batch: Batch, where: str, part: int | None = None) -> None:
+def backward(model: nn.Module, batch: Batch, where: str, size: int | None = None) -> None:
     """The backward pass of a training step; gradients are left on the parameters.
 
     Args:
         model: gives its loss as ``model(**batch).loss``.
         batch: the training batch.
         where: what to say if it fails, such as ``"sgd trajectory, step 3 (lr 1)"``.
-        part: as in `accumulate`.
+        size: as in `accumulate`.
 
     Raises:
         UsageError: the loss isn't finite.
     """
-    loss = accumulate(model, batch, part)
+    loss = accumulate(model, batch, size)
     if not math.isfinite(loss):
         raise UsageError(f"the training loss is {loss} on the {where}: it has diverged")
 
 
-def accumulate(model: nn.Module, batch: Batch, part: int | None = None) -> float:
+def accumulate(model: nn.Module, batch: Batch, size: int | None = None) -> float:
     """Puts the gradient of a batch's mean loss on the parameters, in place of what is there, and gives that loss.
 
     Args:
         model: gives its loss as ``model(**batch).loss``.
         batch: the training batch.
-        part: how many of its examples go through the model at a time, each part counted by what its mean averages
-            over; None for all at once.
+        size: how many of its examples go through the model at a time, each micro-batch weighted by the number of
+            terms that its mean averages over; None for all at once.
     """
     model.zero_grad(set_to_none=True)
-    size = len(batch["labels"])
-    if part is None or part >= size:
+    examples = len(batch["labels"])
+    if size is None or size >= examples:
         loss: Tensor = model(**batch).loss
         loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
-    parts = [{name: value[i : i + part] for name, value in batch.items()} for i in range(0, size, part)]
-    terms = [averaged_over(each, shifted=predicts_next_token(model)) for each in parts]
+    micro_batches = [{name: value[i : i + size] for name, value in batch.items()} for i in range(0, examples, size)]
+    terms = [averaged_over(micro_batch, shifted=predicts_next_token(model)) for micro_batch in micro_batches]
     total = 0.0
-    for each, count in zip(parts, terms, strict=True):
-        share: Tensor = model(**each).loss * (count / sum(terms))
-        share.backward()  # type: ignore[no-untyped-call]
-        total += float(share.detach())
+    for micro_batch, count in zip(micro_batches, terms, strict=True):
+        weighted: Tensor = model(**micro_batch).loss * (count / sum(terms))
+        weighted.backward()  # type: ignore[no-untyped-call]
+        total += float(weighted.detach())
     return total
 
 

@@ -52,7 +52,7 @@ def run_jobs(
         busy = set(workers)
         while busy:
             ready = wait(list(busy))
-            for connection in [each for each in busy if each in ready]:
+            for connection in [connection for connection in busy if connection in ready]:
                 with _alive():
                     number, kind, content = connection.recv()
                 if kind == "told":

@@ -75,7 +75,7 @@ def reproduction(
 def run_reproduction(
     plan: Sequence[Experiment[Any]],
     out: str | os.PathLike[str],
-    progress: Progress = lambda part, what: None,  # noqa: ARG005
+    progress: Progress = lambda done, text: None,  # noqa: ARG005
     *,
     processes: int = 1,
     weights: Mapping[str, float] | None = None,
@@ -104,8 +104,8 @@ def run_reproduction(
     parts = dict.fromkeys(expected, 0.0)
     failures: list[Failure] = []
 
-    def tell(name: str, part: float, text: str) -> None:
-        parts[name] = part
+    def tell(name: str, done: float, text: str) -> None:
+        parts[name] = done
         progress(sum(expected[name] * parts[name] for name in parts) / whole, f"{name}: {text}")
 
     # Units of a parallel experiment are jobs by themselves. Of the others the longest first: what is begun last must
@@ -164,7 +164,7 @@ def prepare_directory(plan: Sequence[Experiment[Any]], out: str | os.PathLike[st
 
 def _carry_out(job: tuple[Experiment[Any], str], tell: Tell) -> None:
     experiment, out = job
-    failure = _made(experiment, out, lambda part, text: tell((part, text)), 1)
+    failure = _made(experiment, out, lambda done, text: tell((done, text)), 1)
     tell(failure or (1.0, "done"))
 
 

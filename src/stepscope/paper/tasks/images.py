@@ -206,15 +206,17 @@ def _backbone(
     }
     if config.initialisation == "pretrained" and config.checkpoint:
         published, weights, origin = published_backbone(config.checkpoint)
-        found = {
+        actual = {
             "layer_type": published.layer_type,
             "depths": tuple(published.depths),
             "widths": tuple(published.hidden_sizes),
             "embedding": published.embedding_size,
         }
-        if wrong := [name for name in wanted if wanted[name] != found[name]]:
+        if wrong := [name for name in wanted if wanted[name] != actual[name]]:
             name = wrong[0]
-            raise UsageError(f"{name} is {wanted[name]}, but {config.checkpoint} has {found[name]}: set {name} to that")
+            raise UsageError(
+                f"{name} is {wanted[name]}, but {config.checkpoint} has {actual[name]}: set {name} to that"
+            )
         return published, weights, f"pretrained: {origin}"
     model_config = resnet_config(**wanted, channels=channels)  # type: ignore[arg-type]
     if config.initialisation == "random":

@@ -81,8 +81,8 @@ def published_backbone(name: str) -> tuple[Any, Weights, str]:
         UsageError: it is not available, or is no ResNet.
         MissingExtraError: transformers is not installed.
     """
-    found = published(name, {"resnet": "ResNetModel"}, title="a ResNet", tokenizer=False)
-    return found.config, found.weights, found.origin
+    pretrained = published(name, {"resnet": "ResNetModel"}, title="a ResNet", tokenizer=False)
+    return pretrained.config, pretrained.weights, pretrained.origin
 
 
 def pretrained_backbone(

