@@ -21,19 +21,8 @@ from stepscope.errors import UsageError
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
 
-class _MomentumRule(Optimizer):
-    """One momentum buffer, decoupled weight decay, and an update that a subclass makes of the momentum."""
-
-    def __init__(self, params: Parameters, defaults: dict[str, Any]) -> None:
-        if defaults["lr"] < 0:
-            raise UsageError(f"lr is {defaults['lr']}: a learning rate is ≥ 0")
-        if defaults["weight_decay"] < 0:
-            raise UsageError(f"weight_decay is {defaults['weight_decay']}: it must be ≥ 0")
-        for name in ("momentum", "betas"):
-            for beta in _as_tuple(defaults.get(name, 0.0)):
-                if not 0 <= beta < 1:
-                    raise UsageError(f"{name} is {defaults[name]}: each must lie in [0, 1)")
-        super().__init__(params, defaults)
+class _Rule(Optimizer):
+    """An optimizer whose closure, if it is given one, is evaluated before the step."""
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -48,6 +37,29 @@ class _MomentumRule(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._make_step()
+        return loss
+
+    @abstractmethod
+    def _make_step(self) -> None:
+        """Moves the parameters; called without gradients being recorded."""
+
+
+class _MomentumRule(_Rule):
+    """One momentum buffer, decoupled weight decay, and an update that a subclass makes of the momentum."""
+
+    def __init__(self, params: Parameters, defaults: dict[str, Any]) -> None:
+        if defaults["lr"] < 0:
+            raise UsageError(f"lr is {defaults['lr']}: a learning rate is ≥ 0")
+        if defaults["weight_decay"] < 0:
+            raise UsageError(f"weight_decay is {defaults['weight_decay']}: it must be ≥ 0")
+        for name in ("momentum", "betas"):
+            for beta in _as_tuple(defaults.get(name, 0.0)):
+                if not 0 <= beta < 1:
+                    raise UsageError(f"{name} is {defaults[name]}: each must lie in [0, 1)")
+        super().__init__(params, defaults)
+
+    def _make_step(self) -> None:
         work = [(group, *self._gathered(group)) for group in self.param_groups]
         self._to_updates([update for _, _, updates in work for update in updates])
         for group, parameters, updates in work:
@@ -63,7 +75,6 @@ class _MomentumRule(Optimizer):
                     if decay:
                         parameter.mul_(1 - lr * decay)
                     parameter.add_(update, alpha=-lr)
-        return loss
 
     def _gathered(self, group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
         """The parameters that have a gradient, and the (new) momentum that each one's update is made of."""
@@ -255,7 +266,7 @@ class ACClip(_MomentumRule):
         """They are the updates already."""
 
 
-class Adafactor(Optimizer):
+class Adafactor(_Rule):
     """Adafactor (Shazeer and Stern, 2018, arXiv 1804.04235) with relative steps and parameter scaling, as in the paper.
 
     ``ρ = min(lr, 1/√t)``, ``α = max(ε₂, RMS(x))·ρ``, ``u = g/√v̂`` with the second moment ``v̂`` factored for matrices
@@ -294,19 +305,7 @@ class Adafactor(Optimizer):
         settings = {"lr": lr, "eps": eps, "d": d, "beta2_decay": beta2_decay, "clip_fraction": clip_fraction}
         super().__init__(params, settings)
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Takes one step; `closure`, if given, reevaluates the model and returns the loss."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def _make_step(self) -> None:
         pairs = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
         threshold = fraction_threshold([p.grad for p, _ in pairs], self.defaults["clip_fraction"])
         for parameter, group in pairs:
@@ -321,7 +320,6 @@ class Adafactor(Optimizer):
             update.div_(max(1.0, _rms(update) / group["d"]))
             rho = min(group["lr"], state["step"] ** -0.5)
             parameter.add_(update, alpha=-rho * max(eps2, _rms(parameter)))
-        return loss
 
 
 def _second_moments(state: dict[str, Any], squares: Tensor, decay: float) -> list[Tensor]:

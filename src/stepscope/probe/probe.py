@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -204,15 +204,13 @@ class Probe:
             self._recorder.keep(records)
             return measurements
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self) -> AbstractContextManager[None]:
         """Time that passes inside is not the training's: a validation, say, earns no time for measuring.
 
         Example:
             ``with probe.paused(): validate(model)``
         """
-        with paused():
-            yield
+        return paused()
 
     def report(self, path: str | os.PathLike[str]) -> Path:
         """Writes the page of what has been measured so far.
