@@ -44,6 +44,7 @@ class Line(Record):
     values: tuple[float | None, ...] | None = None
 
 
+READERS = (lambda path: read_run(path, Line), lambda path: RunDirectory.open(path, Line, {}))
 HOSTILE = "a\nb\u2028c\u0085\r</script>\x00é\ud800"
 
 
@@ -146,7 +147,7 @@ def test_a_broken_line_in_the_middle_is_named_and_kept(tmp_path):
     file = tmp_path / "run" / "measurements.jsonl"
     broken = file.read_bytes().replace(b'{"step": 2,', b'"step": 2,')
     file.write_bytes(broken)
-    for reader in (lambda path: read_run(path, Line), lambda path: RunDirectory.open(path, Line, {})):
+    for reader in READERS:
         with pytest.raises(UsageError, match=r"measurements\.jsonl, line 2 is not a JSON object") as error:
             reader(tmp_path / "run")
         one_line(error)
@@ -208,7 +209,7 @@ def test_what_a_death_before_run_json_leaves_is_no_obstacle(tmp_path):
 @pytest.mark.parametrize("name", ["file", "file/below", "n" * 300, "null\0"])
 def test_a_path_that_cannot_be_a_directory(tmp_path, name):
     (tmp_path / "file").write_text("x")
-    for reader in (lambda path: read_run(path, Line), lambda path: RunDirectory.open(path, Line, {})):
+    for reader in READERS:
         with pytest.raises(UsageError) as error:
             reader(tmp_path / name)
         one_line(error)
@@ -261,7 +262,7 @@ def test_an_atomic_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_pat
 )
 def test_a_run_file_that_cannot_be_used(tmp_path, content, told):
     (tmp_path / "run.json").write_bytes(content)
-    for reader in (lambda path: read_run(path, Line), lambda path: RunDirectory.open(path, Line, {})):
+    for reader in READERS:
         with pytest.raises(UsageError, match=told) as error:
             reader(tmp_path)
         one_line(error)
@@ -402,7 +403,7 @@ def test_what_is_no_run_is_never_overwritten(tmp_path):
 def test_a_value_of_another_type_is_named_with_its_line(tmp_path, line, told):
     RunDirectory.open(tmp_path, Line, {}).close()
     (tmp_path / "measurements.jsonl").write_text(f'{{"step": 1}}\n{line}\n')
-    for reader in (lambda path: read_run(path, Line), lambda path: RunDirectory.open(path, Line, {})):
+    for reader in READERS:
         with pytest.raises(UsageError, match=rf"measurements\.jsonl, line 2: {told}: repair or delete") as error:
             reader(tmp_path)
         one_line(error)

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Generic, Self
 
 from stepscope.errors import UsageError
 from stepscope.runs.records import AnyRecord, latest
-from stepscope.runs.storage import encode, lines_of, plain, reason, show, versions, write_atomically
+from stepscope.runs.storage import BRIEF, brief, encode, lines_of, plain, reason, show, versions, write_atomically
 
 SCHEMA_VERSION = 2
 """Version 1 had other names for some fields: see `Record.renamed`."""
@@ -30,8 +30,6 @@ MEASUREMENTS_FILE = "measurements.jsonl"
 LOCK_FILE = ".lock"
 
 _ABSENT = object()
-_SHOWN = 60
-"""Characters of a value that an error shows."""
 
 Head = dict[str, Any]
 """The content of `run.json`: ``schema_version``, ``created``, ``configuration``, ``context``."""
@@ -370,20 +368,17 @@ def _differences(stored: Any, wanted: Any, name: str = "") -> list[str]:
         ]
     if stored == wanted and isinstance(stored, bool) == isinstance(wanted, bool):
         return []
-    if isinstance(stored, list) and isinstance(wanted, list) and len(json.dumps(stored)) > _SHOWN:
+    if isinstance(stored, list) and isinstance(wanted, list) and len(json.dumps(stored)) > BRIEF:
         # Cut off, two long lists would look alike.
         only = [item for item in stored if item not in wanted], [item for item in wanted if item not in stored]
         if any(only):
             stored, wanted = only
-            return [f"{json.dumps(name)[1:-1]}: {_brief(stored)} there alone, {_brief(wanted)} asked for alone"]
-    return [f"{json.dumps(name)[1:-1]}: {_brief(stored)} there, {_brief(wanted)} asked for"]
+            return [f"{json.dumps(name)[1:-1]}: {brief(stored)} there alone, {brief(wanted)} asked for alone"]
+    return [f"{json.dumps(name)[1:-1]}: {_shown(stored)} there, {_shown(wanted)} asked for"]
 
 
-def _brief(value: Any) -> str:
-    if value is _ABSENT:
-        return "nothing"
-    text = json.dumps(value)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+def _shown(value: Any) -> str:
+    return "nothing" if value is _ABSENT else brief(value)
 
 
 def _open_for_append(file: Path, whole: int) -> BinaryIO:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import json
 import types
 import typing
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, ClassVar, Self, TypeVar
 
-from stepscope.runs.storage import plain
+from stepscope.runs.storage import brief, plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,13 +120,8 @@ def _value(hint: Any, value: Any, name: str) -> Any:
         return {key: _value(parameters[1], item, f"{name}.{key}") for key, item in value.items()}
     if is_dataclass(wanted) and isinstance(value, dict):
         return _dataclass(typing.cast(type[Any], wanted), value, f"{name}.")
-    raise ValueError(f"{name} is {_brief(value)}, not {_words_of(wanted)}")
+    raise ValueError(f"{name} is {brief(value)}, not {_words_of(wanted)}")
 
 
 def _words_of(wanted: Any) -> str:
     return _WORDS.get(wanted) or ("a list" if typing.get_origin(wanted) is tuple else "an object")
-
-
-def _brief(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."

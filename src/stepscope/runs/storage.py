@@ -141,6 +141,16 @@ def show(path: str | os.PathLike[str]) -> str:
     return text if text.isprintable() else repr(text)
 
 
+BRIEF = 60
+"""Characters of a value that an error shows."""
+
+
+def brief(value: Any) -> str:
+    """A value of JSON as an error shows it."""
+    text = json.dumps(value)
+    return text if len(text) <= BRIEF else f"{text[: BRIEF - 3]}..."
+
+
 def lines_of(content: bytes) -> Iterator[bytes]:
     r"""Cuts at ``\n`` alone: names may hold U+2028 and the other ends of line that `str.splitlines` knows."""
     start = 0

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -91,43 +92,28 @@ def test_blocks_have_the_norms_that_the_levels_say():
 
 
 # What a mistake in the code would do: each has to show in the records.
-
-
-def wrong_sign(monkeypatch):
-    """The step goes up the gradient."""
-    inner = module.examine
-
-    def examine(draw, fraction):
-        return inner(dataclasses.replace(draw, loss=lambda d, step: draw.loss(-d, step)), fraction)
-
-    monkeypatch.setattr(module, "examine", examine)
-
-
-def wrong_threshold(monkeypatch):
-    """τ in the bound is half of that in the clip."""
-    inner = module.clipped_guarantee
-    monkeypatch.setattr(module, "clipped_guarantee", lambda g, c, t, levels: inner(g, c, t / 2, levels))
-
-
-def clip_removed(monkeypatch):
-    """The bound believes that the gradient was clipped."""
-    inner = module.clip
-    monkeypatch.setattr(module, "clip", lambda g, fraction: (g.clone(), inner(g, fraction)[1]))
-
-
-def bad_forgotten(monkeypatch):
-    """The bad coordinates' part of Q is left out."""
-    inner = module.clipped_guarantee
-    monkeypatch.setattr(module, "clipped_guarantee", lambda g, c, t, levels: inner(g, c, 0.0, levels))
-
-
-MUTANTS = [wrong_sign, wrong_threshold, clip_removed, bad_forgotten]
+MUTANTS = {
+    "the step goes up the gradient": (
+        "examine",
+        lambda inner, draw, p: inner(dataclasses.replace(draw, loss=lambda d, step: draw.loss(-d, step)), p),
+    ),
+    "τ in the bound is half of that in the clip": (
+        "clipped_guarantee",
+        lambda inner, g, c, t, levels: inner(g, c, t / 2, levels),
+    ),
+    "the bound believes that the gradient was clipped": ("clip", lambda inner, g, p: (g.clone(), inner(g, p)[1])),
+    "the bad coordinates' part of Q is left out": (
+        "clipped_guarantee",
+        lambda inner, g, c, t, levels: inner(g, c, 0.0, levels),
+    ),
+}
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
 @pytest.mark.parametrize("fraction", [0.1, 0.5])
 def test_a_mistake_would_show(mutant, fraction, monkeypatch):
-    mutant(monkeypatch)
+    name, mistaken = MUTANTS[mutant]
+    monkeypatch.setattr(module, name, partial(mistaken, getattr(module, name)))
     record = bound_record("quadratic of section 1", fraction, 100, seed=0)
     assert record.clipped.violations > 80
     assert record.clipped.least_margin < -0.3

@@ -191,15 +191,6 @@ def test_impossible_settings(experiment, change, message, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("scale", "seeds", "message"),
-    [("huge", (0,), "choose smoke or cpu"), ("smoke", (), "seeds"), ("smoke", (1, 1), "seeds")],
-)
-def test_wrong_settings(scale, seeds, message):
-    with pytest.raises(UsageError, match=message):
-        robustness_experiment(scale, seeds=seeds)
-
-
 @pytest.mark.parametrize("scale", ["smoke", "cpu"])
 def test_pretrained_is_another_configuration(scale):
     random, pretrained = robustness_experiment(scale), robustness_experiment(scale, pretrained=True)

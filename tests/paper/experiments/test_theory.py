@@ -1,7 +1,6 @@
 """Experiment D end to end on a few sentences: complete, right, and no influence on training."""
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 
@@ -20,15 +19,6 @@ from stepscope.paper.tasks.small import small_task
 from stepscope.runs.directory import read_run
 
 STORED = Path(__file__).parents[3] / "docs" / "reproduction" / "theory"
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "pairs.tsv"
-    words = [("red", "rouge"), ("big", "grand"), ("old", "vieux"), ("new", "neuf"), ("small", "petit")]
-    lines = [f"the {a} house and {b} dogs\tla maison {c} et {d} chiens" for a, c in words for b, d in words if a != b]
-    path.write_text("\n".join(f"{line} {i}" for line in lines for i in range(4)) + "\n")
-    return str(path)
 
 
 @pytest.fixture(scope="module")
@@ -189,22 +179,6 @@ def test_it_draws_on_no_global_random_state(small, tmp_path):
 def test_settings_that_do_not_fit(small, tmp_path, change, message):
     with pytest.raises(UsageError, match=message):
         run_experiment(dataclasses.replace(small, **change), tmp_path / "run")
-
-
-@pytest.mark.parametrize(
-    ("scale", "seeds", "message"),
-    [("huge", (0,), "choose smoke or cpu"), ("smoke", (1, 1), "seeds"), ("cpu", (), "se")],
-)
-def test_wrong_scales_and_seeds(scale, seeds, message):
-    with pytest.raises(UsageError, match=message):
-        theory_experiment(scale, seeds=seeds)
-
-
-def test_the_configuration_is_whole():
-    configuration = json.loads(json.dumps(theory_experiment("cpu").configuration()))
-    assert configuration["correlated"]["translation"]["steps"] == [5, 20, 50]
-    assert configuration["draws"] == 1000
-    assert configuration["task"]["eval_size"] == 16
 
 
 def test_a_part_may_be_left_out(small, tmp_path):

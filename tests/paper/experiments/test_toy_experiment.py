@@ -79,9 +79,8 @@ class ToyExperiment(AlongTrajectories[ToyRecord]):
     def units(self):
         return [unit for seed in self.seeds for unit in self.trainings("classifier", seed)]
 
-    def missing(self, unit, records):
-        wanted = [ToyRecord(trajectory=unit.optimizer, seed=unit.seed, step=step) for step in self.steps]
-        return self.not_in(records, wanted)
+    def wanted(self, unit):
+        return [ToyRecord(trajectory=unit.optimizer, seed=unit.seed, step=step) for step in self.steps]
 
     def measure_at(self, point, missing, progress):
         progress(0.0, "the loss")

@@ -1,7 +1,6 @@
 """The trajectory experiment end to end on a few sentences: complete, right, and no influence on training."""
 
 import dataclasses
-import json
 
 import pytest
 import torch
@@ -12,24 +11,13 @@ from stepscope import Objective, UsageError
 from stepscope.directions.updates import PseudoUpdates
 from stepscope.paper.experiments.compared_optimizers import TRAINING, measured_directions
 from stepscope.paper.experiments.experiment import run as run_experiment
-from stepscope.paper.experiments.trajectory import (
-    TrajectoryExperiment,
-    demonstration,
-    trajectory_experiment,
-)
-from stepscope.paper.tasks.translation import SCALES, translation
+from stepscope.paper.experiments.robustness import robustness_experiment
+from stepscope.paper.experiments.theory import theory_experiment
+from stepscope.paper.experiments.trajectory import demonstration, trajectory_experiment
+from stepscope.paper.tasks.translation import translation
 from stepscope.runs import DirectionRecord, read_run
 
 MEASURED = ("sharpness", "correlation", "best_step", "best_decrease", "method")
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "pairs.tsv"
-    words = [("red", "rouge"), ("big", "grand"), ("old", "vieux"), ("new", "neuf"), ("small", "petit")]
-    lines = [f"the {a} house and {b} dogs\tla maison {c} et {d} chiens" for a, c in words for b, d in words if a != b]
-    path.write_text("\n".join(f"{line} {i}" for line in lines for i in range(4)) + "\n")
-    return str(path)
 
 
 @pytest.fixture(scope="module")
@@ -117,29 +105,12 @@ def test_a_torn_run_is_continued_to_the_same_records(run, experiment, tmp_path):
     assert rounded(continued) == {(r.trajectory, r.step, r.direction): (r.sharpness, r.loss) for r in whole}
 
 
-def test_one_that_diverges_does_not_keep_the_others_from_being_measured(experiment, tmp_path):
-    wild = dataclasses.replace(experiment, training_lr={"sgd": 1e30, "adam": 2e-4}, steps=(5,))
-    with pytest.raises(UsageError, match=r"on the sgd trajectory, step .* diverged"):
-        run_experiment(wild, tmp_path / "run")
-    assert {r.trajectory for r in read_run(tmp_path / "run", DirectionRecord)[1]} == {"adam"}
-
-
 def test_several_seeds(experiment, tmp_path):
     two = dataclasses.replace(experiment, seeds=(0, 1), steps=(1,), directions=("sgd", "adam"))
     assert run_experiment(two, tmp_path / "run") == 8
     _, records = read_run(tmp_path / "run", DirectionRecord)
     losses = {r.loss for r in records}
     assert len(losses) == 2  # the first step of both trajectories starts from the seed's own weights
-
-
-def test_progress_grows_to_the_end(experiment, tmp_path):
-    told = []
-    one = dataclasses.replace(experiment, steps=(2,), directions=("sgd",))
-    run_experiment(one, tmp_path / "run", lambda part, what: told.append((part, what)))
-    parts = [part for part, _ in told]
-    assert parts == sorted(parts)
-    assert parts[-1] == 1.0
-    assert any("sgd trajectory, step 2: sgd" in what for _, what in told)
 
 
 @pytest.mark.parametrize(
@@ -151,10 +122,10 @@ def test_progress_grows_to_the_end(experiment, tmp_path):
         ("smoke", (-1,), "seeds"),
     ],
 )
-def test_wrong_settings(scale, seeds, message):
-    for make in (trajectory_experiment, demonstration):
-        with pytest.raises(UsageError, match=message):
-            make(scale, seeds=seeds)
+@pytest.mark.parametrize("make", [trajectory_experiment, demonstration, robustness_experiment, theory_experiment])
+def test_wrong_settings(make, scale, seeds, message):
+    with pytest.raises(UsageError, match=message):
+        make(scale, seeds=seeds)
 
 
 def test_tasks_that_there_are_not():
@@ -199,8 +170,3 @@ def test_without_masks_padding_is_attended_to(experiment, tmp_path):
         run_experiment(dataclasses.replace(few, masked=masked), tmp_path / str(masked))
         losses.append(read_run(tmp_path / str(masked), DirectionRecord)[1][0].loss)
     assert losses[0] != losses[1]
-
-
-def test_the_configuration_is_whole():
-    configuration = TrajectoryExperiment("cpu", "translation", SCALES["cpu"]).configuration()
-    assert json.loads(json.dumps(configuration))["task"]["d_model"] == SCALES["cpu"].d_model

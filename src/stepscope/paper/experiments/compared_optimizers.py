@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -51,9 +52,11 @@ class Rule:
     settings: tuple[str, ...] = SETTINGS
 
 
-def _sgd(parameters: Parameters, lr: float) -> Optimizer:
-    # Dampening makes the buffer an average of gradients, as in the published code.
-    return torch.optim.SGD(parameters, lr=lr, momentum=0.9, dampening=0.9)
+# Dampening makes the buffer an average of gradients, as in the published code.
+_sgd = partial(torch.optim.SGD, momentum=0.9, dampening=0.9)
+_adam = partial(torch.optim.Adam, betas=(0.9, 0.999), foreach=True)
+_normalized_sgd = partial(NormalizedSGD, momentum=0.9)
+_lion = partial(Lion, betas=(0.9, 0.99))
 
 
 def _sgd_by_norm(parameters: Parameters, lr: float) -> Optimizer:
@@ -66,16 +69,8 @@ def _clip_norm(parameters: Parameters) -> None:
     torch.nn.utils.clip_grad_norm_(parameters, MAX_NORM)
 
 
-def _adam(parameters: Parameters, lr: float) -> Optimizer:
-    return torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.999), foreach=True)
-
-
-def _normalized_sgd(parameters: Parameters, lr: float) -> Optimizer:
-    return NormalizedSGD(parameters, lr=lr, momentum=0.9)
-
-
-def _adafactor(parameters: Parameters, lr: float) -> Optimizer:
-    return Adafactor(parameters, lr=lr)
+def _muon(parameters: Parameters, lr: float) -> list[Optimizer]:
+    return muon_with_adamw(lr=lr, adamw_lr=lr / 100)(parameters)
 
 
 def at_rate(build: Build, lr: float) -> Factory:
@@ -97,70 +92,31 @@ RULES: dict[str, Rule] = {
     "sgd": Rule(_sgd, lr=1e-1, first_lr=4.0),
     "sgd clip 10%": Rule(_clipped(_sgd, 0.1), lr=1e-1, first_lr=16.0, original="sgd"),
     "sgd clip by norm": Rule(_sgd_by_norm, lr=1e-1, first_lr=4.0, original="sgd", measured=False, settings=("ours",)),
-    "acclip": Rule(
-        lambda parameters, lr: ACClip(parameters, lr=lr),
-        lr=1e-1,
-        first_lr=16.0,
-        original="sgd",
-        measured=False,
-        settings=("ours",),
-    ),
+    "acclip": Rule(ACClip, lr=1e-1, first_lr=16.0, original="sgd", measured=False, settings=("ours",)),
     "normalized sgd": Rule(_normalized_sgd, lr=1e-4, first_lr=2e-3),
     "normalized sgd clip 10%": Rule(_clipped(_normalized_sgd, 0.1), lr=1e-4, first_lr=2e-3, original="normalized sgd"),
-    "signsgd": Rule(
-        lambda parameters, lr: SignSGD(parameters, lr=lr, momentum=0.9), lr=1e-4, first_lr=2e-3, original="sgd"
-    ),
+    "signsgd": Rule(partial(SignSGD, momentum=0.9), lr=1e-4, first_lr=2e-3, original="sgd"),
     "adam": Rule(_adam, lr=2e-4, first_lr=4e-3),
     "adam clip 50% (first moment)": Rule(
         _clipped(_adam, 0.5, "first_moment"), lr=2e-4, first_lr=4e-3, original="adam", settings=_AS_CODE
     ),
     "adam clip 50% (gradient)": Rule(_clipped(_adam, 0.5), lr=2e-4, first_lr=4e-3, original="adam", settings=("text",)),
     "adam clip 50% (update)": Rule(_clipped(_adam, 0.5, "update"), lr=2e-4, first_lr=4e-3, original="adam"),
-    "adafactor": Rule(_adafactor, lr=1e-2, first_lr=4e-2),
+    "adafactor": Rule(Adafactor, lr=1e-2, first_lr=4e-2),
     "adafactor clip 50% (numerator)": Rule(
-        lambda parameters, lr: Adafactor(parameters, lr=lr, clip_fraction=0.5),
-        lr=1e-2,
-        first_lr=4e-2,
-        original="adafactor",
-        settings=_AS_CODE,
+        partial(Adafactor, clip_fraction=0.5), lr=1e-2, first_lr=4e-2, original="adafactor", settings=_AS_CODE
     ),
     "adafactor clip 50% (gradient)": Rule(
-        _clipped(_adafactor, 0.5), lr=1e-2, first_lr=4e-2, original="adafactor", measured=False, settings=("text",)
+        _clipped(Adafactor, 0.5), lr=1e-2, first_lr=4e-2, original="adafactor", measured=False, settings=("text",)
     ),
-    "lion": Rule(lambda parameters, lr: Lion(parameters, lr=lr, betas=(0.9, 0.99)), lr=1e-4, first_lr=2e-3),
-    "lion clip 50% (update)": Rule(
-        lambda parameters, lr: Lion(parameters, lr=lr, betas=(0.9, 0.99), clip_fraction=0.5),
-        lr=1e-4,
-        first_lr=4.0,
-        original="lion",
-    ),
-    "muon": Rule(
-        lambda parameters, lr: muon_with_adamw(lr=lr, adamw_lr=lr / 100)(parameters),
-        lr=2e-2,
-        first_lr=2e-2,
-        settings=(),
-    ),
-    "adagrad": Rule(
-        lambda parameters, lr: torch.optim.Adagrad(parameters, lr=lr),
-        lr=1e-2,
-        first_lr=4e-2,
-        measured="not in the demo",
-        settings=(),
-    ),
+    "lion": Rule(_lion, lr=1e-4, first_lr=2e-3),
+    "lion clip 50% (update)": Rule(partial(_lion, clip_fraction=0.5), lr=1e-4, first_lr=4.0, original="lion"),
+    "muon": Rule(_muon, lr=2e-2, first_lr=2e-2, settings=()),
+    "adagrad": Rule(torch.optim.Adagrad, lr=1e-2, first_lr=4e-2, measured="not in the demo", settings=()),
     "amsgrad": Rule(
-        lambda parameters, lr: torch.optim.Adam(parameters, lr=lr, amsgrad=True),
-        lr=2e-4,
-        first_lr=4e-3,
-        measured="not in the demo",
-        settings=(),
+        partial(torch.optim.Adam, amsgrad=True), lr=2e-4, first_lr=4e-3, measured="not in the demo", settings=()
     ),
-    "adamw": Rule(
-        lambda parameters, lr: torch.optim.AdamW(parameters, lr=lr),
-        lr=2e-4,
-        first_lr=4e-3,
-        measured="not in the demo",
-        settings=(),
-    ),
+    "adamw": Rule(torch.optim.AdamW, lr=2e-4, first_lr=4e-3, measured="not in the demo", settings=()),
 }
 """All optimizers that are compared: the paper's (§5, Tables 1 and 4-7), other ways to clip, and others in use.
 
@@ -180,10 +136,7 @@ def demonstrated() -> tuple[str, ...]:
     return tuple(name for name, rule in RULES.items() if rule.measured is True)
 
 
-TRAINING: dict[str, Callable[[Parameters, float], Optimizer]] = {
-    "sgd": _sgd,
-    "adam": lambda parameters, lr: torch.optim.Adam(parameters, lr=lr),
-}
+TRAINING: dict[str, Callable[[Parameters, float], Optimizer]] = {"sgd": _sgd, "adam": torch.optim.Adam}
 """Training optimizers, by the name of their trajectory."""
 
 

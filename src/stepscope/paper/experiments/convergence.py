@@ -30,7 +30,7 @@ from stepscope.paper.records import LossRecord
 from stepscope.paper.report.loss_tables import loss_figures, loss_numbers, loss_table, verdict_table
 from stepscope.paper.tasks import Task
 from stepscope.paper.tasks.catalogue import TASKS
-from stepscope.report import Cell, Figure, Table
+from stepscope.report import Table
 
 SEARCH_SEED = 2**31 - 1
 """Weights and order that learning rates are looked for on: none of the seeds that are compared."""
@@ -151,15 +151,8 @@ class ConvergenceExperiment(Experiment[LossRecord]):
     def tables(cls, records: Sequence[LossRecord]) -> list[Table]:
         return [table for table in (verdict_table(records), loss_table(records)) if table.rows]
 
-    @classmethod
-    @override
-    def figures(cls, records: Sequence[LossRecord]) -> list[Figure]:
-        return loss_figures(records)
-
-    @classmethod
-    @override
-    def numbers(cls, records: Sequence[LossRecord]) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
-        return loss_numbers(records)
+    figures = staticmethod(loss_figures)
+    numbers = staticmethod(loss_numbers)
 
     @classmethod
     @override

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -29,7 +29,7 @@ from stepscope.paper.report.evidence import robustness_tables
 from stepscope.paper.report.evidence_charts import smoothness_over_steps
 from stepscope.paper.tasks import Task
 from stepscope.paper.tasks.sentiment import SCALES, SentimentConfig, sentiment
-from stepscope.report import Figure, Table, distinct, file_name
+from stepscope.report import Figure, distinct, file_name
 
 # As BERT has them, and DistilBERT.
 _ATTENTION = (
@@ -117,14 +117,13 @@ class RobustnessExperiment(AlongTrajectories[SmoothnessRecord]):
         return [unit for seed in self.seeds for unit in self.trainings("sentiment", seed)]
 
     @override
-    def missing(self, unit: Unit, records: Iterable[SmoothnessRecord]) -> list[SmoothnessRecord]:
+    def wanted(self, unit: Unit) -> list[SmoothnessRecord]:
         trajectory, seed = unit.optimizer, unit.seed or 0
         places = itertools.product(self.steps, range(self.batches), self.groups, self.cuts)
-        wanted = [
+        return [
             SmoothnessRecord(trajectory=trajectory, seed=seed, step=step, batch=batch, group=group, cut=cut)
             for step, batch, group, cut in places
         ]
-        return self.not_in(records, wanted)
 
     @override
     def learning_rates(self, task: str) -> Mapping[str, float]:
@@ -166,10 +165,7 @@ class RobustnessExperiment(AlongTrajectories[SmoothnessRecord]):
             for record, removal in zip(missing, smoothed, strict=True)
         ]
 
-    @classmethod
-    @override
-    def tables(cls, records: Sequence[SmoothnessRecord]) -> list[Table]:
-        return robustness_tables(records)
+    tables = staticmethod(robustness_tables)
 
     @classmethod
     @override

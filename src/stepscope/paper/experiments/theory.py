@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -31,7 +31,7 @@ from stepscope.paper.report.evidence_charts import bound_margins, correlations, 
 from stepscope.paper.tasks import Task
 from stepscope.paper.tasks.small import SMALL, small_task
 from stepscope.paper.tasks.translation import SCALES, TranslationConfig, translation
-from stepscope.report import Figure, Table, distinct, file_name
+from stepscope.report import Figure, distinct, file_name
 
 TRANSLATION = "translation"
 
@@ -140,11 +140,11 @@ class TheoryExperiment(AlongTrajectories[TheoryRecord]):
         ]
 
     @override
-    def missing(self, unit: Unit, records: Iterable[TheoryRecord]) -> Sequence[TheoryRecord]:
+    def wanted(self, unit: Unit) -> Sequence[TheoryRecord]:
         if unit.task is None:
-            return self.not_in(records, [TheoryRecord(seed=unit.seed or 0, group=group) for group in self._bounds()])
+            return [TheoryRecord(seed=unit.seed or 0, group=group) for group in self._bounds()]
         settings = self.correlated[unit.task]
-        wanted = [
+        return [
             CorrelationRecord(
                 trajectory=unit.optimizer,
                 seed=unit.seed or 0,
@@ -158,7 +158,6 @@ class TheoryExperiment(AlongTrajectories[TheoryRecord]):
             for step in settings.steps
             for scope in settings.scopes
         ]
-        return self.not_in(records, wanted)
 
     def _bounds(self) -> dict[str, tuple[str, float]]:
         """By group, the family and the fraction of each record of the bound."""
@@ -207,10 +206,7 @@ class TheoryExperiment(AlongTrajectories[TheoryRecord]):
             records.append(correlation_record(place, own, resamples=self.resamples))
         yield records
 
-    @classmethod
-    @override
-    def tables(cls, records: Sequence[TheoryRecord]) -> list[Table]:
-        return theory_tables(records)
+    tables = staticmethod(theory_tables)
 
     @classmethod
     @override

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,9 +39,17 @@ class Point:
 class AlongTrajectories(Experiment[AnyRecord]):
     """An experiment whose units are trainings, measured at chosen steps.
 
-    What is missing are records without what is measured; each has a ``step``, and the parameters are those before that
-    step's update. Training is repeated from the seed up to the last of them.
+    Each record has a ``step``, and is measured at the parameters before that step's update. Training is repeated from
+    the seed up to the last that is missing.
     """
+
+    @abstractmethod
+    def wanted(self, unit: Unit) -> Sequence[Any]:
+        """The records of a unit without what is measured."""
+
+    def missing(self, unit: Unit, records: Iterable[AnyRecord]) -> Sequence[Any]:
+        """Those that aren't there yet."""
+        return self.not_in(records, self.wanted(unit))
 
     @abstractmethod
     def learning_rates(self, task: str) -> Mapping[str, float]:

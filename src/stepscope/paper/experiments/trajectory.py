@@ -7,7 +7,7 @@ would make of the same gradients, and that direction is measured on a fixed eval
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from stepscope.paper.experiments.trajectories import AlongTrajectories, Point
 from stepscope.paper.report.directions import direction_figures, direction_numbers, direction_tables
 from stepscope.paper.tasks import Task
 from stepscope.paper.tasks.catalogue import TASKS
-from stepscope.report import Cell, Figure, Table, directions_of, print_directions, render_report, summary_sentence
+from stepscope.report import directions_of, print_directions, render_report, summary_sentence
 from stepscope.runs import DirectionRecord
 
 # As many updates as the paper's have seen in the middle of epochs 2, 5, 10 and 20, with ten batches an epoch.
@@ -104,13 +104,12 @@ class TrajectoryExperiment(AlongTrajectories[DirectionRecord]):
         return [unit for seed in self.seeds for unit in self.trainings(self.kind, seed)]
 
     @override
-    def missing(self, unit: Unit, records: Iterable[DirectionRecord]) -> list[DirectionRecord]:
-        wanted = [
+    def wanted(self, unit: Unit) -> list[DirectionRecord]:
+        return [
             DirectionRecord(trajectory=unit.optimizer, seed=unit.seed or 0, step=step, direction=label)
             for step in self.steps
             for label in self.directions
         ]
-        return self.not_in(records, wanted)
 
     @override
     def learning_rates(self, task: str) -> Mapping[str, float]:
@@ -143,30 +142,11 @@ class TrajectoryExperiment(AlongTrajectories[DirectionRecord]):
             for record in missing
         ]
 
-    @classmethod
-    @override
-    def tables(cls, records: Sequence[DirectionRecord]) -> list[Table]:
-        return direction_tables(records)
-
-    @classmethod
-    @override
-    def figures(cls, records: Sequence[DirectionRecord]) -> list[Figure]:
-        return direction_figures(records)
-
-    @classmethod
-    @override
-    def numbers(cls, records: Sequence[DirectionRecord]) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
-        return direction_numbers(records)
-
-    @classmethod
-    @override
-    def conclusion(cls, records: Sequence[DirectionRecord]) -> str:
-        return summary_sentence(records)
-
-    @classmethod
-    @override
-    def highlighted(cls, records: Sequence[DirectionRecord]) -> list[str]:
-        return directions_of(records)
+    tables = staticmethod(direction_tables)
+    figures = staticmethod(direction_figures)
+    numbers = staticmethod(direction_numbers)
+    conclusion = staticmethod(summary_sentence)
+    highlighted = staticmethod(directions_of)
 
     @classmethod
     @override

