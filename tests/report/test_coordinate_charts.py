@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import replace
-
 import pytest
 
 pytest.importorskip("altair")
-pytest.importorskip("vl_convert")
 
-from stepscope import UsageError
 from stepscope.report.coordinate_charts import concentration, concentration_over_steps, magnitudes
-from stepscope.report.vega import save, vega_script
-from synthetic_records import HOSTILE, record, synthetic_records, with_coordinates
+from synthetic_records import record
 
 
 def rows_of(chart):
@@ -90,49 +84,3 @@ def test_shares_over_steps():
     lines, points = rows_of(concentration_over_steps(records, "sgd"))
     assert [(row["step"], row["share"]) for row in lines] == [(1, 0.25), (2, 0.5), (3, 0.75)]
     assert len(points) == 3
-
-
-@pytest.mark.parametrize(
-    "draw",
-    [
-        lambda records: magnitudes(records, "sgd", 1),
-        lambda records: concentration(records, "sgd", 1),
-        lambda records: concentration(records, "sgd", 1, "norm"),
-        lambda records: concentration_over_steps(records, "sgd"),
-    ],
-)
-@pytest.mark.parametrize(
-    "records",
-    [
-        [],
-        [record("sgd", 1, "sgd")],
-        [record("sgd", 1, "sgd", sharpness=1.0, top=None, magnitudes=None)],
-        [record("sgd", 1, "sgd", sharpness=1.0, top={"x": {"norm": 1}})],
-        [record("sgd", 1, "sgd", magnitudes=histogram([0, 0], zeros=9))],
-        [record("adam", 1, "sgd", sharpness=1.0, top={"0.1": {"norm": 1.0, "sharpness": 1.0}})],
-    ],
-)
-def test_what_was_not_measured_is_said(draw, records):
-    with pytest.raises(UsageError, match=r"no .* on trajectory 'sgd'"):
-        draw(records)
-
-
-@pytest.mark.parametrize(
-    "draw",
-    [
-        lambda records: magnitudes(records, "sgd", 20, ["sgd", *HOSTILE]),
-        lambda records: concentration(records, "sgd", 20),
-        lambda records: concentration_over_steps(records, "sgd"),
-    ],
-)
-def test_figures_are_vectors_and_closed_to_names(draw, tmp_path):
-    records = with_coordinates(synthetic_records(seeds=(0, 1)))
-    names = itertools.cycle(HOSTILE)
-    records = [
-        replace(each, direction="sgd" if each.direction == "sgd" else next(names), sharpness=abs(each.sharpness))
-        for each in records
-    ]
-    assert save(draw(records), tmp_path / "figure.pdf").read_bytes().startswith(b"%PDF")
-    page = save(draw(records), tmp_path / "figure.html").read_text().replace(vega_script(), "")
-    assert "<img" not in page
-    assert page.count("<script") == 2

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+from dataclasses import replace
 
+import pytest
+
+from stepscope import UsageError
 from stepscope.paper.report.directions import direction_figures
 from stepscope.report import figures, render_report
-from stepscope.report.vega import alt, finish, plot
-from synthetic_records import synthetic_records
+from stepscope.report.vega import alt, finish, plot, save, vega_script
+from synthetic_records import HOSTILE, record, synthetic_records, with_coordinates
 
 
 def test_a_chart_is_one_function(monkeypatch):
@@ -31,3 +36,49 @@ def test_a_chart_is_one_function(monkeypatch):
     for title in ("Toy of sgd", "Toy of sgd at 20", "Toy of sgd at 120"):
         assert titles.count(title) == 1
     assert all(f'<div class="chart" id="{place}">' in page for place in specs)
+
+
+def drawn(chart, records, trajectory, step):
+    return chart.draw(records, trajectory, *(() if chart.of == "trajectory" else (step,)))
+
+
+EVERY = pytest.mark.parametrize("chart", figures.CHARTS, ids=lambda chart: chart.title)
+
+
+@EVERY
+@pytest.mark.parametrize(
+    "records",
+    [
+        [],
+        [record("sgd", 1, "sgd")],
+        [record("sgd", 1, "sgd", landscape={"steps": [], "losses": []})],
+        [record("sgd", 1, "sgd", landscape={"steps": [0, 1], "losses": [None, 2]})],
+        [record("sgd", 1, "sgd", top={"x": {"norm": 1}})],
+        [record("sgd", 1, "sgd", magnitudes={"zeros": 9, "lowest": -1, "per_decade": 2, "counts": [0, 0]})],
+        with_coordinates(synthetic_records(steps=(1,), trajectories=["adam"])),
+    ],
+)
+def test_what_was_not_measured_is_said(chart, records):
+    with pytest.raises(UsageError, match=r"no .* on trajectory 'sgd'"):
+        drawn(chart, records, "sgd", 1)
+
+
+@EVERY
+def test_figures_are_vectors_and_closed_to_names_and_to_the_network(chart, tmp_path):
+    evil, names = HOSTILE[1], itertools.cycle((*HOSTILE, "\ud800"))
+    kept = ("sgd", "adam", "adafactor")
+    records = [
+        replace(
+            each, trajectory=evil, sharpness=abs(each.sharpness),
+            direction=each.direction if each.direction in kept else f"own {next(names)}",
+            overshoot=None if each.direction in kept else 2.0, overshoot_smoothed=2.0,
+        )
+        for each in with_coordinates(synthetic_records(seeds=(0, 1), trajectories=["sgd"]))
+    ]  # fmt: skip
+    figure = drawn(chart, records, evil, 20)
+    assert save(figure, tmp_path / "figure.pdf").read_bytes().startswith(b"%PDF")
+    page = save(figure, tmp_path / "figure.html").read_text()
+    assert page.count("<script>") == page.count("</script>") == 2
+    ours = page.replace(vega_script(), "")
+    assert "<img" not in ours
+    assert "http" not in ours.replace("https://vega.github.io/schema/", ""), "a schema is a name, not a request"

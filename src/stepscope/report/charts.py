@@ -32,21 +32,8 @@ def landscapes(
     Steps are on a logarithmic axis, since the natural scales of directions differ by orders of magnitude. The
     vertical axis ends a little above the start: what matters is how far each line goes down.
 
-    Args:
-        records: all records of a run (the others decide how directions look).
-        trajectory: the optimizer that moved the weights.
-        step: the training step.
-        without: families of directions to leave out.
-        around: a direction whose own minimum is looked at closely instead, on linear axes that begin at the start.
-        seed: which one; None is the first that was measured there.
-
-    Returns:
-        An `altair.LayerChart`.
-
-    Raises:
-        UsageError: no loss along a direction was measured there, there is none to leave out, or that of `around` has no
-            minimum.
-        MissingExtraError: altair is not installed.
+    `without` leaves families of directions out. `around` looks closely at one direction's own minimum instead, on
+    linear axes that begin at the start. It is one seed's: the first that was measured there, unless one is given.
     """
     there = [record for record in _at(records, trajectory) if record.step == step]
     seeds = {record.seed for record in there}
@@ -99,17 +86,6 @@ def overshoot_over_steps(records: Sequence[DirectionRecord], trajectory: str) ->
 
     Above the line at 1 it goes past the minimum along its direction, below it falls short. The line through the points
     is their moving average.
-
-    Args:
-        records: all records of a run.
-        trajectory: the optimizer that moved the weights.
-
-    Returns:
-        An `altair.LayerChart`.
-
-    Raises:
-        UsageError: no overshoot of the training optimizer was measured there, as in runs without a probe.
-        MissingExtraError: altair is not installed.
     """
     names = ("overshoot", "overshoot_smoothed", "lr_step", "best_step")
     points = [
@@ -139,17 +115,6 @@ def sharpness_over_steps(records: Sequence[DirectionRecord], trajectory: str) ->
 
     The vertical axis is logarithmic away from zero and linear around it, so that both signs and all orders of
     magnitude fit. Several seeds: the line is their mean, each has its points.
-
-    Args:
-        records: all records of a run.
-        trajectory: the optimizer that moved the weights.
-
-    Returns:
-        An `altair.LayerChart`.
-
-    Raises:
-        UsageError: no sharpness was measured there.
-        MissingExtraError: altair is not installed.
     """
     names = ("sharpness", "sharpness_stderr", "correlation")
     points = [
@@ -183,17 +148,6 @@ def decrease_against_sharpness(records: Sequence[DirectionRecord], trajectory: s
 
     Both are relative to their step, so that all steps share the axes: sharpness as a ratio to |SGD's|
     (absolute if SGD was not measured), the decrease as a share of the best one among all directions.
-
-    Args:
-        records: all records of a run.
-        trajectory: the optimizer that moved the weights.
-
-    Returns:
-        An `altair.Chart`.
-
-    Raises:
-        UsageError: no decrease was measured there.
-        MissingExtraError: altair is not installed.
     """
     points, relative = _decreases(_at(records, trajectory))
     if not points:

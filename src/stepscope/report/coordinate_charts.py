@@ -28,20 +28,7 @@ def magnitudes(
     """How many coordinates of a direction have which magnitude, both on logarithmic axes (Figure 1).
 
     Magnitudes are in units of the direction's own root mean square, so that directions of any length can be compared.
-    Several seeds: counts are means over them.
-
-    Args:
-        records: all records of a run (the others decide how directions look).
-        trajectory: the optimizer that moved the weights.
-        step: the training step.
-        directions: what is drawn, as far as it was measured.
-
-    Returns:
-        An `altair.Chart`.
-
-    Raises:
-        UsageError: no magnitudes were measured there.
-        MissingExtraError: altair is not installed.
+    Several seeds: counts are means over them. `directions` are drawn as far as they were measured.
     """
     rows: list[dict[str, Any]] = []
     zeros, seeds = [], 0
@@ -82,20 +69,8 @@ def concentration(
 ) -> alt.LayerChart:
     """What the largest coordinates of each direction carry of its sharpness, or of its squared norm.
 
-    Several seeds: the line is their median, each has its points.
-
-    Args:
-        records: all records of a run (the others decide how directions look).
-        trajectory: the optimizer that moved the weights.
-        step: the training step.
-        part: ``"sharpness"`` or ``"norm"``. Where a sharpness isn't positive there are no shares of it.
-
-    Returns:
-        An `altair.LayerChart`.
-
-    Raises:
-        UsageError: nothing was broken down there.
-        MissingExtraError: altair is not installed.
+    Several seeds: the line is their median, each has its points. `part` is ``"sharpness"`` or ``"norm"``. Where a
+    sharpness isn't positive there are no shares of it.
     """
     points: list[dict[str, Any]] = [
         {"direction": r.direction, "seed": r.seed, "largest": largest, "share": share}
@@ -120,21 +95,7 @@ def concentration(
 def concentration_over_steps(
     records: Sequence[DirectionRecord], trajectory: str, part: str = "sharpness", largest: float = 1.0
 ) -> alt.LayerChart:
-    """The same against the training step, for one share of the coordinates.
-
-    Args:
-        records: all records of a run.
-        trajectory: the optimizer that moved the weights.
-        part: ``"sharpness"`` or ``"norm"``.
-        largest: how many per cent of the coordinates.
-
-    Returns:
-        An `altair.LayerChart`.
-
-    Raises:
-        UsageError: nothing was broken down there.
-        MissingExtraError: altair is not installed.
-    """
+    """The same against the training step, for the `largest` so many per cent of the coordinates."""
     points: list[dict[str, Any]] = [
         {"direction": r.direction, "seed": r.seed, "step": r.step, "share": share}
         for r in records

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from stepscope.report.comparison import Row, directions_of, points_of, sharpness_rows, trajectories_of
@@ -88,32 +88,14 @@ def sharpness_tables(records: Sequence[DirectionRecord]) -> list[Table]:
         >>> table.headers, table.rows
         (('direction', 'step 20'), (('sgd', '1.00'), ('adam', '−0.250')))
     """
-    tables = []
-    for trajectory in trajectories_of(records):
-        rows = [row for row in sharpness_rows(records, trajectory) if row.sharpness is not None]
-        relative = any(row.relative for row in rows)
-        headers, cells = _by_step(records, rows, lambda row: _spread(row.sharpness, row.sharpness_spread), True)
-        note = "Means over seeds ± standard deviation. Signs are kept: where it is negative, the loss curves downwards."
-        used = {row.baseline for row in rows}
-        note = " ".join((note, *(footnote for baseline, footnote in _FOOTNOTES.items() if baseline in used)))
-        what = "Directional sharpness / |SGD's|" if relative else "Directional sharpness"
-        if cells:
-            title, name = f"{what}: weights moved by {trajectory}", file_name("sharpness", trajectory)
-            tables.append(Table(title, headers, cells, note, name))
-    return tables
+    note = "Means over seeds ± standard deviation. Signs are kept: where it is negative, the loss curves downwards."
+    return _over_steps(records, "sharpness", "sharpness", "Directional sharpness", note)
 
 
 def decrease_tables(records: Sequence[DirectionRecord]) -> list[Table]:
     """How far the loss falls at the best step along each direction, by trajectory, a column a step."""
-    tables = []
-    for trajectory in trajectories_of(records):
-        rows = [row for row in sharpness_rows(records, trajectory) if row.best_decrease is not None]
-        headers, cells = _by_step(records, rows, lambda row: _spread(row.best_decrease, row.best_decrease_spread))
-        note = "Loss at the start minus loss at the first minimum along the direction, means over seeds ± deviation."
-        if cells:
-            title, name = f"Best local decrease: weights moved by {trajectory}", file_name("decrease", trajectory)
-            tables.append(Table(title, headers, cells, note, name))
-    return tables
+    note = "Loss at the start minus loss at the first minimum along the direction, means over seeds ± deviation."
+    return _over_steps(records, "decrease", "best_decrease", "Best local decrease", note)
 
 
 def concentration_tables(records: Sequence[DirectionRecord]) -> list[Table]:
@@ -184,17 +166,30 @@ def _fraction(name: str) -> float | None:
     return float(f"{100 * fraction:.6g}") if 0 < fraction <= 1 else None
 
 
-def _by_step(
-    records: Sequence[DirectionRecord], rows: Sequence[Row], cell: Callable[[Row], str], marked: bool = False
-) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
-    """Headers and cells of a table with a row a direction and a column a step."""
-    marks = {row.step: _FOOTNOTES.get(row.baseline, "")[:1] for row in rows} if marked else {}
-    steps = sorted({row.step for row in rows})
-    found = {(row.direction, row.step): cell(row) for row in rows}
-    headers = ("direction", *(f"step {step:g}{marks.get(step, '')}{_of_seeds(rows, step)}" for step in steps))
-    measured = {row.direction for row in rows}
-    names = [name for name in directions_of(records) if name in measured]
-    return headers, tuple((name, *(found.get((name, step), NOTHING) for step in steps)) for name in names)
+def _over_steps(records: Sequence[DirectionRecord], name: str, field: str, title: str, note: str) -> list[Table]:
+    """Tables of a field of `Row`, by trajectory, with a row a direction and a column a step."""
+    tables = []
+    for trajectory in trajectories_of(records):
+        rows = [row for row in sharpness_rows(records, trajectory) if getattr(row, field) is not None]
+        ratios = [row for row in rows if field == "sharpness" and row.relative]
+        footnotes = {row.step: _FOOTNOTES.get(row.baseline, "") for row in ratios}
+        steps = sorted({row.step for row in rows})
+        headers = (
+            "direction",
+            *(f"step {step:g}{footnotes.get(step, '')[:1]}{_of_seeds(rows, step)}" for step in steps),
+        )
+        cells = {
+            (row.direction, row.step): _spread(getattr(row, field), getattr(row, f"{field}_spread")) for row in rows
+        }
+        measured = {direction for direction, _ in cells}
+        names = [direction for direction in directions_of(records) if direction in measured]
+        body = tuple((direction, *(cells.get((direction, step), NOTHING) for step in steps)) for direction in names)
+        shown = title + " / |SGD's|" * bool(ratios)
+        notes = " ".join((note, *(text for text in _FOOTNOTES.values() if text in footnotes.values())))
+        if rows:
+            file = file_name(name, trajectory)
+            tables.append(Table(f"{shown}: weights moved by {trajectory}", headers, body, notes, file))
+    return tables
 
 
 def _of_seeds(rows: Sequence[Row], step: int) -> str:

@@ -2,6 +2,10 @@
 
 A new chart is a function with one of the decorators below, `@of_trajectory`, `@of_step` or `@of_last_step`: it is then
 on the page of a run, and among the figures of a reproduction.
+
+The function takes all records of a run, since the others decide how directions look, and the name of a trajectory: the
+optimizer that moved the weights. It returns an Altair chart, and raises a `UsageError` where what it shows was not
+measured there.
 """
 
 from __future__ import annotations

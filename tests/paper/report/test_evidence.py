@@ -2,11 +2,10 @@
 
 import pytest
 
-from experiment_records import bound, correlation, removal
+from experiment_records import bound, correlation, removal, training
 from stepscope.paper.experiments.listing import EXPERIMENTS
 from stepscope.paper.experiments.registry import render_run
 from stepscope.paper.records import Margins
-from stepscope.report import print_tables
 
 EVIL = "</script><img src=x onerror=alert(1)>[red]"
 
@@ -36,11 +35,16 @@ def test_nothing_measured_is_no_table(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "record"), [("robustness", removal(EVIL, 4.0, 3.0)), ("theory", correlation(EVIL, 0, 0.1, 0.2))]
+    ("name", "records"),
+    [
+        ("robustness", [removal(EVIL, 4.0, 3.0)]),
+        ("theory", [correlation(EVIL, 0, 0.1, 0.2)]),
+        ("convergence", training(EVIL, 0, (6.0, 5.0, 3.0), task=EVIL)),
+    ],
 )
-def test_names_do_no_harm(name, record, capsys):
+def test_names_do_no_harm(name, records, capsys):
     pytest.importorskip("altair")
     run = {"configuration": {"experiment": name}, "context": {}}
-    assert "<img src=x" not in render_run(run, [record])
-    print_tables(EXPERIMENTS[name].load().tables([record]))
+    assert "<img src=x" not in render_run(run, records)
+    EXPERIMENTS[name].load().show(run, records)
     assert "[red]" in capsys.readouterr().out.replace("\n", "").replace(" ", "")

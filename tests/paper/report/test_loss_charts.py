@@ -71,16 +71,6 @@ def test_the_page_and_the_terminal_show_the_tables(records, capsys):
     assert page.count('<tr data-row="sgd clip 10%">') == 2, "the rows follow the bar"
 
 
-def test_names_do_no_harm(records, capsys):
-    records = [
-        replace(r, task=EVIL, optimizer=r.optimizer.replace("sgd", EVIL), original=r.original and EVIL) for r in records
-    ]
-    run = {"configuration": {"experiment": "convergence"}, "context": {}}
-    assert "<img src=x" not in render_run(run, records)
-    EXPERIMENTS["convergence"].load().show(run, records)
-    assert "[red]" in capsys.readouterr().out
-
-
 def test_figures_beside_the_records(records, tmp_path):
     records = [replace(record, task="../../up") for record in records]
     run_directory(tmp_path, records, {}, {"experiment": "convergence"})
