@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from stepscope.paper.records import LossRecord
@@ -42,20 +42,14 @@ class Final:
     @property
     def mean(self) -> float | None:
         """Of the losses; None if a training diverged."""
-        losses = self._finite
+        losses = _finite(self.losses.values())
         return statistics.fmean(losses) if losses else None
 
     @property
     def spread(self) -> float | None:
         """Standard deviation over seeds; None for one seed, or if a training diverged."""
-        losses = self._finite
+        losses = _finite(self.losses.values())
         return statistics.stdev(losses) if len(losses) > 1 else None
-
-    @property
-    def _finite(self) -> list[float]:
-        """All losses; none if a training diverged."""
-        losses = [loss for loss in self.losses.values() if loss is not None]
-        return losses if len(losses) == len(self.losses) else []
 
 
 @dataclass(frozen=True)
@@ -159,17 +153,22 @@ def _pair(variant: Final, original: Final) -> Pair:
     open_ended = [final.optimizer for final in (variant, original) if not final.bracketed]
     if open_ended:
         remarks.append(f"a better rate for {' and '.join(open_ended)} may lie beyond those tried")
-    first, second = ([loss for loss in losses if loss is not None] for losses in (ours, theirs))
-    if not seeds or len(first) < len(seeds) or len(second) < len(seeds):
+    first, second = _finite(ours), _finite(theirs)
+    if not first or not second:
         return Pair(variant, original, None, None, "cannot tell", "; ".join(remarks) or "no seed has both")
     difference = mean_interval([a - b for a, b in zip(first, second, strict=True)])
     verdict = "faster" if difference.high < 0 else "slower" if difference.low > 0 else "cannot tell"
     if len(seeds) == 1:
         remarks.insert(0, "one seed")
-    needed = [_steps_needed(variant.curves[seed], original.curves[seed]) for seed in seeds]
-    reached = [share for share in needed if share is not None]
-    steps = statistics.fmean(reached) if len(reached) == len(seeds) else None
+    reached = _finite(_steps_needed(variant.curves[seed], original.curves[seed]) for seed in seeds)
+    steps = statistics.fmean(reached) if reached else None
     return Pair(variant, original, difference, steps, verdict, "; ".join(remarks))
+
+
+def _finite(values: Iterable[float | None]) -> list[float]:
+    """All values; none of them if one is missing."""
+    values = list(values)
+    return [] if None in values else [value for value in values if value is not None]
 
 
 def _times(count: int) -> str:
