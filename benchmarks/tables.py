@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,16 @@ def markdown(table: Table) -> str:
 
 def filled(text: str) -> str:
     """The page with the tables of the stored results."""
+    end = "<!-- end -->"
+    for name, content in stored_tables().items():
+        mark = f"<!-- {name} -->"
+        text = re.sub(f"{mark}.*?{end}", lambda _, m=mark, t=content, e=end: f"{m}\n{t}\n{e}", text, flags=re.DOTALL)
+    return text
+
+
+@cache
+def stored_tables() -> dict[str, str]:
+    """Each table by the mark where it stands."""
     made = {f"{table.__name__}.json": table(_stored(table.__name__)) for table in (overhead, clipping)}
     made |= {table.__name__: table(read(RESULTS / "convergence")[1]) for table in (losses, verdicts)}
     runs = read_runs(RESULTS)
@@ -107,11 +118,7 @@ def filled(text: str) -> str:
     made["sharpness"] = sharpness(runs)
     for name in ("agreement", "robustness", "theory"):
         made[name] = "\n\n".join(map(markdown, EXPERIMENTS[name].load().tables(read(RESULTS / name)[1])))
-    end = "<!-- end -->"
-    for name, content in made.items():
-        mark = f"<!-- {name} -->"
-        text = re.sub(f"{mark}.*?{end}", lambda _, m=mark, t=content, e=end: f"{m}\n{t}\n{e}", text, flags=re.DOTALL)
-    return text
+    return made
 
 
 def _stored(name: str) -> dict[str, Any]:
