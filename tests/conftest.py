@@ -24,6 +24,11 @@ def _interruptible():
     signal.signal(signal.SIGINT, before)
 
 
+def pytest_collection_modifyitems(items):
+    """Tests with other training libraries come first: importing these takes seconds, and so one worker alone does."""
+    items.sort(key=lambda item: not ("integrations" in item.path.parts or item.path.name == "test_examples.py"))
+
+
 class FamilyTable:
     """The results of each family of models, a column for each thing that is promised."""
 

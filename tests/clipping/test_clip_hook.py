@@ -260,7 +260,7 @@ def test_the_trainer_of_transformers(tmp_path):
 
 def test_lightning_always_passes_a_closure(tmp_path):
     lightning = pytest.importorskip("lightning.pytorch")
-    from integrations.test_lightning import Module, data
+    from lightning_loop import Module, data
 
     class Clipped(Module):
         def configure_optimizers(self):

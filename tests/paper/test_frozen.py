@@ -17,7 +17,6 @@ from stepscope.paper.experiments.registry import read_runs
 
 STORED = Path(__file__).parents[2] / "docs" / "reproduction"
 FROZEN = json.loads((Path(__file__).parent / "frozen.json").read_text())
-RUNS = {run.name: run for run in read_runs(STORED)}
 
 
 def as_json(table):
@@ -30,8 +29,13 @@ def as_json(table):
 
 
 @pytest.fixture(scope="module")
-def claims():
-    return judge(list(RUNS.values()))
+def runs():
+    return {run.name: run for run in read_runs(STORED)}
+
+
+@pytest.fixture(scope="module")
+def claims(runs):
+    return judge(list(runs.values()))
 
 
 @pytest.mark.parametrize("number", range(12))
@@ -49,13 +53,13 @@ def test_the_tables_of_the_claims_are_the_same(claims):
     assert as_json(departures_table(claims)) == departures
 
 
-def test_the_same_runs_are_read():
-    assert list(RUNS) == list(FROZEN["runs"])
+def test_the_same_runs_are_read(runs):
+    assert list(runs) == list(FROZEN["runs"])
 
 
 @pytest.mark.parametrize("name", FROZEN["runs"])
-def test_the_tables_numbers_and_figures_of_each_run_are_the_same(name):
-    run, frozen = RUNS[name], FROZEN["runs"][name]
+def test_the_tables_numbers_and_figures_of_each_run_are_the_same(runs, name):
+    run, frozen = runs[name], FROZEN["runs"][name]
     kind = EXPERIMENTS[run.experiment].load()
     assert {table.name: as_json(table) for table in kind.tables(run.records)} == frozen["tables"]
     headers, rows = kind.numbers(run.records)
@@ -67,9 +71,9 @@ def test_the_tables_numbers_and_figures_of_each_run_are_the_same(name):
 
 
 @pytest.mark.parametrize("name", FROZEN["runs"])
-def test_a_chart_of_each_kind_is_valid_and_drawn_as_it_is_when_every_part_is_validated(name):
+def test_a_chart_of_each_kind_is_valid_and_drawn_as_it_is_when_every_part_is_validated(runs, name):
     pytest.importorskip("altair")
-    run = RUNS[name]
+    run = runs[name]
     of_each_kind = {figure.draw.func: figure for figure in EXPERIMENTS[run.experiment].load().figures(run.records)}
     for figure in of_each_kind.values():
         specification = figure.specification()
