@@ -101,7 +101,7 @@ def test_a_final_is_what_training_by_hand_gives(run, experiment, sources):
     assert list(found.values()) == [pytest.approx(expected, rel=1e-6)]
 
 
-@pytest.mark.parametrize("kept", [1, 7, 45])
+@pytest.mark.parametrize("kept", [7, 45])
 def test_a_run_that_was_cut_off_goes_on_to_the_same_losses(run, experiment, tmp_path, kept):
     out = tmp_path / "cut"
     out.mkdir()
@@ -110,14 +110,6 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_losses(run, experiment, tmp_
     (out / "measurements.jsonl").write_bytes(b"".join(lines[:kept]) + b'{"torn": ')
     assert run_experiment(experiment, out) == len(lines) - kept
     assert losses(read_run(out, LossRecord)[1]) == losses(read_run(run[0], LossRecord)[1])
-
-
-def test_two_processes_find_the_same(run, experiment, tmp_path):
-    run_experiment(experiment, tmp_path / "two", processes=2)
-    one, two = losses(read_run(run[0], LossRecord)[1]), losses(read_run(tmp_path / "two", LossRecord)[1])
-    assert one.keys() == two.keys()
-    # Threads may sum in another order.
-    assert all(two[key] == pytest.approx(one[key], rel=1e-4) for key in one)
 
 
 def test_a_training_that_diverges_is_recorded_and_not_chosen(experiment, tmp_path, monkeypatch):

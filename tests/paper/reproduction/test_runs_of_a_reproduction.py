@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ def test_the_plan_has_every_experiment():
     assert [planned.run_name for planned in plan] == [*NAMES, "agreement", "convergence", "robustness", "theory"]
     assert "".join(planned.entry.letter for planned in plan) == "AAAAAABCD"
     assert all(planned.scale == "cpu" for planned in plan)
+    assert pickle.loads(pickle.dumps(plan)) == plan, "they can be sent to other processes"
     assert [planned.kind for planned in plan[:5]] == [*TASKS, "images"]
     assert plan[4].task.initialisation == "pretrained"
     assert all(planned.seeds == (0, 1) for planned in plan if planned.run_name != "agreement")
