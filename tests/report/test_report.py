@@ -13,11 +13,10 @@ import pytest
 from rich.console import Console
 
 from stepscope.errors import UsageError
-from stepscope.report import print_directions, render_report, sharpness_rows, summary, summary_sentence, write_report
+from stepscope.report import print_directions, sharpness_rows, summary, summary_sentence, write_report
 from stepscope.report.direction_tables import format_number, step_tables
 from stepscope.report.vega import vega_script
 from synthetic_records import (
-    CONFIGURATION,
     CONTEXT,
     DIRECTIONS,
     HOSTILE,
@@ -270,11 +269,6 @@ def test_the_page_says_what_was_run_and_found(page):
     assert page.count("<tr data-row=") == 2 * len(DIRECTIONS)
     assert "step 20†" in page
     assert "uᵀHu" in page
-
-
-def test_a_page_is_a_pure_function_of_its_run():
-    run = {"configuration": CONFIGURATION, "context": CONTEXT, "created": "2026-01-01"}
-    assert render_report(run, synthetic_records()) == render_report(run, synthetic_records())
 
 
 def test_the_page_asks_for_nothing_from_elsewhere(page):

@@ -6,11 +6,9 @@ import re
 import shutil
 
 import pytest
-from test_reproduction import make
 
 from experiment_records import removal
 from stepscope.paper.experiments.registry import write_page
-from stepscope.paper.reproduction.page import write_reproduction
 from synthetic_records import DIRECTIONS, HOSTILE, hostile_run, run_directory, synthetic_records
 
 FLAGS = (
@@ -112,10 +110,9 @@ def test_a_phone_gets_a_page_of_its_width(browser, tmp_path):
 
 
 @pytest.mark.browser
-def test_a_reproduction_draws_every_chart_and_shares_one_highlight(browser, tmp_path):
+def test_a_reproduction_draws_every_chart_and_shares_one_highlight(browser, made):
     """Charts of directions follow the bar; those that show none are left alone."""
-    path, *_ = make(tmp_path)
-    tab, events = opened(browser, write_reproduction(path)[-1])
+    tab, events = opened(browser, made[0] / "report.html")
     assert tab.locator(".chart svg.marks").count() == 8
     assert tab.locator(".failed").count() == 0
     tab.click(f"[data-direction='{list(DIRECTIONS).index('adam')}']")

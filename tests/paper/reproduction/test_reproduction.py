@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("altair")
 pytest.importorskip("vl_convert")
 
-from experiment_records import bound, correlation, experiment, removal
+from experiment_records import bound, correlation, removal
 from stepscope import UsageError
 from stepscope.paper.experiments.listing import EXPERIMENTS
 from stepscope.paper.experiments.registry import read, read_runs, render_run, write_page
@@ -32,34 +32,10 @@ from synthetic_records import (
     record,
     run_directory,
     synthetic_records,
-    with_coordinates,
 )
+from synthetic_reproduction import CLAIMS, make
 
 STORED = Path(__file__).parents[3] / "docs" / "reproduction"
-CLAIMS = [Table("Claims", ("claim", "verdict"), (("C1 SGD is the sharpest", "cannot tell"),), "Of 3 seeds.")]
-
-
-def trainings():
-    return experiment([2.0, 2.1, 2.2], [3.0, 3.1, 3.3])
-
-
-def make(path):
-    """Four runs, one of them not begun."""
-    records = with_coordinates(synthetic_records(seeds=(0, 1), steps=(20, 60), trajectories=("sgd",)))
-    run_directory(path / "trajectory-code", records, configuration=CONFIGURATION | {"kind": "code"})
-    run_directory(path / "trajectory-images", [], configuration=CONFIGURATION | {"kind": "images"})
-    run_directory(path / "convergence", trainings(), {}, {"experiment": "convergence", "scale": "cpu"})
-    removals = [removal("attention", 4.0, 3.0)]
-    run_directory(path / "robustness", removals, {}, {"experiment": "robustness", "scale": "cpu"})
-    return path, records
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    path, records = make(tmp_path_factory.mktemp("reproduction"))
-    told = []
-    written = write_reproduction(path, CLAIMS, lambda part, what: told.append((part, what)))
-    return path, records, written, told
 
 
 def test_everything_is_written_where_it_is_said(made):
@@ -129,13 +105,6 @@ def test_the_page_asks_for_nothing_from_elsewhere(made):
     specs = re.search(r'id="chart-specs">(.*?)</script>', page, flags=re.DOTALL)[1]
     assert "//" not in specs.replace("https://vega.github.io/schema/", "")
     assert page.count(vega_script()) == 1
-
-
-def test_the_same_records_give_the_same_page(tmp_path):
-    make(tmp_path)
-    assert (
-        write_reproduction(tmp_path, CLAIMS)[-1].read_bytes() == write_reproduction(tmp_path, CLAIMS)[-1].read_bytes()
-    )
 
 
 def test_nothing_that_a_user_named_becomes_markup_or_a_path(tmp_path):
@@ -250,16 +219,20 @@ def test_what_is_no_run_or_a_copy_of_one_is_left_out_with_a_warning(tmp_path, ca
     assert "foreign is left out: " in caplog.text
 
 
-def test_what_a_run_left_goes_when_the_run_does_and_nothing_else(tmp_path):
-    make(tmp_path)
-    before = {path for path in write_reproduction(tmp_path) if path.parent != tmp_path}
-    (tmp_path / "tables" / "mine.csv").write_text("a")
-    shutil.rmtree(tmp_path / "robustness")
-    after = set(write_reproduction(tmp_path))
+def test_what_a_run_left_goes_when_the_run_does_and_nothing_else(made, tmp_path):
+    path, _, written, _ = made
+    out = shutil.copytree(path, tmp_path / "out")
+    before = {out / file.relative_to(path) for file in written}
+    (out / "tables" / "mine.csv").write_text("a")
+    shutil.rmtree(out / "robustness")
+    after = set(write_reproduction(out, CLAIMS))
     gone = before - after
     assert gone
-    assert all(path.name.startswith("robustness") and not path.exists() for path in gone)
-    assert all(path.exists() for path in (*after, tmp_path / "tables" / "mine.csv"))
+    assert all(file.name.startswith("robustness") and not file.exists() for file in gone)
+    assert all(file.exists() for file in (*after, out / "tables" / "mine.csv"))
+    assert all(
+        file.read_bytes() == (path / "tables" / file.name).read_bytes() for file in after if file.suffix == ".csv"
+    )
 
 
 def test_a_figure_that_cannot_be_written_is_said(tmp_path, monkeypatch):

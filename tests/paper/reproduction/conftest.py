@@ -1,0 +1,18 @@
+"""A reproduction that was written once, for the tests of its files and for those in a browser."""
+
+import pytest
+
+from synthetic_reproduction import CLAIMS, make
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """Its folder, the records of its trajectories, the files, and what its progress was told."""
+    pytest.importorskip("altair")
+    pytest.importorskip("vl_convert")
+    from stepscope.paper.reproduction.page import write_reproduction
+
+    path, records = make(tmp_path_factory.mktemp("reproduction"))
+    told = []
+    written = write_reproduction(path, CLAIMS, lambda part, what: told.append((part, what)))
+    return path, records, written, told
