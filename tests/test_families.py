@@ -13,7 +13,7 @@ from cases import FAMILIES, case
 from stepscope import Probe
 from traces import Log, fingerprint, outcome, same
 
-STEPS = 10
+STEPS = 6
 
 
 def own_loss(c):
@@ -28,7 +28,7 @@ def train(name, *, probe=None, poisoned=False):
     attached = probe(c, optimizer) if probe else None
     interrupted = 0
     for step in range(STEPS):
-        if poisoned and step == STEPS // 2:
+        if poisoned and step == 2:
             optimizer.param_groups[0]["lr"] = float("inf")
         optimizer.zero_grad()
         own_loss(c)(c.model, c.batches[step % len(c.batches)]).backward()
@@ -56,9 +56,9 @@ def attach(every, **settings):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_training_is_bit_identical(name, family_table):
-    probed, probe, _ = train(name, probe=attach(6))
+    probed, probe, _ = train(name, probe=attach(4))
     assert same(plain(name), probed)
-    assert [r["step"] for r in probe.records] == [6] * 4
+    assert [r["step"] for r in probe.records] == [4] * 4
     assert probe.check.suspicions == ()
     assert not any(torch.isnan(t).any() for t in plain(name) if t.is_floating_point())
     family_table.identical(name, "training")
@@ -84,7 +84,7 @@ def attach_trapped(what, traps):
     def attached(c, optimizer):
         trap = Trap(own_loss(c), 20, what)
         traps.append(trap)
-        probe = attach(5, directions={})(replace(c, loss_fn=trap), optimizer)
+        probe = attach(3, directions={})(replace(c, loss_fn=trap), optimizer)
         trap.armed = True
         return probe
 
@@ -102,7 +102,7 @@ def test_training_is_bit_identical_when_a_measurement_raises(name, family_table,
         probed, probe, _ = train(name, probe=attach_trapped(out_of_memory, traps))
     assert len(traps[0].sprung) == 1
     assert caplog.text.count("out of memory") == 1
-    assert {r["step"] for r in probe.records} == {10}
+    assert {r["step"] for r in probe.records} == {6}
     assert same(plain(name), probed)
     family_table.identical(name, "raises")
 
@@ -112,7 +112,7 @@ def test_training_is_bit_identical_after_ctrl_c(name, family_table):
     traps = []
     probed, probe, interrupted = train(name, probe=attach_trapped(lambda: os.kill(os.getpid(), signal.SIGINT), traps))
     assert (len(traps[0].sprung), interrupted) == (1, 1)
-    assert {r["step"] for r in probe.records} == {5, 10}
+    assert {r["step"] for r in probe.records} == {3, 6}
     assert same(plain(name), probed)
     family_table.identical(name, "Ctrl-C")
 
@@ -121,8 +121,8 @@ def test_training_is_bit_identical_after_ctrl_c(name, family_table):
 def test_training_is_bit_identical_when_the_loss_turns_nan(name, family_table, caplog):
     assert any(torch.isnan(t).any() for t in plain(name, poisoned=True) if t.is_floating_point())
     with caplog.at_level(logging.WARNING, "stepscope"):
-        probed, probe, _ = train(name, poisoned=True, probe=attach(2, directions={}))
-    assert {r["step"] for r in probe.records} == {2, 4}
+        probed, probe, _ = train(name, poisoned=True, probe=attach(1, directions={}))
+    assert {r["step"] for r in probe.records} == {1, 2}
     assert "the probe is off after 3 failures" in caplog.text
     assert same(plain(name, poisoned=True), probed)
     family_table.identical(name, "NaN")

@@ -6,6 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 
+from made_data import data_of
 from stepscope import Objective, UsageError
 from stepscope.paper.experiments import convergence as module
 from stepscope.paper.experiments.compared_optimizers import RULES, SETTINGS, contenders
@@ -23,12 +24,7 @@ SEARCH = Search(rates=3, extensions=1, rungs=((Fraction(1, 2), 2), (Fraction(1),
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    words = [("red", "rouge"), ("big", "grand"), ("old", "vieux"), ("new", "neuf"), ("small", "petit")]
-    lines = [f"the {a} house and {b} dogs\tla maison {c} et {d} chiens" for a, c in words for b, d in words if a != b]
-    (folder / "pairs.tsv").write_text("\n".join(f"{line} {i}" for line in lines for i in range(4)) + "\n")
-    functions = [f"def add_{n}(first, second):\n    return first + {n} * second\n" for n in range(60)]
-    (folder / "program.py").write_text("\n\n".join(functions))
-    return {"translation": str(folder / "pairs.tsv"), "code": str(folder / "program.py")}
+    return {kind: data_of(kind, folder) for kind in ("translation", "code")}
 
 
 @pytest.fixture(scope="module")
