@@ -62,6 +62,13 @@ def clipping(stored: dict[str, Any]) -> str:
     for fraction in ("0.1", "0.5"):
         parts = " | ".join(f"{found['extra memory'][fraction]:.1%}" for found in sizes.values())
         rows.append(f"| extra memory, a fraction of {fraction} clipped | {parts} |")
+    step = stored["step"]
+    rows.append(
+        f"\nIn a training step of a transformer of {step['parameters'] / 1e6:.0f} million parameters with fused AdamW, "
+        f"on 1,024 tokens, the clip itself takes {step['fraction']:.1%} of the processor time, `clip_grad_norm_` "
+        f"{step['norm']:.1%}; whole steps with and without the clip differ by {step['fraction, of pairs']:.1%} and "
+        f"{step['norm, of pairs']:.1%} (medians of few pairs)."
+    )
     return "\n".join(rows)
 
 
