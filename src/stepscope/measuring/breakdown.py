@@ -165,7 +165,7 @@ def within_layers(
             for label, own in restricted.items()
             if any(bool(tensor.any()) for tensor in own.values())
         }
-        terms = curvature(objective, {label: unit.u for label, unit in units.items()}, method)
+        terms = curvature(objective, vectors.UnitVectors(units), method)
     squared_norm = math.fsum(unit.norm**2 for unit in units.values())
     sharpness = {label: objective.mean(values) for label, values in terms.sharpness.items()}
     return {

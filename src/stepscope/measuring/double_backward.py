@@ -67,21 +67,26 @@ def double_backward(
             if custom is not None:
                 result.reason = f"asked for; {custom} is a custom autograd function, taken at its word"
             gradient = objective.derivative(loss, create_graph=True)
-            vectors.add(result.gradient, gradient, weight)
-            for label, u in units.items():
-                product = hessian_product(objective, gradient, u)
+            del loss
+            for left, label in zip(reversed(range(len(units))), units, strict=True):
+                u = units[label]
+                product = hessian_product(objective, gradient, u, retain_graph=left > 0)
                 result.sharpness[label].append(vectors.dot(u, product))
                 if observe is not None:
                     observe(label, weight, u, product)
-            del loss, gradient  # one graph at a time
+                del u, product  # one product at a time
+            vectors.absorb(result.gradient, gradient, weight)  # and one graph
     reached(result.gradient)
     if not all(math.isfinite(value) for values in result.sharpness.values() for value in values):
         raise SecondDerivativeError("double backward gives infinite or NaN values (a root or a norm at zero)")
     return result
 
 
-def hessian_product(objective: Objective, gradient: Direction, u: Direction) -> Direction:
-    """``Hu`` from a gradient with its graph; a tensor of the gradient without a graph is constant."""
+def hessian_product(objective: Objective, gradient: Direction, u: Direction, *, retain_graph: bool = True) -> Direction:
+    """``Hu`` from a gradient with its graph; a tensor of the gradient without a graph is constant.
+
+    Without `retain_graph`, the graph is freed on the way: this is the last product of this gradient.
+    """
     names = [name for name in u if name in gradient and gradient[name].requires_grad]
     if not names:
         return {}
@@ -89,7 +94,7 @@ def hessian_product(objective: Objective, gradient: Direction, u: Direction) -> 
         [gradient[name] for name in names],
         list(objective.parameters.values()),
         [u[name] for name in names],
-        retain_graph=True,
+        retain_graph=retain_graph,
         allow_unused=True,
     )
     return {

@@ -30,7 +30,8 @@ def difference(objective: Objective, units: Mapping[str, Direction], observe: Ob
     with objective.measuring():
         result.loss, result.gradient = objective.gradient()
         h = difference_step(objective)
-        for label, u in units.items():
+        for label in units:
+            u = units[label]
             product: Direction | None = None if observe is None else {}
             # (4D(h/2) − D(h)) / 3, written out.
             (f, a), (e, b) = (slopes_at(objective, u, t, product, -1 / (6 * t)) for t in (h, -h))

@@ -188,7 +188,7 @@ def measure_units(
     with objective.measuring():
         layer_of = grouping(layer, objective.parameters)
         observer = BreakdownObserver(units, layer_of) if breakdown else None
-        terms = curvature(objective, {label: unit.u for label, unit in units.items()}, method, observer)
+        terms = curvature(objective, vectors.UnitVectors(units), method, observer)
         point = _Point(objective, terms, landscape, observer, layer_of if within_layers else None)
         point.check()
         shared_seconds = (time.perf_counter() - started) / len(units)

@@ -209,7 +209,7 @@ class Objective:
         with self.measuring():
             for weight, loss in self.losses():
                 value += weight * self.finite(loss)
-                vectors.add(gradient, self.derivative(loss), weight)
+                vectors.absorb(gradient, self.derivative(loss), weight)
         return value, checks.reached(gradient)
 
     def derivative(self, loss: Tensor, *, create_graph: bool = False) -> Direction:

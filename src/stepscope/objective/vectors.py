@@ -98,30 +98,70 @@ def add(total: Direction, direction: Mapping[str, Tensor], factor: float) -> Non
             total[name] = tensor.detach() * factor
 
 
+def absorb(total: Direction, direction: Direction, factor: float) -> None:
+    """Adds ``factor · direction`` to `total` as `add` does, and empties `direction`: no tensor outlives its addition.
+
+    Example:
+        >>> total, d = {}, {"w": torch.tensor([3.0])}
+        >>> absorb(total, d, 0.5); total, d
+        ({'w': tensor([1.5000])}, {})
+    """
+    for name in list(direction):
+        add(total, {name: direction.pop(name)}, factor)
+
+
 @dataclass(frozen=True)
 class UnitDirection:
-    """A direction ``d`` as its unit vector and its length, which are worked out once.
+    """A direction ``d`` of length ``‖d‖``, and its unit vector.
 
     Attributes:
-        u: ``d / ‖d‖``, each tensor in the dtype and on the device of the parameter of that name.
+        direction: ``d``.
         norm: ``‖d‖``.
+        parameters: whose dtypes and devices the unit vector has.
     """
 
-    u: Direction
+    direction: Direction
     norm: float
+    parameters: Mapping[str, Tensor]
 
     @classmethod
     def of(cls, direction: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> UnitDirection:
         """The unit direction of ``d``, of any length but zero.
 
         Example:
-            >>> UnitDirection.of({"w": torch.tensor([3.0, 4.0])}, {"w": torch.zeros(2)})
-            UnitDirection(u={'w': tensor([0.6000, 0.8000])}, norm=5.0)
+            >>> UnitDirection.of({"w": torch.tensor([3.0, 4.0])}, {"w": torch.zeros(2)}).u
+            {'w': tensor([0.6000, 0.8000])}
         """
-        length = norm(direction)
+        return cls({name: tensor.detach() for name, tensor in direction.items()}, norm(direction), parameters)
+
+    @property
+    def u(self) -> Direction:
+        """``d / ‖d‖``, made anew each time, so that of many directions one alone takes memory."""
         u = {}
-        for name, tensor in direction.items():
-            like = parameters[name]
-            exact = tensor.detach().to(like.device, torch.promote_types(tensor.dtype, like.dtype))
-            u[name] = (exact / length).to(like.dtype)
-        return cls(u, length)
+        for name, tensor in self.direction.items():
+            like = self.parameters[name]
+            exact = tensor.to(like.device, torch.promote_types(tensor.dtype, like.dtype))
+            u[name] = (exact / self.norm).to(like.dtype)
+        return u
+
+
+class UnitVectors(Mapping[str, Direction]):
+    """``{label: u}``, where each ``u`` is made when it is looked up.
+
+    Example:
+        >>> units = UnitVectors({"d": UnitDirection.of({"w": torch.tensor([3.0, 4.0])}, {"w": torch.zeros(2)})})
+        >>> list(units), units["d"]
+        (['d'], {'w': tensor([0.6000, 0.8000])})
+    """
+
+    def __init__(self, units: Mapping[str, UnitDirection]) -> None:
+        self._units = units
+
+    def __getitem__(self, label: str) -> Direction:
+        return self._units[label].u
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._units)
+
+    def __len__(self) -> int:
+        return len(self._units)
