@@ -3,6 +3,7 @@
 #   make demo      the main job: about two minutes on two cores, beyond downloads
 #   make test      all tests; offline once the environment is installed
 #   make check     lint, format, types, import rules
+#   make performance   what a measurement costs, beside other packages: at most half an hour on two idle cores
 #
 # TORCH=... chooses the build of torch, as arguments of `pip install` (README.md, "Which torch").
 
@@ -15,7 +16,11 @@ PIP := $(RUN) pip install --quiet --disable-pip-version-check
 LINT_IMPORTS := $(VENV)/bin/python -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format clean
+# Packages that are compared with, in an environment of their own: none of them may replace torch.
+PEERS := .venv-peers
+PEERS_INSTALLED := $(PEERS)/.installed
+
+.PHONY: demo test check format performance clean
 
 demo: $(INSTALLED)
 	$(RUN) stepscope demo
@@ -33,6 +38,16 @@ format: $(INSTALLED)
 	$(RUN) ruff check --fix src tests examples benchmarks
 	$(RUN) ruff format src tests examples benchmarks
 
+performance: $(INSTALLED) $(PEERS_INSTALLED)
+	$(PEERS)/bin/python benchmarks/measure.py
+	$(VENV)/bin/python benchmarks/tables.py
+
+$(PEERS_INSTALLED): requirements/torch.txt benchmarks/requirements-peers.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet $(TORCH)
+	$(PEERS)/bin/python -m pip install --quiet --no-deps -r benchmarks/requirements-peers.txt
+	@touch $@
+
 $(INSTALLED): pyproject.toml requirements/torch.txt requirements/dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "stepscope needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
@@ -42,4 +57,4 @@ $(INSTALLED): pyproject.toml requirements/torch.txt requirements/dev.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist runs
+	rm -rf $(VENV) $(PEERS) build dist runs

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from performance import performance
 from stepscope.paper.claims import claims_table, conclusion, departures_table, finals_of, judge, pairs_of
 from stepscope.paper.experiments.listing import EXPERIMENTS
 from stepscope.paper.experiments.registry import read, read_runs
@@ -23,7 +24,7 @@ from stepscope.report import Table, sharpness_rows
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
-PAGES = tuple(DOCS / f"{name}.md" for name in ("cost", "convergence", "smoothness", "theory", "reproduction"))
+PAGES = tuple(DOCS / f"{name}.md" for name in ("performance", "convergence", "smoothness", "theory", "reproduction"))
 RESULTS = DOCS / "reproduction"
 WAYS = {
     "this threshold": "`fraction_threshold`",
@@ -34,15 +35,6 @@ WAYS = {
     "concatenate and topk": "concatenate, `topk`",
     "concatenate and sort": "concatenate, sort (the paper's way)",
 }
-
-
-def overhead(stored: dict[str, Any]) -> str:
-    """A row for each scale and limit."""
-    rows = ["| scale | steps | limit | measured overhead | measurements |", "| --- | --- | --- | --- | --- |"]
-    for found in stored.values():
-        limit, measured = f"{100 * found['max_overhead']:g}%", f"{100 * found['overhead']:.2f}%"
-        rows.append(f"| {found['scale']} | {found['steps']:,} | {limit} | {measured} | {len(found['measured_at'])} |")
-    return "\n".join(rows)
 
 
 def clipping(stored: dict[str, Any]) -> str:
@@ -117,7 +109,7 @@ def filled(text: str) -> str:
 @cache
 def stored_tables() -> dict[str, str]:
     """Each table by the mark where it stands."""
-    made = {f"{table.__name__}.json": table(_stored(table.__name__)) for table in (overhead, clipping)}
+    made = {"clipping.json": clipping(_stored("clipping")), **performance(_stored("performance"))}
     made |= {table.__name__: table(read(RESULTS / "convergence")[1]) for table in (losses, verdicts)}
     runs = read_runs(RESULTS)
     claims = judge(runs)

@@ -417,7 +417,7 @@ class Probe:
         )
 
     def _memory(self) -> int:
-        """Bytes that a measurement needs at most, beside activations: see docs/cost.md."""
+        """Bytes that a measurement needs at most, beside activations: see docs/performance.md."""
         raised = sum(4 * p.numel() for p in self._objective.model.parameters() if p.dtype in HALF)
         held = sum(p.numel() * max(p.element_size(), 4) for p in self._held().values())
         others = len(self._candidates.others)

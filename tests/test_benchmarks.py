@@ -1,0 +1,153 @@
+"""The benchmark at its smallest size: what it times is right, and what it stores fills the tables."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import costs  # noqa: E402
+import measure  # noqa: E402
+import models  # noqa: E402
+import products  # noqa: E402
+from performance import performance  # noqa: E402
+
+SMALL = {"width": 16, "length": 8, "examples": 2, "rounds": 1}
+
+
+def gradient_difference(work: models.Workload, unit: models.Direction, step: float) -> float:
+    """``uᵀHu`` by differences of gradients, as no way of the benchmark computes it."""
+    along = [unit[name] for name in work.parameters]
+    parameters = list(work.parameters.values())
+    slopes = []
+    for ahead in (step, -step):
+        torch._foreach_add_([p.data for p in parameters], along, alpha=ahead)
+        value = sum(models.loss(work.model, batch) for batch in work.batches) / len(work.batches)
+        gradient = torch.autograd.grad(value, parameters)
+        slopes.append(sum(float((g * a).sum()) for g, a in zip(gradient, along, strict=True)))
+        torch._foreach_sub_([p.data for p in parameters], along, alpha=ahead)
+    return (slopes[0] - slopes[1]) / (2 * step)
+
+
+# transformers computes parts of a float64 model in float32, so the step is long; but for a ResNet, which has kinks
+@pytest.mark.parametrize(("name", "step"), [("GPT-2", 1e-2), ("Llama", 1e-2), ("ResNet", 1e-6)])
+def test_the_reference_is_the_second_derivative(name, step):
+    work = models.workload(name, 16, 8, 2, 3)
+    units = []
+    for direction in work.directions.values():
+        length = sum(float(t.double().square().sum()) for t in direction.values()) ** 0.5
+        units.append({key: t.double() / length for key, t in direction.items()})
+    values = products.reference(work, units)
+    work.model.double()
+    for batch in work.batches:
+        batch |= {key: t.double() for key, t in batch.items() if t.is_floating_point()}
+    differences = [gradient_difference(work, unit, step) for unit in units]
+    assert values == pytest.approx(differences, abs=1e-2 * max(map(abs, differences)))
+
+
+def test_negative_directions_are_of_negative_curvature():
+    work = models.workload("GPT-2", 16, 8, 2)
+    directions = products.negative_directions(work, 2)
+    assert len(directions) == 2
+    assert max(products.reference(work, list(directions.values()))) < 0
+
+
+def test_there_are_as_many_directions_as_wanted_and_none_is_another():
+    directions = list(models.workload("GPT-2", 16, 8, 2, 9).directions.values())
+    assert len(directions) == 9
+    flat = torch.stack([torch.cat([t.flatten() for t in d.values()]) for d in directions])
+    assert (torch.cdist(flat, flat) + torch.eye(9)).min() > 1e-3 * flat.norm(dim=1).max()
+
+
+@pytest.fixture(scope="module")
+def stored():
+    """A section of each kind, as the command stores it."""
+    cases = [
+        measure.Case("models", "GPT-2", ways=(*measure.OWN, *measure.PEERS), directions=2, **SMALL),
+        measure.Case("memory", "GPT-2", ways=("full", "vhp loop"), directions=2, **SMALL),
+        measure.Case("probe", "GPT-2", **SMALL),
+        measure.Case("overhead", "GPT-2", steps=80, limit=1.0, **SMALL),
+    ]
+    sections = {}
+    for case in cases:
+        result = json.loads(json.dumps(costs.measured(case)))
+        sections[case.section] = result | {"before": result["rows"], "commit": "abc", "against": "def"}
+    return sections
+
+
+@pytest.mark.slow
+def test_every_way_is_timed_and_right_or_says_why_not(stored):
+    rows = {row["way"]: row for row in stored["models"]["rows"]}
+    assert list(rows) == [*measure.OWN, *measure.PEERS]
+    for way, row in rows.items():
+        if "reason" in row:
+            assert way in measure.PEERS[1:]
+            assert row["reason"].startswith("not installed")
+        else:
+            assert 0 < row["least"] <= row["median"] <= row["greatest"]
+            # curvlinops: torch's forward mode is wrong through layer norm
+            assert row["error"] < (1e-1 if way == "curvlinops" else 1e-4)
+    assert rows["measure, uᵀHu < 0"]["negative"] == 2
+
+
+@pytest.mark.slow
+def test_the_other_sections_say_what_they_measured(stored):
+    times = {row["way"]: row["times"] for row in stored["memory"]["rows"]}
+    assert times["full"] > 1 < times["vhp loop"]
+    (probe,) = stored["probe"]["rows"]
+    assert probe["measure"]["median"] > 1
+    assert 0.2 < probe["idle"]["median"] < 5
+    (overhead,) = stored["overhead"]["rows"]
+    assert overhead["same_last_loss"]
+    assert overhead["overhead"] > 0
+
+
+@pytest.mark.slow
+def test_what_is_stored_fills_the_tables(stored):
+    made = performance(stored)
+    assert set(made) == {f"performance {name}" for name in (*measure.SECTIONS, "errors")}
+    table = made["performance models"]
+    row = stored["models"]["rows"][0]
+    assert f"| **`measure`**, K = 2 | {row['median']:.1f}" in table
+    assert "| **`measure`**, K = 2, at def | " in table
+    assert "commit abc" in table
+    for row in stored["models"]["rows"]:
+        if "reason" in row:
+            assert f"- {row['way']}: {row['reason']} (GPT-2)." in table
+    assert all(made[f"performance {name}"].count("|") > 5 for name in (*stored, "errors"))
+    assert made["performance sequence"] == "Not measured: `python benchmarks/measure.py --sections sequence`."
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU's allocator hands out blocks of its own sizes")
+def test_peak_memory_counts_what_is_alive_at_once():
+    def work() -> None:
+        for _ in range(3):
+            torch.empty(1 << 20, dtype=torch.uint8)  # gone at once
+        kept = [torch.empty(1 << 20, dtype=torch.uint8) for _ in range(4)]
+        kept.pop()
+        torch.empty(1 << 18, dtype=torch.uint8)
+
+    assert costs.peak_bytes(work) == 4 << 20
+
+
+def test_a_quick_run_has_every_section_and_names_what_exists():
+    assert tuple(costs.SECTIONS) == measure.SECTIONS
+    for cases in (measure.cases(), measure.quick_cases()):
+        assert {case.section for case in cases} == set(measure.SECTIONS)
+        assert {case.model for case in cases} == set(models.MODELS)
+        assert {way for case in cases for way in case.ways} == {*measure.OWN, *products.WAYS}
+    assert tuple(products.WAYS) == measure.PEERS
+
+
+def test_a_worker_measures_the_source_it_is_given(tmp_path):
+    """A package that takes the place of this one is the one that is imported."""
+    (tmp_path / "stepscope").mkdir()
+    (tmp_path / "stepscope" / "__init__.py").write_text("raise SystemExit(3)")
+    worker = measure.Worker(tmp_path)
+    with pytest.raises(SystemExit, match="failed"):
+        worker.measure(measure.Case("memory", "GPT-2", ways=("vhp loop",), directions=1, **SMALL))
+    worker.close()
