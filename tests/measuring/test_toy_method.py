@@ -42,8 +42,7 @@ def test_a_toy_method_measures_from_its_row_to_the_record(quadratic, monkeypatch
     assert record["best_step"] == pytest.approx(4.0)
 
 
-def test_what_is_measured_beside_the_point_takes_the_same_method(monkeypatch):
-    """Where ``uᵀHu`` is negative, the curvature beside the point is measured too."""
+def test_the_split_within_layers_takes_the_same_method(monkeypatch):
     calls = []
 
     def counted(objective, units, observe=None):
@@ -53,8 +52,9 @@ def test_what_is_measured_beside_the_point_takes_the_same_method(monkeypatch):
     monkeypatch.setitem(METHODS, "toy", counted)
     model = torch.nn.ParameterDict({"x": torch.nn.Parameter(torch.tensor([1.0], dtype=torch.float64))})
     saddle = Objective(model, lambda m, h: -(h * m["x"] ** 2).sum(), [torch.ones(1)])
-    assert measure(saddle, {"d": {"x": torch.ones(1)}}, method="toy")["d"].sharpness_robust == pytest.approx(-2.0)
-    assert calls == [{"d": 1.0}, {"u": 1.0}]
+    measured = measure(saddle, {"d": {"x": torch.ones(1)}}, method="toy", within_layers=True)["d"]
+    assert (measured.within_layer, measured.sharpness_robust) == pytest.approx((-2.0, -2.0))
+    assert calls == [{"d": 1.0}, {"x": 1.0}]
 
 
 def test_a_method_without_a_row_is_refused_with_the_names_that_have_one(quadratic):

@@ -219,7 +219,8 @@ def test_a_gradient_that_is_not_the_losss_own_is_said(kind, dtype, caplog):
     assert "the gradient isn't that of the loss" in caplog.text
     objective = Objective(model, loss_fn, [batch])
     _, gradient = objective.gradient()
-    found = stepscope.measure(objective, {"g": gradient})["g"]
+    found = stepscope.measure(objective, {"g": gradient}, landscape=True)["g"]
+    assert stepscope.measure(objective, {"g": gradient})["g"].gradient_agrees is False
     h, norm = found.finite_step, found.norm
     closed = (objective.loss_at(gradient, h / norm) - objective.loss_at(gradient, -h / norm)) / (2 * h)
     assert found.gradient_agrees is False
@@ -231,6 +232,37 @@ def test_a_kink_within_the_segment_is_no_other_gradient():
     """``|w − 1.0003|`` at 1, with a segment of ±0.001: its slope changes from −1 to 1, and its mean is −0.3."""
     w = nn.ParameterDict({"w": nn.Parameter(torch.ones(1, dtype=torch.float64))})
     objective = Objective(w, lambda m, _: (m["w"] - 1.0003).abs().sum(), [torch.ones(1)])
-    found = stepscope.measure(objective, {"d": {"w": torch.ones(1)}})["d"]
-    assert (found.slope, found.loss_slope) == pytest.approx((-1.0, -0.3))
-    assert found.gradient_agrees
+    for options in ({"landscape": True}, {"segment": True}):
+        found = stepscope.measure(objective, {"d": {"w": torch.ones(1)}}, **options)["d"]
+        assert (found.slope, found.loss_slope) == pytest.approx((-1.0, -0.3))
+        assert found.gradient_agrees
+    assert stepscope.measure(objective, {"d": {"w": torch.ones(1)}})["d"].gradient_agrees
+
+
+@pytest.mark.parametrize(("factor", "fused"), [(1.0, True), (1.1, False)])
+def test_losses_alone_use_fused_attention_where_it_is_the_same_function(factor, fused):
+    """A fused kernel may compute another function than the math kernel, which is differentiated: by a factor here."""
+    used = Log()
+
+    def attend(q, k, v):
+        flash = torch.backends.cuda.flash_sdp_enabled()
+        used((torch.is_grad_enabled(), flash))
+        return F.scaled_dot_product_attention(q * factor if flash else q, k, v)
+
+    def by_math(q, k, v):
+        with sdpa_kernel(SDPBackend.MATH):
+            return F.scaled_dot_product_attention(q, k, v)
+
+    model, batch = Attention(attend), (torch.randn(5, 7, 8), torch.randint(0, 3, (5,)))
+    objective = Objective(model, loss_fn, [batch])
+    _, gradient = objective.gradient()
+    measured = stepscope.measure(objective, {"g": gradient}, landscape=True)["g"]
+    assert (True, True) not in used.notes()
+    assert used.notes()[-1] == (False, fused)
+    assert torch.backends.cuda.flash_sdp_enabled()
+    assert measured.gradient_agrees
+    same = Attention(by_math)
+    same.load_state_dict(model.state_dict())
+    exact = Objective(same, loss_fn, [batch])
+    losses = [exact.loss_at(gradient, step / measured.norm) for step in measured.landscape.steps]
+    assert measured.landscape.losses == pytest.approx(losses, rel=1e-6)

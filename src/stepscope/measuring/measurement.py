@@ -17,11 +17,13 @@ from stepscope.measuring.breakdown import Breakdown, BreakdownObserver, Grouping
 from stepscope.measuring.curvature import Method, curvature
 from stepscope.measuring.curvature_terms import Curvature
 from stepscope.measuring.landscape import Landscape, scan
-from stepscope.measuring.slopes import relative_step, segment
+from stepscope.measuring.slopes import Segment, curvature_ahead, relative_step, segment_of_gradients, segment_of_losses
 from stepscope.objective import Direction, Objective, check_objective, vectors
 
 FINITE_STEP = 1e-3
 """Half-length of the segment of `sharpness_finite`, and the displacement of `sharpness_robust`, relative to ``‖x‖``."""
+ACCURATE = 0.1
+"""`sharpness_finite` is given where its error bar is below this part of it."""
 
 
 @dataclass(frozen=True)
@@ -37,19 +39,20 @@ class Measurement:
         norm: ``‖d‖``.
         slope: ``gᵀu``, negative when ``d`` descends: the gradient correlation of [1], by unit of length.
         loss_slope: ``(f(x + hu) − f(x − hu)) / 2h`` with ``h = finite_step``: the slope of the loss itself; ``None``
-            where the loss isn't finite at an end.
+            without a landscape or segment, and where the loss isn't finite at an end.
         gradient_agrees: whether `loss_slope` is the slope that gradients have on the same segment. It isn't where the
-            gradient isn't that of the loss: straight-through estimators, stop-gradients, gradient reversals. ``None``
-            likewise.
+            gradient isn't that of the loss: straight-through estimators, stop-gradients, gradient reversals. Without
+            a `loss_slope`, whether that is so along the gradient; ``None`` where the loss isn't finite there.
         correlation: ``gᵀd / (‖g‖‖d‖)``.
         sharpness: ``uᵀHu``, the directional sharpness of [1].
         sharpness_stderr: its standard error over micro-batches as a sample; ``None`` for a single one.
         numerical_error: error bar of the method; ``None`` where the method is exact up to rounding.
         sharpness_finite: mean of ``uᵀHu`` over ``x ± finite_step·u``: the curvature that a finite step meets where the
-            loss has kinks; ``None`` where the loss isn't finite at an end.
+            loss has kinks. ``None`` likewise, and where rounding hides it.
+        sharpness_finite_error: its error bar; ``None`` likewise.
         finite_step: half-length of that segment.
-        sharpness_robust: ``uᵀ∇²f(x + finite_step·u)u`` ([1], eq. 4) where ``sharpness`` is negative. ``None``
-            elsewhere, and where the loss isn't finite at that point.
+        sharpness_robust: ``uᵀ∇²f(x + finite_step·u)u`` ([1], eq. 4), by a central difference of slopes around that
+            point, where ``sharpness`` is negative. ``None`` elsewhere, and where the loss isn't finite there.
         predicted_step: ``−slope/sharpness``, the best step of the second-order model; ``None`` without a minimum ahead.
         predicted_decrease: the model's decrease there, ``slope² / (2·sharpness)``; ``None`` likewise.
         best_step: step of the lowest loss on the landscape; ``None`` without a landscape.
@@ -83,6 +86,7 @@ class Measurement:
     sharpness_stderr: float | None
     numerical_error: float | None
     sharpness_finite: float | None
+    sharpness_finite_error: float | None
     finite_step: float
     sharpness_robust: float | None
     predicted_step: float | None
@@ -120,6 +124,7 @@ def measure(
     landscape: bool = False,
     *,
     breakdown: bool = False,
+    segment: bool = False,
     within_layers: bool = False,
     layer: Grouping | Mapping[str, str] | None = None,
     progress: Callable[[str], None] | None = None,
@@ -131,8 +136,10 @@ def measure(
         directions: ``{label: {parameter name: tensor}}``, with any labels. A parameter that is left out doesn't move.
         method: how ``uᵀHu`` is computed: ``"autograd"`` (exact, double backward), ``"difference"`` (of gradients, with
             an error bar), or ``"auto"``: autograd where the model has a second derivative that can be trusted.
-        landscape: whether to scan the loss along each direction too, for 10 to 25 forward passes a direction.
+        landscape: whether to scan the loss along each direction too, for about 8 forward passes a direction.
         breakdown: whether to say which layers and how many coordinates the sharpness comes from (nearly free).
+        segment: whether to measure ``sharpness_finite`` by gradients, for two of them a direction. Else it comes with
+            the landscape, from losses.
         within_layers: whether to split the sharpness into that within layers and that between them, for the cost of
             one more direction a layer.
         layer: the layer of a parameter: a function of its name, or a mapping from prefixes of names to layers.
@@ -168,7 +175,7 @@ def measure(
         units = {label: vectors.UnitDirection.of(d, objective.parameters) for label, d in directions.items()}
         return measure_units(
             objective, units, method, landscape,
-            breakdown=breakdown, within_layers=within_layers, layer=layer, progress=progress,
+            breakdown=breakdown, segment=segment, within_layers=within_layers, layer=layer, progress=progress,
         )  # fmt: skip
 
 
@@ -179,6 +186,7 @@ def measure_units(
     landscape: bool = False,
     *,
     breakdown: bool = False,
+    segment: bool = False,
     within_layers: bool = False,
     layer: Grouping | Mapping[str, str] | None = None,
     progress: Callable[[str], None] | None = None,
@@ -189,7 +197,7 @@ def measure_units(
         layer_of = grouping(layer, objective.parameters)
         observer = BreakdownObserver(units, layer_of) if breakdown else None
         terms = curvature(objective, vectors.UnitVectors(units), method, observer)
-        point = _Point(objective, terms, landscape, observer, layer_of if within_layers else None)
+        point = _Point(objective, terms, landscape, segment, observer, layer_of if within_layers else None)
         point.check()
         shared_seconds = (time.perf_counter() - started) / len(units)
         measured = {}
@@ -207,6 +215,7 @@ class _Point:
         objective: the loss.
         terms: its gradient at ``x``, and its curvature along the directions.
         with_landscape: whether the loss is scanned along each of them.
+        with_gradients: whether the segment around it is measured by gradients.
         observer: holds their breakdowns; ``None`` for none.
         layer_of: layers to split the sharpness by; ``None`` for no split.
     """
@@ -216,11 +225,15 @@ class _Point:
         objective: Objective,
         terms: Curvature,
         with_landscape: bool,
+        with_gradients: bool,
         observer: BreakdownObserver | None,
         layer_of: Grouping | None,
     ) -> None:
         self._objective, self._terms = objective, terms
-        self._with_landscape, self._observer, self._layer_of = with_landscape, observer, layer_of
+        self._with_landscape, self._with_gradients = with_landscape, with_gradients
+        self._observer, self._layer_of = observer, layer_of
+        self._loss = terms.loss
+        self._gradient_agrees: bool | None = None
         self._gradient_norm = vectors.norm(terms.gradient)
         self._finite_step = relative_step(objective, FINITE_STEP)
         dtypes = {str(p.dtype).removeprefix("torch.") for p in objective.parameters.values()}
@@ -234,12 +247,17 @@ class _Point:
         """
         if not math.isfinite(self._gradient_norm):
             raise UsageError("the loss has infinite or NaN derivatives at the present parameters")
-        again = self._objective.loss()
-        if abs(again - self._terms.loss) > 1e-4 * abs(self._terms.loss) + 1e-12:
+        # Landscapes start from this one: it is evaluated as they are.
+        first, self._loss = self._terms.loss, self._objective.loss_beside(self._terms.loss)
+        if abs(self._loss - first) > 1e-4 * abs(first) + 1e-12:
             raise UsageError(
-                f"two evaluations of the loss give {self._terms.loss:.6g} and {again:.6g}: it draws random numbers "
-                "from a generator of its own, or keeps state from call to call"
+                f"two evaluations of the loss give {first:.6g} and {self._loss:.6g}: it draws random numbers from a "
+                "generator of its own, or keeps state from call to call"
             )
+        if not (self._with_landscape or self._with_gradients or self._terms.slope_checks) and self._gradient_norm > 0:
+            along = vectors.UnitDirection.of(self._terms.gradient, self._objective.parameters).u
+            around = segment_of_losses(self._objective, along, self._finite_step, self._loss, self._gradient_norm)
+            self._gradient_agrees = around.slope_check.agrees if around else None
 
     def measurement(self, label: str, unit: vectors.UnitDirection, shared_seconds: float) -> Measurement:
         """The measurement of one direction.
@@ -252,11 +270,16 @@ class _Point:
         started = time.perf_counter()
         objective, terms, u, norm = self._objective, self._terms, unit.u, unit.norm
         slope, sharpness = vectors.dot(u, terms.gradient), objective.mean(terms.sharpness[label])
-        robust = self._robust(u) if sharpness < 0 else None
-        over_segment, check = None, None
-        with suppress(UsageError):
-            over_segment, check = segment(objective, u, self._finite_step, slope)
-        curve = scan(objective, u, slope=slope, sharpness=sharpness, also=(norm,)) if self._with_landscape else None
+        robust = None
+        if sharpness < 0:
+            with suppress(UsageError):  # the loss isn't finite ahead
+                robust = curvature_ahead(objective, u, self._finite_step, slope)
+        around = self._segment(u, slope)
+        curve = None
+        if self._with_landscape:
+            curve = scan(objective, u, slope=slope, sharpness=sharpness, loss=self._loss, also=(norm,))
+        check = around.slope_check if around else terms.slope_checks.get(label)
+        accurate = around is not None and around.numerical_error <= ACCURATE * abs(around.curvature)
         within = self._within_layers(u)
         has_minimum = slope < 0 < sharpness
         return Measurement(
@@ -265,12 +288,13 @@ class _Point:
             norm=norm,
             slope=slope,
             loss_slope=check.by_losses if check else None,
-            gradient_agrees=check.agrees if check else None,
+            gradient_agrees=check.agrees if check else self._gradient_agrees,
             correlation=slope / self._gradient_norm if self._gradient_norm > 0 else 0.0,
             sharpness=sharpness,
             sharpness_stderr=_standard_error(objective.weights, terms.sharpness[label]),
             numerical_error=terms.numerical_error.get(label),
-            sharpness_finite=over_segment,
+            sharpness_finite=around.curvature if around and accurate else None,
+            sharpness_finite_error=around.numerical_error if around and accurate else None,
             finite_step=self._finite_step,
             sharpness_robust=robust,
             predicted_step=-slope / sharpness if has_minimum else None,
@@ -290,11 +314,13 @@ class _Point:
             seconds=shared_seconds + time.perf_counter() - started,
         )
 
-    def _robust(self, u: Direction) -> float | None:
-        """``uᵀ∇²f(x + εu)u`` (arXiv 2306.00204, eq. 4); ``None`` where the loss isn't finite there."""
-        with suppress(UsageError), self._objective.displaced(u, self._finite_step):
-            beside = curvature(self._objective, {"u": u}, self._terms.method)
-            return self._objective.mean(beside.sharpness["u"])
+    def _segment(self, u: Direction, slope: float) -> Segment | None:
+        if self._with_gradients:
+            with suppress(UsageError):  # the loss isn't finite at an end
+                return segment_of_gradients(self._objective, u, self._finite_step, slope)
+            return None
+        if self._with_landscape:
+            return segment_of_losses(self._objective, u, self._finite_step, self._loss, slope)
         return None
 
     def _within_layers(self, u: Direction) -> float | None:

@@ -1,7 +1,8 @@
-"""Slopes ``uᵀ∇f`` beside a point: curvature over a finite segment, and whether a gradient is that of its loss."""
+"""Losses and slopes ``uᵀ∇f`` beside a point: the curvature that a finite step meets, and whose the gradient is."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -31,10 +32,47 @@ class SlopeCheck:
         return abs(self.by_losses - self.by_gradients) <= self.tolerance
 
 
-def segment(objective: Objective, u: Direction, h: float, slope: float) -> tuple[float, SlopeCheck]:
-    """The mean of ``uᵀHu`` over the segment ``x ± hu``, and whether the gradient is that of the loss there.
+@dataclass(frozen=True)
+class Segment:
+    """The loss on a segment ``x ± hu``.
 
-    The mean is ``(uᵀ∇f(x+hu) − uᵀ∇f(x−hu)) / 2h``.
+    Attributes:
+        curvature: a mean of ``uᵀHu`` over the segment.
+        numerical_error: its error bar, from rounding.
+        slope_check: whether the gradient is that of the loss there.
+    """
+
+    curvature: float
+    numerical_error: float
+    slope_check: SlopeCheck
+
+
+def segment_of_losses(objective: Objective, u: Direction, h: float, loss: float, slope: float) -> Segment | None:
+    """The segment by the losses at its ends, for two forward passes; ``None`` where one isn't finite.
+
+    ``(f(x+hu) − 2f(x) + f(x−hu)) / h²`` is the mean of ``uᵀHu``, weighted by ``1 − |t|/h``. The mean slopes of the two
+    halves differ by ``h`` times that, and the gradient of the loss lies between them but for rounding.
+
+    Args:
+        objective: the loss.
+        u: a unit direction.
+        h: half-length of the segment.
+        loss: ``f(x)``.
+        slope: ``uᵀ∇f(x)``.
+    """
+    ahead, behind = objective.loss_at(u, h), objective.loss_at(u, -h)
+    if not math.isfinite(ahead + behind):
+        return None
+    rounding = 4 * largest_eps(objective) * max(abs(ahead), abs(behind), abs(loss))
+    bend = ahead - 2 * loss + behind
+    tolerance = abs(bend) / h + rounding / h + 1e-3 * abs(slope)
+    return Segment(bend / h**2, rounding / h**2, SlopeCheck((ahead - behind) / (2 * h), slope, tolerance))
+
+
+def segment_of_gradients(objective: Objective, u: Direction, h: float, slope: float) -> Segment:
+    """The segment by the gradients at its ends: exact but for the rounding of slopes.
+
+    ``(uᵀ∇f(x+hu) − uᵀ∇f(x−hu)) / 2h`` is the mean of ``uᵀHu``.
 
     Args:
         objective: the loss.
@@ -49,7 +87,27 @@ def segment(objective: Objective, u: Direction, h: float, slope: float) -> tuple
         (ahead, after), (behind, before) = (slopes_at(objective, u, t) for t in (h, -h))
         slopes = objective.mean(before), slope, objective.mean(after)
         check = slope_check(objective, h, objective.mean(behind), slopes, objective.mean(ahead))
-        return (slopes[2] - slopes[0]) / (2 * h), check
+        rounding = 8 * largest_eps(objective) * max(map(abs, slopes))
+        return Segment((slopes[2] - slopes[0]) / (2 * h), rounding / (2 * h), check)
+
+
+def curvature_ahead(objective: Objective, u: Direction, h: float, slope: float) -> float:
+    """``uᵀ∇²f(x + hu)u`` (arXiv 2306.00204, eq. 4) by a central difference around that point, for one gradient.
+
+    ``(uᵀ∇f(x+2hu) − uᵀ∇f(x)) / 2h``: the mean of the curvature between ``x`` and ``x + 2hu``.
+
+    Args:
+        objective: the loss.
+        u: a unit direction.
+        h: how far ahead.
+        slope: ``uᵀ∇f(x)``.
+
+    Raises:
+        UsageError: the loss isn't finite at ``x + 2hu``.
+    """
+    with objective.measuring():
+        _, slopes = slopes_at(objective, u, 2 * h)
+        return (objective.mean(slopes) - slope) / (2 * h)
 
 
 def slope_check(
@@ -66,8 +124,7 @@ def slope_check(
     """
     before, here, after = slopes
     by_gradients = (before + 4 * here + after) / 6
-    eps = max(torch.finfo(parameter.dtype).eps for parameter in objective.parameters.values())
-    rounding = 8 * eps * max(abs(behind), abs(ahead)) / h
+    rounding = 8 * largest_eps(objective) * max(abs(behind), abs(ahead)) / h
     change = abs(here - before) + abs(after - here)
     return SlopeCheck((ahead - behind) / (2 * h), by_gradients, change + rounding + 1e-3 * abs(by_gradients))
 
@@ -90,3 +147,8 @@ def slopes_at(
 def relative_step(objective: Objective, relative: float) -> float:
     """A step length in proportion to the weights: ``relative · ‖x‖``, or `relative` where all weights are zero."""
     return relative * (vectors.norm(objective.parameters) or 1.0)
+
+
+def largest_eps(objective: Objective) -> float:
+    """The relative rounding of the coarsest type among the parameters."""
+    return max(torch.finfo(parameter.dtype).eps for parameter in objective.parameters.values())

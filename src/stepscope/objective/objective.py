@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stepscope.errors import UsageError, said
 from stepscope.objective import checks, interrupts, vectors
@@ -30,6 +31,7 @@ from stepscope.objective.loss_calls import (
 from stepscope.objective.measurable import HALF, Measurable, measurable, measured_dtype
 from stepscope.objective.randomness import random_state, seed_everything
 from stepscope.objective.state import State
+from stepscope.objective.switches import attention_kernels
 from stepscope.objective.vectors import Direction
 from stepscope.objective.weights import weighting
 
@@ -102,6 +104,8 @@ class Objective:
         self._measuring = 0
         self._displaced = 0
         self._differentiates = False
+        self._fused = True
+        self._kernels = [SDPBackend.MATH]
         self._scratch: list[dict[str, Tensor]] = []
         self._evaluated_once: set[Hashable] = set()
         self.weighting = weighting(model, self.batches, weight_fn, self._tried)
@@ -131,7 +135,7 @@ class Objective:
                 "the model's trainable parameters have changed since the Objective was made: make another Objective"
             )
         with held():
-            parameters = self.parameters
+            parameters, self._kernels = self.parameters, attention_kernels()
             try:
                 with measurable(self.model, self._roots(), self.dtype) as measured:
                     self._measured, self._measuring = measured, 1
@@ -179,10 +183,14 @@ class Objective:
         return math.fsum(weight * value for weight, value in zip(self.weights, values, strict=True))
 
     def loss(self) -> float:
-        """``f`` at the present parameters; infinite or NaN where the model's loss is."""
+        """``f`` at the present parameters; infinite or NaN where the model's loss is.
+
+        Attention uses the kernels that training uses, since nothing is differentiated.
+        """
         with self.measuring():
             try:
-                with torch.set_grad_enabled(self._differentiates):
+                kernels = self._kernels if self._fused and not self._differentiates else [SDPBackend.MATH]
+                with torch.set_grad_enabled(self._differentiates), sdpa_kernel(kernels):
                     return self._value()
             except RuntimeError as error:
                 if self._differentiates or "does not require grad" not in str(error):
@@ -190,6 +198,21 @@ class Objective:
                 # The loss holds derivatives of its own (a gradient penalty, a differential equation).
                 self._differentiates = True
                 return self._value()
+
+    def loss_beside(self, loss: float) -> float:
+        """`loss`, to compare with the same by the kernels that are differentiated.
+
+        Where the two differ by more than rounding, all losses use those from now on: in fused attention, dropout that
+        is left on has other masks.
+
+        Args:
+            loss: ``f`` as `losses` gave it.
+        """
+        value = self.loss()
+        if self._fused and not abs(value - loss) <= 1e-5 * abs(loss) + 1e-12:
+            self._fused = False
+            value = self.loss()
+        return value
 
     def _value(self) -> float:
         return math.fsum(weight * float(loss.detach()) for weight, loss in self.losses())

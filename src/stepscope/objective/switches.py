@@ -5,7 +5,9 @@ evaluates a model as another function. `switched_off` prevents that:
 
 - Autocast is off, also where the loss or the model enters it: second derivatives in half precision are mostly rounding.
 - Attention uses the math kernel, compiled modules run eagerly, and cuDNN is off for recurrent layers: fused kernels
-  have no second derivative. Reentrant checkpoints call their function directly: they allow no `autograd.grad`.
+  have no second derivative. Where nothing is differentiated, attention uses the kernels that training uses. Compiled
+  modules run eagerly there too: compiling them again, for evaluation, costs more than it gains. Reentrant checkpoints
+  call their function directly: they allow no `autograd.grad`.
 - Backward hooks on all modules are removed: they could change the gradient that is measured.
 - The cache of `parametrize.cached()` is off: it holds the weight of another point.
 - The fast path of torch's transformer layers is off: without gradients it computes another function.
@@ -60,6 +62,18 @@ def switched_off(modules: Iterable[nn.Module], devices: Iterable[str]) -> Iterat
             # Compiled modules have no second derivative.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
+
+
+def attention_kernels() -> list[SDPBackend]:
+    """The kernels that attention may use now."""
+    switches: Any = torch.backends.cuda  # they hold on a CPU too
+    enabled = {
+        SDPBackend.FLASH_ATTENTION: switches.flash_sdp_enabled(),
+        SDPBackend.EFFICIENT_ATTENTION: switches.mem_efficient_sdp_enabled(),
+        SDPBackend.CUDNN_ATTENTION: switches.cudnn_sdp_enabled(),
+        SDPBackend.MATH: switches.math_sdp_enabled(),
+    }
+    return [kernel for kernel, usable in enabled.items() if usable]
 
 
 @contextmanager

@@ -82,6 +82,7 @@ class DirectionRecord(Record):
     sharpness_stderr: float | None = None
     numerical_error: float | None = None
     sharpness_finite: float | None = None
+    sharpness_finite_error: float | None = None
     finite_step: float | None = None
     sharpness_robust: float | None = None
     predicted_step: float | None = None
