@@ -103,7 +103,7 @@ def cases() -> list[Case]:
         *(Case("memory", "GPT-2", width=640, ways=("measure", "full", "vhp loop"), directions=k) for k in (1, 4)),
         Case("memory", "GPT-2", width=640, ways=PEERS[1:], directions=4),
         *(Case("probe", model, rounds=3) for model in ("T5", "GPT-2", "ResNet")),
-        Case("overhead", "GPT-2", width=32, examples=8, steps=10_000),
+        Case("overhead", "GPT-2", width=32, steps=10_000),
     ]
 
 
