@@ -82,7 +82,7 @@ def attach_trapped(what, traps):
     """A probe of the own direction whose first measurement springs the trap half-way."""
 
     def attached(c, optimizer):
-        trap = Trap(own_loss(c), 20, what)
+        trap = Trap(own_loss(c), 10, what)
         traps.append(trap)
         probe = attach(3, directions={})(replace(c, loss_fn=trap), optimizer)
         trap.armed = True

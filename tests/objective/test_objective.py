@@ -60,7 +60,7 @@ def test_measuring_leaves_no_trace():
     assert fingerprint(model, optimizer) == before
 
 
-@pytest.mark.parametrize("fail_at", [2, 5, 12, 20])
+@pytest.mark.parametrize("fail_at", [2, 5, 8, 12])
 def test_no_trace_after_an_interruption(fail_at):
     model, optimizer, objective = disturbing()
     _, gradient = objective.gradient()
@@ -628,7 +628,7 @@ def test_each_evaluation_starts_from_the_same_count():
 
     stepscope.measure(Objective(linear(), loss, ONES), {"d": {"bias": torch.ones(1)}}, landscape=True)
     assert calls == [0]
-    assert len(seen) > 10
+    assert len(seen) > 7
     assert set(seen.notes()) == {1}
 
 

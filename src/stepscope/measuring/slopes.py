@@ -65,7 +65,7 @@ def segment_of_losses(objective: Objective, u: Direction, h: float, loss: float,
         return None
     rounding = 4 * largest_eps(objective) * max(abs(ahead), abs(behind), abs(loss))
     bend = ahead - 2 * loss + behind
-    tolerance = abs(bend) / h + rounding / h + 1e-3 * abs(slope)
+    tolerance = (abs(bend) + 2 * rounding) / h + 1e-3 * abs(slope)
     return Segment(bend / h**2, rounding / h**2, SlopeCheck((ahead - behind) / (2 * h), slope, tolerance))
 
 
