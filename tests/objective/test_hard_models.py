@@ -239,6 +239,16 @@ def test_a_kink_within_the_segment_is_no_other_gradient():
     assert stepscope.measure(objective, {"d": {"w": torch.ones(1)}})["d"].gradient_agrees
 
 
+def test_a_third_derivative_is_no_other_gradient():
+    """At an inflection the slopes of both halves of the segment are larger than that between them."""
+    w = nn.ParameterDict({"w": nn.Parameter(torch.ones(1, dtype=torch.float64))})
+    objective = Objective(w, lambda m, _: ((m["w"] - 1) + 1e5 * (m["w"] - 1) ** 3).sum(), [torch.ones(1)])
+    for options in ({"landscape": True}, {}):
+        measured = stepscope.measure(objective, {"d": {"w": -torch.ones(1)}}, **options)["d"]
+        assert (measured.slope, measured.sharpness) == pytest.approx((-1.0, 0.0), abs=1e-9)
+        assert measured.gradient_agrees
+
+
 @pytest.mark.parametrize(("factor", "fused"), [(1.0, True), (1.1, False)])
 def test_losses_alone_use_fused_attention_where_it_is_the_same_function(factor, fused):
     """A fused kernel may compute another function than the math kernel, which is differentiated: by a factor here."""

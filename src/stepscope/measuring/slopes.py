@@ -51,7 +51,8 @@ def segment_of_losses(objective: Objective, u: Direction, h: float, loss: float,
     """The segment by the losses at its ends, for two forward passes; ``None`` where one isn't finite.
 
     ``(f(x+hu) − 2f(x) + f(x−hu)) / h²`` is the mean of ``uᵀHu``, weighted by ``1 − |t|/h``. The mean slopes of the two
-    halves differ by ``h`` times that, and the gradient of the loss lies between them but for rounding.
+    halves differ by ``h`` times that, and the gradient of the loss lies between them but for rounding and third
+    derivatives. Where it doesn't, the gradients at the ends decide whether it is another's.
 
     Args:
         objective: the loss.
@@ -66,7 +67,10 @@ def segment_of_losses(objective: Objective, u: Direction, h: float, loss: float,
     rounding = 4 * largest_eps(objective) * max(abs(ahead), abs(behind), abs(loss))
     bend = ahead - 2 * loss + behind
     tolerance = (abs(bend) + 2 * rounding) / h + 1e-3 * abs(slope)
-    return Segment(bend / h**2, rounding / h**2, SlopeCheck((ahead - behind) / (2 * h), slope, tolerance))
+    check = SlopeCheck((ahead - behind) / (2 * h), slope, tolerance)
+    if not check.agrees:
+        check = segment_of_gradients(objective, u, h, slope).slope_check
+    return Segment(bend / h**2, rounding / h**2, check)
 
 
 def segment_of_gradients(objective: Objective, u: Direction, h: float, slope: float) -> Segment:
