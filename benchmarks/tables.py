@@ -15,8 +15,8 @@ from typing import Any
 
 from performance import performance
 from stepscope.paper.claims import claims_table, conclusion, departures_table, finals_of, judge, pairs_of
-from stepscope.paper.experiments.listing import EXPERIMENTS
-from stepscope.paper.experiments.registry import read, read_runs
+from stepscope.paper.experiments.command_lines import EXPERIMENTS
+from stepscope.paper.experiments.run_files import read, read_runs
 from stepscope.paper.records import LossRecord
 from stepscope.paper.report.loss_tables import loss_table, verdict_table
 from stepscope.paper.runs import Run

@@ -81,7 +81,7 @@ def test_help_and_wrong_arguments_load_no_torch():
     code = """
 import contextlib, io, sys
 from stepscope import cli
-from stepscope.paper.experiments.listing import EXPERIMENTS
+from stepscope.paper.experiments.command_lines import EXPERIMENTS
 helps = [[], ["demo"], ["run"], ["reproduce"], ["report"], *(["run", name] for name in EXPERIMENTS)]
 wrong = [["demos"], ["run", "thoery"], ["demo", "--seeds", "x"], ["report"]]
 statuses = []

@@ -20,8 +20,8 @@ from processes import children_of
 from stepscope import cli
 from stepscope.cli.progress import shown_progress
 from stepscope.paper.experiments import trajectory
+from stepscope.paper.experiments.command_lines import EXPERIMENTS
 from stepscope.paper.experiments.compared_optimizers import RULES
-from stepscope.paper.experiments.listing import EXPERIMENTS
 from stepscope.paper.reproduction.plan import reproduction, run_reproduction
 
 NUMERATOR = "adafactor clip 50% (numerator)"

@@ -12,8 +12,8 @@ import pytest
 
 from claim_records import agree
 from stepscope.paper.claims import claims_json, claims_table, departures_table, judge, parts_table
-from stepscope.paper.experiments.listing import EXPERIMENTS
-from stepscope.paper.experiments.registry import read_runs
+from stepscope.paper.experiments.command_lines import EXPERIMENTS
+from stepscope.paper.experiments.run_files import read_runs
 
 STORED = Path(__file__).parents[2] / "docs" / "reproduction"
 FROZEN = json.loads((Path(__file__).parent / "frozen.json").read_text())

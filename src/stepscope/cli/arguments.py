@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from stepscope import __version__
 from stepscope.cli import commands
-from stepscope.paper.experiments.listing import EXPERIMENTS, letters
+from stepscope.paper.experiments.command_lines import EXPERIMENTS, letters
 from stepscope.paper.experiments.options import add_seeds, add_settings, add_source, add_sources
 
 DEMO = """\

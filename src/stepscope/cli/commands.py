@@ -32,7 +32,7 @@ def demo(options: argparse.Namespace) -> None:
 def run(options: argparse.Namespace) -> None:
     """``stepscope run``."""
     _require_all()
-    from stepscope.paper.experiments.listing import EXPERIMENTS
+    from stepscope.paper.experiments.command_lines import EXPERIMENTS
 
     experiment = EXPERIMENTS[options.experiment].load().from_options(options)
     jobs = 1
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> None:
 def _run(experiment: Experiment[Any], out: Path, jobs: int) -> None:
     """Runs an experiment, or continues one, and shows what was measured."""
     from stepscope.paper.experiments import experiment as experiments
-    from stepscope.paper.experiments.registry import read, write_figures, write_page
+    from stepscope.paper.experiments.run_files import read, write_figures, write_page
 
     if experiment.one_thread or experiment.scale == "smoke":
         # A model this small loses more to threads that wait for one another than it gains.
@@ -138,7 +138,7 @@ def _plan_table(plan: Sequence[Experiment[Any]], costs: Mapping[str, Cost | None
 def _reproduced(out: Path) -> None:
     """Writes all that is made of a reproduction's records, and shows the claims."""
     from stepscope.paper.claims import claims_json, claims_table, departures_table, judge, parts_table
-    from stepscope.paper.experiments.registry import read_runs
+    from stepscope.paper.experiments.run_files import read_runs
     from stepscope.paper.reproduction.page import write_reproduction
     from stepscope.report import print_tables
     from stepscope.runs import write_atomically
@@ -161,7 +161,7 @@ def _reproduced(out: Path) -> None:
 
 def report(options: argparse.Namespace) -> None:
     """``stepscope report``."""
-    from stepscope.paper.experiments.registry import write_page
+    from stepscope.paper.experiments.run_files import write_page
 
     run = Path(options.run_directory)
     if not (run / "run.json").exists() and any(run.glob("*/run.json")):

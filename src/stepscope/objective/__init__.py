@@ -9,7 +9,7 @@ from stepscope.objective.randomness import random_state
 from stepscope.objective.sharding import sharded
 from stepscope.objective.state import State
 from stepscope.objective.switches import emptied
-from stepscope.objective.usual_weights import IGNORED_LABEL, averaged_over, predicts_next_token
+from stepscope.objective.usual_batch_weights import IGNORED_LABEL, averaged_over, predicts_next_token
 from stepscope.objective.vectors import Direction, UnitDirection, accumulator
 from stepscope.objective.writes import WatchedWrites, memory_of
 

@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stepscope.errors import UsageError, said
 from stepscope.objective import checks, interrupts, vectors
+from stepscope.objective.batch_weights import weighting
 from stepscope.objective.batches import moved
 from stepscope.objective.interrupts import held
 from stepscope.objective.loss_calls import (
@@ -33,7 +34,6 @@ from stepscope.objective.randomness import random_state, seed_everything
 from stepscope.objective.state import State
 from stepscope.objective.switches import attention_kernels
 from stepscope.objective.vectors import Direction
-from stepscope.objective.weights import weighting
 
 Output = TypeVar("Output")
 

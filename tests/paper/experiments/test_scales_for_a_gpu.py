@@ -16,8 +16,8 @@ import checkpoints
 from stepscope.paper.experiments import running
 from stepscope.paper.experiments.agreement import AgreementExperiment
 from stepscope.paper.experiments.convergence import ConvergenceExperiment, convergence_experiment
-from stepscope.paper.experiments.registry import read
 from stepscope.paper.experiments.robustness import RobustnessExperiment
+from stepscope.paper.experiments.run_files import read
 from stepscope.paper.experiments.running import accumulate, at_home, part_size
 from stepscope.paper.experiments.search import Search
 from stepscope.paper.experiments.trajectory import TrajectoryExperiment, trajectory_experiment

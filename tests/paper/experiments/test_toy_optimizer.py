@@ -6,7 +6,7 @@ import torch
 from made_data import data_of
 from stepscope.cli import main
 from stepscope.paper.experiments.compared_optimizers import RULES, Rule, contenders, demonstrated, measured_directions
-from stepscope.paper.experiments.registry import read
+from stepscope.paper.experiments.run_files import read
 
 pytest.importorskip("altair")
 

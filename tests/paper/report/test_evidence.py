@@ -3,8 +3,8 @@
 import pytest
 
 from experiment_records import bound, correlation, removal, training
-from stepscope.paper.experiments.listing import EXPERIMENTS
-from stepscope.paper.experiments.registry import render_run
+from stepscope.paper.experiments.command_lines import EXPERIMENTS
+from stepscope.paper.experiments.run_files import render_run
 from stepscope.paper.records import Margins
 
 EVIL = "</script><img src=x onerror=alert(1)>[red]"

@@ -9,8 +9,8 @@ pytest.importorskip("vl_convert")
 
 from experiment_records import experiment, training
 from stepscope import UsageError
-from stepscope.paper.experiments.listing import EXPERIMENTS
-from stepscope.paper.experiments.registry import render_run, write_figures
+from stepscope.paper.experiments.command_lines import EXPERIMENTS
+from stepscope.paper.experiments.run_files import render_run, write_figures
 from stepscope.paper.report.loss_charts import differences, losses_over_rates, losses_over_steps
 from stepscope.report.vega import save
 from synthetic_records import run_directory

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from experiment_records import removal
-from stepscope.paper.experiments.registry import write_page
+from stepscope.paper.experiments.run_files import write_page
 from synthetic_records import DIRECTIONS, HOSTILE, hostile_run, run_directory, synthetic_records
 
 FLAGS = (

@@ -17,8 +17,8 @@ pytest.importorskip("vl_convert")
 
 from experiment_records import bound, correlation, removal
 from stepscope import UsageError
-from stepscope.paper.experiments.listing import EXPERIMENTS
-from stepscope.paper.experiments.registry import read, read_runs, render_run, write_page
+from stepscope.paper.experiments.command_lines import EXPERIMENTS
+from stepscope.paper.experiments.run_files import read, read_runs, render_run, write_page
 from stepscope.paper.records import AgreementRecord, CorrelationRecord, LossRecord, Rank, SmoothnessRecord
 from stepscope.paper.report.directions import direction_figures, direction_tables
 from stepscope.paper.reproduction import page as module

@@ -10,7 +10,7 @@ import pytest
 from made_data import data_of
 from stepscope import UsageError
 from stepscope.paper.experiments.experiment import run
-from stepscope.paper.experiments.registry import read
+from stepscope.paper.experiments.run_files import read
 from stepscope.paper.reproduction import plan as module
 from stepscope.paper.reproduction.costs import measured_cost
 from stepscope.paper.reproduction.plan import reproduction, run_reproduction

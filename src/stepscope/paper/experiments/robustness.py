@@ -20,10 +20,10 @@ from typing_extensions import override
 from stepscope.errors import UsageError
 from stepscope.measuring import check_removal, chosen_names, gauss_newton, removals
 from stepscope.objective import Objective
+from stepscope.paper.experiments.along_trajectories import AlongTrajectories, Point
+from stepscope.paper.experiments.command_lines import ROBUSTNESS
 from stepscope.paper.experiments.experiment import Progress, Unit, described
-from stepscope.paper.experiments.listing import ROBUSTNESS
 from stepscope.paper.experiments.running import GPU_SCALES, at_home, check_settings, count_of
-from stepscope.paper.experiments.trajectories import AlongTrajectories, Point
 from stepscope.paper.records import SmoothnessRecord
 from stepscope.paper.report.evidence import robustness_tables
 from stepscope.paper.report.evidence_charts import smoothness_over_steps

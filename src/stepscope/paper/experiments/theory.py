@@ -18,13 +18,13 @@ from typing_extensions import override
 
 from stepscope.errors import UsageError
 from stepscope.objective import Objective
+from stepscope.paper.experiments.along_trajectories import AlongTrajectories, Point
 from stepscope.paper.experiments.bounds import FAMILIES, bound_group, bound_record
+from stepscope.paper.experiments.command_lines import THEORY
 from stepscope.paper.experiments.compared_optimizers import TRAINING
 from stepscope.paper.experiments.correlation import coordinate_values, correlation_record, scope_coordinates, scope_size
 from stepscope.paper.experiments.experiment import Progress, Unit, described
-from stepscope.paper.experiments.listing import THEORY
 from stepscope.paper.experiments.running import at_home, check_settings, count_of
-from stepscope.paper.experiments.trajectories import AlongTrajectories, Point
 from stepscope.paper.records import CorrelationRecord, Rank, TheoryRecord
 from stepscope.paper.report.evidence import theory_tables
 from stepscope.paper.report.evidence_charts import bound_margins, correlations, curvature_against_gradient

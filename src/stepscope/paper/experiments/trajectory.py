@@ -15,11 +15,11 @@ from typing_extensions import override
 
 from stepscope.errors import UsageError
 from stepscope.measuring import measure
+from stepscope.paper.experiments.along_trajectories import AlongTrajectories, Point
+from stepscope.paper.experiments.command_lines import TRAJECTORY
 from stepscope.paper.experiments.compared_optimizers import demonstrated, measured_directions
 from stepscope.paper.experiments.experiment import Progress, Unit, described
-from stepscope.paper.experiments.listing import TRAJECTORY
 from stepscope.paper.experiments.running import at_home, check_settings, count_of, part_size, unmasked
-from stepscope.paper.experiments.trajectories import AlongTrajectories, Point
 from stepscope.paper.report.directions import direction_figures, direction_numbers, direction_tables
 from stepscope.paper.tasks import Task
 from stepscope.paper.tasks.catalogue import TASKS

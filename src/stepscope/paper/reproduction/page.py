@@ -11,9 +11,9 @@ from typing import Any
 from urllib.parse import quote
 
 from stepscope.errors import UsageError, require
+from stepscope.paper.experiments.command_lines import EXPERIMENTS
 from stepscope.paper.experiments.experiment import Experiment
-from stepscope.paper.experiments.listing import EXPERIMENTS
-from stepscope.paper.experiments.registry import experiment_of, read_runs
+from stepscope.paper.experiments.run_files import experiment_of, read_runs
 from stepscope.paper.runs import Run
 from stepscope.paper.tasks.catalogue import TASKS
 from stepscope.report import (

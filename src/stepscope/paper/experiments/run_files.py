@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from stepscope.errors import UsageError
+from stepscope.paper.experiments.command_lines import EXPERIMENTS, TRAJECTORY
 from stepscope.paper.experiments.experiment import Experiment
-from stepscope.paper.experiments.listing import EXPERIMENTS, TRAJECTORY
 from stepscope.paper.runs import Run
 from stepscope.report import save
 from stepscope.runs import Head, Record, read_run, write_atomically
