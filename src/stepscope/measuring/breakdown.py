@@ -227,21 +227,16 @@ class _Largest:
 def _parts(
     u: Mapping[str, Tensor], product: Mapping[str, Tensor], largest: Mapping[float, _Largest]
 ) -> tuple[dict[str, float], dict[float, float]]:
-    """``Σ uᵢvᵢ`` over the coordinates of each parameter, and over the largest of all, in one pass."""
-    of_parameters: dict[str, float] = {}
+    """``Σ uᵢvᵢ`` over the coordinates of each parameter, and over the largest of all."""
     of_largest: dict[float, list[float]] = {fraction: [] for fraction in largest}
-    least = min(each.threshold for each in largest.values())
-    for name, tensor in u.items():
-        sums = []
-        for x, y in vectors.pieces(tensor, product[name]) if name in product else ():
-            terms = x.to(vectors.accumulator(x)) * y
-            sums.append(float(terms.sum()))
-            sizes = x.abs()
-            at = (sizes >= least).nonzero().view(-1)
-            sizes, terms = sizes[at], terms[at]
-            for fraction, each in largest.items():
-                of_largest[fraction].append(each.sum(sizes, terms))
-        of_parameters[name] = math.fsum(sums)
+    least = min(part.threshold for part in largest.values())
+    for x, y in vectors.joined_pieces((tensor, product[name]) for name, tensor in u.items() if name in product):
+        sizes = x.abs()
+        at = (sizes >= least).nonzero().view(-1)
+        sizes, terms = sizes[at], x[at].to(vectors.accumulator(x)) * y[at]
+        for fraction, part in largest.items():
+            of_largest[fraction].append(part.sum(sizes, terms))
+    of_parameters = {name: vectors.dot({name: tensor}, product) for name, tensor in u.items()}
     return of_parameters, {fraction: math.fsum(sums) for fraction, sums in of_largest.items()}
 
 
@@ -296,9 +291,8 @@ class _Keys:
         return self._counts(digit & ((1 << self.DIGIT) - 1) for digit in digits)
 
     def _pieces(self) -> Iterator[Tensor]:
-        for tensor in self._tensors:
-            for (piece,) in vectors.pieces(tensor):
-                yield piece.to(self.dtype).abs().view(self._integer)
+        for (piece,) in vectors.joined_pieces((tensor,) for tensor in self._tensors):
+            yield piece.to(self.dtype).abs().view(self._integer)
 
     def _with_leading(self, leading: Tensor) -> Iterator[Tensor]:
         chosen = torch.zeros(1 << self.DIGIT, dtype=torch.bool)

@@ -7,7 +7,7 @@ coordinates, and a float32 sum of that many squares loses the digits that result
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -37,12 +37,34 @@ def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     tensors = tuple(tensor.detach() for tensor in tensors)
     size = PIECE if tensors[0].device.type == "cpu" else PIECE_ON_DEVICE
     if all(tensor.is_contiguous() for tensor in tensors):
+        if tensors[0].numel() <= size:  # most parameters of a model; a split takes longer
+            yield tuple(tensor.view(-1) for tensor in tensors)
+            return
         yield from zip(*(torch.split(tensor.view(-1), size) for tensor in tensors), strict=True)
         return
     longest = max(range(tensors[0].dim()), key=lambda dimension: tensors[0].shape[dimension])
     rows = max(1, size * tensors[0].shape[longest] // max(1, tensors[0].numel()))
     for cut in zip(*(torch.split(tensor, rows, longest) for tensor in tensors), strict=True):
         yield tuple(tensor.reshape(-1) for tensor in cut)
+
+
+def joined_pieces(tensors: Iterable[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
+    """The pieces of many tensors, small ones of one kind together: most parameters of a model are small.
+
+    Example:
+        >>> [x.tolist() for (x,) in joined_pieces([(torch.zeros(2),), (torch.ones(1, 2),)])]
+        [[0.0, 0.0, 1.0, 1.0]]
+    """
+    waiting: list[tuple[Tensor, ...]] = []
+    for piece in (piece for shaped in tensors for piece in pieces(*shaped)):
+        if waiting:
+            kinds = [[(part.dtype, part.device) for part in parts] for parts in (waiting[0], piece)]
+            if kinds[0] != kinds[1] or sum(parts[0].numel() for parts in waiting) + piece[0].numel() > PIECE:
+                yield tuple(map(torch.cat, zip(*waiting, strict=True))) if len(waiting) > 1 else waiting[0]
+                waiting = []
+        waiting.append(piece)
+    if waiting:
+        yield tuple(map(torch.cat, zip(*waiting, strict=True))) if len(waiting) > 1 else waiting[0]
 
 
 def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
