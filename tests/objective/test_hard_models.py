@@ -1,5 +1,7 @@
 """Models that second derivatives don't come for free on: each a right result, or a refusal with the remedy."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -247,6 +249,18 @@ def test_a_third_derivative_is_no_other_gradient():
         measured = stepscope.measure(objective, {"d": {"w": -torch.ones(1)}}, **options)["d"]
         assert (measured.slope, measured.sharpness) == pytest.approx((-1.0, 0.0), abs=1e-9)
         assert measured.gradient_agrees
+
+
+def test_a_kernel_that_a_training_insists_on_may_not_know_the_function_that_is_measured():
+    """As flash attention, which knows half precision alone, where float32 is measured. On a CPU it knows no dropout."""
+    model, batch = (
+        Attention(partial(F.scaled_dot_product_attention, dropout_p=0.5)),
+        (torch.randn(5, 7, 8), torch.ones(5).long()),
+    )
+    expected = Objective(model, loss_fn, [batch]).loss()
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        assert Objective(model, loss_fn, [batch]).loss() == pytest.approx(expected, rel=1e-6)
+        assert not torch.backends.cuda.math_sdp_enabled()
 
 
 @pytest.mark.parametrize(("factor", "fused"), [(1.0, True), (1.1, False)])

@@ -65,13 +65,13 @@ def switched_off(modules: Iterable[nn.Module], devices: Iterable[str]) -> Iterat
 
 
 def attention_kernels() -> list[SDPBackend]:
-    """The kernels that attention may use now."""
+    """The kernels that attention may use now, and the math kernel: others don't know all types and dropout."""
     switches: Any = torch.backends.cuda  # they hold on a CPU too
     enabled = {
         SDPBackend.FLASH_ATTENTION: switches.flash_sdp_enabled(),
         SDPBackend.EFFICIENT_ATTENTION: switches.mem_efficient_sdp_enabled(),
         SDPBackend.CUDNN_ATTENTION: switches.cudnn_sdp_enabled(),
-        SDPBackend.MATH: switches.math_sdp_enabled(),
+        SDPBackend.MATH: True,
     }
     return [kernel for kernel, usable in enabled.items() if usable]
 
