@@ -97,6 +97,12 @@ print(len(helps) + 1, statuses.count(0), statuses.count(2), sorted(loaded))
     assert in_a_fresh_process(code).stdout == "11 11 4 []\n"
 
 
+@pytest.mark.parametrize("room", ["clipping", "directions", "errors", "measuring", "objective", "probe"])
+def test_the_top_leads_to_its_rooms(room):
+    code = f"import stepscope; print(stepscope.{room}.__name__)"
+    assert in_a_fresh_process(code).stdout == f"stepscope.{room}\n"
+
+
 def test_the_top_shows_its_public_names_alone():
     code = """
 import stepscope

@@ -44,6 +44,8 @@ _ROOMS = {
 
 
 def __getattr__(name: str) -> object:
+    if name in _ROOMS.values():
+        return import_module(f"{__name__}.{name}")
     if name not in _ROOMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     thing: object = getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
