@@ -158,7 +158,7 @@ class Probe:
             every,
             max_overhead,
             # Seconds of a measurement, from those of the self-check, until one has been timed.
-            self._candidates.count * (18 * self.check.seconds_loss + 4 * self.check.seconds_gradient),
+            self._candidates.count * (9 * self.check.seconds_loss + 3 * self.check.seconds_gradient),
             FOLLOWED_STEPS if self._candidates.others else 0,
             follow_cost=_seconds(lambda: followers.step(zeros)),
             first=step + 1,
