@@ -1,5 +1,6 @@
 """Sharpness and slope against a dense float64 Hessian, by both methods, on models with the hard parts."""
 
+import copy
 import math
 
 import pytest
@@ -419,3 +420,35 @@ def test_where_double_backward_gives_nan_differences_are_taken():
     assert found.sharpness == pytest.approx(0.75, rel=1e-4)
     with pytest.raises(UsageError, match='use method="difference"'):
         stepscope.measure(objective, direction, "autograd")
+
+
+def test_the_error_bar_of_the_finite_sharpness_covers_rounding_where_the_loss_is_small():
+    """A cross-entropy near zero is rounded in proportion to its logits, not to itself."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 4))
+    batch = torch.randn(32, 8), torch.randint(0, 4, (32,))
+
+    def loss_fn(model, batch):
+        return nn.functional.cross_entropy(model(batch[0].to(model[0].weight.dtype)), batch[1])
+
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    given = 0
+    for step in range(801):
+        optimizer.zero_grad()
+        loss_fn(model, batch).backward()
+        if step in (50, 100, 800):
+            directions = {
+                "sign": {name: -parameter.grad.sign() for name, parameter in model.named_parameters()},
+                "random": {name: torch.randn_like(parameter) for name, parameter in model.named_parameters()},
+            }
+            measured = stepscope.measure(Objective(model, loss_fn, [batch]), directions, landscape=True)
+            exact = stepscope.measure(
+                Objective(copy.deepcopy(model).double(), loss_fn, [batch]), directions, landscape=True
+            )
+            for label, m in measured.items():
+                assert m.gradient_agrees
+                if m.sharpness_finite is not None:
+                    assert abs(m.sharpness_finite - exact[label].sharpness_finite) <= m.sharpness_finite_error
+                    given += 1
+        optimizer.step()
+    assert given > 0

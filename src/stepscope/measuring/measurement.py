@@ -17,7 +17,14 @@ from stepscope.measuring.breakdown import Breakdown, BreakdownObserver, Grouping
 from stepscope.measuring.curvature import Method, curvature
 from stepscope.measuring.curvature_terms import Curvature
 from stepscope.measuring.landscape import Landscape, scan
-from stepscope.measuring.slopes import Segment, curvature_ahead, relative_step, segment_of_gradients, segment_of_losses
+from stepscope.measuring.slopes import (
+    Segment,
+    curvature_ahead,
+    relative_step,
+    rounding_of_losses,
+    segment_of_gradients,
+    segment_of_losses,
+)
 from stepscope.objective import Direction, Objective, check_objective, vectors
 
 FINITE_STEP = 1e-3
@@ -234,6 +241,7 @@ class _Point:
         self._observer, self._layer_of = observer, layer_of
         self._loss = terms.loss
         self._gradient_agrees: bool | None = None
+        self._rounding = 0.0
         self._gradient_norm = vectors.norm(terms.gradient)
         self._finite_step = relative_step(objective, FINITE_STEP)
         dtypes = {str(p.dtype).removeprefix("torch.") for p in objective.parameters.values()}
@@ -254,8 +262,12 @@ class _Point:
                 f"two evaluations of the loss give {first:.6g} and {self._loss:.6g}: it draws random numbers from a "
                 "generator of its own, or keeps state from call to call"
             )
-        if not (self._with_landscape or self._with_gradients or self._terms.slope_checks) and self._gradient_norm > 0:
-            along = vectors.UnitDirection.of(self._terms.gradient, self._objective.parameters).u
+        if self._gradient_norm == 0:
+            return
+        along = vectors.UnitDirection.of(self._terms.gradient, self._objective.parameters).u
+        if self._with_landscape or self._with_gradients:
+            self._rounding = rounding_of_losses(self._objective, along, self._loss)
+        elif not self._terms.slope_checks:
             around = segment_of_losses(self._objective, along, self._finite_step, self._loss, self._gradient_norm)
             self._gradient_agrees = around.slope_check.agrees if around else None
 
@@ -317,10 +329,10 @@ class _Point:
     def _segment(self, u: Direction, slope: float) -> Segment | None:
         if self._with_gradients:
             with suppress(UsageError):  # the loss isn't finite at an end
-                return segment_of_gradients(self._objective, u, self._finite_step, slope)
+                return segment_of_gradients(self._objective, u, self._finite_step, slope, self._rounding)
             return None
         if self._with_landscape:
-            return segment_of_losses(self._objective, u, self._finite_step, self._loss, slope)
+            return segment_of_losses(self._objective, u, self._finite_step, self._loss, slope, self._rounding)
         return None
 
     def _within_layers(self, u: Direction) -> float | None:

@@ -47,7 +47,25 @@ class Segment:
     slope_check: SlopeCheck
 
 
-def segment_of_losses(objective: Objective, u: Direction, h: float, loss: float, slope: float) -> Segment | None:
+def rounding_of_losses(objective: Objective, along: Direction, loss: float) -> float:
+    """How far rounding may move ``f(x − tu) − 2f(x) + f(x + tu)``, for four forward passes.
+
+    A loss is a small difference of larger numbers where a model is nearly right, so its own size says little. Nearer to
+    ``x`` than its curvature can be seen, all that is left of that difference is rounding.
+
+    Args:
+        objective: the loss.
+        along: a unit direction.
+        loss: ``f(x)``.
+    """
+    t = relative_step(objective, 8 * largest_eps(objective))
+    seen = [abs(objective.loss_at(along, s) - 2 * loss + objective.loss_at(along, -s)) for s in (t, 2 * t)]
+    return 4 * max(largest_eps(objective) * abs(loss), *(value for value in seen if math.isfinite(value)), 0.0)
+
+
+def segment_of_losses(
+    objective: Objective, u: Direction, h: float, loss: float, slope: float, rounding: float = 0.0
+) -> Segment | None:
     """The segment by the losses at its ends, for two forward passes; ``None`` where one isn't finite.
 
     ``(f(x+hu) − 2f(x) + f(x−hu)) / h²`` is the mean of ``uᵀHu``, weighted by ``1 − |t|/h``. The mean slopes of the two
@@ -60,20 +78,21 @@ def segment_of_losses(objective: Objective, u: Direction, h: float, loss: float,
         h: half-length of the segment.
         loss: ``f(x)``.
         slope: ``uᵀ∇f(x)``.
+        rounding: see `rounding_of_losses`.
     """
     ahead, behind = objective.loss_at(u, h), objective.loss_at(u, -h)
     if not math.isfinite(ahead + behind):
         return None
-    rounding = 4 * largest_eps(objective) * max(abs(ahead), abs(behind), abs(loss))
+    rounding = max(rounding, 4 * largest_eps(objective) * max(abs(ahead), abs(behind)))
     bend = ahead - 2 * loss + behind
     tolerance = (abs(bend) + 2 * rounding) / h + 1e-3 * abs(slope)
     check = SlopeCheck((ahead - behind) / (2 * h), slope, tolerance)
     if not check.agrees:
-        check = segment_of_gradients(objective, u, h, slope).slope_check
+        check = segment_of_gradients(objective, u, h, slope, rounding).slope_check
     return Segment(bend / h**2, rounding / h**2, check)
 
 
-def segment_of_gradients(objective: Objective, u: Direction, h: float, slope: float) -> Segment:
+def segment_of_gradients(objective: Objective, u: Direction, h: float, slope: float, rounding: float = 0.0) -> Segment:
     """The segment by the gradients at its ends: exact but for the rounding of slopes.
 
     ``(uᵀ∇f(x+hu) − uᵀ∇f(x−hu)) / 2h`` is the mean of ``uᵀHu``.
@@ -83,6 +102,7 @@ def segment_of_gradients(objective: Objective, u: Direction, h: float, slope: fl
         u: a unit direction.
         h: half-length of the segment.
         slope: ``uᵀ∇f(x)``.
+        rounding: of losses, see `rounding_of_losses`.
 
     Raises:
         UsageError: the loss isn't finite at an end.
@@ -90,9 +110,9 @@ def segment_of_gradients(objective: Objective, u: Direction, h: float, slope: fl
     with objective.measuring():
         (ahead, after), (behind, before) = (slopes_at(objective, u, t) for t in (h, -h))
         slopes = objective.mean(before), slope, objective.mean(after)
-        check = slope_check(objective, h, objective.mean(behind), slopes, objective.mean(ahead))
-        rounding = 8 * largest_eps(objective) * max(map(abs, slopes))
-        return Segment((slopes[2] - slopes[0]) / (2 * h), rounding / (2 * h), check)
+        check = slope_check(objective, h, objective.mean(behind), slopes, objective.mean(ahead), rounding)
+        of_slopes = 8 * largest_eps(objective) * max(map(abs, slopes))
+        return Segment((slopes[2] - slopes[0]) / (2 * h), of_slopes / (2 * h), check)
 
 
 def curvature_ahead(objective: Objective, u: Direction, h: float, slope: float) -> float:
@@ -115,7 +135,12 @@ def curvature_ahead(objective: Objective, u: Direction, h: float, slope: float) 
 
 
 def slope_check(
-    objective: Objective, h: float, behind: float, slopes: tuple[float, float, float], ahead: float
+    objective: Objective,
+    h: float,
+    behind: float,
+    slopes: tuple[float, float, float],
+    ahead: float,
+    rounding: float = 0.0,
 ) -> SlopeCheck:
     """Compares losses with slopes on a segment ``x ± hu``.
 
@@ -125,10 +150,11 @@ def slope_check(
         behind: ``f(x − hu)``.
         slopes: ``uᵀ∇f`` at ``x − hu``, ``x``, ``x + hu``.
         ahead: ``f(x + hu)``.
+        rounding: of losses, where it is known to be larger than their size says (`rounding_of_losses`).
     """
     before, here, after = slopes
     by_gradients = (before + 4 * here + after) / 6
-    rounding = 8 * largest_eps(objective) * max(abs(behind), abs(ahead)) / h
+    rounding = max(rounding, 8 * largest_eps(objective) * max(abs(behind), abs(ahead))) / h
     change = abs(here - before) + abs(after - here)
     return SlopeCheck((ahead - behind) / (2 * h), by_gradients, change + rounding + 1e-3 * abs(by_gradients))
 
