@@ -1,5 +1,6 @@
 """What all tests share: threads, seeds, and the table of model families that is printed at the end."""
 
+import os
 import signal
 from collections import defaultdict
 
@@ -8,6 +9,7 @@ import torch
 
 # Small models lose more to threads than they gain, and a result must not depend on their number.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # in processes that tests start
 
 
 @pytest.fixture(autouse=True)
