@@ -237,7 +237,7 @@ def probe(case: Case) -> list[Row]:
 
 
 def overhead(case: Case) -> list[Row]:
-    """A row: what a probe at its defaults, but for the limit, added to a training."""
+    """A row: the time that a probe with a limit, and defaults otherwise, added to a training."""
     _, _, plain_step = training(case)
     work, optimizer, probed_step = training(case)
     for _ in range(10):  # the first ones are slower

@@ -23,7 +23,7 @@ One process measures this source, and another the source of `--against`, a case 
     parameters   growth with the number of parameters
     memory       peak memory of each way on one transformer
     probe        attaching, a measurement and an idle step of a probe at its defaults, in steps of the training
-    overhead     two trainings in turn, one with a probe at its defaults but for the limit
+    overhead     two trainings in turn, one with a probe that has a limit
 
 Results, with the environment, go to benchmarks/performance.json; `python benchmarks/tables.py` writes them into
 docs/performance.md. The packages are those of benchmarks/requirements-peers.txt (`make performance` installs them in an

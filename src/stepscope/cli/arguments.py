@@ -11,8 +11,14 @@ from typing import Any, NoReturn
 
 from stepscope import __version__
 from stepscope.cli import commands
-from stepscope.paper.experiments.command_lines import EXPERIMENTS, letters
-from stepscope.paper.experiments.options import add_seeds, add_settings, add_source, add_sources
+from stepscope.paper.experiments.command_lines import (
+    EXPERIMENTS,
+    add_seeds,
+    add_settings,
+    add_source,
+    add_sources,
+    letters,
+)
 
 DEMO = """\
 Measures how sharp each optimizer's update direction is, how well it descends and how far one could go along it,

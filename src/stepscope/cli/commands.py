@@ -71,7 +71,7 @@ def _require_all() -> None:
 def reproduce(options: argparse.Namespace) -> None:
     """``stepscope reproduce``."""
     _require_all()
-    from stepscope.paper.experiments.options import sources_of
+    from stepscope.paper.experiments.command_lines import sources_of
     from stepscope.paper.experiments.workers import check_processes
     from stepscope.paper.reproduction.costs import measured_cost
     from stepscope.paper.reproduction.plan import prepare_directory, reproduction, run_reproduction

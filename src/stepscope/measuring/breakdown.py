@@ -243,7 +243,7 @@ def _parts(
 class _Keys:
     """The magnitudes of a direction as integers of the same order: the bits of floating-point numbers.
 
-    One pass counts their leading bits. What is asked for afterwards takes a pass over the few magnitudes with some of
+    One pass counts their leading bits. Each later question takes a pass over the few magnitudes with some of
     these, and no more memory than a piece.
     """
 

@@ -69,8 +69,8 @@ def segment_of_losses(
     """The segment by the losses at its ends, for two forward passes; ``None`` where one isn't finite.
 
     ``(f(x+hu) − 2f(x) + f(x−hu)) / h²`` is the mean of ``uᵀHu``, weighted by ``1 − |t|/h``. The mean slopes of the two
-    halves differ by ``h`` times that, and the gradient of the loss lies between them but for rounding and third
-    derivatives. Where it doesn't, the gradients at the ends decide whether it is another's.
+    halves differ by ``h`` times that, and the gradient of the loss lies between them, up to rounding and third
+    derivatives. Where it doesn't, the gradients at the ends decide whether it is that of another function.
 
     Args:
         objective: the loss.
@@ -93,7 +93,7 @@ def segment_of_losses(
 
 
 def segment_of_gradients(objective: Objective, u: Direction, h: float, slope: float, rounding: float = 0.0) -> Segment:
-    """The segment by the gradients at its ends: exact but for the rounding of slopes.
+    """The segment by the gradients at its ends, exact up to the rounding of slopes.
 
     ``(uᵀ∇f(x+hu) − uᵀ∇f(x−hu)) / 2h`` is the mean of ``uᵀHu``.
 

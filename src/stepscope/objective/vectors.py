@@ -158,7 +158,7 @@ class UnitDirection:
 
     @property
     def u(self) -> Direction:
-        """``d / ‖d‖``, made anew each time, so that of many directions one alone takes memory."""
+        """``d / ‖d‖``, computed at each access: of many directions only the one in use takes memory."""
         u = {}
         for name, tensor in self.direction.items():
             like = self.parameters[name]

@@ -18,8 +18,8 @@ from stepscope.paper.experiments.agreement import AgreementExperiment
 from stepscope.paper.experiments.convergence import ConvergenceExperiment, convergence_experiment
 from stepscope.paper.experiments.robustness import RobustnessExperiment
 from stepscope.paper.experiments.run_files import read
-from stepscope.paper.experiments.running import accumulate, at_home, part_size
 from stepscope.paper.experiments.search import Search
+from stepscope.paper.experiments.training import accumulate, at_home, part_size
 from stepscope.paper.experiments.trajectory import TrajectoryExperiment, trajectory_experiment
 from stepscope.paper.reproduction.plan import reproduction, run_reproduction
 from stepscope.paper.tasks.catalogue import TASKS

@@ -24,11 +24,10 @@ from stepscope.errors import UsageError
 from stepscope.measuring import measure
 from stepscope.objective import IGNORED_LABEL
 from stepscope.paper.experiments.along_trajectories import AlongTrajectories, Point
-from stepscope.paper.experiments.command_lines import AGREEMENT
+from stepscope.paper.experiments.command_lines import AGREEMENT, sources_of
 from stepscope.paper.experiments.compared_optimizers import measured_directions
 from stepscope.paper.experiments.experiment import Progress, Unit, described
-from stepscope.paper.experiments.options import sources_of
-from stepscope.paper.experiments.running import sources_by_task
+from stepscope.paper.experiments.training import sources_by_task
 from stepscope.paper.experiments.trajectory import TrajectoryExperiment
 from stepscope.paper.records import AgreementRecord
 from stepscope.paper.report.evidence import agreement_tables

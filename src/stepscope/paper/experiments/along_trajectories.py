@@ -11,7 +11,7 @@ from stepscope.directions import PseudoUpdates
 from stepscope.objective import Direction, Objective
 from stepscope.paper.experiments.compared_optimizers import TRAINING, measured_directions
 from stepscope.paper.experiments.experiment import Experiment, Progress, Unit
-from stepscope.paper.experiments.running import backward
+from stepscope.paper.experiments.training import backward
 from stepscope.paper.tasks import Batch, Task
 from stepscope.runs.records import AnyRecord
 

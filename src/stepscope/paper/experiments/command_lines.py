@@ -1,17 +1,17 @@
-"""All experiments by name, as the command line lists them; what measures is imported when it is asked for.
+"""The command line of each experiment: its name, help and options.
 
-So help, and what is wrong with arguments, come without torch.
+The class that measures is imported when the experiment runs. So help and wrong arguments need no torch.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
-from stepscope.paper.experiments.options import add_seeds, add_settings, add_source, add_sources
+from stepscope.errors import UsageError
 
 if TYPE_CHECKING:
     from stepscope.paper.experiments.experiment import Experiment
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Entry:
-    """How an experiment is asked for.
+    """An experiment on the command line.
 
     Attributes:
         name: in the records and on the command line.
@@ -48,6 +48,56 @@ class Entry:
         """
         kind: type[Experiment[Any]] = resolve_name(self.experiment)
         return kind
+
+
+def add_source(command: argparse.ArgumentParser, text: str = "where the data come from") -> None:
+    """``--source`` of an experiment with one task."""
+    command.add_argument("--source", default="auto", metavar="NAME|FILE", help=text)
+
+
+def add_sources(command: argparse.ArgumentParser) -> None:
+    """``--source``, once a task; see `sources_of`."""
+    command.add_argument(
+        "--source",
+        action="append",
+        default=[],
+        metavar="TASK=NAME|FILE",
+        help="where a task's data come from, such as translation=my_pairs.tsv; may be given once a task",
+    )
+
+
+def sources_of(given: Sequence[str]) -> dict[str, str]:
+    """The values of ``--source`` by task.
+
+    Raises:
+        UsageError: one that isn't ``task=source``, or a task twice.
+
+    Example:
+        >>> sources_of(["code=my.py"])
+        {'code': 'my.py'}
+    """
+    sources: dict[str, str] = {}
+    for argument in given:
+        task, separator, source = argument.partition("=")
+        if not separator or not source or task in sources:
+            raise UsageError(f"--source {argument}: give TASK=NAME or TASK=FILE, once a task")
+        sources[task] = source
+    return sources
+
+
+def add_seeds(command: argparse.ArgumentParser, *default: int) -> None:
+    """``--seeds``, a list of them."""
+    shown = " ".join(map(str, default))
+    command.add_argument(
+        "--seeds", type=int, nargs="+", default=list(default), metavar="N", help=f"one run a seed (default: {shown})"
+    )
+
+
+def add_settings(command: argparse.ArgumentParser) -> None:
+    """``--as``: whose settings."""
+    command.add_argument(
+        "--as", dest="settings", default="ours", metavar="SETTINGS", help="text, code or ours (the default)"
+    )
 
 
 def _trajectory_options(command: argparse.ArgumentParser) -> None:
@@ -123,7 +173,7 @@ CONVERGENCE = Entry(
     summary="every optimizer and its clipped variant from the same start",
     description="""\
 Trains with every optimizer and with its clipped variant from the same start, each at a learning rate of its own, and
-says for each pair whether the variant is faster, slower, or whether that cannot be told from the seeds.
+says for each pair whether the variant is faster, slower, or neither, as far as the seeds tell.
 
 Learning rates are looked for within the same budget for all: a grid of 5 rates, a factor of 4 apart, trains for a
 quarter of the steps (and grows while its best lies at the edge), the best 3 for a half, the best 2 to the end, and
@@ -144,7 +194,7 @@ then the neighbours of the best, a factor of 2 apart. Then each optimizer trains
 ROBUSTNESS = Entry(
     name="robustness",
     letter="C",
-    summary="is the loss smooth but for a few coordinates?",
+    summary="is the loss smooth without its few sharpest coordinates?",
     description="""\
 Removes the few coordinates with the largest columns of the Gauss-Newton matrix of a BERT that learns to classify film
 reviews, and says how much smoother the loss is without them (the paper's appendix D, Table 8), with as many removed at

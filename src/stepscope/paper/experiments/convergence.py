@@ -20,12 +20,11 @@ from typing_extensions import override
 from stepscope.errors import UsageError
 from stepscope.objective import Objective
 from stepscope.paper.claims.losses import conclusion, finals_of, pairs_of
-from stepscope.paper.experiments.command_lines import CONVERGENCE
+from stepscope.paper.experiments.command_lines import CONVERGENCE, sources_of
 from stepscope.paper.experiments.compared_optimizers import RULES, contenders
 from stepscope.paper.experiments.experiment import Experiment, Progress, Unit, described
-from stepscope.paper.experiments.options import sources_of
-from stepscope.paper.experiments.running import accumulate, at_home, check_settings, count_of, part_size, unmasked
 from stepscope.paper.experiments.search import Search
+from stepscope.paper.experiments.training import accumulate, at_home, check_settings, count_of, part_size, unmasked
 from stepscope.paper.records import LossRecord
 from stepscope.paper.report.loss_tables import loss_figures, loss_numbers, loss_table, verdict_table
 from stepscope.paper.tasks import Task

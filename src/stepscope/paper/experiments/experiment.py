@@ -50,7 +50,7 @@ class Experiment(ABC, Generic[AnyRecord]):
     records, so it belongs to the class.
 
     Attributes:
-        entry: its name, and how it is asked for.
+        entry: its name, help and options.
         record: the type of its records.
         counted: what its records are called, in the plural.
         one_thread: whether its models lose more to waiting threads than they gain.

@@ -23,7 +23,7 @@ from stepscope.objective import Objective
 from stepscope.paper.experiments.along_trajectories import AlongTrajectories, Point
 from stepscope.paper.experiments.command_lines import ROBUSTNESS
 from stepscope.paper.experiments.experiment import Progress, Unit, described
-from stepscope.paper.experiments.running import GPU_SCALES, at_home, check_settings, count_of
+from stepscope.paper.experiments.training import GPU_SCALES, at_home, check_settings, count_of
 from stepscope.paper.records import SmoothnessRecord
 from stepscope.paper.report.evidence import robustness_tables
 from stepscope.paper.report.evidence_charts import smoothness_over_steps

@@ -86,19 +86,7 @@ def render_run(head: Mapping[str, Any], records: Sequence[Record]) -> str:
 
 
 def write_page(run_path: str | os.PathLike[str], out_path: str | os.PathLike[str]) -> Path:
-    """Writes the page of a run directory: one self-contained file, whole or not at all.
-
-    Args:
-        run_path: the run directory; it is only read, and may be one that is still written to.
-        out_path: the HTML file; missing directories are created.
-
-    Returns:
-        `out_path`.
-
-    Raises:
-        UsageError: `run_path` is no run directory, or the page cannot be written.
-        MissingExtraError: altair, vl-convert or jinja2 is not installed.
-    """
+    """`stepscope.report.write_report` for a run of any experiment."""
     head, records = read(run_path)
     write_atomically(out_path, render_run(head, records).encode(errors="replace"))
     return Path(out_path)

@@ -24,7 +24,7 @@ from stepscope.paper.experiments.command_lines import THEORY
 from stepscope.paper.experiments.compared_optimizers import TRAINING
 from stepscope.paper.experiments.correlation import coordinate_values, correlation_record, scope_coordinates, scope_size
 from stepscope.paper.experiments.experiment import Progress, Unit, described
-from stepscope.paper.experiments.running import at_home, check_settings, count_of
+from stepscope.paper.experiments.training import at_home, check_settings, count_of
 from stepscope.paper.records import CorrelationRecord, Rank, TheoryRecord
 from stepscope.paper.report.evidence import theory_tables
 from stepscope.paper.report.evidence_charts import bound_margins, correlations, curvature_against_gradient

@@ -19,7 +19,7 @@ from stepscope.paper.experiments.along_trajectories import AlongTrajectories, Po
 from stepscope.paper.experiments.command_lines import TRAJECTORY
 from stepscope.paper.experiments.compared_optimizers import demonstrated, measured_directions
 from stepscope.paper.experiments.experiment import Progress, Unit, described
-from stepscope.paper.experiments.running import at_home, check_settings, count_of, part_size, unmasked
+from stepscope.paper.experiments.training import at_home, check_settings, count_of, part_size, unmasked
 from stepscope.paper.report.directions import direction_figures, direction_numbers, direction_tables
 from stepscope.paper.tasks import Task
 from stepscope.paper.tasks.catalogue import TASKS

@@ -13,7 +13,7 @@ from typing import Any
 from stepscope.errors import UsageError
 from stepscope.paper.experiments.command_lines import EXPERIMENTS, letters
 from stepscope.paper.experiments.experiment import Experiment, Progress, run
-from stepscope.paper.experiments.running import sources_by_task
+from stepscope.paper.experiments.training import sources_by_task
 from stepscope.paper.experiments.workers import Tell, check_processes, run_jobs
 from stepscope.runs import read_head
 
