@@ -69,6 +69,8 @@ def test_the_page_and_the_terminal_show_the_tables(records, capsys):
         assert "Of 1 comparisons with the original, 1 are faster" in text
     assert "Convergence: GPT" in page
     assert page.count('<tr data-row="sgd clip 10%">') == 2, "the rows follow the bar"
+    assert page.count('<td class="best">') == 1, "the lowest loss stands out"
+    assert "A seed draws the same weights" in page, "how to read it"
 
 
 def test_figures_beside_the_records(records, tmp_path):

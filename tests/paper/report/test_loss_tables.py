@@ -12,6 +12,7 @@ def test_losses_have_their_rates_and_marks():
     assert table.headers == ("optimizer", "code: rate", "code: loss")
     assert [row[0] for row in table.rows] == ["sgd", "sgd clip 10%"]
     assert [row[2] for row in table.rows] == ["3.133 ± 0.153", "2.100 ± 0.100"]
+    assert table.marks == {("sgd clip 10%", "code: loss"): "best"}
     other = [replace(record, task="poetry") for record in records if record.optimizer == "sgd"]
     assert [row[3:] for row in loss_table([*records, *other]).rows][1] == ("–", "–"), "not trained on that task"
 

@@ -26,7 +26,7 @@ from stepscope.paper.experiments.experiment import Experiment, Progress, Unit, d
 from stepscope.paper.experiments.search import Search
 from stepscope.paper.experiments.training import accumulate, at_home, check_settings, count_of, part_size, unmasked
 from stepscope.paper.records import LossRecord
-from stepscope.paper.report.loss_tables import loss_figures, loss_numbers, loss_table, verdict_table
+from stepscope.paper.report.loss_tables import TERMS, loss_figures, loss_numbers, loss_table, verdict_table
 from stepscope.paper.tasks import Task
 from stepscope.paper.tasks.catalogue import TASKS
 from stepscope.report import Table
@@ -82,6 +82,7 @@ class ConvergenceExperiment(Experiment[LossRecord]):
     """
 
     entry = CONVERGENCE
+    terms = TERMS
     record = LossRecord
     counted = "losses"
     writes_figures = True

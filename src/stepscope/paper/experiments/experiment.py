@@ -53,6 +53,7 @@ class Experiment(ABC, Generic[AnyRecord]):
         entry: its name, help and options.
         record: the type of its records.
         counted: what its records are called, in the plural.
+        terms: what a reader of its page has to know of the words that are used.
         one_thread: whether its models lose more to waiting threads than they gain.
         writes_figures: whether its command writes each figure as a PDF beside the records.
         scale: name of the size.
@@ -61,6 +62,7 @@ class Experiment(ABC, Generic[AnyRecord]):
     entry: ClassVar[Entry]
     record: ClassVar[type[Any]]
     counted: ClassVar[str] = "records"
+    terms: ClassVar[Mapping[str, str]] = {}
     one_thread: ClassVar[bool] = True
     writes_figures: ClassVar[bool] = False
 
@@ -179,7 +181,7 @@ class Experiment(ABC, Generic[AnyRecord]):
             MissingExtraError: altair, vl-convert or jinja2 is not installed.
         """
         tables, figures = cls.tables(records), cls.figures(records)
-        return tables_page(head, cls.conclusion(records), tables, figures, cls.highlighted(records))
+        return tables_page(head, cls.conclusion(records), tables, figures, cls.highlighted(records), cls.terms)
 
     @classmethod
     def show(cls, head: Mapping[str, Any], records: Sequence[AnyRecord]) -> None:

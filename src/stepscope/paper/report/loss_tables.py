@@ -13,11 +13,27 @@ from stepscope.paper.report.loss_charts import differences, losses_over_rates, l
 from stepscope.paper.statistics import CONFIDENCE
 from stepscope.report import NOTHING, Cell, Figure, Table, distinct, file_name
 
+TERMS = {
+    "the same start": "A seed draws the same weights and the same order of batches for every optimizer, so the "
+    "difference of two losses of a seed is what the optimizers made of them.",
+    "learning rates": "Each optimizer looks for its own within the same budget: successive halving on a grid, then a "
+    "climb among neighbors at full length, on weights and batches of the search alone.",
+    "loss": "The mean loss of a fixed batch that was drawn from the training data, as in the paper. It says how fast "
+    "training goes, nothing about unseen data.",
+    "verdict": f"“Faster” and “slower” only where the {CONFIDENCE:.0%} interval of Student's paired test over seeds "
+    "leaves out 0. Few seeds tell only large differences; of many comparisons some are called by chance.",
+}
+"""What a reader of the page has to know."""
+
 
 def loss_table(records: Sequence[LossRecord]) -> Table:
     """Each optimizer's learning rate and loss on each task (Table 3)."""
     finals = {(final.task, final.optimizer): final for final in finals_of(records)}
     tasks = list(dict.fromkeys(task for task, _ in finals))
+    marks: dict[tuple[str, str], str] = {}
+    for task in tasks:
+        means = {name: final.mean for (of, name), final in finals.items() if of == task and final.mean is not None}
+        marks |= {(name, f"{task}: loss"): "best" for name, mean in means.items() if mean == min(means.values())}
     rows = []
     for optimizer in dict.fromkeys(optimizer for _, optimizer in finals):
         row = [optimizer]
@@ -29,7 +45,7 @@ def loss_table(records: Sequence[LossRecord]) -> Table:
         "Loss after the last step, means over seeds ± standard deviation, each optimizer at the best learning rate of "
         "its own search. * A better rate may lie beyond those tried. ↓ It diverged on a seed and was lowered."
     )
-    return Table("Learning rates and losses", headers, tuple(rows), note, "losses")
+    return Table("Learning rates and losses", headers, tuple(rows), note, "losses", marks=marks)
 
 
 def _rate_and_loss(final: Final | None) -> tuple[str, str]:
