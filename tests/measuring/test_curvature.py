@@ -10,7 +10,7 @@ from torch import nn
 import stepscope
 from cases import CASES, FAMILIES, SMOOTH, case, cast, dense, flat
 from stepscope import Objective, UsageError
-from stepscope.measuring import hessian_rows
+from stepscope.measuring import hessian_rows, measurement
 from stepscope.measuring.curvature import curvature
 from stepscope.objective import vectors
 
@@ -452,3 +452,13 @@ def test_the_error_bar_of_the_finite_sharpness_covers_rounding_where_the_loss_is
                     given += 1
         optimizer.step()
     assert given > 0
+
+
+def test_a_landscape_sees_no_descent_within_the_measured_rounding(monkeypatch):
+    c = case("mlp")
+    _, gradient = c.objective().gradient()
+    direction = {"sgd": {name: -tensor for name, tensor in gradient.items()}}
+    assert stepscope.measure(c.objective(), direction, landscape=True)["sgd"].landscape.status == "bracketed"
+    monkeypatch.setattr(measurement, "rounding_of_losses", lambda *_: 1e3)
+    measured = stepscope.measure(c.objective(), direction, landscape=True)["sgd"]
+    assert (measured.landscape.status, measured.sharpness_finite) == ("no descent", None)

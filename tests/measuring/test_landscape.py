@@ -110,6 +110,12 @@ def test_infinite_losses_are_walls():
     assert found.best_decrease > 0.5
 
 
+def test_a_decrease_of_less_than_the_measured_rounding_is_none():
+    objective, u = along(lambda t: 5 - 1e-4 * torch.tanh(1e3 * t) + t**2)
+    assert scan(objective, u, slope=-0.1, sharpness=0.0, rounding=2e-4).status == "no descent"
+    assert scan(objective, u, slope=-0.1, sharpness=0.0, rounding=2e-5).status == "bracketed"
+
+
 def test_a_decrease_of_less_than_rounding_is_none():
     """A jitter of a few units in the last place, downwards everywhere: not a minimum."""
     objective, u = along(lambda t: 1e3 - 1e-4 * torch.tanh(1e6 * t), dtype=torch.float32)

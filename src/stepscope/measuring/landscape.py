@@ -40,6 +40,7 @@ def scan(
     slope: float,
     sharpness: float,
     loss: float | None = None,
+    rounding: float = 0.0,
     also: Sequence[float] = (),
 ) -> Landscape:
     """Evaluates the loss along a unit direction ``u`` until the first local minimum is bracketed and met.
@@ -53,12 +54,15 @@ def scan(
         slope: ``∇f(x)ᵀu``.
         sharpness: ``uᵀHu``.
         loss: ``f(x)``, where it is known.
+        rounding: of losses, where it is known to be larger than their size says (`rounding_of_losses`).
         also: further steps to evaluate the loss at.
     """
     with objective.measuring():
         eps = max(torch.finfo(objective.parameters[name].dtype).eps for name in u)
         start = objective.loss() if loss is None else loss
-        line = Line(lambda t: objective.loss_at(u, t), start, slope, sharpness, noise=8 * eps * abs(start))
+        line = Line(
+            lambda t: objective.loss_at(u, t), start, slope, sharpness, noise=max(8 * eps * abs(start), rounding)
+        )
         for t in also:
             line(t)
         status, best = search(line, first_step(start, slope, sharpness, vectors.norm(objective.parameters) or 1.0))

@@ -188,7 +188,6 @@ def _evaluate_beside(line: Line, best: float) -> bool:
 
 def _descend(line: Line) -> tuple[Status, float]:
     """Evaluates until the minimum is bracketed and met."""
-    widths: list[float] = []
     for count in range(MAX_EVALUATIONS):
         bracket = line.bracket()
         if bracket is None:
@@ -205,11 +204,7 @@ def _descend(line: Line) -> tuple[Status, float]:
         elif met or high - low <= NARROW * best:
             return "bracketed", best
         else:
-            widths.append(high - low)
-            stalled = len(widths) > 2 and widths[-1] > 0.5 * widths[-3]
-            if stalled:
-                widths.clear()
-            t = _golden_point(bracket) if stalled or not models else _apart(models[0][0], bracket)
+            t = _apart(models[0][0], bracket) if models else _golden_point(bracket)
         line(t, [polynomial for _, polynomial in models])
     return ("bracketed" if math.isfinite(high) else "unbounded"), best
 

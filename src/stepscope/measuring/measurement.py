@@ -289,7 +289,9 @@ class _Point:
         around = self._segment(u, slope)
         curve = None
         if self._with_landscape:
-            curve = scan(objective, u, slope=slope, sharpness=sharpness, loss=self._loss, also=(norm,))
+            curve = scan(
+                objective, u, slope=slope, sharpness=sharpness, loss=self._loss, rounding=self._rounding, also=(norm,)
+            )
         check = around.slope_check if around else terms.slope_checks.get(label)
         accurate = around is not None and around.numerical_error <= ACCURATE * abs(around.curvature)
         within = self._within_layers(u)
