@@ -56,15 +56,20 @@ def joined_pieces(tensors: Iterable[tuple[Tensor, ...]]) -> Iterator[tuple[Tenso
         [[0.0, 0.0, 1.0, 1.0]]
     """
     waiting: list[tuple[Tensor, ...]] = []
+    size, kind = 0, None
     for piece in (piece for shaped in tensors for piece in pieces(*shaped)):
-        if waiting:
-            kinds = [[(part.dtype, part.device) for part in parts] for parts in (waiting[0], piece)]
-            if kinds[0] != kinds[1] or sum(parts[0].numel() for parts in waiting) + piece[0].numel() > PIECE:
-                yield tuple(map(torch.cat, zip(*waiting, strict=True))) if len(waiting) > 1 else waiting[0]
-                waiting = []
+        own = [(part.dtype, part.device) for part in piece]
+        if waiting and (own != kind or size + piece[0].numel() > PIECE):
+            yield _joined(waiting)
+            waiting, size = [], 0
         waiting.append(piece)
+        size, kind = size + piece[0].numel(), own
     if waiting:
-        yield tuple(map(torch.cat, zip(*waiting, strict=True))) if len(waiting) > 1 else waiting[0]
+        yield _joined(waiting)
+
+
+def _joined(parts: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    return parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
 
 
 def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
