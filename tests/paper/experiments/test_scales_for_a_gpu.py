@@ -13,7 +13,7 @@ pytest.importorskip("datasets")
 pytest.importorskip("PIL")
 
 import checkpoints
-from stepscope.paper.experiments import running
+from stepscope.paper.experiments import training
 from stepscope.paper.experiments.agreement import AgreementExperiment
 from stepscope.paper.experiments.convergence import ConvergenceExperiment, convergence_experiment
 from stepscope.paper.experiments.robustness import RobustnessExperiment
@@ -114,7 +114,7 @@ def test_which_batches_go_in_parts():
 def test_only_the_scales_for_a_gpu_go_there(monkeypatch):
     moved = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(running, "placed", lambda task, device: moved.append((task, device)))
+    monkeypatch.setattr(training, "placed", lambda task, device: moved.append((task, device)))
     for scale in ("smoke", "cpu"):
         assert at_home("task", scale) == "task"
     for scale in ("gpu", "paper"):
