@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from environment import environment
-from stepscope.clipping.threshold import clamp_, clip_grad_fraction_, fraction_threshold
+from stepscope.clipping.clip_at_fraction import clamp_, clip_grad_fraction_, fraction_threshold
 
 FRACTION = 0.1
 RESULTS = Path(__file__).with_suffix(".json")
@@ -92,14 +92,14 @@ def extra_memory(size: int, fraction: float) -> float:
     code = f"""
 import torch
 from pathlib import Path
-from stepscope.clipping import fraction_threshold, selection
+from stepscope.clipping import fraction_threshold, order_statistics
 def peak():
     return next(int(l.split()[1]) for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmHWM"))
 torch.set_num_threads(1)
 gradient = torch.empty({size}).normal_()
-most, selection._SMALL = selection._SMALL, 1000  # all code is loaded first, with hardly any data
+most, order_statistics._SMALL = order_statistics._SMALL, 1000  # all code is loaded first, with hardly any data
 fraction_threshold([gradient[:20_000]], {fraction})
-selection._SMALL = most
+order_statistics._SMALL = most
 Path("/proc/self/clear_refs").write_text("5")  # the peak is what it is now; a child begins with its parent's
 before = peak()
 fraction_threshold([gradient], {fraction})

@@ -19,7 +19,7 @@ from stepscope.paper.experiments.command_lines import EXPERIMENTS
 from stepscope.paper.experiments.run_files import read, read_runs
 from stepscope.paper.records import LossRecord
 from stepscope.paper.report.loss_tables import loss_table, verdict_table
-from stepscope.paper.runs import Run
+from stepscope.paper.reproduction_runs import Run
 from stepscope.report import Table, sharpness_rows
 
 HERE = Path(__file__).parent

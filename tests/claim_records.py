@@ -10,7 +10,7 @@ from typing import Any
 
 from stepscope.paper.claims.claims import judge
 from stepscope.paper.records import BoundRecord, CorrelationRecord, LossRecord, Margins, Rank, SmoothnessRecord
-from stepscope.paper.runs import Run
+from stepscope.paper.reproduction_runs import Run
 from stepscope.runs import DirectionRecord, RecordedMagnitudes, RecordedShare
 
 SHARPNESS = {  # and the best decrease

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from stepscope import UsageError
-from stepscope.clipping import selection
-from stepscope.clipping import threshold as clipping
+from stepscope.clipping import clip_at_fraction as clipping
+from stepscope.clipping import order_statistics
+from stepscope.clipping.clip_at_fraction import clip_grad_fraction_, fraction_threshold
 from stepscope.clipping.hook import clipped
-from stepscope.clipping.selection import kth_largest
-from stepscope.clipping.threshold import clip_grad_fraction_, fraction_threshold
+from stepscope.clipping.order_statistics import kth_largest
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -139,7 +139,7 @@ KINDS = (
 @pytest.mark.parametrize("fraction", [1e-6, 0.001, 0.1, 0.3, 0.5, 0.97, 0.999999, 1.0])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_sampled_bracket_equals_the_full_sort(kind, fraction, monkeypatch):
-    monkeypatch.setattr(selection, "_SMALL", 1000)
+    monkeypatch.setattr(order_statistics, "_SMALL", 1000)
     values = spread(kind, 400_003)
     magnitudes = values.abs().sort(descending=True).values
     for k in (int(fraction * len(values)), min(int(fraction * len(values)) + 1, len(values))):
@@ -173,9 +173,9 @@ def test_a_wrong_bracket_costs_time_and_never_the_result(bounds, kind, types, se
     k = 1 + int(part * 4000)
     by_sort = float(values.double().abs().sort(descending=True).values[k - 1])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selection, "_SMALL", 1000)
-        patch.setattr(selection, "_ROOM", 2)
-        patch.setattr(selection, "_bracket", lambda *_: bounds)
+        patch.setattr(order_statistics, "_SMALL", 1000)
+        patch.setattr(order_statistics, "_ROOM", 2)
+        patch.setattr(order_statistics, "_bracket", lambda *_: bounds)
         threshold = kth_largest(tensors, k)
     assert math.isnan(threshold) if "nan" in kind else threshold == by_sort
 
@@ -196,25 +196,25 @@ def test_any_cut_into_chunks_is_exact(lengths, chunk, seed, part):
         return
     k = 1 + int(part * (len(magnitudes) - 1))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selection, "_SMALL", 100)
-        patch.setattr(selection, "_CHUNKS", 3)
-        patch.setattr(selection, "CHUNK", chunk)
+        patch.setattr(order_statistics, "_SMALL", 100)
+        patch.setattr(order_statistics, "_CHUNKS", 3)
+        patch.setattr(order_statistics, "CHUNK", chunk)
         assert kth_largest(tensors, k) == float(magnitudes[k - 1])
 
 
 def test_counting_bits_equals_the_bracket(monkeypatch):
     """The way where there is no numpy, or the bracket misses."""
-    monkeypatch.setattr(selection, "_SMALL", 1000)
+    monkeypatch.setattr(order_statistics, "_SMALL", 1000)
     for kind in KINDS:
         values = spread(kind, 200_001)
         for k in (1, 20_000, 100_000, 200_001):
-            assert selection._by_bits([values], k, values.dtype) == kth_largest([values], k)
+            assert order_statistics._by_bits([values], k, values.dtype) == kth_largest([values], k)
 
 
 def test_the_bracket_is_used_and_small(monkeypatch):
     """On ordinary gradients the second way is never needed, and few candidates are looked at."""
-    monkeypatch.setattr(selection, "_by_bits", None)
-    monkeypatch.setattr(selection, "_SMALL", 1000)
+    monkeypatch.setattr(order_statistics, "_by_bits", None)
+    monkeypatch.setattr(order_statistics, "_SMALL", 1000)
     for seed in range(20):
         values = torch.randn(300_000, generator=torch.Generator().manual_seed(seed))
         assert kth_largest([values], 30_000) == float(values.abs().sort(descending=True).values[29_999])
@@ -222,7 +222,7 @@ def test_the_bracket_is_used_and_small(monkeypatch):
 
 @pytest.mark.parametrize("small", [1000, 1 << 20])
 def test_a_nan_anywhere_in_a_large_tensor(small, monkeypatch):
-    monkeypatch.setattr(selection, "_SMALL", small)
+    monkeypatch.setattr(order_statistics, "_SMALL", small)
     values = torch.randn(300_000)
     values[250_000] = math.nan
     assert math.isnan(kth_largest([values], 5))
@@ -337,7 +337,7 @@ def test_large_gradients_need_little_memory(size, fraction):
     code = f"""
 import torch
 from pathlib import Path
-from stepscope.clipping import fraction_threshold, selection
+from stepscope.clipping import fraction_threshold, order_statistics
 def peak():
     return next(int(l.split()[1]) for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmHWM"))
 def extra(work):
@@ -347,9 +347,9 @@ def extra(work):
     return (peak() - before) * 1024 / gradient.nbytes
 torch.set_num_threads(1)
 gradient = torch.empty({size}).normal_()
-most, selection._SMALL = selection._SMALL, 1000  # all code is loaded first, with hardly any data
+most, order_statistics._SMALL = order_statistics._SMALL, 1000  # all code is loaded first, with hardly any data
 fraction_threshold([gradient[:20_000]], {fraction})
-selection._SMALL = most
+order_statistics._SMALL = most
 print(extra(lambda: fraction_threshold([gradient], {fraction})), extra(lambda: gradient.abs().sort()))
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
@@ -422,7 +422,7 @@ def test_negative_views():
 
 
 def test_large_mixed_types_are_one_vector(monkeypatch):
-    monkeypatch.setattr(selection, "_SMALL", 1000)
+    monkeypatch.setattr(order_statistics, "_SMALL", 1000)
     a, b = torch.randn(200_000).bfloat16(), torch.randn(200_000)
     magnitudes = torch.cat([a.float(), b]).abs().sort(descending=True).values
     assert fraction_threshold([a, b], 0.1) == float(magnitudes[40_000])

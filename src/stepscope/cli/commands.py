@@ -139,7 +139,7 @@ def _reproduced(out: Path) -> None:
     """Writes all that is made of a reproduction's records, and shows the claims."""
     from stepscope.paper.claims import claims_json, claims_table, departures_table, judge, parts_table
     from stepscope.paper.experiments.run_files import read_runs
-    from stepscope.paper.reproduction.page import write_reproduction
+    from stepscope.paper.reproduction.reproduction_page import write_reproduction
     from stepscope.report import print_tables
     from stepscope.runs import write_atomically
 

@@ -1,8 +1,14 @@
 """The exact threshold that clips a fraction of coordinates, and the hook on an optimizer's step."""
 
+from stepscope.clipping.clip_at_fraction import (
+    check_fraction,
+    clamp_,
+    clip_grad_fraction_,
+    count_of,
+    fraction_threshold,
+)
 from stepscope.clipping.hook import ClipHandle, Target, clip_optimizer, clipped
 from stepscope.clipping.steps import StepHook, unwrapped
-from stepscope.clipping.threshold import check_fraction, clamp_, clip_grad_fraction_, count_of, fraction_threshold
 
 __all__ = [
     "ClipHandle",

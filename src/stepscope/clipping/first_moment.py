@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from stepscope.clipping.threshold import clamp_
+from stepscope.clipping.clip_at_fraction import clamp_
 from stepscope.errors import UsageError
 
 _SECOND_MOMENT: dict[type[Optimizer], str] = {

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from stepscope.clipping.clip_at_fraction import Zeros, check_fraction, check_whole, clamp_, threshold_tensor
 from stepscope.clipping.first_moment import SplitGradient, check_first_moment
 from stepscope.clipping.steps import StepHook, unwrapped
-from stepscope.clipping.threshold import Zeros, check_fraction, check_whole, clamp_, threshold_tensor
 from stepscope.errors import UsageError
 
 Scope = Literal["global", "group", "tensor"]
@@ -168,7 +168,7 @@ def clip_optimizer(
         optimizer: any `torch.optim.Optimizer`, or Accelerate's wrapper of one. Copies of it (`copy.deepcopy`, pickle)
             don't clip, nor do `PseudoUpdates` of it.
         fraction: ``p``: exactly ``⌊pN⌋`` of the ``N`` coordinates are clipped to the next smaller magnitude, where no
-            magnitudes are equal (`stepscope.clipping.threshold.fraction_threshold` has every case).
+            magnitudes are equal (`stepscope.clipping.clip_at_fraction.fraction_threshold` has every case).
         scope: the vector ``v``: ``"global"``, all parameters of the optimizer (the paper's); ``"group"``, each group;
             ``"tensor"``, each tensor.
         target: ``"grad"``: the gradient is clipped in place, before the optimizer sees it. ``"first_moment"``: only the

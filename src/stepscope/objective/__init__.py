@@ -3,13 +3,13 @@
 from stepscope.objective.checks import reached
 from stepscope.objective.interrupts import held
 from stepscope.objective.loss_calls import LossFunction, is_out_of_memory, model_output
+from stepscope.objective.loss_denominators import IGNORED_LABEL, averaged_over, predicts_next_token
 from stepscope.objective.measurable import HALF
 from stepscope.objective.objective import Objective, check_objective
 from stepscope.objective.randomness import random_state
 from stepscope.objective.sharding import sharded
 from stepscope.objective.state import State
 from stepscope.objective.switches import emptied
-from stepscope.objective.usual_batch_weights import IGNORED_LABEL, averaged_over, predicts_next_token
 from stepscope.objective.vectors import Direction, UnitDirection, accumulator
 from stepscope.objective.writes import WatchedWrites, memory_of
 

@@ -19,7 +19,7 @@ from torch import nn
 from stepscope.errors import UsageError, said
 from stepscope.objective import vectors
 from stepscope.objective.joined_batches import joined, length, splits
-from stepscope.objective.usual_batch_weights import Weight, WeightFunction, usual_weights
+from stepscope.objective.loss_denominators import Weight, WeightFunction, usual_weights
 from stepscope.objective.vectors import Direction
 
 _COARSE = 1e-3

@@ -42,9 +42,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils._python_dispatch import _disable_current_modes
 
 from stepscope.errors import UsageError
-from stepscope.objective.places import Place, RandomGenerator
 from stepscope.objective.randomness import random_state, random_states
 from stepscope.objective.state import State
+from stepscope.objective.state_kinds import Place, RandomGenerator
 from stepscope.objective.switches import gradients_enabled, switched_off
 from stepscope.objective.writes import WatchedWrites, memory_of
 

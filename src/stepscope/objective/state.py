@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from stepscope.errors import UsageError
-from stepscope.objective.places import Place
-from stepscope.objective.walk import Walk
+from stepscope.objective.state_kinds import Place
+from stepscope.objective.state_walk import Walk
 
 T = TypeVar("T")
 

@@ -38,7 +38,7 @@ from stepscope.objective import (
     is_out_of_memory,
     random_state,
 )
-from stepscope.probe.candidates import Candidates, NoUpdateError
+from stepscope.probe.compared_updates import ComparedUpdates, NoUpdateError
 from stepscope.probe.recorder import Recorder, open_run
 from stepscope.probe.schedule import Schedule, Turn, paused
 from stepscope.probe.step_check import ExpectedStep
@@ -132,7 +132,7 @@ class Probe:
         self.eval_batches: list[Any] = self._objective.batches
         self._layer = grouping(layer, self._objective.parameters)
         self._clip_fractions = None if clip_fractions is None else list(clip_fractions)
-        self._candidates = Candidates(self._optimizer, directions, self._clip_fractions)
+        self._compared = ComparedUpdates(self._optimizer, directions, self._clip_fractions)
         as_log(log)  # refuses what is no tracker before anything is measured
         self._quiet = quiet
         self.step = step
@@ -146,7 +146,7 @@ class Probe:
         with _refusing(
             f"{type(self._optimizer).__name__} can't step on copies", "its update can't be known in advance"
         ):
-            followers = self._candidates.rehearse(self._objective.parameters)
+            followers = self._compared.rehearse(self._objective.parameters)
         with _refusing("this model can't be measured", "call loss_fn(model.eval(), batch).backward() to see it"):
             self.check: SelfCheck = self_check(self._objective)
         if not self.check.repeatable:
@@ -158,8 +158,8 @@ class Probe:
             every,
             max_overhead,
             # Seconds of a measurement, from those of the self-check, until one has been timed.
-            self._candidates.count * (9 * self.check.seconds_loss + 3 * self.check.seconds_gradient),
-            FOLLOWED_STEPS if self._candidates.others else 0,
+            self._compared.count * (9 * self.check.seconds_loss + 3 * self.check.seconds_gradient),
+            FOLLOWED_STEPS if self._compared.others else 0,
             follow_cost=_seconds(lambda: followers.step(zeros)),
             first=step + 1,
         )
@@ -198,7 +198,7 @@ class Probe:
         with paused(), held(), random_state():
             self._refresh()
             gradient = self._objective.gradient()[1] if gradients == "evaluation" else None
-            updates = self._candidates.updates(self._objective.parameters, gradient)
+            updates = self._compared.updates(self._objective.parameters, gradient)
             measurements, records = self._measured(updates, self.step + 1, gradients, within_layers)
             self._untrained = []
             self._recorder.keep(records)
@@ -236,7 +236,7 @@ class Probe:
         self._closed = True
         self._hook.remove()
         self._recorder.close()
-        self._candidates.lose()
+        self._compared.lose()
 
     def __enter__(self) -> Probe:
         return self
@@ -260,7 +260,7 @@ class Probe:
                     self._quiet = True
                     self._announce()
                 if turn.plan == "pass":
-                    self._candidates.lose()
+                    self._compared.lose()
                 else:
                     with held():
                         self._carry_out(turn)
@@ -284,7 +284,7 @@ class Probe:
         _synchronize(self._objective.parameters)
         turn.settle()
         with random_state():
-            if self._candidates.skipped():
+            if self._compared.skipped():
                 if turn.plan == "measure":
                     turn.postpone()
                 return
@@ -293,21 +293,21 @@ class Probe:
                 if turn.plan == "measure":
                     self._measure_step(turn)
             except Exception:
-                self._candidates.follow(self._objective.parameters)
+                self._compared.follow(self._objective.parameters)
                 raise
             # The others see every gradient once; after Ctrl-C it comes again.
-            self._candidates.follow(self._objective.parameters)
+            self._compared.follow(self._objective.parameters)
         _synchronize(self._objective.parameters)
 
     def _measure_step(self, turn: Turn) -> None:
         try:
-            updates = self._candidates.updates(self._objective.parameters)
+            updates = self._compared.updates(self._objective.parameters)
         except NoUpdateError as error:
             if not self._idle:
                 self._idle = True
                 _logger.warning("nothing to measure at step %d: %s", self.step, error)
             return
-        own = updates.get(self._candidates.own)
+        own = updates.get(self._compared.own)
         _, self._recorder.waiting = self._measured(updates, self.step, "training")
         self._untrained = []
         if own is not None:
@@ -339,7 +339,7 @@ class Probe:
             "seed": 0,
             "step": step,
             "gradient": source,
-            "followed_steps": self._candidates.followed,
+            "followed_steps": self._compared.followed,
             "lr": [None if rate is None else float(rate) for rate in rates],
         }
         records = [DirectionRecord.of(m.record(), direction=label, **place) for label, m in measurements.items()]
@@ -364,9 +364,9 @@ class Probe:
             return
         made = self._expected.compared_with(self._held())
         self._expected = None
-        withdrawn = self._candidates.of_the_optimizer if made.is_another else ()
-        self._recorder.check(self._candidates.own, made.error, withdrawn)
-        remark = made.remark(self._candidates.own.removeprefix("own "))
+        withdrawn = self._compared.of_the_optimizer if made.is_another else ()
+        self._recorder.check(self._compared.own, made.error, withdrawn)
+        remark = made.remark(self._compared.own.removeprefix("own "))
         if remark is not None and not self._remarked:  # its percentage changes from step to step
             self._remarked = True
             _logger.warning("%s", remark)
@@ -390,11 +390,11 @@ class Probe:
         if self._failures >= _MAX_FAILURES:
             # The hook stays until `close`: this is called while the optimizer goes through its hooks.
             self._off = True
-            self._candidates.lose()
+            self._compared.lose()
             _logger.warning("the probe is off after %d failures in a row; training goes on", self._failures)
 
     def _held(self) -> dict[str, nn.Parameter]:
-        return self._candidates.held(self._objective.parameters)
+        return self._compared.held(self._objective.parameters)
 
     def _refresh(self) -> None:
         """Where parameters were frozen, unfrozen or added since, others are measured from now on."""
@@ -404,8 +404,8 @@ class Probe:
             loss_fn = self._objective.loss_fn
             self._objective = Objective(model, loss_fn, self.eval_batches, self._weight_fn, modules=self._modules)
             grouping(self._layer, self._objective.parameters)
-        if self._candidates.lost_track(self._objective.parameters):
-            self._candidates.lose()
+        if self._compared.lost_track(self._objective.parameters):
+            self._compared.lose()
             self._schedule.forget()
 
     def _announce(self) -> None:
@@ -420,9 +420,9 @@ class Probe:
         """Bytes that a measurement needs at most, beside activations: see docs/performance.md."""
         raised = sum(4 * p.numel() for p in self._objective.model.parameters() if p.dtype in HALF)
         held = sum(p.numel() * max(p.element_size(), 4) for p in self._held().values())
-        others = len(self._candidates.others)
+        others = len(self._compared.others)
         following = bool(others) + 2 * others
-        updates = self._candidates.count
+        updates = self._compared.count
         # Not at the same time: a step on trial, mirrored in double precision, and what measuring an update needs.
         trial, measuring = 11, 5
         return raised + held * (following + updates + max(trial, measuring))
@@ -433,7 +433,7 @@ class Probe:
             "model": type(self._objective.model).__name__,
             "parameters": sum(p.numel() for p in self._objective.parameters.values()),
             "optimizer": type(self._optimizer).__name__,
-            "directions": list(self._candidates.others),
+            "directions": list(self._compared.others),
             **({} if self._clip_fractions is None else {"clip_fractions": self._clip_fractions}),
         }
 

@@ -1,7 +1,6 @@
 """One run: its tables, charts, summary and page, as pure functions of its records."""
 
 from stepscope.report.axes import log_axis, powers_of_ten
-from stepscope.report.charts import decrease_against_sharpness, landscapes, sharpness_over_steps
 from stepscope.report.comparison import (
     BASELINE,
     baseline_scale,
@@ -10,12 +9,13 @@ from stepscope.report.comparison import (
     sharpness_rows,
     trajectories_of,
 )
-from stepscope.report.coordinate_charts import concentration, concentration_over_steps, magnitudes
 from stepscope.report.direction_tables import NOTHING, concentration_tables, decrease_tables, sharpness_tables
 from stepscope.report.figures import Figure, drawn, figures_of
 from stepscope.report.looks import Looks, categories, symbols
+from stepscope.report.magnitude_charts import concentration, concentration_over_steps, magnitudes
 from stepscope.report.names import distinct, file_name
-from stepscope.report.page import facts_of, render, render_report, title_of, write_report
+from stepscope.report.run_page import facts_of, render, render_report, title_of, write_report
+from stepscope.report.step_charts import decrease_against_sharpness, landscapes, sharpness_over_steps
 from stepscope.report.summary import summary_sentence
 from stepscope.report.tables import Cell, Table, write_csv, write_tables
 from stepscope.report.terminal import print_directions, print_tables

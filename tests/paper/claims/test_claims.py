@@ -28,7 +28,7 @@ from stepscope.paper.claims.tables import claims_json, claims_table, departures_
 from stepscope.paper.claims.verdicts import Unmeasured
 from stepscope.paper.experiments.run_files import read_runs
 from stepscope.paper.records import Margins, Rank
-from stepscope.paper.runs import Run
+from stepscope.paper.reproduction_runs import Run
 from stepscope.runs import RecordedMagnitudes, RecordedShare
 
 ALL = [f"C{number}" for number in range(1, 13)]

@@ -6,7 +6,7 @@ from claim_records import claim, convergence, head, trajectory
 from stepscope.paper.claims.claims import judge
 from stepscope.paper.claims.departures import departures
 from stepscope.paper.claims.tables import departures_table
-from stepscope.paper.runs import Run
+from stepscope.paper.reproduction_runs import Run
 
 
 def test_departures_are_read_off_the_head():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from stepscope.paper.claims.claims import judge
 from stepscope.paper.claims.tables import claims_table, parts_table
 from stepscope.paper.claims.verdicts import Claim, Criterion, Sample, needed, whole_seeds
-from stepscope.paper.runs import Run
+from stepscope.paper.reproduction_runs import Run
 from stepscope.paper.statistics import MeanInterval, mean_interval
 from stepscope.runs import Record
 

@@ -10,7 +10,7 @@ def made(tmp_path_factory):
     """Its folder, the records of its trajectories, the files, and what its progress was told."""
     pytest.importorskip("altair")
     pytest.importorskip("vl_convert")
-    from stepscope.paper.reproduction.page import write_reproduction
+    from stepscope.paper.reproduction.reproduction_page import write_reproduction
 
     path, records = make(tmp_path_factory.mktemp("reproduction"))
     told = []

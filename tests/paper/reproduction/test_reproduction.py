@@ -21,8 +21,8 @@ from stepscope.paper.experiments.command_lines import EXPERIMENTS
 from stepscope.paper.experiments.run_files import read, read_runs, render_run, write_page
 from stepscope.paper.records import AgreementRecord, CorrelationRecord, LossRecord, Rank, SmoothnessRecord
 from stepscope.paper.report.directions import direction_figures, direction_tables
-from stepscope.paper.reproduction import page as module
-from stepscope.paper.reproduction.page import write_reproduction
+from stepscope.paper.reproduction import reproduction_page as module
+from stepscope.paper.reproduction.reproduction_page import write_reproduction
 from stepscope.report import Table, file_name, sharpness_rows
 from stepscope.report.vega import vega_script
 from synthetic_records import (

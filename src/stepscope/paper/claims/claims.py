@@ -36,7 +36,7 @@ from stepscope.paper.claims.seed_statistics import (
     violations,
 )
 from stepscope.paper.claims.verdicts import Claim, Criterion, JudgedClaim
-from stepscope.paper.runs import Run
+from stepscope.paper.reproduction_runs import Run
 from stepscope.runs import Record
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from stepscope.paper.runs import Run, section
+from stepscope.paper.reproduction_runs import Run, section
 from stepscope.runs import Record
 
 Settings = Mapping[str, Any]

@@ -10,7 +10,7 @@ from stepscope.paper.claims.losses import Final, finals_of, pairs_of
 from stepscope.paper.claims.seed_statistics import Point
 from stepscope.paper.claims.verdicts import Key, Sample, unfinished, whole_seeds
 from stepscope.paper.records import BoundRecord, CorrelationRecord, LossRecord, SmoothnessRecord
-from stepscope.paper.runs import Run, section
+from stepscope.paper.reproduction_runs import Run, section
 from stepscope.runs import DirectionRecord, Record
 from stepscope.runs.records import AnyRecord
 

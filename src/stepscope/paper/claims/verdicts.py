@@ -16,7 +16,7 @@ from statistics import fmean as mean
 from typing import Any
 
 from stepscope.paper.claims.departures import departures
-from stepscope.paper.runs import Run
+from stepscope.paper.reproduction_runs import Run
 from stepscope.paper.statistics import MeanInterval, mean_interval
 from stepscope.runs import Record
 

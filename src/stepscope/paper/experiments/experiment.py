@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 from stepscope.errors import UsageError
 from stepscope.paper.experiments.command_lines import Entry
 from stepscope.paper.experiments.workers import Tell, check_processes, run_jobs
-from stepscope.paper.report.page import tables_page
+from stepscope.paper.report.experiment_page import tables_page
 from stepscope.paper.report.terminal import model_and_data
 from stepscope.paper.tasks import Task
 from stepscope.report import Cell, Figure, Table, print_tables

@@ -11,7 +11,7 @@ from typing import Any
 from stepscope.errors import UsageError
 from stepscope.paper.experiments.command_lines import EXPERIMENTS, TRAJECTORY
 from stepscope.paper.experiments.experiment import Experiment
-from stepscope.paper.runs import Run
+from stepscope.paper.reproduction_runs import Run
 from stepscope.report import save
 from stepscope.runs import Head, Record, read_run, write_atomically
 

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("altair")
 
-from stepscope.report.coordinate_charts import concentration, concentration_over_steps, magnitudes
+from stepscope.report.magnitude_charts import concentration, concentration_over_steps, magnitudes
 from synthetic_records import record
 
 

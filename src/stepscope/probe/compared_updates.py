@@ -27,7 +27,7 @@ class NoUpdateError(UsageError):
     """There is nothing to compare at this step: no gradients, or a learning rate of 0."""
 
 
-class Candidates:
+class ComparedUpdates:
     """An optimizer in training, and others that follow the same gradients on the same parameters.
 
     Args:

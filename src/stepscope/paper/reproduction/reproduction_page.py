@@ -14,7 +14,7 @@ from stepscope.errors import UsageError, require
 from stepscope.paper.experiments.command_lines import EXPERIMENTS
 from stepscope.paper.experiments.experiment import Experiment
 from stepscope.paper.experiments.run_files import experiment_of, read_runs
-from stepscope.paper.runs import Run
+from stepscope.paper.reproduction_runs import Run
 from stepscope.paper.tasks.catalogue import TASKS
 from stepscope.report import (
     Figure,

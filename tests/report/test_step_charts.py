@@ -7,7 +7,7 @@ import json
 import pytest
 
 from stepscope.errors import UsageError
-from stepscope.report import charts
+from stepscope.report import step_charts
 from stepscope.report.axes import magnitude_axis, powers_of_ten
 from stepscope.report.comparison import family
 from stepscope.report.escaping import script_json
@@ -53,9 +53,9 @@ def test_directions_keep_their_look_when_others_are_left_out(records):
         scale = next(e["color"]["scale"] for _, e in layers(chart) if e.get("color", {}).get("scale"))
         return dict(zip(scale["domain"], scale["range"], strict=True))
 
-    whole = colors(charts.landscapes(records, "sgd", 60))
-    assert whole == colors(charts.landscapes(records, "sgd", 60, without=["sgd", "adafactor"]))
-    assert whole == colors(charts.sharpness_over_steps(records, "adam"))
+    whole = colors(step_charts.landscapes(records, "sgd", 60))
+    assert whole == colors(step_charts.landscapes(records, "sgd", 60, without=["sgd", "adafactor"]))
+    assert whole == colors(step_charts.sharpness_over_steps(records, "adam"))
 
 
 def test_a_landscape_is_relative_to_its_start_and_marked_at_its_minimum():
@@ -68,7 +68,7 @@ def test_a_landscape_is_relative_to_its_start_and_marked_at_its_minimum():
         record("sgd", 2, "other step", loss=3.0, landscape=curve),
         record("adam", 1, "other trajectory", loss=3.0, landscape=curve),
     ]
-    start, lines, minima = (rows for rows, _ in layers(charts.landscapes(records, "sgd", 1)))
+    start, lines, minima = (rows for rows, _ in layers(step_charts.landscapes(records, "sgd", 1)))
     assert start == [{"change": 0}]
     assert {row["direction"]: (row["t"], row["change"]) for row in lines} == {
         "a": ([0.5, 1.0, 4.0], [-0.5, -1.0, 6.0]),
@@ -81,14 +81,14 @@ def test_a_landscape_is_relative_to_its_start_and_marked_at_its_minimum():
 def test_the_second_order_model_leads_to_the_first_measured_step():
     curve = {"steps": [0.0, 1.0, 2.0, 4.0], "losses": [5.0, 4.5, 4.0, 6.0], "status": "bracketed"}
     records = [record("sgd", 1, "a", slope=-1.0, sharpness=1.0, landscape=curve, best_step=2.0, best_decrease=1.0)]
-    _, lines, _, ((model,), _) = layers(charts.landscapes(records, "sgd", 1))
+    _, lines, _, ((model,), _) = layers(step_charts.landscapes(records, "sgd", 1))
     assert (model["t"][0], model["t"][-1]) == pytest.approx((0.08, 1.0))
     assert model["change"] == pytest.approx([-t + t**2 / 2 for t in model["t"]])
     assert lines[0][0]["t"] == [1.0, 2.0, 4.0], "what is modelled is not mixed with what was measured"
 
 
 def test_directions_can_be_left_out_of_a_landscape(records):
-    chart = charts.landscapes(records, "sgd", 60, without=["adafactor"])
+    chart = step_charts.landscapes(records, "sgd", 60, without=["adafactor"])
     drawn = {row["direction"] for rows, _ in layers(chart)[1:] for row in rows}
     assert drawn == set(DIRECTIONS) - {"adafactor", "adafactor clip 50% (numerator)"}
 
@@ -101,38 +101,38 @@ def test_a_landscape_can_be_looked_at_around_one_minimum():
         record("sgd", 1, "sgd", landscape=near, best_step=0.5, best_decrease=0.2),
         record("sgd", 1, "adam", landscape=far, best_step=40.0, best_decrease=2.0, slope=-0.1, sharpness=0.0),
     ]
-    _, (lines, encoding), _, (model, _) = layers(charts.landscapes(records, "sgd", 1, around="sgd"))
+    _, (lines, encoding), _, (model, _) = layers(step_charts.landscapes(records, "sgd", 1, around="sgd"))
     assert encoding["x"]["scale"] == {"domain": [0, 1.5], "nice": False}
     assert encoding["y"]["scale"]["domain"] == pytest.approx([-0.32, 0.128])
     assert [row["direction"] for row in lines] == ["sgd", "adam"]
     (adam,) = [row for row in model if row["direction"] == "adam"]
     assert (adam["t"][0], adam["t"][-1], adam["change"][-1]) == (0, 40.0, -4.0)
     with pytest.raises(UsageError, match="no minimum along 'muon'"):
-        charts.landscapes(records, "sgd", 1, around="muon")
+        step_charts.landscapes(records, "sgd", 1, around="muon")
 
 
 def test_a_landscape_can_be_of_one_seed():
     records = synthetic_records(seeds=(0, 1))
-    drawn = [rows for rows, _ in layers(charts.landscapes(records, "sgd", 60, seed=1))[1:]]
+    drawn = [rows for rows, _ in layers(step_charts.landscapes(records, "sgd", 60, seed=1))[1:]]
     assert {row["seed"] for rows in drawn for row in rows} == {1}
-    first = charts.landscapes(records, "sgd", 60)
+    first = step_charts.landscapes(records, "sgd", 60)
     assert {row["seed"] for rows, _ in layers(first)[1:] for row in rows} == {0}
     assert first.to_dict()["title"]["subtitle"][0].endswith(" Seed 0.")
 
 
 def test_negative_sharpness_keeps_its_sign_and_is_hollow(records):
-    chart = charts.sharpness_over_steps(records, "sgd")
+    chart = step_charts.sharpness_over_steps(records, "sgd")
     _, _, (points, encoding) = layers(chart)
     assert [row["sharpness"] for row in points if row["direction"] == "sgd"] == [-3.0, 22.0, 33.0]
     assert encoding["y"]["scale"]["type"] == "symlog"
     assert encoding["fillOpacity"]["condition"][0] == {"test": "datum.sharpness < 0", "value": 0}
-    _, encoding = layers(charts.sharpness_over_steps(records, "adam"))[-1]
+    _, encoding = layers(step_charts.sharpness_over_steps(records, "adam"))[-1]
     assert encoding["y"]["scale"]["type"] == "log", "nothing negative: an ordinary logarithm"
 
 
 def test_several_seeds_are_points_around_a_mean():
     records = [record("sgd", 1, "a", seed=seed, sharpness=value) for seed, value in enumerate((1.0, 2.0, 6.0))]
-    (line, _), (points, _) = layers(charts.sharpness_over_steps(records, "sgd"))
+    (line, _), (points, _) = layers(step_charts.sharpness_over_steps(records, "sgd"))
     assert line == [{"direction": "a", "step": 1, "sharpness": 3.0}]
     assert [point["sharpness"] for point in points] == [1.0, 2.0, 6.0]
 
@@ -144,20 +144,20 @@ def test_the_scatter_is_relative_to_sgd_and_to_the_best():
         record("sgd", 1, "lion", sharpness=-4.0, best_decrease=-0.5),
         record("sgd", 1, "muon", sharpness=4.0),
     ]
-    ((points, _),) = layers(charts.decrease_against_sharpness(records, "sgd"))
+    ((points, _),) = layers(step_charts.decrease_against_sharpness(records, "sgd"))
     assert {row["direction"]: (row["x"], row["share"]) for row in points} == {
         "sgd": (-0.25, 0.5),
         "adam": (0.5, 1.0),
         "lion": (-0.5, 0.0),
     }
-    ((points, _),) = layers(charts.decrease_against_sharpness(records[1:], "sgd"))
+    ((points, _),) = layers(step_charts.decrease_against_sharpness(records[1:], "sgd"))
     assert {row["direction"]: row["x"] for row in points} == {"adam": 4.0, "lion": -4.0}, "no SGD: absolute"
 
 
 @pytest.mark.parametrize("values", [[0.0], [1.0], [-1.0], [1e-12, 1e12], [-5.0, 0.0, 5.0], [-1e9, -1e-9]])
 def test_every_range_of_numbers_has_an_axis(values):
     records = [record("sgd", step, "a", sharpness=value) for step, value in enumerate(values)]
-    json.dumps(charts.sharpness_over_steps(records, "sgd").to_dict(), allow_nan=False)
+    json.dumps(step_charts.sharpness_over_steps(records, "sgd").to_dict(), allow_nan=False)
     import altair
 
     axis = magnitude_axis(altair.Y, "sharpness", values, "x").to_dict()
@@ -175,7 +175,7 @@ def test_powers_of_ten_stay_few():
 
 @pytest.mark.parametrize(("suffix", "start"), [(".pdf", b"%PDF-"), (".svg", b"<svg"), (".png", b"\x89PNG")])
 def test_a_chart_can_be_printed(records, tmp_path, suffix, start):
-    path = save(charts.sharpness_over_steps(records, "sgd"), tmp_path / f"figure{suffix}")
+    path = save(step_charts.sharpness_over_steps(records, "sgd"), tmp_path / f"figure{suffix}")
     assert path.read_bytes().startswith(start)
 
 
@@ -183,18 +183,18 @@ def test_a_chart_can_be_printed(records, tmp_path, suffix, start):
 def test_a_name_that_xml_cannot_hold_can_be_printed(tmp_path, suffix):
     """The converter would end the process."""
     records = [record("sgd", 1, name, sharpness=1.0) for name in ("a\x1bb", "a\x00", "\ud800", "\ufffe", "a\nb\tc")]
-    assert save(charts.sharpness_over_steps(records, "sgd"), tmp_path / f"f{suffix}").exists()
+    assert save(step_charts.sharpness_over_steps(records, "sgd"), tmp_path / f"f{suffix}").exists()
 
 
 def test_a_vector_figure_has_every_direction(records, tmp_path):
-    svg = save(charts.landscapes(records, "sgd", 60), tmp_path / "f.svg").read_text()
+    svg = save(step_charts.landscapes(records, "sgd", 60), tmp_path / "f.svg").read_text()
     assert all(f">{name}</text>" in svg for name in DIRECTIONS)
 
 
 @pytest.mark.parametrize("name", ["figure", "figure.jpeg", "figure.pdf.gz"])
 def test_an_unknown_suffix_is_refused(records, tmp_path, name):
     with pytest.raises(UsageError, match=r"end the name in \.pdf, \.svg, \.png or \.html"):
-        save(charts.sharpness_over_steps(records, "sgd"), tmp_path / name)
+        save(step_charts.sharpness_over_steps(records, "sgd"), tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -219,16 +219,16 @@ def test_where_the_learning_rate_lands():
         for step, ratio, smoothed in ((10, 2.0, 2.0), (20, 0.5, 1.3), (30, None, 1.3))
         for direction in ("own AdamW", "own AdamW clip 50%", "sgd")
     ]
-    best, lines, points = (rows for rows, _ in layers(charts.overshoot_over_steps(records, "AdamW")))
+    best, lines, points = (rows for rows, _ in layers(step_charts.overshoot_over_steps(records, "AdamW")))
     assert best == [{"overshoot": 1}]
     assert [(row["step"], row["overshoot_smoothed"]) for row in lines] == [(10, 2.0), (20, 1.3)]
     assert [(row["step"], row["overshoot"]) for row in points] == [(10, 2.0), (20, 0.5)]
     with pytest.raises(UsageError, match="no learning rate was compared"):
-        charts.overshoot_over_steps(synthetic_records(), "sgd")
+        step_charts.overshoot_over_steps(synthetic_records(), "sgd")
 
 
 def test_print_shows_all_that_the_chart_shows(records, tmp_path):
     """Tooltips and what screen readers read are left out of what is printed: to the pixel nothing else is."""
-    chart = charts.landscapes(records, "sgd", 60)
+    chart = step_charts.landscapes(records, "sgd", 60)
     whole = pytest.importorskip("vl_convert").vegalite_to_png(chart.to_dict(), vl_version=vega_lite_version(), scale=2)
     assert save(chart, tmp_path / "figure.png").read_bytes() == whole

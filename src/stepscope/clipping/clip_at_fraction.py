@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from stepscope.clipping import selection
+from stepscope.clipping import order_statistics
 from stepscope.errors import UsageError
 from stepscope.objective import sharded
 
@@ -53,7 +53,7 @@ def fraction_threshold(tensors: Sequence[Tensor], fraction: float, *, zeros: Zer
     clipped = count_of(fraction, counted)
     if clipped == 0:
         return math.inf
-    return selection.kth_largest(tensors, min(clipped + 1, count)) or selection.smallest_nonzero(tensors)
+    return order_statistics.kth_largest(tensors, min(clipped + 1, count)) or order_statistics.smallest_nonzero(tensors)
 
 
 @torch.no_grad()
@@ -86,8 +86,8 @@ def _threshold_without_waiting(tensors: Sequence[Tensor], fraction: float, zeros
         nonzero = torch.stack([torch.count_nonzero(tensor) for tensor in tensors]).sum()
         # The product may lie a rounding below the whole number that is meant.
         clipped = torch.floor(fraction * nonzero.double() * (1 + 2.0**-51)).long()
-    threshold = selection.kth_largest_without_waiting(tensors, (clipped + 1).clamp(max=count)).double()
-    threshold = torch.where(threshold == 0, selection.smallest_nonzero_without_waiting(tensors), threshold)
+    threshold = order_statistics.kth_largest_without_waiting(tensors, (clipped + 1).clamp(max=count)).double()
+    threshold = torch.where(threshold == 0, order_statistics.smallest_nonzero_without_waiting(tensors), threshold)
     has_nan = torch.stack([tensor.isnan().any() for tensor in tensors]).any()
     threshold = torch.where(has_nan, math.nan, threshold)
     return torch.where(clipped == 0, math.inf, threshold)
@@ -142,7 +142,7 @@ def clamp_(tensors: Iterable[Tensor], threshold: float | Tensor) -> None:
 def _rounded_down(threshold: Tensor, dtype: torch.dtype) -> Tensor:
     """The largest number of a type that isn't above a threshold: of mixed types it may be none of this one's."""
     rounded = threshold.clamp(max=torch.finfo(dtype).max).to(dtype)
-    integer = selection.integer_of(dtype)
+    integer = order_statistics.integer_of(dtype)
     below = (rounded.view(integer) - 1).view(dtype)
     return torch.where(rounded.double() > threshold.double(), below, rounded)
 
@@ -151,7 +151,7 @@ def _checked(tensors: Sequence[Tensor], fraction: float) -> list[Tensor]:
     check_fraction(fraction)
     check_whole(tensors)
     for tensor in tensors:
-        if tensor.dtype not in selection.DTYPES or tensor.layout != torch.strided:
+        if tensor.dtype not in order_statistics.DTYPES or tensor.layout != torch.strided:
             kind = tensor.dtype if tensor.layout == torch.strided else tensor.layout
             raise UsageError(f"cannot clip a tensor of {kind}: only dense ones of real floating-point type")
     return [tensor.detach() for tensor in tensors if tensor.numel() > 0]

@@ -18,9 +18,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
-from stepscope.objective import places
-from stepscope.objective.places import Place
-from stepscope.objective.provenance import ATOMS, CONTAINERS, FOREIGN, is_foreign, is_users, names_in, written_by_user
+from stepscope.objective import state_kinds
+from stepscope.objective.state_kinds import Place
+from stepscope.objective.stateless_packages import (
+    ATOMS,
+    CONTAINERS,
+    FOREIGN,
+    is_foreign,
+    is_users,
+    names_in,
+    written_by_user,
+)
 
 _logger = logging.getLogger("stepscope")
 
@@ -129,29 +137,29 @@ class Walk:
 
     def _partial(self, path: str, function: functools.partial[Any]) -> None:
         self._later(path, function.func)
-        self.places.append(places.Arguments(path, function))
+        self.places.append(state_kinds.Arguments(path, function))
         self._items(path, function.args)
         for name, argument in function.keywords.items():
             self._later(f"{path}.{name}", argument)
 
     def _sequence(self, path: str, sequence: Any) -> None:
-        self.places.append(places.Sequence(path, sequence))
+        self.places.append(state_kinds.Sequence(path, sequence))
         self._items(path, sequence)
         self._instance(path, sequence)
 
     def _set(self, path: str, members: set[Any]) -> None:
-        self.places.append(places.Set(path, members))
+        self.places.append(state_kinds.Set(path, members))
         self._items(path, members)
 
     def _reference(self, path: str, reference: weakref.ref[Any]) -> None:
         self._later(path, reference())
 
     def _context_variable(self, path: str, variable: contextvars.ContextVar[Any]) -> None:
-        self.places.append(places.context_variable(path, variable))
+        self.places.append(state_kinds.context_variable(path, variable))
         self._later(path, variable.get(None))
 
     def _cached(self, path: str, function: Any) -> None:
-        self.places.append(places.Cache(path, function))
+        self.places.append(state_kinds.Cache(path, function))
         self._later(path, function.__wrapped__)
 
     def _builtin(self, path: str, method: Any) -> None:
@@ -163,7 +171,7 @@ class Walk:
             return
         if isinstance(value, collections.abc.Iterator) and type(value).__module__.startswith(_ITERATING):
             self.iterators[path] = value
-        elif (place := places.numbers_of(path, value)) is not None:
+        elif (place := state_kinds.numbers_of(path, value)) is not None:
             self.places.append(place)
         else:
             self._instance(path, value)
@@ -175,7 +183,7 @@ class Walk:
             self._later(f"{path}[{index}]", item)
 
     def _mapping(self, path: str, mapping: dict[Any, Any], *, dotted: bool = False) -> None:
-        self.places.append(places.Dictionary(path, mapping))
+        self.places.append(state_kinds.Dictionary(path, mapping))
         for index, (key, value) in enumerate(dict.items(mapping)):
             if index == _MANY:
                 break
@@ -188,7 +196,7 @@ class Walk:
     def _attributes(self, path: str, value: Any) -> None:
         """Follows the attributes in an object's ``__dict__``."""
         attributes = vars(value)
-        self.places.append(places.Dictionary(path, attributes))
+        self.places.append(state_kinds.Dictionary(path, attributes))
         for name, attribute in attributes.items():
             # What is registered on a step belongs to who registered it, and isn't called while measuring.
             if isinstance(value, Optimizer) and name.endswith("_hooks"):
@@ -213,7 +221,7 @@ class Walk:
         for base in kind.__mro__:
             for name, slot in vars(base).items():
                 if isinstance(slot, types.MemberDescriptorType) and not base.__module__.startswith("torch"):
-                    place = places.slot_of(f"{path}.{name}", slot, value)
+                    place = state_kinds.slot_of(f"{path}.{name}", slot, value)
                     self.places.append(place)
                     self._later(place.path, place.first)
         self._class(path, kind, optimizer=isinstance(value, Optimizer))
@@ -225,7 +233,7 @@ class Walk:
             if base is Optimizer or base in self._classes or not (users or optimizer):
                 continue
             self._classes.add(base)
-            self.places.append(places.ClassNames(path, base))
+            self.places.append(state_kinds.ClassNames(path, base))
             for name, attribute in list(vars(base).items()):
                 function = getattr(attribute, "__func__", getattr(attribute, "fget", attribute))
                 if isinstance(function, types.FunctionType):
@@ -239,17 +247,17 @@ class Walk:
                     if is_users(type(attribute)):  # type: ignore[arg-type]  # a descriptor that keeps something
                         self._later(f"{path}.{name}", attribute)
                 else:
-                    self.places.append(places.attribute_of_class(f"{path}.{name}", base, name))
+                    self.places.append(state_kinds.attribute_of_class(f"{path}.{name}", base, name))
                     self._later(f"{path}.{name}", attribute)
 
     def _function(self, path: str, function: types.FunctionType) -> None:
         whose = f"{path}'s "
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-            place = places.variable_of(whose + name, cell)
+            place = state_kinds.variable_of(whose + name, cell)
             self.places.append(place)
             self._later(place.path, place.first)
         for name in ("__defaults__", "__kwdefaults__"):
-            self.places.append(places.attribute_of(f"{path}'s default", function, name))
+            self.places.append(state_kinds.attribute_of(f"{path}'s default", function, name))
             self._later(f"{path}'s default", getattr(function, name))
         self._mapping(path, function.__dict__, dotted=True)
         if not written_by_user(function.__code__.co_filename):
@@ -259,7 +267,7 @@ class Walk:
         scope = function.__globals__
         self._names_of(scope, names, "")
         for name in stored - scope.keys():
-            self.places.append(places.item_of(name, scope, name))
+            self.places.append(state_kinds.item_of(name, scope, name))
 
     def _names_of(self, scope: dict[str, Any], names: frozenset[str], path: str) -> None:
         """What the names in a function may mean among its globals, or in a module that they name."""
@@ -271,7 +279,7 @@ class Walk:
                     self._names_of(vars(value), names, f"{inside}.")
             else:
                 if not isinstance(value, types.FunctionType | type):
-                    self.places.append(places.item_of(inside, scope, name))
+                    self.places.append(state_kinds.item_of(inside, scope, name))
                 self._later(inside, value)
 
     def _named(self, path: str, value: Any) -> None:

@@ -9,8 +9,16 @@ from typing import Any
 from stepscope.errors import UsageError
 from stepscope.report.axes import magnitude_axis, step_axis
 from stepscope.report.comparison import BASELINE, baseline_scale, directions_of, family, is_own
-from stepscope.report.curves import axes_around, curve_of, fields_of, folded, landscape_axes, minimum_of, model_before
 from stepscope.report.figures import of_step, of_trajectory
+from stepscope.report.landscape_curves import (
+    axes_around,
+    curve_of,
+    fields_of,
+    folded,
+    landscape_axes,
+    minimum_of,
+    model_before,
+)
 from stepscope.report.looks import Looks
 from stepscope.report.vega import alt, finish, layered, plot, rule
 from stepscope.runs import DirectionRecord
