@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+import stepscope.report.step_charts  # noqa: F401 (its charts come first on a page)
 from stepscope.errors import UsageError
 from stepscope.report.axes import log_axis, step_axis
 from stepscope.report.comparison import directions_of
