@@ -9,7 +9,8 @@ import stepscope
 from cases import CASES, SMOOTH, case, dense, flat
 from stepscope import UsageError
 from stepscope.measuring import breakdown
-from stepscope.measuring.breakdown import grouping, layer_of, magnitudes, within_layers
+from stepscope.measuring.breakdown import grouping, layer_of, within_layers
+from stepscope.measuring.magnitudes import _rounded_up, magnitudes
 from stepscope.objective import vectors
 
 
@@ -134,6 +135,21 @@ def test_magnitudes_of_a_sign_are_one_bin(length):
         assert (found.lowest, found.counts) == (0, [count + 15])
 
 
+def test_what_rounding_moves_below_an_edge_stays_in_its_bin():
+    y = 1 - 1e-9  # with z, the root mean square is 1
+    z = math.sqrt(3 - 0.01 - y**2)
+    found = magnitudes({"w": torch.tensor([0.1, y, z], dtype=torch.float64)})
+    assert (found.lowest, found.counts) == (-4, [1, 0, 0, 0, 2])
+
+
+def test_edges_in_single_precision_part_the_same_numbers():
+    """Of the numbers of single precision, those from the rounded edge on aren't below the exact one."""
+    edges = torch.rand(200, dtype=torch.float64) + 0.5
+    rounded = _rounded_up(edges.tolist(), torch.zeros(1))
+    below = torch.nextafter(rounded, torch.zeros(200))
+    assert bool((rounded.double() >= edges).all() and (below.double() < edges).all())
+
+
 def test_without_a_measured_minimum_there_is_no_overshoot():
     w = torch.nn.ParameterDict({"x": torch.nn.Parameter(torch.ones(1, dtype=torch.float64))})
     falling = stepscope.Objective(w, lambda m, b: m["x"].sum(), [0], lambda b: 1)
@@ -165,7 +181,7 @@ def test_counts_and_largest_against_a_sort(dtype, values, monkeypatch):
     assert counted.lowest == int(bins.min())
     assert counted.counts == torch.bincount(bins - bins.min()).tolist()
 
-    observer = breakdown.BreakdownObserver(["d"])
+    observer = breakdown.BreakdownObserver({"d": d})
     observer("d", 0.25, d, product)
     observer("d", 0.75, d, product)
     for fraction, largest in observer.result("d").top.items():

@@ -10,7 +10,7 @@ from torch import nn
 import stepscope
 from cases import CASES, FAMILIES, SMOOTH, case, cast, dense, flat
 from stepscope import Objective, UsageError
-from stepscope.measuring import hessian_rows, measurement
+from stepscope.measuring import hessian_rows, measurement, slopes
 from stepscope.measuring.curvature import curvature
 from stepscope.objective import vectors
 
@@ -462,3 +462,18 @@ def test_a_landscape_sees_no_descent_within_the_measured_rounding(monkeypatch):
     monkeypatch.setattr(measurement, "rounding_of_losses", lambda *_: 1e3)
     measured = stepscope.measure(c.objective(), direction, landscape=True)["sgd"]
     assert (measured.landscape.status, measured.sharpness_finite) == ("no descent", None)
+
+
+@pytest.mark.parametrize(("third", "narrower", "takes_gradients"), [(10.0, 1, 0), (1e4, 8, 0), (1e6, 1, 1)])
+def test_a_third_derivative_is_no_other_gradient(third, narrower, takes_gradients, monkeypatch):
+    """``f = x + x²/2 + cx³`` at 0: on the whole segment the loss has another mean slope than at its middle."""
+    taken = []
+    by_gradients = slopes.segment_of_gradients
+    monkeypatch.setattr(slopes, "segment_of_gradients", lambda *a: taken.append(a) or by_gradients(*a))
+    w = torch.nn.ParameterDict({"x": torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))})
+    objective = Objective(w, lambda m, b: (m["x"] + m["x"] ** 2 / 2 + third * m["x"] ** 3).sum() + 1, [0], lambda b: 1)
+    m = stepscope.measure(objective, {"d": {"x": -torch.ones(1)}}, landscape=True)["d"]
+    assert m.gradient_agrees
+    assert len(taken) == takes_gradients
+    assert m.loss_slope == pytest.approx(-1 - third * (m.finite_step / narrower) ** 2, rel=1e-9)
+    assert m.sharpness_finite == pytest.approx(1, rel=1e-6)

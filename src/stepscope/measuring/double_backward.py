@@ -98,7 +98,7 @@ def hessian_product(objective: Objective, gradient: Direction, u: Direction, *, 
         allow_unused=True,
     )
     return {
-        name: product.to_dense() if product.is_sparse else product
+        name: product.to_dense() if product.is_sparse else product.contiguous()
         for name, product in zip(objective.parameters, products, strict=True)
         if product is not None
     }

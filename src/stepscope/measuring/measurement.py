@@ -45,8 +45,9 @@ class Measurement:
         gradient_norm: ``‖g‖``.
         norm: ``‖d‖``.
         slope: ``gᵀu``, negative when ``d`` descends: the gradient correlation of [1], by unit of length.
-        loss_slope: ``(f(x + hu) − f(x − hu)) / 2h`` with ``h = finite_step``: the slope of the loss itself; ``None``
-            without a landscape or segment, and where the loss isn't finite at an end.
+        loss_slope: ``(f(x + hu) − f(x − hu)) / 2h`` with ``h = finite_step``, or an eighth of it where the slope
+            changes much within: the slope of the loss itself; ``None`` without a landscape or segment, and where the
+            loss isn't finite at an end.
         gradient_agrees: whether `loss_slope` is the slope that gradients have on the same segment. It isn't where the
             gradient isn't that of the loss: straight-through estimators, stop-gradients, gradient reversals. Without
             a `loss_slope`, whether that is so along the gradient; ``None`` where the loss isn't finite there.
@@ -202,7 +203,7 @@ def measure_units(
     started = time.perf_counter()
     with objective.measuring():
         layer_of = grouping(layer, objective.parameters)
-        observer = BreakdownObserver(units, layer_of) if breakdown else None
+        observer = BreakdownObserver(vectors.UnitVectors(units), layer_of) if breakdown else None
         terms = curvature(objective, vectors.UnitVectors(units), method, observer)
         point = _Point(objective, terms, landscape, segment, observer, layer_of if within_layers else None)
         point.check()
@@ -266,7 +267,7 @@ class _Point:
             return
         along = vectors.UnitDirection.of(self._terms.gradient, self._objective.parameters).u
         if self._with_landscape or self._with_gradients:
-            self._rounding = rounding_of_losses(self._objective, along, self._loss)
+            self._rounding = rounding_of_losses(self._objective, along, self._loss, self._gradient_norm)
         elif not self._terms.slope_checks:
             around = segment_of_losses(self._objective, along, self._finite_step, self._loss, self._gradient_norm)
             self._gradient_agrees = around.slope_check.agrees if around else None

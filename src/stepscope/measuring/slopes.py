@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -47,20 +47,21 @@ class Segment:
     slope_check: SlopeCheck
 
 
-def rounding_of_losses(objective: Objective, along: Direction, loss: float) -> float:
-    """How far rounding may move ``f(x − tu) − 2f(x) + f(x + tu)``, for four forward passes.
+def rounding_of_losses(objective: Objective, along: Direction, loss: float, slope: float) -> float:
+    """How far rounding may move ``f(x − tu) − 2f(x) + f(x + tu)``, for two forward passes.
 
     A loss is a small difference of larger numbers where a model is nearly right, so its own size says little. Nearer to
-    ``x`` than its curvature can be seen, all that is left of that difference is rounding.
+    ``x`` than its curvature can be seen, all that is left of ``f(x + tu) − f(x) − t·uᵀ∇f`` is rounding.
 
     Args:
         objective: the loss.
         along: a unit direction.
         loss: ``f(x)``.
+        slope: ``uᵀ∇f(x)``.
     """
     t = relative_step(objective, 8 * largest_eps(objective))
-    seen = [abs(objective.loss_at(along, s) - 2 * loss + objective.loss_at(along, -s)) for s in (t, 2 * t)]
-    return 4 * max(largest_eps(objective) * abs(loss), *(value for value in seen if math.isfinite(value)), 0.0)
+    seen = [abs(objective.loss_at(along, s) - loss - s * slope) for s in (t, -t)]
+    return max(4 * largest_eps(objective) * abs(loss), *(8 * value for value in seen if math.isfinite(value)), 0.0)
 
 
 def segment_of_losses(
@@ -70,7 +71,8 @@ def segment_of_losses(
 
     ``(f(x+hu) − 2f(x) + f(x−hu)) / h²`` is the mean of ``uᵀHu``, weighted by ``1 − |t|/h``. The mean slopes of the two
     halves differ by ``h`` times that, and the gradient of the loss lies between them, up to rounding and third
-    derivatives. Where it doesn't, the gradients at the ends decide whether it is that of another function.
+    derivatives. Where it doesn't, an eighth of the segment is tried, in which these are smaller. Where it doesn't there
+    either, the gradients at the ends decide whether it is that of another function.
 
     Args:
         objective: the loss.
@@ -80,16 +82,23 @@ def segment_of_losses(
         slope: ``uᵀ∇f(x)``.
         rounding: see `rounding_of_losses`.
     """
+    segment = _ends(objective, u, h, loss, slope, rounding)
+    if segment is None or segment.slope_check.agrees:
+        return segment
+    within = _ends(objective, u, h / 8, loss, slope, rounding)
+    if within is not None and within.slope_check.agrees:
+        return replace(segment, slope_check=within.slope_check)
+    return replace(segment, slope_check=segment_of_gradients(objective, u, h, slope, rounding).slope_check)
+
+
+def _ends(objective: Objective, u: Direction, h: float, loss: float, slope: float, rounding: float) -> Segment | None:
     ahead, behind = objective.loss_at(u, h), objective.loss_at(u, -h)
     if not math.isfinite(ahead + behind):
         return None
     rounding = max(rounding, 4 * largest_eps(objective) * max(abs(ahead), abs(behind)))
     bend = ahead - 2 * loss + behind
     tolerance = (abs(bend) + 2 * rounding) / h + 1e-3 * abs(slope)
-    check = SlopeCheck((ahead - behind) / (2 * h), slope, tolerance)
-    if not check.agrees:
-        check = segment_of_gradients(objective, u, h, slope, rounding).slope_check
-    return Segment(bend / h**2, rounding / h**2, check)
+    return Segment(bend / h**2, rounding / h**2, SlopeCheck((ahead - behind) / (2 * h), slope, tolerance))
 
 
 def segment_of_gradients(objective: Objective, u: Direction, h: float, slope: float, rounding: float = 0.0) -> Segment:

@@ -283,7 +283,8 @@ class Measurable:
 
 
 def _is_empty(module: nn.Module) -> bool:
-    return not (module._parameters or module._buffers or module._modules)
+    held = (*module._parameters.values(), *module._buffers.values(), *module._modules.values())
+    return all(value is None for value in held)  # a cross-entropy without weights of classes
 
 
 def _set_mode(module: nn.Module, training: bool) -> None:

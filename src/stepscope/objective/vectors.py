@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -72,6 +73,51 @@ def _joined(parts: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     return parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
 
 
+def numbers(scalars: Iterable[Tensor]) -> list[float]:
+    """Scalar tensors as numbers: a device is waited for once, not for each.
+
+    Example:
+        >>> numbers([torch.tensor(1.0), torch.tensor(2.0)])
+        [1.0, 2.0]
+    """
+    scalars = list(scalars)
+    if len({scalar.device for scalar in scalars}) == 1:
+        return list(torch.stack(scalars).tolist())
+    return [float(scalar) for scalar in scalars]
+
+
+def places(chosen: Tensor) -> Tensor:
+    """Where a flat tensor of booleans is true, as indices. On a CPU numpy is three times as fast as torch.
+
+    Example:
+        >>> places(torch.tensor([False, True, True]))
+        tensor([1, 2])
+    """
+    if chosen.device.type == "cpu":
+        with suppress(RuntimeError):  # numpy is missing
+            return torch.from_numpy(chosen.numpy().nonzero()[0])
+    return chosen.nonzero().view(-1)
+
+
+def dots(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, float]:
+    """Inner products ``aᵢᵀbᵢ`` of the tensors that both have, by their names.
+
+    Example:
+        >>> dots({"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([3.0, 4.0]), "b": torch.ones(1)})
+        {'w': 11.0}
+    """
+    names, products = [], []
+    for name in a:
+        if name in b:
+            for x, y in pieces(a[name], b[name]):
+                names.append(name)
+                products.append(torch.dot(x.to(accumulator(x)), y.to(accumulator(x))))
+    values = dict.fromkeys(names, 0.0)
+    for name, value in zip(names, numbers(products), strict=True):
+        values[name] += value
+    return values
+
+
 def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
     """Inner product ``aᵀb``; a tensor that only one of them has counts as zero in the other.
 
@@ -79,12 +125,7 @@ def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
         >>> dot({"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([3.0, 4.0]), "b": torch.ones(1)})
         11.0
     """
-    return math.fsum(
-        float(torch.dot(x.to(accumulator(x)), y.to(accumulator(x))))
-        for name in a
-        if name in b
-        for x, y in pieces(a[name], b[name])
-    )
+    return math.fsum(dots(a, b).values())
 
 
 def norm(a: Mapping[str, Tensor]) -> float:
@@ -94,9 +135,8 @@ def norm(a: Mapping[str, Tensor]) -> float:
         >>> norm({"w": torch.tensor([3.0]), "b": torch.tensor([4.0])})
         5.0
     """
-    return math.hypot(
-        *(float(torch.linalg.vector_norm(x.to(accumulator(x)))) for tensor in a.values() for (x,) in pieces(tensor))
-    )
+    norms = [torch.linalg.vector_norm(x.to(accumulator(x))) for tensor in a.values() for (x,) in pieces(tensor)]
+    return math.hypot(*numbers(norms))
 
 
 def is_finite(a: Mapping[str, Tensor]) -> bool:
@@ -168,7 +208,7 @@ class UnitDirection:
         for name, tensor in self.direction.items():
             like = self.parameters[name]
             exact = tensor.to(like.device, torch.promote_types(tensor.dtype, like.dtype))
-            u[name] = (exact / self.norm).to(like.dtype)
+            u[name] = (exact / self.norm).to(like.dtype).contiguous()
         return u
 
 

@@ -27,7 +27,7 @@ class RecordedLandscape:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedMagnitudes:
-    """The histogram of a direction's coordinates: see `stepscope.measuring.breakdown.Magnitudes`."""
+    """The histogram of a direction's coordinates: see `stepscope.measuring.magnitudes.Magnitudes`."""
 
     zeros: int
     lowest: int
