@@ -71,13 +71,13 @@ def test_the_whole_product_agrees_with_the_dense_hessian(name):
     _, _, hessian = dense(name)
     with objective.measuring():
         units = {
-            label: vectors.UnitDirection.of(direction, objective.parameters).u
+            label: vectors.UnitDirection.of(direction, objective.parameters)
             for label, direction in some_directions(objective).items()
         }
         curvature(objective, units, "autograd", products)
     scale = float(torch.linalg.matrix_norm(hessian, 2))
-    for label, u in units.items():
-        error = flat(c, products.of[label]) - hessian @ flat(c, u)
+    for label, unit in units.items():
+        error = flat(c, products.of[label]) * unit.length - hessian @ flat(c, unit.u)
         assert float(error.norm()) <= c.tolerance * scale, label
 
 
@@ -235,8 +235,9 @@ def test_other_errors_of_the_model_are_not_swallowed():
     def loss(m, b):
         raise RuntimeError("out of memory")
 
+    objective = Objective(x, loss, [torch.ones(1, 2)])
     with pytest.raises(RuntimeError, match="out of memory"):
-        curvature(Objective(x, loss, [torch.ones(1, 2)]), {"d": {"bias": torch.ones(1)}})
+        curvature(objective, {"d": vectors.UnitDirection.of({"bias": torch.ones(1)}, objective.parameters)})
 
 
 def test_unknown_method():

@@ -13,12 +13,13 @@ def by_losses(objective, units, observe=None):
     """``uᵀHu`` by second differences of the loss, which are exact on quadratics up to rounding."""
     loss, gradient = objective.gradient()
     terms = Curvature("toy", loss=loss, gradient=gradient, reason="losses are enough")
-    for label, u in units.items():
-        sharpness = objective.loss_at(u, 1.0) - 2 * loss + objective.loss_at(u, -1.0)
+    for label, unit in units.items():
+        vector, square = unit.vector, unit.length**2
+        sharpness = (objective.loss_at(vector, 1.0) - 2 * loss + objective.loss_at(vector, -1.0)) / square
         terms.sharpness[label] = [sharpness] * len(objective.batches)
         terms.numerical_error[label] = 1e-9
         if observe is not None:
-            observe(label, 1.0, u, {name: sharpness * x for name, x in u.items()})
+            observe(label, 1 / square, vector, {name: sharpness * x for name, x in vector.items()})
     return terms
 
 
@@ -46,7 +47,7 @@ def test_the_split_within_layers_takes_the_same_method(monkeypatch):
     calls = []
 
     def counted(objective, units, observe=None):
-        calls.append({label: vectors.norm(u) for label, u in units.items()})
+        calls.append({label: vectors.norm(unit.u) for label, unit in units.items()})
         return by_losses(objective, units, observe)
 
     monkeypatch.setitem(METHODS, "toy", counted)

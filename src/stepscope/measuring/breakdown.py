@@ -16,7 +16,7 @@ from stepscope.clipping import count_of
 from stepscope.errors import UsageError
 from stepscope.measuring.curvature import Method, curvature
 from stepscope.measuring.magnitudes import Largest, Magnitudes, SortedMagnitudes
-from stepscope.objective import Direction, Objective, vectors
+from stepscope.objective import Direction, Objective, UnitDirection, vectors
 
 Grouping = Callable[[str], str]
 """From the name of a parameter to the name of its layer."""
@@ -55,29 +55,30 @@ class BreakdownObserver:
     """Adds up the breakdown of each direction from the products ``Hu`` of a curvature method; an `Observer`.
 
     Args:
-        units: ``{label: u}``: one after another is sorted before the first product.
+        units: the directions: one after another is sorted before the first product.
         layer: the layer of a parameter, a function of its name.
     """
 
-    def __init__(self, units: Mapping[str, Direction], layer: Grouping = layer_of) -> None:
+    def __init__(self, units: Mapping[str, UnitDirection], layer: Grouping = layer_of) -> None:
         self._layer = layer
         self._labels = list(units)
         self._magnitudes: dict[str, Magnitudes] = {}
         self._largest: dict[str, dict[float, Largest]] = {}
         for label in self._labels:
-            u = units[label]
-            ordered, size = SortedMagnitudes(u), sum(tensor.numel() for tensor in u.values())
+            vector = units[label].vector
+            ordered, size = SortedMagnitudes(vector), sum(tensor.numel() for tensor in vector.values())
             self._magnitudes[label] = ordered.histogram()
             self._largest[label] = {p: ordered.largest(count_of(p, size)) for p in TOP_FRACTIONS}
-            del ordered, u  # one direction at a time
+            del ordered, vector  # one direction at a time
+        self._squares = {label: unit.length**2 for label, unit in units.items()}
         self.clear()
 
-    def __call__(self, label: str, weight: float, u: Direction, product: Direction) -> None:
+    def __call__(self, label: str, weight: float, vector: Direction, product: Direction) -> None:
         """Adds the product of one micro-batch."""
-        layers, dots = self._layers[label], vectors.dots(u, product)
-        for name in u:
+        layers, dots = self._layers[label], vectors.dots(vector, product)
+        for name in vector:
             layers[self._layer(name)] = layers.get(self._layer(name), 0.0) + weight * dots.get(name, 0.0)
-        for fraction, value in _of_largest(u, product, self._largest[label]).items():
+        for fraction, value in _of_largest(vector, product, self._largest[label]).items():
             self._top[label][fraction] += weight * value
 
     def clear(self) -> None:
@@ -88,7 +89,7 @@ class BreakdownObserver:
     def result(self, label: str) -> Breakdown:
         """The breakdown of one direction."""
         top = {
-            fraction: {"norm": part.norm, "sharpness": self._top[label][fraction]}
+            fraction: {"norm": part.norm / self._squares[label], "sharpness": self._top[label][fraction]}
             for fraction, part in self._largest[label].items()
         }
         return Breakdown(self._layers[label], top, self._magnitudes[label])
@@ -127,11 +128,11 @@ def within_layers(
         restricted.setdefault(layer(name), {})[name] = tensor
     with objective.measuring():
         units = {
-            label: vectors.UnitDirection.of(own, objective.parameters)
+            label: UnitDirection.of(own, objective.parameters)
             for label, own in restricted.items()
             if any(bool(tensor.any()) for tensor in own.values())
         }
-        terms = curvature(objective, vectors.UnitVectors(units), method)
+        terms = curvature(objective, units, method)
     squared_norm = math.fsum(unit.norm**2 for unit in units.values())
     sharpness = {label: objective.mean(values) for label, values in terms.sharpness.items()}
     return {

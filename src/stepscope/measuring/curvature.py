@@ -8,7 +8,7 @@ from stepscope.errors import UsageError
 from stepscope.measuring.curvature_terms import Curvature, CurvatureMethod, Observer
 from stepscope.measuring.double_backward import SecondDerivativeError, autograd, double_backward
 from stepscope.measuring.gradient_differences import difference
-from stepscope.objective import Direction, Objective, check_objective
+from stepscope.objective import Objective, UnitDirection, check_objective
 
 Method = str
 """The name of a row of `METHODS`."""
@@ -16,7 +16,7 @@ Method = str
 
 def curvature(
     objective: Objective,
-    units: Mapping[str, Direction],
+    units: Mapping[str, UnitDirection],
     method: Method = "auto",
     observe: Observer | None = None,
 ) -> Curvature:
@@ -26,7 +26,7 @@ def curvature(
 
     Args:
         objective: the loss.
-        units: ``{label: u}``, of length 1 and in the parameters' dtype (`UnitDirection`).
+        units: ``{label: direction}``.
         method: a name in `METHODS`.
         observe: called with the products ``Hu`` that the method computes.
 
@@ -35,10 +35,11 @@ def curvature(
 
     Example:
         >>> import torch
+        >>> from stepscope.objective import UnitDirection
         >>> w = torch.nn.ParameterDict({"x": torch.nn.Parameter(torch.ones(2, dtype=torch.float64))})
         >>> f = Objective(w, lambda m, h: 0.5 * (h * m["x"] ** 2).sum(), [torch.tensor([1.0, 9.0])], lambda _: 1)
-        >>> diagonal = {"x": torch.full((2,), 0.5**0.5, dtype=torch.float64)}  # H = diag(1, 9): uᵀHu = (1 + 9) / 2
-        >>> [round(curvature(f, {"u": diagonal}, name).sharpness["u"][0], 3) for name in ("autograd", "difference")]
+        >>> diagonal = UnitDirection.of({"x": torch.ones(2)}, f.parameters)  # H = diag(1, 9): uᵀHu = (1 + 9) / 2
+        >>> [round(curvature(f, {"d": diagonal}, name).sharpness["d"][0], 3) for name in ("autograd", "difference")]
         [5.0, 5.0]
 
     References:
@@ -51,12 +52,12 @@ def curvature(
     return METHODS[method](objective, units, observe)
 
 
-def automatic(objective: Objective, units: Mapping[str, Direction], observe: Observer | None = None) -> Curvature:
+def automatic(objective: Objective, units: Mapping[str, UnitDirection], observe: Observer | None = None) -> Curvature:
     """Double backward where the model has a second derivative that can be trusted, else differences of gradients.
 
     Args:
         objective: the loss.
-        units: ``{label: u}``.
+        units: ``{label: direction}``.
         observe: see `Observer`.
     """
     try:

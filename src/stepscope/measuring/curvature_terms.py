@@ -7,14 +7,21 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from stepscope.measuring.slopes import SlopeCheck
-from stepscope.objective import Direction, Objective
+from stepscope.objective import Direction, Objective, UnitDirection
 
 
 class Observer(Protocol):
     """Sees each product ``Hu`` that a method computes on the way."""
 
-    def __call__(self, label: str, weight: float, u: Direction, product: Direction) -> None:
-        """A product ``H_b u`` of a micro-batch ``b``, with the weight of the micro-batch in the pooled loss."""
+    def __call__(self, label: str, weight: float, vector: Direction, product: Direction) -> None:
+        """A product of a micro-batch ``b``: ``weight · vectorᵀproduct`` are the parts that ``uᵀHu`` is the sum of.
+
+        Args:
+            label: of the direction.
+            weight: that of the micro-batch in the pooled loss, over the squared length of `vector`.
+            vector: `UnitDirection.vector`.
+            product: ``H_b · vector``.
+        """
 
     def clear(self) -> None:
         """Forgets all products: the method failed, and another begins."""
@@ -49,12 +56,12 @@ class CurvatureMethod(Protocol):
     """A way to compute ``uᵀHu``."""
 
     def __call__(
-        self, objective: Objective, units: Mapping[str, Direction], observe: Observer | None = None
+        self, objective: Objective, units: Mapping[str, UnitDirection], observe: Observer | None = None
     ) -> Curvature:
         """The loss, its gradient and ``uᵀHu`` at the present parameters.
 
         Args:
             objective: the loss.
-            units: ``{label: u}``, of length 1 and in the parameters' dtype (`UnitDirection`).
+            units: the directions.
             observe: called with the products ``Hu``.
         """

@@ -11,19 +11,19 @@ import torch
 
 from stepscope.errors import UsageError
 from stepscope.measuring.curvature_terms import Curvature, Observer
-from stepscope.objective import Direction, Objective, reached, vectors
+from stepscope.objective import Direction, Objective, UnitDirection, reached, vectors
 
 
 class SecondDerivativeError(Exception):
     """The second derivative of a loss is missing, wrong or not finite; the message says where."""
 
 
-def autograd(objective: Objective, units: Mapping[str, Direction], observe: Observer | None = None) -> Curvature:
+def autograd(objective: Objective, units: Mapping[str, UnitDirection], observe: Observer | None = None) -> Curvature:
     """``uᵀHu`` by double backward, for a user who asks for it: custom autograd functions are trusted.
 
     Args:
         objective: the loss.
-        units: ``{label: u}``.
+        units: ``{label: direction}``.
         observe: see `Observer`.
 
     Raises:
@@ -36,7 +36,7 @@ def autograd(objective: Objective, units: Mapping[str, Direction], observe: Obse
 
 
 def double_backward(
-    objective: Objective, units: Mapping[str, Direction], observe: Observer | None, *, trusting: bool
+    objective: Objective, units: Mapping[str, UnitDirection], observe: Observer | None, *, trusting: bool
 ) -> Curvature:
     """``uᵀHu`` by double backward: ``Hu`` is the derivative of ``uᵀ∇f``.
 
@@ -45,7 +45,7 @@ def double_backward(
 
     Args:
         objective: the loss.
-        units: ``{label: u}``.
+        units: ``{label: direction}``.
         observe: see `Observer`.
         trusting: whether a custom `torch.autograd.Function` in the graph is trusted to have a second derivative.
 
@@ -69,12 +69,12 @@ def double_backward(
             gradient = objective.derivative(loss, create_graph=True)
             del loss
             for left, label in zip(reversed(range(len(units))), units, strict=True):
-                u = units[label]
-                product = hessian_product(objective, gradient, u, retain_graph=left > 0)
-                result.sharpness[label].append(vectors.dot(u, product))
+                vector, square = units[label].vector, units[label].length ** 2
+                product = hessian_product(objective, gradient, vector, retain_graph=left > 0)
+                result.sharpness[label].append(vectors.dot(vector, product) / square)
                 if observe is not None:
-                    observe(label, weight, u, product)
-                del u, product  # one product at a time
+                    observe(label, weight / square, vector, product)
+                del vector, product  # one product at a time
             vectors.absorb(result.gradient, gradient, weight)  # and one graph
     reached(result.gradient)
     if not all(math.isfinite(value) for values in result.sharpness.values() for value in values):

@@ -8,10 +8,10 @@ import torch
 
 from stepscope.measuring.curvature_terms import Curvature, Observer
 from stepscope.measuring.slopes import relative_step, slope_check, slopes_at
-from stepscope.objective import Direction, Objective, vectors
+from stepscope.objective import Direction, Objective, UnitDirection, vectors
 
 
-def difference(objective: Objective, units: Mapping[str, Direction], observe: Observer | None = None) -> Curvature:
+def difference(objective: Objective, units: Mapping[str, UnitDirection], observe: Observer | None = None) -> Curvature:
     """``uᵀHu`` by central differences of the slope ``s(t) = uᵀ∇f(x+tu)``, at two step lengths.
 
     ``D(h) = (s(h) − s(−h)) / 2h`` has an error of order ``h²`` on smooth losses, which ``(4D(h/2) − D(h)) / 3`` cancels
@@ -23,7 +23,7 @@ def difference(objective: Objective, units: Mapping[str, Direction], observe: Ob
 
     Args:
         objective: the loss.
-        units: ``{label: u}``.
+        units: ``{label: direction}``.
         observe: see `Observer`.
     """
     result = Curvature("difference")
@@ -31,7 +31,7 @@ def difference(objective: Objective, units: Mapping[str, Direction], observe: Ob
         result.loss, result.gradient = objective.gradient()
         h = difference_step(objective)
         for label in units:
-            u = units[label]
+            u = units[label].u
             product: Direction | None = None if observe is None else {}
             # (4D(h/2) − D(h)) / 3, written out.
             (f, a), (e, b) = (slopes_at(objective, u, t, product, -1 / (6 * t)) for t in (h, -h))
@@ -48,7 +48,7 @@ def difference(objective: Objective, units: Mapping[str, Direction], observe: Ob
             slopes = objective.mean(b), s0, objective.mean(a)
             result.slope_checks[label] = slope_check(objective, h, objective.mean(e), slopes, objective.mean(f))
             if observe is not None and product is not None:
-                observe(label, 1.0, u, product)
+                observe(label, 1 / units[label].length, units[label].vector, product)
     return result
 
 

@@ -203,8 +203,8 @@ def measure_units(
     started = time.perf_counter()
     with objective.measuring():
         layer_of = grouping(layer, objective.parameters)
-        observer = BreakdownObserver(vectors.UnitVectors(units), layer_of) if breakdown else None
-        terms = curvature(objective, vectors.UnitVectors(units), method, observer)
+        observer = BreakdownObserver(units, layer_of) if breakdown else None
+        terms = curvature(objective, units, method, observer)
         point = _Point(objective, terms, landscape, segment, observer, layer_of if within_layers else None)
         point.check()
         shared_seconds = (time.perf_counter() - started) / len(units)

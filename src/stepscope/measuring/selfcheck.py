@@ -11,7 +11,7 @@ import torch
 from stepscope.errors import UsageError
 from stepscope.measuring.curvature import Method, curvature
 from stepscope.measuring.gradient_differences import difference
-from stepscope.objective import Direction, Objective, vectors
+from stepscope.objective import Direction, Objective, UnitDirection, vectors
 
 ANOTHER_GRADIENT = (
     "the gradient isn't that of the loss (a straight-through estimator, a stop-gradient, a gradient reversal, a custom "
@@ -95,7 +95,7 @@ def self_check(objective: Objective) -> SelfCheck:
             )
         along = _random_direction(objective, 1) if vectors.norm(gradient) == 0 else gradient
         directions = {"a": along, "b": _random_direction(objective, 2)}
-        units = {label: vectors.UnitDirection.of(d, objective.parameters).u for label, d in directions.items()}
+        units = {label: UnitDirection.of(d, objective.parameters) for label, d in directions.items()}
         exact, asymmetry = _by_autograd(objective, units)
         finite = difference(objective, {"a": units["a"]})
         by_difference, error_bar = objective.mean(finite.sharpness["a"]), finite.numerical_error["a"]
@@ -143,20 +143,22 @@ def _verdict(exact: float | None, finite: float, error_bar: float) -> Verdict:
 class _Crossed:
     """Collects ``aᵀHb`` and ``bᵀHa``, and the lengths of ``Ha`` and ``Hb``."""
 
-    def __init__(self, units: dict[str, Direction]) -> None:
+    def __init__(self, units: dict[str, UnitDirection]) -> None:
         self._units = units
         self.clear()
 
-    def __call__(self, label: str, weight: float, u: Direction, product: Direction) -> None:
-        del u
-        self.crossed[label] += weight * vectors.dot(self._units["b" if label == "a" else "a"], product)
+    def __call__(self, label: str, weight: float, vector: Direction, product: Direction) -> None:
+        del vector
+        weight *= self._units[label].length  # of a product with the unit vector
+        other = self._units["b" if label == "a" else "a"]
+        self.crossed[label] += weight * vectors.dot(other.vector, product) / other.length
         self.sizes[label] += weight * vectors.norm(product)
 
     def clear(self) -> None:
         self.crossed, self.sizes = {"a": 0.0, "b": 0.0}, {"a": 0.0, "b": 0.0}
 
 
-def _by_autograd(objective: Objective, units: dict[str, Direction]) -> tuple[float | None, float | None]:
+def _by_autograd(objective: Objective, units: dict[str, UnitDirection]) -> tuple[float | None, float | None]:
     """``aᵀHa``, and the difference of ``aᵀHb`` and ``bᵀHa`` relative to ``‖Ha‖``; ``None`` without double backward."""
     observer = _Crossed(units)
     try:

@@ -211,24 +211,22 @@ class UnitDirection:
             u[name] = (exact / self.norm).to(like.dtype).contiguous()
         return u
 
+    @property
+    def vector(self) -> Direction:
+        """A multiple of ``u``: ``d`` itself, which takes no memory, where its tensors are as the parameters are."""
+        return self.direction if self._is_ready else self.u
 
-class UnitVectors(Mapping[str, Direction]):
-    """``{label: u}``, where each ``u`` is made when it is looked up.
+    @property
+    def length(self) -> float:
+        """The length of `vector`."""
+        return self.norm if self._is_ready else 1.0
 
-    Example:
-        >>> units = UnitVectors({"d": UnitDirection.of({"w": torch.tensor([3.0, 4.0])}, {"w": torch.zeros(2)})})
-        >>> list(units), units["d"]
-        (['d'], {'w': tensor([0.6000, 0.8000])})
-    """
-
-    def __init__(self, units: Mapping[str, UnitDirection]) -> None:
-        self._units = units
-
-    def __getitem__(self, label: str) -> Direction:
-        return self._units[label].u
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._units)
-
-    def __len__(self) -> int:
-        return len(self._units)
+    @property
+    def _is_ready(self) -> bool:
+        # Far beyond these lengths a product with the Hessian could leave the range of its type.
+        return 1e-12 < self.norm < 1e12 and all(
+            (tensor.dtype, tensor.device) == (self.parameters[name].dtype, self.parameters[name].device)
+            and tensor.dtype in (torch.float32, torch.float64)
+            and tensor.is_contiguous()
+            for name, tensor in self.direction.items()
+        )
