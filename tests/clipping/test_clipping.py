@@ -180,6 +180,17 @@ def test_a_wrong_bracket_costs_time_and_never_the_result(bounds, kind, types, se
     assert math.isnan(threshold) if "nan" in kind else threshold == by_sort
 
 
+@pytest.mark.parametrize("bounds", [(0.5, 1.0), (3.0, 1.0), (1.0, 0.0), (math.nan, 1.0), (1.0, math.nan)])
+def test_every_rank_within_a_bracket_and_beside_it(bounds, monkeypatch):
+    """Also one that is the wrong way round, or NaN."""
+    monkeypatch.setattr(order_statistics, "_SMALL", 100)
+    monkeypatch.setattr(order_statistics, "_ROOM", 1)
+    monkeypatch.setattr(order_statistics, "_bracket", lambda *_: bounds)
+    values = torch.randn(301, generator=torch.Generator().manual_seed(0))
+    magnitudes = values.abs().sort(descending=True).values.tolist()
+    assert [kth_largest([values], k) for k in range(1, 302)] == magnitudes
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     lengths=st.lists(st.integers(0, 30_000), min_size=1, max_size=8),
@@ -220,13 +231,27 @@ def test_the_bracket_is_used_and_small(monkeypatch):
         assert kth_largest([values], 30_000) == float(values.abs().sort(descending=True).values[29_999])
 
 
+@pytest.mark.parametrize("kind", ["all equal", "two magnitudes"])
+def test_equal_magnitudes_at_the_threshold_are_one_bracket(kind, monkeypatch):
+    """However many there are, the second way is not needed."""
+    monkeypatch.setattr(order_statistics, "_by_bits", None)
+    monkeypatch.setattr(order_statistics, "_SMALL", 1000)
+    values = spread(kind, 300_000)
+    magnitudes = values.abs().sort(descending=True).values
+    for k in (30_000, 200_000, 290_000):
+        assert kth_largest([values], k) == float(magnitudes[k - 1])
+
+
 @pytest.mark.parametrize("small", [1000, 1 << 20])
-def test_a_nan_anywhere_in_a_large_tensor(small, monkeypatch):
+@pytest.mark.parametrize("kind", ["normal", "all equal"])
+@pytest.mark.parametrize("place", [0, 250_000, 299_999])
+def test_a_nan_anywhere_in_a_large_tensor(place, kind, small, monkeypatch):
     monkeypatch.setattr(order_statistics, "_SMALL", small)
-    values = torch.randn(300_000)
-    values[250_000] = math.nan
-    assert math.isnan(kth_largest([values], 5))
-    assert math.isnan(kth_largest([values.bfloat16()], 5))
+    values = spread(kind, 300_000)
+    values[place] = math.nan
+    for k in (5, 30_000):
+        assert math.isnan(kth_largest([values], k))
+        assert math.isnan(kth_largest([values.bfloat16()], k))
 
 
 def test_without_numpy(monkeypatch):
@@ -273,7 +298,7 @@ def test_nothing_is_read_back(zeros):
 
 def test_transposed_and_strided_tensors_are_read_as_they_lie():
     base = torch.randn(600, 700)
-    for view in (base.T, base[:, ::2], base.view(60, 10, 700).permute(2, 0, 1), base.expand(2, 600, 700)):
+    for view in (base, base.T, base[:, ::2], base.view(60, 10, 700).permute(2, 0, 1), base.expand(2, 600, 700)):
         k = view.numel() // 10
         assert kth_largest([view], k) == float(view.reshape(-1).abs().sort(descending=True).values[k - 1])
 
