@@ -358,7 +358,7 @@ def test_wrong_tensors(tensor):
     ("size", "fraction"), [(1_000_000, 0.1), (1_000_000, 0.5), (20_000_000, 0.5), (60_000_000, 0.1)]
 )
 def test_large_gradients_need_little_memory(size, fraction):
-    """Peak resident memory beyond the gradient itself: less than 5% of it, and sorting would be seen."""
+    """Peak resident memory beyond the gradient itself: less than 5% of it, and a single copy would be seen."""
     code = f"""
 import torch
 from pathlib import Path
@@ -375,12 +375,12 @@ gradient = torch.empty({size}).normal_()
 most, order_statistics._SMALL = order_statistics._SMALL, 1000  # all code is loaded first, with hardly any data
 fraction_threshold([gradient[:20_000]], {fraction})
 order_statistics._SMALL = most
-print(extra(lambda: fraction_threshold([gradient], {fraction})), extra(lambda: gradient.abs().sort()))
+print(extra(lambda: fraction_threshold([gradient], {fraction})), extra(gradient.clone))
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    ours, sorting = map(float, done.stdout.split())
+    ours, copying = map(float, done.stdout.split())
     assert 0 < ours < 0.05
-    assert sorting > 2
+    assert copying > 0.9
 
 
 def _reference_adam(x, gradients, lr, betas, fraction, *, both):
