@@ -12,6 +12,11 @@ import transformers
 
 from stepscope.paper.tasks.catalogue import TASKS
 from stepscope.paper.tasks.resnet import classifier, resnet_config
+from stepscope.paper.tasks.sources import source
+from stepscope.paper.tasks.sources.pictures import CIFAR10
+from stepscope.paper.tasks.sources.programs import STACK
+from stepscope.paper.tasks.sources.reviews import IMDB
+from stepscope.paper.tasks.sources.sentences import OPUS_BOOKS
 
 WORDS = ["red", "big", "old", "new", "deep", "calm"]
 FRENCH = dict(zip(WORDS, ["rouge", "grand", "vieux", "neuf", "profond", "calme"], strict=True))
@@ -144,20 +149,20 @@ SMALL_BATCHES = {"batch_size": 8, "eval_size": 12, "micro_batch_size": 5}
 
 
 def put_on_hub(folder, monkeypatch, kind, write_model):
-    """Puts a model and its data where the Hub's are looked for.
+    """Puts a model and its data where the Hub's are looked for, beside those that were put there before.
 
     Returns:
         The paper's configuration for them, and transformers' class of the model.
     """
-    write_data, sizes = {
-        "translation": (opus_books, {"max_tokens": 9}),
-        "code": (the_stack, {"max_tokens": 14}),
-        "sentiment": (imdb, {"max_tokens": 8}),
-        "images": (cifar10, {"depths": (1, 2), "widths": (8, 12), "embedding": 4}),
+    dataset, write_data, sizes = {
+        "translation": (OPUS_BOOKS, opus_books, {"max_tokens": 9}),
+        "code": (STACK, the_stack, {"max_tokens": 14}),
+        "sentiment": (IMDB, imdb, {"max_tokens": 8}),
+        "images": (CIFAR10, cifar10, {"depths": (1, 2), "widths": (8, 12), "embedding": 4}),
     }[kind]
     folder.mkdir(exist_ok=True)
-    path = write_data(folder)
-    monkeypatch.setattr("stepscope.paper.tasks.sources.source.cached_dataset", lambda dataset: (path, REVISION))
+    path, others = write_data(folder), source.cached_dataset
+    monkeypatch.setattr(source, "cached_dataset", lambda asked: (path, REVISION) if asked == dataset else others(asked))
     their_class = write_model(folder / "checkpoint")
     config = replace(TASKS[kind].scales["paper"], checkpoint=str(folder / "checkpoint"), **SMALL_BATCHES, **sizes)
     return config, their_class

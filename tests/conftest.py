@@ -1,11 +1,15 @@
 """What all tests share: threads, seeds, and the table of model families that is printed at the end."""
 
+import gc
 import os
 import signal
 from collections import defaultdict
 
 import pytest
-import torch
+
+gc.disable()  # what is imported stays, and looking through it again and again takes a third of the collection
+
+import torch  # noqa: E402
 
 # Small models lose more to threads than they gain, and a result must not depend on their number.
 torch.set_num_threads(1)
@@ -27,8 +31,18 @@ def _interruptible():
 
 
 def pytest_collection_modifyitems(items):
-    """Tests with other training libraries come first: importing these takes seconds, and so one worker alone does."""
-    items.sort(key=lambda item: not ("integrations" in item.path.parts or item.path.name == "test_examples.py"))
+    """Tests with other training libraries come first: importing these takes seconds, and so one worker alone does.
+
+    Then come the files with a slow test: none of them is begun when the other worker has nothing left to do.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    others = {i.path for i in items if "integrations" in i.path.parts or i.path.name == "test_examples.py"}
+    items.sort(key=lambda item: (item.path not in others, item.path not in slow))
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
 
 
 class FamilyTable:

@@ -70,7 +70,7 @@ def stored():
         measure.Case("models", "GPT-2", ways=(*measure.OWN, *measure.PEERS), directions=2, **SMALL),
         measure.Case("memory", "GPT-2", ways=("full", "vhp loop"), directions=2, **SMALL),
         measure.Case("probe", "GPT-2", **SMALL),
-        measure.Case("overhead", "GPT-2", steps=80, limit=1.0, **SMALL),
+        measure.Case("overhead", "GPT-2", steps=30, limit=1.0, **SMALL),
     ]
     sections = {}
     for case in cases:

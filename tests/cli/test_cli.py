@@ -281,10 +281,12 @@ def test_output_that_nobody_reads_loses_nothing(demo, pairs, tmp_path):
     records = (out / "measurements.jsonl").read_bytes().splitlines(keepends=True)
     (out / "measurements.jsonl").write_bytes(b"".join(records[:-1]))  # one is measured again
     code = f"""
+import vl_convert
 from stepscope.cli import main
 from stepscope.paper.experiments.compared_optimizers import RULES
 for name in set(RULES) - {FEW}:
     del RULES[name]
+vl_convert.javascript_bundle = lambda *_, **__: ""  # seconds, and nothing that is looked at here
 main()
 """
     arguments = [sys.executable, "-c", code, "demo", "--scale", "smoke", "--source", pairs, "--out", str(out)]
@@ -361,6 +363,7 @@ def test_the_trajectory_of_another_task(tmp_path, capsys):
     assert "Model: GPT-Neo of" in out
 
 
+@pytest.mark.slow
 def test_a_killed_reproduction_goes_on(tmp_path):
     """SIGKILL amid two runs side by side: their workers end, and each goes on from what it had recorded."""
     source = [f"{kind}={data_of(kind, tmp_path)}" for kind in ("sentiment", "translation")]

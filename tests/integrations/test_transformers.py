@@ -224,19 +224,19 @@ def test_a_training_that_goes_on_goes_on_with_the_records(tmp_path):
 
 
 def test_another_training_in_the_same_directory_is_refused(tmp_path):
-    trainer = trainer_of("t5", tmp_path / "out", max_steps=1)
-    trainer.add_callback(ProbeCallback(trainer, every=1, max_overhead=None, quiet=True, run_dir=tmp_path / "run"))
+    def begun(**settings):
+        trainer = trainer_of("gpt-2", tmp_path / "out", max_steps=1)
+        settings |= {"every": 1, "max_overhead": None, "quiet": True, "run_dir": tmp_path / "run", "directions": {}}
+        trainer.add_callback(ProbeCallback(trainer, **settings))
+        return trainer
+
+    trainer = begun()
     trainer.train()
     trainer.train()  # begun anew: a trial of a search, say
-    assert [len(read_run(tmp_path / name, DirectionRecord)[1]) for name in ("run", "run-2")] == [4, 4]
-    trainer = trainer_of("t5", tmp_path / "out", max_steps=1)
-    trainer.add_callback(ProbeCallback(trainer, every=1, max_overhead=None, quiet=True, run_dir=tmp_path / "run"))
+    assert [len(read_run(tmp_path / name, DirectionRecord)[1]) for name in ("run", "run-2")] == [1, 1]
     with pytest.raises(UsageError, match="measurements up to step 1 of another training"):
-        trainer.train()
-    trainer = trainer_of("t5", tmp_path / "out", max_steps=1)
-    settings = {"every": 1, "max_overhead": None, "quiet": True, "run_dir": tmp_path / "run", "overwrite": True}
-    trainer.add_callback(ProbeCallback(trainer, **settings))
-    trainer.train()
+        begun().train()
+    begun(overwrite=True).train()
     assert {r.step for r in read_run(tmp_path / "run", DirectionRecord)[1]} == {1}
 
 

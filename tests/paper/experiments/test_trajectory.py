@@ -33,6 +33,7 @@ def run(experiment, tmp_path_factory):
     return out, run_experiment(experiment, out)
 
 
+@pytest.mark.slow
 def test_the_run_is_complete(run, experiment, pairs):
     out, count = run
     head, records = read_run(out, DirectionRecord)

@@ -14,6 +14,13 @@ from stepscope import UsageError
 from stepscope.paper.experiments.workers import run_jobs
 
 
+@pytest.fixture(autouse=True)
+def _processes_start_at_once(tmp_path, monkeypatch):
+    """A process imports torch to set its threads, which takes far longer than all else that it does here."""
+    (tmp_path / "torch.py").write_text("def set_num_threads(count): pass")
+    monkeypatch.syspath_prepend(tmp_path)
+
+
 def say(job, tell):
     for number in range(3):
         tell((job, number, os.getpid(), signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())))

@@ -75,6 +75,7 @@ def small(plan, *names):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_that_fails_stops_no_other(processes, sources, tmp_path):
     plan = small(reproduction("smoke", seeds=(0,), sources={**sources, "code": str(tmp_path / "none.py")}), *NAMES[:3])
