@@ -1,5 +1,6 @@
 """Everything that measuring could disturb, to be compared before and after."""
 
+import pickle
 import queue
 import random
 
@@ -41,7 +42,7 @@ def fingerprint(model, optimizer=None):
         "training": [m.training for m in model.modules()],
         "rng": _bytes(torch.get_rng_state()),
         "python": random.getstate(),
-        "numpy": str(np.random.get_state()),
+        "numpy": pickle.dumps(np.random.get_state()),
         "grad enabled": torch.is_grad_enabled(),
         "autocast": torch.is_autocast_enabled("cpu"),
         "sdp": (torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled()),

@@ -6,6 +6,7 @@ the classes of this package, gradients and attributes of tensors, states of rand
 
 import enum
 import functools
+import pickle
 import random
 import re
 import types
@@ -39,7 +40,7 @@ def snapshot(roots: Mapping[str, Any], *, step_hooks: bool = True) -> Values:
         walk.visit(name, root)
     walk.found["random: torch"] = _bytes(torch.get_rng_state())
     walk.found["random: python"] = random.getstate()
-    walk.found["random: numpy"] = repr(np.random.get_state())
+    walk.found["random: numpy"] = pickle.dumps(np.random.get_state())
     walk.found["mode: gradients"] = torch.is_grad_enabled()
     walk.found["mode: autocast"] = torch.is_autocast_enabled("cpu")
     return walk.found

@@ -229,6 +229,7 @@ def test_where_the_learning_rate_lands():
 
 def test_print_shows_all_that_the_chart_shows(records, tmp_path):
     """Tooltips and what screen readers read are left out of what is printed: to the pixel nothing else is."""
-    chart = step_charts.landscapes(records, "sgd", 60)
+    few = [record for record in records if record.direction in ("sgd", "adam", "lion")]  # each line takes long to draw
+    chart = step_charts.landscapes(few, "sgd", 60)
     whole = pytest.importorskip("vl_convert").vegalite_to_png(chart.to_dict(), vl_version=vega_lite_version(), scale=2)
     assert save(chart, tmp_path / "figure.png").read_bytes() == whole
