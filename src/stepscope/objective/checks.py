@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from stepscope.errors import UsageError
 from stepscope.objective import vectors
-from stepscope.objective.memory import shared_memory
 from stepscope.objective.sharding import sharded, sharded_module
+from stepscope.objective.shared_memory import shared_memory
 from stepscope.objective.vectors import Direction
 
 MOST_BATCHES = 512

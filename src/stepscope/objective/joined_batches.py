@@ -48,11 +48,18 @@ def splits(batch: Any) -> Iterator[tuple[Any, Any]]:
     if rows is None or rows < 2:
         return
     for cut in sorted({1, rows // 2, rows - 1}):
-        head, tail = (
-            mapped(batch, lambda t, s=s: t[s] if t.dim() and len(t) == rows else t)  # type: ignore[misc]
-            for s in (slice(0, cut), slice(cut, rows))
-        )
-        yield head, tail
+        yield rows_of(batch, 0, cut), rows_of(batch, cut, rows)
+
+
+def rows_of(batch: Any, start: int, stop: int) -> Any:
+    """Some rows of a batch; what has no dimension of its rows is in each part.
+
+    Example:
+        >>> rows_of({"x": torch.arange(4), "scale": torch.tensor(2)}, 1, 3)
+        {'x': tensor([1, 2]), 'scale': tensor(2)}
+    """
+    rows = length(batch, 0)
+    return mapped(batch, lambda t: t[start:stop] if t.dim() and len(t) == rows else t)
 
 
 def length(batch: Any, along: int) -> int | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import torch
@@ -30,6 +30,7 @@ from stepscope.objective.loss_calls import (
     without_communication,
 )
 from stepscope.objective.measurable import HALF, Measurable, measurable, measured_dtype
+from stepscope.objective.memory_budget import MemoryPlan, PeakMemory, within
 from stepscope.objective.randomness import random_state, seed_everything
 from stepscope.objective.state import State
 from stepscope.objective.switches import attention_kernels
@@ -57,11 +58,14 @@ class Objective:
             the model is, and left as they were.
         dtype: the floating-point type to measure in. ``None``: the parameters' own, with half precision raised to
             float32. `torch.float64` gives a reference for a float32 model.
+        memory: what a measurement may take beside the model and the directions, in bytes, or below 1 as a part of what
+            is free: the batches are cut into micro-batches that fit. ``None``: they are measured as they are.
 
     Attributes:
         parameters: ``{name: parameter}`` of the trainable parameters, by the names of ``model.named_parameters()``.
         weights: ``wᵢ / Σ w`` of each micro-batch.
         weighting: what they are weighted by, and whether that was tried.
+        memory: the micro-batches that were chosen for a budget, and what they need; ``None`` without one.
 
     Raises:
         UsageError: no batches or without end, one batch where several are wanted, no trainable parameters, weights that
@@ -84,6 +88,7 @@ class Objective:
         *,
         modules: Iterable[nn.Module] = (),
         dtype: torch.dtype | None = None,
+        memory: float | None = None,
     ) -> None:
         checks.check_model(model)
         self.model = model
@@ -108,11 +113,31 @@ class Objective:
         self._kernels = [SDPBackend.MATH]
         self._scratch: list[dict[str, Tensor]] = []
         self._evaluated_once: set[Hashable] = set()
+        self.memory: MemoryPlan | None = None
+        if memory is not None:
+            device = next(iter(self.parameters.values())).device
+            self.batches, self.memory = within(memory, self.batches, self._memory_of, device)
         self.weighting = weighting(model, self.batches, weight_fn, self._tried)
         self.weights = self.weighting.weights
         # A micro-batch of weight 0 doesn't enter the loss, and its own mean may be NaN.
         self.batches = [batch for batch, weight in zip(self.batches, self.weights, strict=True) if weight > 0]
         self.weights = [weight for weight in self.weights if weight > 0]
+
+    def _memory_of(self, batch: Any) -> int:
+        """Bytes that the curvature along a direction takes on one of several micro-batches: the most of all levels."""
+        alone = Objective(
+            self.model, self.loss_fn, [batch], lambda _: 1.0, modules=self._reached.values(), dtype=self.dtype
+        )
+        with PeakMemory() as memory, alone.measuring():
+            for _, loss in alone.losses():
+                gradient = alone.derivative(loss, create_graph=True)
+                differentiable = [tensor for tensor in gradient.values() if tensor.requires_grad]
+                with suppress(RuntimeError):  # no second derivative: differences of gradients take less
+                    along = [tensor.detach() for tensor in differentiable]
+                    parameters = list(alone.parameters.values())
+                    torch.autograd.grad(differentiable, parameters, along, retain_graph=True, allow_unused=True)
+        of_other_batches = sum(p.numel() * p.element_size() for p in alone.parameters.values())  # their gradient
+        return int(memory.peak) + of_other_batches
 
     @contextmanager
     def measuring(self) -> Iterator[None]:

@@ -80,6 +80,7 @@ class Probe:
         weight_fn: see `Objective`.
         modules: see `Objective`: modules beside `model` that `loss_fn` calls, where they can't be found from it.
         layer: what a layer is in the breakdown: see `measure`.
+        memory: see `Objective`: what a measurement may take; evaluation batches are cut to fit.
         quiet: whether to keep the announcement of cost to itself.
 
     Attributes:
@@ -120,6 +121,7 @@ class Probe:
         weight_fn: Callable[[Any], float] | None = None,
         modules: Iterable[nn.Module] = (),
         layer: Grouping | Mapping[str, str] | None = None,
+        memory: float | None = None,
         quiet: bool = False,
     ) -> None:
         started = time.perf_counter()
@@ -127,7 +129,7 @@ class Probe:
         if isinstance(self._optimizer, torch.optim.LBFGS):
             raise UsageError("LBFGS reevaluates the loss within its step, so its update can't be known in advance")
         self._weight_fn, self._modules = weight_fn, list(modules)
-        self._objective = Objective(model, loss_fn, eval_batches, weight_fn, modules=self._modules)
+        self._objective = Objective(model, loss_fn, eval_batches, weight_fn, modules=self._modules, memory=memory)
         _refuse_scripted(self._objective)
         self.eval_batches: list[Any] = self._objective.batches
         self._layer = grouping(layer, self._objective.parameters)
@@ -411,8 +413,10 @@ class Probe:
     def _announce(self) -> None:
         """Says once, before the first measurement, what measuring costs here."""
         memory = self._memory() / 2**20
+        chosen = f"; {self._objective.memory}" if self._objective.memory else ""
         print(
-            f"stepscope: {self._schedule.described(self.step)}; up to about {memory:,.0f} MiB beside activations",
+            f"stepscope: {self._schedule.described(self.step)}; up to about {memory:,.0f} MiB beside activations"
+            f"{chosen}",
             file=sys.stderr,
         )
 
@@ -466,7 +470,7 @@ def _refusing(refusal: str, remedy: str) -> Iterator[None]:
         raise
     except Exception as error:
         if is_out_of_memory(error):
-            raise UsageError("not enough memory to measure: give smaller micro-batches of evaluation") from error
+            raise UsageError("not enough memory to measure: give smaller micro-batches of evaluation, or memory=0.5") from error
         raise UsageError(f"{refusal} ({type(error).__name__}: {said(error)}): {remedy}") from error
 
 
