@@ -801,3 +801,16 @@ def test_an_attribute_that_a_class_gets_in_a_step_goes_again():
     rule = CountedOnItsClass([w])
     torch.testing.assert_close(next_update(rule, {"w": w})["w"], -w.grad)
     assert not hasattr(CountedOnItsClass, "steps")
+
+
+@pytest.mark.parametrize("rule", [torch.optim.SGD, torch.optim.Adam])
+def test_a_fused_shadow_gets_gradients_in_the_order_of_its_weights(rule):
+    """Fused kernels of a CPU go through memory, whatever the strides."""
+    w = {"w": nn.Parameter(torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last))}
+    gradients = [{"w": torch.randn(4, 3, 2, 2)} for _ in range(3)]
+    shadows = PseudoUpdates(w, {f: lambda p, f=f: rule(p, lr=0.1, fused=f) for f in (False, True)})
+    for gradient in gradients[:2]:
+        shadows.step(gradient)
+    found = shadows.peek(gradients[2]), shadows.step(gradients[2], capture=True)
+    for directions in found:
+        torch.testing.assert_close(directions[True], directions[False])

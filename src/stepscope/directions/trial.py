@@ -132,8 +132,11 @@ def stand_in(state: State, moving: Sequence[nn.Parameter]) -> list[Tensor]:
 
 
 def as_gradient(gradient: Tensor, parameter: Tensor) -> Tensor:
-    """A copy on the parameter's device, in its dtype."""
-    return gradient.detach().to(parameter.device, parameter.dtype, copy=True)
+    """A copy on the parameter's device, in its dtype and its order in memory: fused kernels take both to lie alike."""
+    copy = gradient.detach().to(parameter.device, parameter.dtype, copy=True)
+    if copy.layout == torch.strided and copy.stride() != parameter.stride():
+        copy = torch.empty_like(parameter, requires_grad=False).copy_(copy)
+    return copy
 
 
 def give(parameters: Mapping[str, nn.Parameter], gradients: Mapping[str, Tensor]) -> None:

