@@ -814,3 +814,17 @@ def test_a_fused_shadow_gets_gradients_in_the_order_of_its_weights(rule):
     found = shadows.peek(gradients[2]), shadows.step(gradients[2], capture=True)
     for directions in found:
         torch.testing.assert_close(directions[True], directions[False])
+
+
+def test_a_captured_step_is_the_one_that_a_shadow_takes():
+    class Counting(Rule):
+        steps = 0
+
+        def one(self, index, p, lr):
+            self.steps += 1
+            p.add_(p.grad, alpha=-lr * self.steps)
+
+    w = {"w": nn.Parameter(torch.zeros(3))}
+    shadows = PseudoUpdates(w, {"counting": Counting})
+    found = [shadows.step({"w": torch.ones(3)}, capture=capture) for capture in (True, False, True)]
+    assert [float(directions["counting"]["w"][0]) for directions in (found[0], found[2])] == pytest.approx([-0.1, -0.3])

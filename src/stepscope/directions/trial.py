@@ -29,7 +29,16 @@ from torch.optim import Optimizer
 
 from stepscope.clipping import ClipHandle, StepHook
 from stepscope.errors import UsageError
-from stepscope.objective import Direction, State, WatchedWrites, accumulator, emptied, held, memory_of, random_state
+from stepscope.objective import (
+    Direction,
+    State,
+    WatchedWrites,
+    accumulator,
+    emptied,
+    held,
+    memory_of,
+    random_state,
+)
 
 _HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 
@@ -114,6 +123,31 @@ def trial_step(
         return changes
 
 
+def followed_step(
+    optimizers: Sequence[Optimizer],
+    parameters: Mapping[str, nn.Parameter],
+    gradients: Mapping[str, Tensor],
+    before: Mapping[str, Tensor],
+    *,
+    as_found: bool = True,
+) -> tuple[Direction, bool]:
+    """The direction of a step that is not on trial: the optimizers and the parameters stay as it leaves them.
+
+    Args:
+        optimizers: see `trial_step`.
+        parameters: see `trial_step`; nobody else's.
+        gradients: see `trial_step`; nobody else's.
+        before: where the parameters are, elsewhere.
+        as_found: see `trial_step`.
+    """
+    give(parameters, gradients)
+    moved = {name: parameters[name] for name in gradients}
+    writes = _MirroredWrites(list(moved.values()), keeping=False)
+    with writes:
+        make_step(optimizers, as_found=as_found)
+    return writes.changes(moved, before)
+
+
 def make_step(optimizers: Sequence[Optimizer], *, as_found: bool = True) -> None:
     """Steps optimizers by the ``step`` of the object, or by that of its class."""
     for optimizer in optimizers:
@@ -165,15 +199,21 @@ class _MirroredWrites(WatchedWrites):  # type: ignore[no-untyped-call]
     Args:
         parameters: those that are mirrored.
         copies: tensors whose memory needn't be restored.
+        keeping: whether any needs to be.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], copies: Sequence[Tensor]) -> None:
+    def __init__(self, parameters: Sequence[Tensor], copies: Sequence[Tensor] = (), *, keeping: bool = True) -> None:
         super().__init__()
+        self._keeping = keeping
         self._made.update(memory for tensor in copies if (memory := memory_of(tensor)) is not None)
         self._mirrors: dict[int | None, _Mirror] = {}
         for parameter in parameters:
             if memory_of(parameter) not in self._mirrors:
                 self._mirrors[memory_of(parameter)] = _Mirror(parameter)
+
+    def _keep(self, tensor: Tensor) -> None:
+        if self._keeping:
+            super()._keep(tensor)
 
     def perform(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], written: Sequence[Tensor]) -> Any:
         """Performs an operation, first in float64 where it writes to a parameter."""

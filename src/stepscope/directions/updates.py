@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.optim import Optimizer
 
 from stepscope.directions.trial import (
     as_gradient,
+    followed_step,
     give,
     make_step,
     stand_in,
@@ -87,17 +89,20 @@ class PseudoUpdates:
 
         Args:
             gradients: ``{name: gradient}``; a parameter without one has no gradient in this step.
-            capture: whether to return the directions of the optimizers (see `next_update`), which costs more.
+            capture: whether to return the directions of the optimizers (see `next_update`), which costs more. Where a
+                step fails then, the optimizers before it have taken theirs.
 
         Returns:
             ``{label: direction}`` if `capture`, else empty. The parameters stay as they are.
         """
-        directions = self.peek(gradients) if capture else {}
         checked = _checked(gradients, self._parameters)
         with unnoticed():
+            if capture:
+                shadows = self._shadow_optimizers.items()
+                return {label: optimizer.captured_step(label, checked) for label, optimizer in shadows}
             for optimizer in self._shadow_optimizers.values():
                 optimizer.step(checked)
-        return directions
+        return {}
 
     def _adopt(self, label: str, source: Factory | Optimizer) -> _ShadowOptimizer:
         if isinstance(source, Optimizer):
@@ -135,13 +140,21 @@ class _ShadowOptimizer:
     def peek(self, label: str, gradients: Mapping[str, Tensor]) -> Direction:
         """The direction of the next step."""
         self._arrive(self._here())
-        return _direction(label, self._optimizers, self._shadows, gradients, hooks=True)
+        trial = partial(trial_step, self._optimizers, self._shadows, gradients, hooks=True)
+        return _direction(label, trial, self._shadows)
 
     def step(self, gradients: Mapping[str, Tensor]) -> None:
         """Takes the step."""
         self._arrive(self._here())
         give(self._shadows, self._copied(gradients))
         make_step(self._optimizers)
+
+    def captured_step(self, label: str, gradients: Mapping[str, Tensor]) -> Direction:
+        """Takes the step, and gives its direction."""
+        here = self._here()
+        self._arrive(here)
+        step = partial(followed_step, self._optimizers, self._shadows, self._copied(gradients), here)
+        return _direction(label, step, self._shadows)
 
     def _here(self) -> dict[str, Tensor]:
         return {name: p.data for name, p in self._parameters.items()}
@@ -178,23 +191,33 @@ class _OwnShadow(_ShadowOptimizer):
 
     def peek(self, label: str, gradients: Mapping[str, Tensor]) -> Direction:
         """The direction of the next step."""
-        with unnoticed(), self._exchanged(gradients) as copies:
-            return _direction(label, self._optimizers, self._shadows, copies, as_found=False)
+        with unnoticed(), self._exchanged(gradients) as (copies, _):
+            trial = partial(trial_step, self._optimizers, self._shadows, copies, as_found=False)
+            return _direction(label, trial, self._shadows)
 
     def step(self, gradients: Mapping[str, Tensor]) -> None:
         """Takes the step."""
-        with self._exchanged(gradients) as copies:
+        with self._exchanged(gradients) as (copies, _):
             give(self._shadows, copies)
             make_step(self._optimizers, as_found=False)
             self._state = self._now()
 
+    def captured_step(self, label: str, gradients: Mapping[str, Tensor]) -> Direction:
+        """Takes the step, and gives its direction."""
+        with self._exchanged(gradients) as (copies, here):
+            step = partial(followed_step, self._optimizers, self._shadows, copies, here, as_found=False)
+            direction = _direction(label, step, self._shadows)
+            self._state = self._now()
+            return direction
+
     @contextmanager
-    def _exchanged(self, gradients: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    def _exchanged(self, gradients: Mapping[str, Tensor]) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+        """Inside, the shadow lives: with copies of the gradients, and the training's weights, which lie elsewhere."""
         real, here, copies = self._now(), self._here(), self._copied(gradients)
         try:
             self._state.restore()
             self._arrive(here)
-            yield copies
+            yield copies, here
         finally:
             real.restore()
 
@@ -261,7 +284,8 @@ def own_update(
     checked = {name: gradient for name, gradient in checked.items() if name in parameters}
     if not checked:
         raise UsageError("no parameter has a gradient: call this after backward() and before step()")
-    return _direction(type(optimizer).__name__, [optimizer], parameters, checked, as_found=as_found)
+    trial = partial(trial_step, [optimizer], parameters, checked, as_found=as_found)
+    return _direction(type(optimizer).__name__, trial, parameters)
 
 
 def _named(parameters: Any) -> Mapping[str, nn.Parameter]:
@@ -286,16 +310,11 @@ def _checked(gradients: Mapping[str, Tensor | None], parameters: Mapping[str, nn
 
 
 def _direction(
-    label: str,
-    optimizers: Sequence[Optimizer],
-    parameters: Mapping[str, nn.Parameter],
-    gradients: Mapping[str, Tensor],
-    *,
-    hooks: bool = False,
-    as_found: bool = True,
+    label: str, step: Callable[[], tuple[Direction, bool]], parameters: Mapping[str, nn.Parameter]
 ) -> Direction:
+    """The direction that a step gives; what it can't be known of is said of the optimizer."""
     try:
-        direction, rounded = trial_step(optimizers, parameters, gradients, hooks=hooks, as_found=as_found)
+        direction, rounded = step()
     except UsageError:
         raise
     except (TypeError, RuntimeError, ValueError, AssertionError) as error:
