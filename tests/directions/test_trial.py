@@ -803,6 +803,42 @@ def test_an_attribute_that_a_class_gets_in_a_step_goes_again():
     assert not hasattr(CountedOnItsClass, "steps")
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("rule", "settings"),
+    [
+        ("SGD", {}),
+        ("SGD", {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+        ("Adam", {"amsgrad": True, "weight_decay": 0.1}),
+        ("AdamW", {"maximize": True}),
+        ("NAdam", {}),
+        ("RAdam", {}),
+        ("Adamax", {"weight_decay": 0.1}),
+        ("RMSprop", {"centered": True, "momentum": 0.9}),
+        ("Adagrad", {}),
+        ("Adadelta", {"weight_decay": 0.1}),
+        ("ASGD", {"t0": 2.0}),
+        ("Rprop", {}),
+        ("Adafactor", {}),
+    ],
+)
+def test_the_step_is_the_same_to_the_bit_whether_by_lists_or_one_by_one(rule, settings, dtype):
+    torch.manual_seed(0)
+    # The first two together are one part of the list, and the third is more than a part.
+    x = {n: nn.Parameter(torch.randn(s).to(dtype)) for n, s in {"a": (50, 7), "b": (9,), "c": (400, 400)}.items()}
+    optimizer = getattr(torch.optim, rule)(x.values(), lr=1e-3, **settings)
+    for last in (False, False, True):
+        for p in x.values():
+            p.grad = torch.randn_like(p)
+        if not last:
+            optimizer.step()
+    as_chosen = next_update(optimizer, x)
+    assert optimizer.param_groups[0]["foreach"] is None
+    optimizer.param_groups[0]["foreach"] = False
+    for name, one_by_one in next_update(optimizer, x).items():
+        assert torch.equal(as_chosen[name], one_by_one)
+
+
 @pytest.mark.parametrize("rule", [torch.optim.SGD, torch.optim.Adam])
 def test_a_fused_shadow_gets_gradients_in_the_order_of_its_weights(rule):
     """Fused kernels of a CPU go through memory, whatever the strides."""

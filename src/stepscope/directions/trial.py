@@ -30,6 +30,7 @@ from torch.optim import Optimizer
 from stepscope.clipping import ClipHandle, StepHook
 from stepscope.errors import UsageError
 from stepscope.objective import (
+    HALF,
     Direction,
     State,
     WatchedWrites,
@@ -38,6 +39,7 @@ from stepscope.objective import (
     held,
     memory_of,
     random_state,
+    vectors,
 )
 
 _HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
@@ -110,6 +112,7 @@ def trial_step(
             give(parameters, given)
             if not hooks:
                 without_hooks(state)
+            by_lists(optimizers)
             writes = _MirroredWrites([parameters[name] for name in given], copies)
             with writes:
                 make_step(optimizers, as_found=as_found)
@@ -153,6 +156,29 @@ def make_step(optimizers: Sequence[Optimizer], *, as_found: bool = True) -> None
     for optimizer in optimizers:
         step: Any = optimizer.step if as_found else partial(type(optimizer).step, optimizer)
         step()
+
+
+_SAME_BY_LISTS = frozenset({"SGD", "Adam", "AdamW", "Adamax", "RMSprop", "Adadelta", "Rprop"})
+"""The rules of torch whose step is the same, to the bit, whether they work on lists or on one tensor after another."""
+
+
+def by_lists(optimizers: Sequence[Optimizer]) -> None:
+    """Lets rules of torch's own work on lists of tensors where they would take one tensor after another.
+
+    Each operation is then noticed and mirrored once for all parameters, not once for each.
+    """
+    for optimizer in optimizers:
+        name = type(optimizer).__name__
+        if name not in _SAME_BY_LISTS or type(optimizer) is not getattr(torch.optim, name):
+            continue
+        for group in optimizer.param_groups:
+            # In half precision the results differ; a learning rate in a tensor is refused with lists.
+            plain = all(type(p) in (Tensor, nn.Parameter) and p.dtype not in HALF for p in group["params"])
+            special = (
+                group.get("fused") or group["differentiable"] or any(isinstance(v, Tensor) for v in group.values())
+            )
+            if group["foreach"] is None and plain and not special:
+                group["foreach"] = True
 
 
 def stand_in(state: State, moving: Sequence[nn.Parameter]) -> list[Tensor]:
@@ -246,12 +272,13 @@ class _MirroredWrites(WatchedWrites):  # type: ignore[no-untyped-call]
         # An operation that draws would draw again, and custom kernels may read a float64 tensor as another dtype.
         if function.namespace != "aten" or torch.Tag.nondeterministic_seeded in function.tags:
             return False
-        names = (argument.name for argument in function._schema.arguments)
+        names = [argument.name for argument in function._schema.arguments]
         try:
-            function(
-                *(self._wide(name, value, written) for name, value in zip(names, args, strict=False)),
-                **{name: self._wide(name, value, written) for name, value in kwargs.items()},
-            )
+            for part, named in _in_parts(args, kwargs):
+                function(
+                    *(self._wide(name, value, written) for name, value in zip(names, part, strict=False)),
+                    **{name: self._wide(name, value, written) for name, value in named.items()},
+                )
         except torch.OutOfMemoryError:
             raise
         except Exception:
@@ -270,6 +297,32 @@ class _MirroredWrites(WatchedWrites):  # type: ignore[no-untyped-call]
         wide = value.is_floating_point() and name not in _NARROW
         dtype = torch.promote_types(value.dtype, accumulator(value)) if wide else value.dtype
         return value.detach().to(dtype, copy=id(value) in written)
+
+
+def _in_parts(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[list[Any], dict[str, Any]]]:
+    """The arguments of an operation, and where it takes lists of tensors, those of parts of the lists.
+
+    What is raised to float64 for one part is gone before the next: it stays in the processor's cache.
+    """
+    listed = args[0] if args and isinstance(args[0], list | tuple) else ()
+    for start, end in _bounds(listed):
+        part = partial(_part_of, slice(start, end), len(listed))
+        yield [part(value) for value in args], {name: part(value) for name, value in kwargs.items()}
+
+
+def _bounds(tensors: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
+    start = size = 0
+    most = vectors.PIECE if all(tensor.device.type == "cpu" for tensor in tensors) else vectors.PIECE_ON_DEVICE
+    for index, tensor in enumerate(tensors):
+        if size and size + tensor.numel() > most:
+            yield start, index
+            start, size = index, 0
+        size += tensor.numel()
+    yield start, len(tensors)
+
+
+def _part_of(part: slice, length: int, value: Any) -> Any:
+    return value[part] if isinstance(value, list | tuple) and len(value) == length else value
 
 
 _NARROW = frozenset({"lr", "state_steps", "grad_scale", "found_inf"})

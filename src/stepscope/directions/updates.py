@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from stepscope.directions.trial import (
     as_gradient,
+    by_lists,
     followed_step,
     give,
     make_step,
@@ -117,6 +118,7 @@ class PseudoUpdates:
                 built_type = type(optimizer).__name__
                 raise UsageError(f"the factory of {label!r} gave a {built_type}, not a torch.optim.Optimizer")
             _check_parameters(label, optimizer, self._shadows)
+        by_lists(optimizers)
         return _ShadowOptimizer(optimizers, self._shadows, self._parameters)
 
 
@@ -185,6 +187,7 @@ class _OwnShadow(_ShadowOptimizer):
                 stand_in(real, list(parameters.values()))
                 real.spare_iterators()
                 without_hooks(real)
+                by_lists([optimizer])
                 self._state = self._now()
             finally:
                 real.restore()
