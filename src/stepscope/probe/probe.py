@@ -470,7 +470,7 @@ def _refusing(refusal: str, remedy: str) -> Iterator[None]:
         raise
     except Exception as error:
         if is_out_of_memory(error):
-            raise UsageError("not enough memory to measure: give smaller micro-batches of evaluation, or memory=0.5") from error
+            raise UsageError("not enough memory to measure: give memory=0.5, or smaller batches") from error
         raise UsageError(f"{refusal} ({type(error).__name__}: {said(error)}): {remedy}") from error
 
 
