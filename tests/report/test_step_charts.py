@@ -27,7 +27,7 @@ def layers(chart):
     """Every layer's rows and encoding."""
     spec = chart.to_dict()
     parts = spec.get("layer", [spec])
-    return [(spec["datasets"][part["data"]["name"]], part["encoding"]) for part in parts]
+    return [(list(spec["datasets"][part["data"]["name"]]), part["encoding"]) for part in parts]
 
 
 def test_a_family_shares_its_color_and_nothing_else():

@@ -143,10 +143,11 @@ def _reproduced(out: Path) -> None:
     from stepscope.report import print_tables
     from stepscope.runs import write_atomically
 
-    claims = judge(read_runs(out))
+    runs = read_runs(out)
+    claims = judge(runs)
     table = claims_table(claims)
     with shown_progress() as progress:
-        write_reproduction(out, [table, parts_table(claims), departures_table(claims)], progress)
+        write_reproduction(out, runs, [table, parts_table(claims), departures_table(claims)], progress)
     text = json.dumps(claims_json(claims), indent=1, ensure_ascii=False) + "\n"
     write_atomically(out / "claims.json", text.encode(errors="replace"))
     print_tables([table])

@@ -72,11 +72,9 @@ def mean_interval(values: Sequence[float]) -> MeanInterval:
     error = statistics.stdev(values) / math.sqrt(n)
     if error == 0:
         return MeanInterval(mean, mean, mean, float(mean == 0))
-    student = require("scipy.stats", "paper").t(n - 1)
-    low, high = student.interval(CONFIDENCE)
-    return MeanInterval(
-        mean, mean + float(low) * error, mean + float(high) * error, 2 * float(student.sf(abs(mean) / error))
-    )
+    student = require("scipy.special", "paper")  # what scipy.stats.t asks, after a millisecond
+    reach = float(student.stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * error
+    return MeanInterval(mean, mean - reach, mean + reach, 2 * float(student.stdtr(n - 1, -abs(mean) / error)))
 
 
 def ranks(values: Sequence[float]) -> list[float]:

@@ -31,7 +31,7 @@ def xml_text(value: Any) -> Any:
         return re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]", "\ufffd", value)
     if isinstance(value, dict):
         return {key: xml_text(item) for key, item in value.items()}
-    return [xml_text(item) for item in value] if isinstance(value, list) else value
+    return [xml_text(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def printable(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import os
 import re
@@ -37,7 +38,7 @@ class Table:
     on_page: bool = True
     marks: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
-    @property
+    @functools.cached_property
     def wordy(self) -> tuple[bool, ...]:
         """Of each column, whether most of its cells are words: those stand on the left, numbers on the right.
 

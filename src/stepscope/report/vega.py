@@ -36,7 +36,8 @@ _Drawn = TypeVar("_Drawn", "alt.Chart", "alt.LayerChart")
 
 def plot(rows: Iterable[Mapping[str, Any]]) -> alt.Chart:
     """A chart of rows that has no marks yet."""
-    return alt.Chart(alt.InlineData(values=[dict(row) for row in rows]))
+    # Altair copies lists, and a layered chart is copied again and again; what is in a tuple it takes as it is.
+    return alt.Chart(alt.InlineData(values=tuple(dict(row) for row in rows)))
 
 
 def rule(axis: alt.X | alt.Y, **at: float) -> alt.Chart:

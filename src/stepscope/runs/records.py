@@ -103,13 +103,19 @@ def _dataclass(kind: type[Any], values: Mapping[str, Any], path: str) -> Any:
     return kind(**given)
 
 
+@functools.cache
+def _parts_of(hint: Any) -> tuple[bool, Any, Any, tuple[Any, ...]]:
+    """Whether None is allowed, the type beside it, and what that is made of: a file has a million values."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    (wanted,) = (option for option in options if option is not types.NoneType)
+    return types.NoneType in options, wanted, typing.get_origin(wanted), typing.get_args(wanted)
+
+
 def _value(hint: Any, value: Any, name: str) -> Any:
     """A value of a type hint from what JSON holds."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is None and types.NoneType in options:
+    optional, wanted, origin, parameters = _parts_of(hint)
+    if value is None and optional:
         return None
-    (wanted,) = (option for option in options if option is not types.NoneType)
-    origin, parameters = typing.get_origin(wanted), typing.get_args(wanted)
     if wanted is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if wanted in _WORDS and type(value) is wanted:

@@ -10,9 +10,10 @@ def made(tmp_path_factory):
     """Its folder, the records of its trajectories, the files, and what its progress was told."""
     pytest.importorskip("altair")
     pytest.importorskip("vl_convert")
+    from stepscope.paper.experiments.run_files import read_runs
     from stepscope.paper.reproduction.reproduction_page import write_reproduction
 
     path, records = make(tmp_path_factory.mktemp("reproduction"))
     told = []
-    written = write_reproduction(path, CLAIMS, lambda part, what: told.append((part, what)))
+    written = write_reproduction(path, read_runs(path), CLAIMS, lambda part, what: told.append((part, what)))
     return path, records, written, told

@@ -122,7 +122,7 @@ def test_nothing_that_a_user_named_becomes_markup_or_a_path(tmp_path):
     removals = [removal(HOSTILE[1], 4.0, 3.0, trajectory=HOSTILE[1])]
     run_directory(out / "robustness", removals, context, {"experiment": "robustness", "scale": "cpu"})
     claims = [Table(HOSTILE[1], (HOSTILE[1], HOSTILE[0]), ((HOSTILE[1], HOSTILE[0]),), HOSTILE[1])]
-    written = write_reproduction(out, claims)
+    written = write_reproduction(out, read_runs(out), claims)
     page = written[-1].read_text().replace(vega_script(), "")
     assert page.count("<script") == page.count("</script>") == 4
     assert "<img" not in page
@@ -181,7 +181,7 @@ def test_every_experiment_is_among_those_with_the_least_fields():
 @pytest.mark.parametrize(("kind", "least"), LEAST)
 def test_missing_fields_leave_gaps_not_errors(tmp_path, kind, least):
     run_directory(tmp_path / "run", [least], None, {"experiment": kind})
-    assert "</html>" in write_reproduction(tmp_path)[-1].read_text()
+    assert "</html>" in write_reproduction(tmp_path, read_runs(tmp_path))[-1].read_text()
 
 
 @pytest.mark.parametrize("name", ["agreement", "robustness", "theory"])
@@ -201,11 +201,11 @@ def test_a_stored_run_of_version_1_is_read_and_has_a_page(tmp_path, name):
 
 def test_mistakes_are_one_line(tmp_path):
     with pytest.raises(UsageError, match="holds no run"):
-        write_reproduction(tmp_path)
+        write_reproduction(tmp_path, read_runs(tmp_path))
     run_directory(tmp_path / "code!", [])
     run_directory(tmp_path / "Code?", [], configuration={**CONFIGURATION, "scale": "smoke"})
     with pytest.raises(UsageError, match="would write the same files: rename one"):
-        write_reproduction(tmp_path)
+        write_reproduction(tmp_path, read_runs(tmp_path))
 
 
 def test_what_is_no_run_or_a_copy_of_one_is_left_out_with_a_warning(tmp_path, caplog):
@@ -225,7 +225,7 @@ def test_what_a_run_left_goes_when_the_run_does_and_nothing_else(made, tmp_path)
     before = {out / file.relative_to(path) for file in written}
     (out / "tables" / "mine.csv").write_text("a")
     shutil.rmtree(out / "robustness")
-    after = set(write_reproduction(out, CLAIMS))
+    after = set(write_reproduction(out, read_runs(out), CLAIMS))
     gone = before - after
     assert gone
     assert all(file.name.startswith("robustness") and not file.exists() for file in gone)
@@ -239,7 +239,7 @@ def test_a_figure_that_cannot_be_written_is_said(tmp_path, monkeypatch):
     make(tmp_path)
     (tmp_path / "figures").write_text("a file")
     with pytest.raises(UsageError, match="cannot write"):
-        write_reproduction(tmp_path)
+        write_reproduction(tmp_path, read_runs(tmp_path))
     assert not (tmp_path / module.PAGE).exists()
 
 
@@ -260,7 +260,7 @@ def test_the_second_path_has_a_table_and_no_figure(tmp_path):
     configuration = {"experiment": "agreement", "scale": "cpu"}
     context = {"tasks": {"code": {"model": {"title": "A model"}}}}
     run_directory(tmp_path / "agreement", records, context, configuration)
-    files = write_reproduction(tmp_path)
+    files = write_reproduction(tmp_path, read_runs(tmp_path))
     page = (tmp_path / module.PAGE).read_text()
     assert "Agreement: A model" in page
     assert "<td>5e-03</td>" in page

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from stepscope.errors import UsageError, require
 from stepscope.paper.experiments.command_lines import EXPERIMENTS
 from stepscope.paper.experiments.experiment import Experiment
-from stepscope.paper.experiments.run_files import experiment_of, read_runs
+from stepscope.paper.experiments.run_files import experiment_of
 from stepscope.paper.reproduction_runs import Run
 from stepscope.paper.tasks.catalogue import TASKS
 from stepscope.report import (
@@ -55,6 +55,7 @@ class _Part:
 
 def write_reproduction(
     path: str | os.PathLike[str],
+    runs: Sequence[Run[Any]],
     claims: Sequence[Table] = (),
     progress: Progress = lambda part, what: None,  # noqa: ARG005
 ) -> list[Path]:
@@ -64,7 +65,8 @@ def write_reproduction(
     experiment, a fifth of a second each), and `report.html` shows the most important of them, with links to all.
 
     Args:
-        path: the directory of the reproduction, with a run directory for each run; some may be unfinished or missing.
+        path: the directory of the reproduction.
+        runs: those in it (`stepscope.paper.experiments.run_files.read_runs`); some may be unfinished or missing.
         claims: tables for the top of the page.
         progress: told the part that is done, and what is written next.
 
@@ -72,12 +74,12 @@ def write_reproduction(
         The files, the page last.
 
     Raises:
-        UsageError: there are no runs there, one can't be read, or a file can't be written.
+        UsageError: two runs would write the same files, or a file can't be written.
         MissingExtraError: altair, vl-convert or jinja2 is not installed.
     """
     require("altair", "report")
     out = Path(path)
-    parts = [_part(run) for run in sorted(_checked(read_runs(out)), key=_place)]
+    parts = [_part(run) for run in sorted(_checked(runs), key=_place)]
     progress(0.0, "tables")
     claimed = {file_name("claims", number if number > 1 else ""): table for number, table in enumerate(claims, start=1)}
     written = write_tables(claimed, out / TABLE_FOLDER)
