@@ -48,7 +48,7 @@ def test_the_version_is_written_once():
 
 
 def test_pages_and_figures_are_not_in_git():
-    """They are made from the records: `stepscope report docs/reproduction`."""
+    """They are made from the records: `stepscope report --figures docs/reproduction`."""
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:
         pytest.skip("not a git checkout")

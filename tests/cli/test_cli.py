@@ -339,8 +339,14 @@ def test_the_reports_of_a_reproduction_are_a_function_of_its_records(reproduced,
     status, text, _ = call("report", out, capsys=capsys)
     assert (status, "The paper's claims" in text) == (0, True)
     assert {name: (out / name).read_text() for name in before} == before
+    assert "not drawn this time; --figures draws all" in text
+    status, text, _ = call("report", out, "--figures", capsys=capsys)
+    assert (status, "--figures" in text) == (0, False)
+    assert {name: (out / name).read_text() for name in before} == before
     status, _, err = call("report", out, "--out", "page.html", capsys=capsys)
     assert (status, "leave out --out" in err) == (2, True)
+    status, _, err = call("report", out / "robustness", "--figures", capsys=capsys)
+    assert (status, "leave out --figures" in err) == (2, True)
 
 
 def test_a_failed_run_is_said_and_the_rest_reported(reproduced, tmp_path, capsys):

@@ -55,10 +55,13 @@ measurements.jsonl (one record a line) and report.html.
 """
 
 REPORT = """\
-Writes the page of a run again from its records.
+Writes the page of a run again from its records; of a reproduction also claims and tables, and with --figures all
+figures as PDF, which take ten times as long. Without it figures that were drawn before stay, unless they are older than
+their records.
 
   stepscope report runs/demo-cpu
   stepscope report runs/demo-cpu --out page.html
+  stepscope report runs/reproduce-cpu --figures
 """
 
 
@@ -83,6 +86,7 @@ def parser() -> argparse.ArgumentParser:
     report = _command(chosen, "report", "write the page of a run again", REPORT, commands.report)
     report.add_argument("run_directory", metavar="RUN", help="the run directory, or that of a reproduction")
     report.add_argument("--out", metavar="FILE", help="the page of a run directory (default: RUN/report.html)")
+    report.add_argument("--figures", action="store_true", help="of a reproduction: draw all figures as PDF")
     return whole
 
 

@@ -135,8 +135,8 @@ def _plan_table(plan: Sequence[Experiment[Any]], costs: Mapping[str, Cost | None
     return Table("Plan", ("run", "minutes", "memory", "what"), tuple(rows), note)
 
 
-def _reproduced(out: Path) -> None:
-    """Writes all that is made of a reproduction's records, and shows the claims."""
+def _reproduced(out: Path, *, draw: bool = True) -> None:
+    """Writes what is made of a reproduction's records, its figures if they are to be drawn, and shows the claims."""
     from stepscope.paper.claims import claims_json, claims_table, departures_table, judge, parts_table
     from stepscope.paper.experiments.run_files import read_runs
     from stepscope.paper.reproduction.reproduction_page import write_reproduction
@@ -147,7 +147,7 @@ def _reproduced(out: Path) -> None:
     claims = judge(runs)
     table = claims_table(claims)
     with shown_progress() as progress:
-        write_reproduction(out, runs, [table, parts_table(claims), departures_table(claims)], progress)
+        write_reproduction(out, runs, [table, parts_table(claims), departures_table(claims)], progress, draw=draw)
     text = json.dumps(claims_json(claims), indent=1, ensure_ascii=False) + "\n"
     write_atomically(out / "claims.json", text.encode(errors="replace"))
     print_tables([table])
@@ -155,9 +155,9 @@ def _reproduced(out: Path) -> None:
         ("Claims", "claims.json"),
         ("Page", "report.html"),
         ("Tables", "tables"),
-        ("Figures", "figures"),
     ):
         print(f"{title + ':':9}{out / name}")
+    print(f"Figures: {out / 'figures' if draw else 'not drawn this time; --figures draws all of them as PDF'}")
 
 
 def report(options: argparse.Namespace) -> None:
@@ -168,6 +168,8 @@ def report(options: argparse.Namespace) -> None:
     if not (run / "run.json").exists() and any(run.glob("*/run.json")):
         if options.out:
             raise UsageError(f"{run} is a reproduction, whose page stands beside its figures: leave out --out")
-        _reproduced(run)
+        _reproduced(run, draw=options.figures)
         return
+    if options.figures:
+        raise UsageError(f"{run} is no reproduction, which alone has figures beside its page: leave out --figures")
     print(write_page(run, Path(options.out) if options.out else run / "report.html"))

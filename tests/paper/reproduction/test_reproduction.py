@@ -235,6 +235,45 @@ def test_what_a_run_left_goes_when_the_run_does_and_nothing_else(made, tmp_path)
     )
 
 
+def test_figures_are_left_to_an_option_and_said(made, tmp_path):
+    """The page shows the same charts, and there are the same tables."""
+    make(tmp_path)
+    files = write_reproduction(tmp_path, read_runs(tmp_path), CLAIMS, draw=False)
+    page, whole = files[-1].read_text(), (made[0] / "report.html").read_text()
+    assert [file.name for file in files] == [file.name for file in made[2] if file.suffix != ".pdf"]
+    assert not (tmp_path / "figures").exists()
+    assert 'href="figures/' not in page
+    assert ("report --figures" in page, "report --figures" in whole) == (True, False)
+    charts = re.compile(r'id="chart-specs">(.*?)</script>', flags=re.DOTALL)
+    assert charts.findall(page) == charts.findall(whole)
+
+
+def test_a_figure_that_was_drawn_before_stays_unless_its_records_are_newer(made, tmp_path):
+    path, _, written, _ = made
+    out = shutil.copytree(path, tmp_path / "out")  # with the times of the files
+    mine = out / "figures" / "mine.pdf"
+    mine.write_bytes(b"%PDF")
+    kept = write_reproduction(out, read_runs(out), CLAIMS, draw=False)
+    assert {file.relative_to(out) for file in kept} == {file.relative_to(path) for file in written}
+    assert (out / "report.html").read_bytes() == (path / "report.html").read_bytes()
+    (out / "trajectory-code" / "measurements.jsonl").touch()
+    left = write_reproduction(out, read_runs(out), CLAIMS, draw=False)
+    gone = set(kept) - set(left)
+    assert len(gone) > 8
+    assert "report --figures" in left[-1].read_text()
+    assert all("trajectory-code" in file.name and file.suffix == ".pdf" and not file.exists() for file in gone)
+    assert all(file.exists() for file in (*left, mine))
+
+
+def test_no_figure_is_promised_of_which_nothing_was_measured(tmp_path):
+    """Of Adam alone there is no landscape without Adafactor, and none around SGD's minimum."""
+    run_directory(tmp_path / "run", [each for each in synthetic_records(steps=(1,)) if each.direction == "adam"])
+    first, again = (
+        write_reproduction(tmp_path, read_runs(tmp_path), draw=draw)[-1].read_text() for draw in (True, False)
+    )
+    assert again == first
+
+
 def test_a_figure_that_cannot_be_written_is_said(tmp_path, monkeypatch):
     make(tmp_path)
     (tmp_path / "figures").write_text("a file")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from stepscope.report import (
     write_csv,
     write_tables,
 )
-from stepscope.runs import write_atomically
+from stepscope.runs import MEASUREMENTS_FILE, write_atomically
 
 Progress = Callable[[float, str], None]
 
@@ -58,6 +58,8 @@ def write_reproduction(
     runs: Sequence[Run[Any]],
     claims: Sequence[Table] = (),
     progress: Progress = lambda part, what: None,  # noqa: ARG005
+    *,
+    draw: bool = True,
 ) -> list[Path]:
     """Writes the tables, the figures and the page of a reproduction beside its runs.
 
@@ -69,6 +71,7 @@ def write_reproduction(
         runs: those in it (`stepscope.paper.experiments.run_files.read_runs`); some may be unfinished or missing.
         claims: tables for the top of the page.
         progress: told the part that is done, and what is written next.
+        draw: whether to draw the figures. Without it those that were drawn before stay, unless their records are newer.
 
     Returns:
         The files, the page last.
@@ -86,19 +89,31 @@ def write_reproduction(
     for part in parts:
         written += _write_tables(part, out)
     charts: dict[str, Any] = {}
-    total = sum(len(part.figures) for part in parts) or 1
+    total = sum(draw or figure.on_page for part in parts for figure in part.figures) or 1
     done = 0
     sections = []
+    undrawn: list[Figure] = []
     for part in parts:
-        drawn: dict[str, Any] = {}
+        shown: dict[str, Any] = {}
+        drawn: set[str] = set()
         for figure in part.figures:
-            progress(done / total, f"{part.run.name}: {figure.title}")
-            done += 1
-            chart = figure.specification()
-            if chart is not None:
-                drawn[figure.name] = chart
-                written.append(save(chart, out / part.file(FIGURE_FOLDER, figure.name, ".pdf")))
-        sections.append(_section(part, drawn, charts))
+            pdf = out / part.file(FIGURE_FOLDER, figure.name, ".pdf")
+            if draw or figure.on_page:
+                progress(done / total, f"{part.run.name}: {figure.title}")
+                done += 1
+                chart = figure.specification()
+                if chart is None:
+                    continue
+                if figure.on_page:
+                    shown[figure.name] = chart
+                if draw:
+                    save(chart, pdf)
+            if draw or _is_current(pdf, out / part.run.name / MEASUREMENTS_FILE):
+                drawn.add(figure.name)
+                written.append(pdf)
+            else:
+                undrawn.append(figure)
+        sections.append(_section(part, shown, drawn, charts))
     progress(1.0, PAGE)
     tops = [_shown(f"{TABLE_FOLDER}/{name}", table) for name, table in claimed.items()]
     names = list(dict.fromkeys(name for part in parts for name in part.kind.highlighted(part.run.records)))
@@ -106,12 +121,20 @@ def write_reproduction(
     summary = f"{len(parts)} run{'s' if len(parts) > 1 else ''} at scale {' and '.join(scales)}."
     page = render(
         "reproduction.html", "Reproduction", summary, sections, facts=[], names=names, charts=charts, claims=tops,
-        templates="stepscope.paper.report",
+        undrawn=any(figure.specification() is not None for figure in undrawn), templates="stepscope.paper.report",
     )  # fmt: skip
     write_atomically(out / PAGE, page.encode(errors="replace"))
     written.append(out / PAGE)
     _remove_stale(out, written)
     return written
+
+
+def _is_current(pdf: Path, records: Path) -> bool:
+    """Whether a figure was drawn after the last of its records was written."""
+    try:
+        return pdf.stat().st_mtime_ns >= records.stat().st_mtime_ns
+    except OSError:
+        return False
 
 
 def _remove_stale(out: Path, written: Sequence[Path]) -> None:
@@ -163,18 +186,23 @@ def _write_tables(part: _Part, out: Path) -> list[Path]:
     return written
 
 
-def _section(part: _Part, drawn: Mapping[str, Any], charts: dict[str, Any]) -> dict[str, Any]:
-    """A run's part of the page; its charts are added to `charts` under the names of their places."""
-    shown, links = [], []
+def _section(part: _Part, shown: Mapping[str, Any], drawn: Set[str], charts: dict[str, Any]) -> dict[str, Any]:
+    """A run's part of the page; its charts are added to `charts` under the names of their places.
+
+    Args:
+        part: the run.
+        shown: ``{name of a figure: its chart}``, of those that the page shows.
+        drawn: the names of the figures of which there is a file.
+        charts: of the page.
+    """
+    places, links = [], []
     for figure in part.figures:
-        if figure.name not in drawn:
-            continue
-        pdf = quote(part.file(FIGURE_FOLDER, figure.name, ".pdf"))
-        if figure.on_page:
+        pdf = quote(part.file(FIGURE_FOLDER, figure.name, ".pdf")) if figure.name in drawn else None
+        if figure.name in shown:
             place = f"chart-{len(charts)}"
-            charts[place] = {**drawn[figure.name], "width": "container"}
-            shown.append({"place": place, "pdf": pdf})
-        else:
+            charts[place] = {**shown[figure.name], "width": "container"}
+            places.append({"place": place, "pdf": pdf})
+        elif pdf:
             links.append({"title": f"{figure.title} (PDF)", "path": pdf})
     tables = [(part.file(TABLE_FOLDER, table.name, ""), table) for table in part.tables]
     links += [
@@ -192,7 +220,7 @@ def _section(part: _Part, drawn: Mapping[str, Any], charts: dict[str, Any]) -> d
         "summary": _summary(part),
         "tables": [_shown(name, table) for name, table in tables if table.on_page],
         "swatches": Looks(part.kind.highlighted(part.run.records)).swatches(),
-        "charts": shown,
+        "charts": places,
         "links": links,
         "facts": facts_of(part.run.head),
     }
