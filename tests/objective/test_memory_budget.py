@@ -93,6 +93,18 @@ def test_a_part_of_what_is_free(monkeypatch):
     assert Objective(Attending(), loss_fn, batches(2), memory=0.3).memory.budget == 30_000_000
 
 
+def test_a_trial_without_enough_memory_counts_one_example_alone():
+    def trial(batch):
+        if len(batch) > 1:
+            raise torch.OutOfMemoryError("no more")
+        return 100
+
+    cut, plan = memory_budget.within(500, [torch.ones(8, 2)], trial, torch.device("cpu"))
+    assert (plan.examples, plan.needed, [len(b) for b in cut]) == (4, 400, [4, 4])
+    with pytest.raises(torch.OutOfMemoryError):
+        memory_budget.within(500, [torch.ones(8, 2, 2).expand(8, 2, 2)], lambda _: trial([1, 2]), torch.device("cpu"))
+
+
 def test_what_is_free_is_known_here():
     assert 2**24 < memory_budget._free(torch.device("cpu")) < 2**50
     with pytest.raises(UsageError, match="give memory in bytes"):

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from stepscope.errors import UsageError
 from stepscope.objective.batches import tensors
 from stepscope.objective.joined_batches import length, rows_of
+from stepscope.objective.loss_calls import is_out_of_memory
 
 _logger = logging.getLogger("stepscope")
 TRIED = (1, 4)
@@ -120,8 +121,15 @@ def within(
         key=lambda item: sum(tensor.numel() for tensor in tensors(item[0])) / item[1],
     )
     sizes = sorted({min(examples, count) for examples in TRIED})
-    needs = [trial(rows_of(largest, 0, size)) for size in sizes]
-    each = (needs[-1] - needs[0]) / (sizes[-1] - sizes[0]) if len(sizes) > 1 else 0.0
+    needs: list[int] = []
+    for size in sizes:
+        try:
+            needs.append(trial(rows_of(largest, 0, size)))
+        except Exception as error:
+            if not needs or not is_out_of_memory(error):
+                raise
+    # Of a single trial all is taken to grow with the number of examples.
+    each = (needs[1] - needs[0]) / (sizes[1] - sizes[0]) if len(needs) > 1 else needs[0]
     fixed = needs[0] - each * sizes[0]
     most = max(count for count in counts if count is not None)
     usable = SEEN * budget

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -132,10 +132,14 @@ class Objective:
             for _, loss in alone.losses():
                 gradient = alone.derivative(loss, create_graph=True)
                 differentiable = [tensor for tensor in gradient.values() if tensor.requires_grad]
-                with suppress(RuntimeError):  # no second derivative: differences of gradients take less
-                    along = [tensor.detach() for tensor in differentiable]
-                    parameters = list(alone.parameters.values())
+                along = [tensor.detach() for tensor in differentiable]
+                parameters = list(alone.parameters.values())
+                try:
                     torch.autograd.grad(differentiable, parameters, along, retain_graph=True, allow_unused=True)
+                except RuntimeError as error:
+                    if is_out_of_memory(error):
+                        raise
+                    # There is no second derivative: differences of gradients take less.
         of_other_batches = sum(p.numel() * p.element_size() for p in alone.parameters.values())  # their gradient
         return int(memory.peak) + of_other_batches
 
