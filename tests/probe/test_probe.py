@@ -489,7 +489,7 @@ def test_memory_that_does_not_suffice_is_said_at_once():
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     model = net()
-    with pytest.raises(UsageError, match="smaller micro-batches"):
+    with pytest.raises(UsageError, match=r"give memory=0\.5, or smaller batches"):
         Probe(model, OPTIMIZERS["sgd"](model.parameters()), greedy, data(1), quiet=True)
 
 
