@@ -14,10 +14,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from made_data import data_of
 from processes import children_of
-from stepscope import cli
+from stepscope import UsageError, cli
 from stepscope.cli.progress import shown_progress
 from stepscope.paper.experiments import trajectory
 from stepscope.paper.experiments.command_lines import EXPERIMENTS
@@ -59,6 +60,27 @@ def few_rules():
         for name in set(RULES) - FEW:
             patch.delitem(RULES, name)
         yield
+
+
+@pytest.mark.parametrize(
+    ("arguments", "threads"),
+    [(["demo"], 1), (["run", "trajectory"], 1), (["run", "trajectory", "--scale", "gpu"], 3), (["run", "theory"], 1)],
+)
+def test_small_models_run_in_one_thread(arguments, threads, tmp_path, monkeypatch, capsys):
+    """Two of them wait for one another where another process has a core."""
+    seen = []
+
+    def stopped(*_):
+        seen.append(torch.get_num_threads())
+        raise UsageError("seen")
+
+    monkeypatch.setattr("stepscope.paper.experiments.experiment.run", stopped)
+    torch.set_num_threads(3)
+    try:
+        assert call(*arguments, "--out", tmp_path / "run", capsys=capsys)[0] == 2
+    finally:
+        torch.set_num_threads(1)
+    assert seen == [threads]
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from stepscope.report import Table
 
 
+_ON_CORES = ("smoke", "cpu")
+"""The scales that are made for two cores."""
+
+
 def demo(options: argparse.Namespace) -> None:
     """``stepscope demo``."""
     _require_all()
@@ -46,8 +50,9 @@ def _run(experiment: Experiment[Any], out: Path, jobs: int) -> None:
     from stepscope.paper.experiments import experiment as experiments
     from stepscope.paper.experiments.run_files import read, write_figures, write_page
 
-    if experiment.one_thread or experiment.scale == "smoke":
-        # A model this small loses more to threads that wait for one another than it gains.
+    if experiment.one_thread or experiment.scale in _ON_CORES:
+        # A model this small gains little by threads, and where another process has a core, they wait for one another:
+        # ten times the processor's time, and more.
         require("torch", "all").set_num_threads(1)
     started = time.perf_counter()
     with shown_progress() as progress:
@@ -87,7 +92,7 @@ def reproduce(options: argparse.Namespace) -> None:
         settings=options.settings,
         sources=sources_of(options.source),
     )
-    on_cores = options.scale in ("smoke", "cpu")
+    on_cores = options.scale in _ON_CORES
     jobs = options.jobs if options.jobs is not None else (os.cpu_count() or 1) if on_cores else 1
     check_processes(jobs)
     costs = {experiment.run_name: measured_cost(experiment, seeds) for experiment in plan}

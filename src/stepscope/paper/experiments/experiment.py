@@ -54,7 +54,7 @@ class Experiment(ABC, Generic[AnyRecord]):
         record: the type of its records.
         counted: what its records are called, in the plural.
         terms: what a reader of its page has to know of the words that are used.
-        one_thread: whether its models lose more to waiting threads than they gain.
+        one_thread: whether its models lose more to waiting threads than they gain, also at the scales for a GPU.
         writes_figures: whether its command writes each figure as a PDF beside the records.
         scale: name of the size.
     """
