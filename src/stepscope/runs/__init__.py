@@ -3,6 +3,7 @@
 from stepscope.runs.direction_record import DirectionRecord, RecordedLandscape, RecordedMagnitudes, RecordedShare
 from stepscope.runs.directory import MEASUREMENTS_FILE, Head, RunDirectory, read_head, read_run
 from stepscope.runs.records import Record, latest
+from stepscope.runs.step_record import RecordedEdge, StepRecord
 from stepscope.runs.storage import versions, write_atomically
 
 __all__ = [
@@ -10,10 +11,12 @@ __all__ = [
     "DirectionRecord",
     "Head",
     "Record",
+    "RecordedEdge",
     "RecordedLandscape",
     "RecordedMagnitudes",
     "RecordedShare",
     "RunDirectory",
+    "StepRecord",
     "latest",
     "read_head",
     "read_run",
