@@ -19,7 +19,17 @@ import torch
 import stepscope.runs.storage
 from stepscope import Objective, measure
 from stepscope.errors import UsageError
-from stepscope.runs import DirectionRecord, Record, RunDirectory, latest, read_run, versions, write_atomically
+from stepscope.runs import (
+    DirectionRecord,
+    Record,
+    RunDirectory,
+    StepRecord,
+    latest,
+    read_run,
+    read_steps,
+    versions,
+    write_atomically,
+)
 from stepscope.runs.storage import plain
 
 CONFIGURATION = {
@@ -373,6 +383,17 @@ def test_a_run_is_overwritten_where_that_is_asked_for(tmp_path):
     assert read_run(tmp_path / "run", Line)[0]["configuration"] == {"a": 2}
     assert [r.step for r in read_run(tmp_path / "run", Line)[1]] == [5]
     assert (tmp_path / "run" / "report.html").read_text() == "mine"
+
+
+def test_the_steps_of_a_run_are_read_and_overwritten_with_it(tmp_path):
+    RunDirectory.open(tmp_path, Line, {}).close()
+    assert read_steps(tmp_path) == []
+    made = [StepRecord(trajectory="SGD", seed=0, step=2, batch_loss=loss) for loss in (1.0, 2.0)]
+    text = "".join(json.dumps(record.as_json()) + "\n" for record in made)
+    (tmp_path / "steps.jsonl").write_text(text + '{"trajectory": "S')
+    assert read_steps(tmp_path) == made[1:]
+    RunDirectory.open(tmp_path, Line, {"b": 1}, overwrite=True).close()
+    assert read_steps(tmp_path) == []
 
 
 def test_what_is_no_run_is_never_overwritten(tmp_path):

@@ -1,13 +1,14 @@
 """Run directories and their records."""
 
 from stepscope.runs.direction_record import DirectionRecord, RecordedLandscape, RecordedMagnitudes, RecordedShare
-from stepscope.runs.directory import MEASUREMENTS_FILE, Head, RunDirectory, read_head, read_run
+from stepscope.runs.directory import MEASUREMENTS_FILE, STEPS_FILE, Head, RunDirectory, read_head, read_run, read_steps
 from stepscope.runs.records import Record, latest
 from stepscope.runs.step_record import RecordedEdge, StepRecord
 from stepscope.runs.storage import versions, write_atomically
 
 __all__ = [
     "MEASUREMENTS_FILE",
+    "STEPS_FILE",
     "DirectionRecord",
     "Head",
     "Record",
@@ -20,6 +21,7 @@ __all__ = [
     "latest",
     "read_head",
     "read_run",
+    "read_steps",
     "versions",
     "write_atomically",
 ]

@@ -1,4 +1,4 @@
-"""A run directory: what was asked for (`run.json`) and what was measured (`measurements.jsonl`).
+"""A run directory: what was asked for (`run.json`) and what was measured (`measurements.jsonl`, `steps.jsonl`).
 
 The directory is made to be read by anything (one JSON object a line: grep, pandas, duckdb) and to survive
 anything: `run.json` exists in full before the first measurement, measurements are only ever appended, and
@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, Generic, Self
 
 from stepscope.errors import UsageError
 from stepscope.runs.records import AnyRecord, latest
+from stepscope.runs.step_record import StepRecord
 from stepscope.runs.storage import BRIEF, brief, encode, lines_of, plain, reason, show, versions, write_atomically
 
 SCHEMA_VERSION = 2
@@ -27,6 +28,7 @@ SCHEMA_VERSION = 2
 
 RUN_FILE = "run.json"
 MEASUREMENTS_FILE = "measurements.jsonl"
+STEPS_FILE = "steps.jsonl"
 LOCK_FILE = ".lock"
 
 _ABSENT = object()
@@ -55,6 +57,23 @@ def read_run(
     kind: type[AnyRecord] = record if isinstance(record, type) else record(head)
     records, _ = _read_records(Path(path) / MEASUREMENTS_FILE, kind)
     return head, latest(records)
+
+
+def read_steps(path: str | os.PathLike[str]) -> list[StepRecord]:
+    """Reads what a run directory holds of the steps that were made, as `read_run` does its measurements.
+
+    Args:
+        path: the run directory.
+
+    Returns:
+        The records of `steps.jsonl` in order (see `latest`); none where there is no such file.
+
+    Raises:
+        UsageError: as `read_run`.
+    """
+    read_head(path)
+    records, _ = _read_records(Path(path) / STEPS_FILE, StepRecord)
+    return latest(records)
 
 
 def read_head(path: str | os.PathLike[str]) -> Head:
@@ -322,10 +341,11 @@ def _acquire(directory: Path) -> Any:
 
 
 def _delete_run(directory: Path) -> None:
-    """Deletes the two files of a run, and of nothing else; the one that says what it was comes last."""
+    """Deletes the files of a run, and of nothing else; the one that says what it was comes last."""
     _read_run_file(directory)
     try:
         (directory / MEASUREMENTS_FILE).unlink(missing_ok=True)
+        (directory / STEPS_FILE).unlink(missing_ok=True)
         (directory / RUN_FILE).unlink()
     except OSError as error:
         raise UsageError(f"cannot overwrite {show(directory)}: {reason(error)}") from error
