@@ -54,29 +54,34 @@ def spread(values: list[float]) -> dict[str, float]:
 def timed(case: Case) -> list[Row]:
     """A row for each way: forwards a direction, and its error where it computes values."""
     work = workload(case.model, case.width, case.length, case.examples, max(map(case.count, case.ways)))
-    directions = {way: dict(list(work.directions.items())[: case.count(way)]) for way in case.ways}
-    if "measure, uᵀHu < 0" in directions:
-        directions["measure, uᵀHu < 0"] = negative_directions(work, case.count("measure, uᵀHu < 0"))
-    exact = {name: reference(work, list(d.values())) for name, d in directions.items() if case.section == "models"}
     ready, rows = {}, []
     for way in case.ways:
         row = asdict(case) | {"way": way, "directions": case.count(way), "parameters": work.size}
         rows.append(row)
         try:
-            values = prepared(way, work, directions[way])
+            directions = directions_of(way, work, case.count(way))
+            values = prepared(way, work, directions)
             first = values()  # a package that can't run the model says so here, and the others are warm
         except Exception as error:
             row["reason"] = reason(error)
         else:
             ready[way] = values
-            if way in exact:
-                row["error"] = max(abs(v / e - 1) for v, e in zip(first, exact[way], strict=True))
-                row["negative"] = sum(e < 0 for e in exact[way])
+            if case.section == "models":
+                exact = reference(work, list(directions.values()))
+                row["error"] = max(abs(v / e - 1) for v, e in zip(first, exact, strict=True))
+                row["negative"] = sum(e < 0 for e in exact)
     ratios = in_turn(ready, forward(work), case.rounds)
     for row in rows:
         if row["way"] in ratios:
             row |= spread([ratio / row["directions"] for ratio in ratios[row["way"]]])
     return rows
+
+
+def directions_of(way: str, work: Workload, count: int) -> dict[str, Direction]:
+    """Those that a way is given."""
+    if way == "measure, uᵀHu < 0":
+        return negative_directions(work, count)
+    return dict(list(work.directions.items())[:count])
 
 
 def in_turn(ways: dict[str, Work], unit: Work, rounds: int) -> dict[str, list[float]]:
