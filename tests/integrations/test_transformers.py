@@ -223,21 +223,25 @@ def test_a_training_that_goes_on_goes_on_with_the_records(tmp_path):
     assert [r.step for r in read_run(tmp_path / "run", DirectionRecord)[1]] == [2, 4, 6, 8]
 
 
-def test_another_training_in_the_same_directory_is_refused(tmp_path):
-    def begun(**settings):
-        trainer = trainer_of("gpt-2", tmp_path / "out", max_steps=1)
+def test_another_training_takes_the_next_directory(tmp_path):
+    def begun(steps, **settings):
+        trainer = trainer_of("gpt-2", tmp_path / "out", max_steps=steps)
         settings |= {"every": 1, "max_overhead": None, "quiet": True, "run_dir": tmp_path / "run", "directions": {}}
         trainer.add_callback(ProbeCallback(trainer, **settings))
         return trainer
 
-    trainer = begun()
+    def kept():
+        return {run.name: len(read_run(run, DirectionRecord)[1]) for run in tmp_path.glob("run*")}
+
+    trainer = begun(1)
     trainer.train()
     trainer.train()  # begun anew: a trial of a search, say
-    assert [len(read_run(tmp_path / name, DirectionRecord)[1]) for name in ("run", "run-2")] == [1, 1]
-    with pytest.raises(UsageError, match="measurements up to step 1 of another training"):
-        begun().train()
-    begun(overwrite=True).train()
-    assert {r.step for r in read_run(tmp_path / "run", DirectionRecord)[1]} == {1}
+    begun(1).train()
+    assert kept() == {"run": 1, "run-2": 1, "run-3": 1}
+    trainer = begun(2, overwrite=True)
+    trainer.train()
+    trainer.train()  # which doesn't overwrite its own
+    assert kept() == {"run": 2, "run-2": 1, "run-3": 1, "run-4": 2}
 
 
 class Stream(torch.utils.data.IterableDataset):

@@ -683,22 +683,6 @@ def test_an_optimizer_that_is_replaced_after_attaching_is_said():
     assert any("step" in line for line in said)
 
 
-def test_a_run_directory_that_is_used_again_says_how_to_go_on(tmp_path):
-    model, batch = net(), labelled()
-
-    def run():
-        optimizer = torch.optim.SGD(model.parameters(), 0.1)
-        with Probe(model, optimizer, cross_entropy, [batch], quiet=True, every=1, max_overhead=None, run_dir=tmp_path):
-            cross_entropy(model, batch).backward()
-            optimizer.step()
-
-    run()
-    line = refusal(run)
-    assert line is not None
-    assert str(tmp_path) in line
-    assert "run_dir" in line
-
-
 def test_a_gradient_that_is_empty_everywhere_is_no_sharpness_of_zero():
     """The parameters that the loss uses are other tensors than the model's, as when something has flattened them."""
     model = net()

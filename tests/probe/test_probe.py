@@ -745,18 +745,26 @@ def test_a_training_that_is_seen_or_that_does_not_happen_is_not_remarked_on(capl
     assert UNSEEN not in caplog.text
 
 
-def test_a_run_directory_is_used_again(tmp_path):
+def test_a_run_directory_is_used_again(tmp_path, capsys):
     def trained(steps, **settings):
-        return train(OPTIMIZERS["sgd"], attached(run_dir=tmp_path / "run", **settings), steps=steps)[1]
+        probe = train(OPTIMIZERS["sgd"], attached(run_dir=tmp_path / "run", **settings), steps=steps)[1]
+        probe.close()
+        return probe.run_dir
 
-    trained(6).close()
-    with pytest.raises(UsageError, match=r"measurements up to step 6 of another training: .*, or overwrite=True"):
-        trained(3)
-    trained(3, overwrite=True, directions={}).close()
-    assert {r.step for r in read_run(tmp_path / "run", DirectionRecord)[1]} == {3}
+    def steps_in(run_dir):
+        return {r.step for r in read_run(run_dir, DirectionRecord)[1]}
+
+    assert trained(6) == tmp_path / "run"
+    assert capsys.readouterr().err == ""
+    assert trained(3, quiet=False) == tmp_path / "run-2"
+    assert f"records go to {tmp_path / 'run-2'}\n" in capsys.readouterr().err
+    assert trained(3, step=3) == tmp_path / "run-2"  # goes on in the newest
+    assert steps_in(tmp_path / "run-2") == {3, 6}
+    assert trained(3, overwrite=True, directions={}) == tmp_path / "run"
+    assert steps_in(tmp_path / "run") == {3}
     # A training that goes on keeps what it has.
-    trained(3, overwrite=True, step=3, directions={}).close()
-    assert {r.step for r in read_run(tmp_path / "run", DirectionRecord)[1]} == {3, 6}
+    assert trained(3, overwrite=True, step=3, directions={}) == tmp_path / "run"
+    assert steps_in(tmp_path / "run") == {3, 6}
 
 
 def test_a_model_that_changes_its_dtype_midway_is_measured_on(caplog):

@@ -179,7 +179,7 @@ def test_another_configuration_is_refused(tmp_path, asked, told):
     before = (tmp_path / "run" / "run.json").read_bytes()
     with pytest.raises(UsageError, match=told) as error:
         RunDirectory.open(tmp_path / "run", Line, {**stored, **asked})
-    assert "give another directory (--out), or delete it" in one_line(error)
+    assert "give another directory, or delete it" in one_line(error)
     assert (tmp_path / "run" / "run.json").read_bytes() == before
     RunDirectory.open(tmp_path / "run", Line, stored).close()  # the refusal left no lock
 

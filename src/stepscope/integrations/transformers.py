@@ -70,7 +70,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
                 "(loss_fn=trainer.compute_loss if it does nothing else)"
             )
         self.probe: Probe | None = None
-        self._trainings = 0
+        self._begun = False
         self._trainer = trainer
         self._eval_batches = eval_batches
         self._loss_fn: LossFunction = loss_fn or self._trainers_loss
@@ -92,10 +92,10 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             batches = self._first_batches(kwargs["train_dataloader"], args.per_device_train_batch_size)
         log = self._log if args.report_to else None
         settings = {"log": log, "step": state.global_step} | self._settings
-        self._trainings += 1
-        if self._trainings > 1 and not state.global_step and settings.get("run_dir") is not None:
-            # Another start: a trial of a search, or after the trainer ran out of memory.
-            settings["run_dir"] = f"{settings['run_dir']}-{self._trainings}"
+        if self._begun:
+            # Another start: a trial of a search, or after the trainer ran out of memory. It replaces no records.
+            settings["overwrite"] = False
+        self._begun = True
         self.probe = Probe(trainer.model, trainer.optimizer, self._loss_fn, batches, **settings)
 
     def on_train_end(self, *_: Any, **__: Any) -> None:

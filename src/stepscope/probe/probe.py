@@ -39,7 +39,8 @@ from stepscope.objective import (
     random_state,
 )
 from stepscope.probe.compared_updates import ComparedUpdates, NoUpdateError
-from stepscope.probe.recorder import Recorder, open_run
+from stepscope.probe.recorder import Recorder
+from stepscope.probe.run_directories import open_run
 from stepscope.probe.schedule import Schedule, Turn, paused
 from stepscope.probe.step_check import ExpectedStep
 from stepscope.probe.trackers import as_log
@@ -71,8 +72,9 @@ class Probe:
             momentum, Adam, and the user's own with this step's gradient clipped. The user's own is always measured.
         clip_fractions: how much of this step's gradient is clipped, one direction for each, to see along the training
             how much to clip. ``None``: the paper's (10% for SGD, 50% for others), none where ``directions`` are given.
-        run_dir: directory for the records; ``None`` keeps them in memory.
-        overwrite: whether a training that begins (``step=0``) replaces the records that ``run_dir`` holds.
+        run_dir: directory for the records; ``None`` keeps them in memory. Where it holds those of another training,
+            one that begins takes the next number (``runs/probe-2``), and one that goes on (`step`) the newest.
+        overwrite: whether to take ``run_dir`` itself, and replace its records where a training begins.
         log: where numbers go too: a function of ``(values, step)`` or a tracker (`stepscope.probe.trackers.as_log`).
         max_overhead: the part of the training time that measuring may add; ``None`` for no limit. The checks at the
             start count, so the first measurement waits until the training has earned it.
@@ -85,6 +87,7 @@ class Probe:
 
     Attributes:
         eval_batches: the micro-batches that are measured on.
+        run_dir: the directory that the records go to: `run_dir`, or the numbered one that it became.
         step: steps of the training so far. A record's step is that of the update before which it was measured.
         check: what the self-check found.
 
@@ -167,7 +170,8 @@ class Probe:
         )
         run = None
         if run_dir is not None:
-            run = open_run(run_dir, self._configuration(), self._context(), step=step, overwrite=overwrite)
+            run = open_run(run_dir, self._configuration(), self._context(), step=step, overwrite=overwrite, quiet=quiet)
+        self.run_dir: Path | None = None if run is None else run.path
         self._recorder = Recorder(run, log)
         self._hook = StepHook(self._optimizer, self._before_step, self._after_step)
         self._schedule.begin(time.perf_counter() - started)

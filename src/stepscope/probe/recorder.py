@@ -3,48 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from stepscope.errors import UsageError
 from stepscope.objective import random_state
 from stepscope.probe.trackers import as_log, values_of
 from stepscope.runs import DirectionRecord, RunDirectory
 
 _SMOOTHING = 0.7
-
-
-def open_run(
-    run_dir: str | os.PathLike[str],
-    configuration: Mapping[str, Any],
-    context: Mapping[str, Any],
-    *,
-    step: int,
-    overwrite: bool,
-) -> RunDirectory[DirectionRecord]:
-    """The run directory of a training that begins, or goes on after so many steps.
-
-    Args:
-        run_dir: the directory.
-        configuration: see `RunDirectory.open`.
-        context: see `RunDirectory.open`.
-        step: steps that the training made before.
-        overwrite: whether a training that begins replaces what the directory holds.
-
-    Raises:
-        UsageError: the directory can't be used, or holds the records of another training.
-    """
-    begins = not step
-    run = RunDirectory.open(run_dir, DirectionRecord, configuration, context=context, overwrite=overwrite and begins)
-    if begins and (records := run.records()):
-        run.close()
-        raise UsageError(
-            f"{run_dir} holds measurements up to step {max(record.step for record in records)} of another training: "
-            "give another run_dir, the step from which this one goes on (step=…), or overwrite=True"
-        )
-    return run
 
 
 class Recorder:

@@ -1,15 +1,27 @@
 """Run directories and their records."""
 
 from stepscope.runs.direction_record import DirectionRecord, RecordedLandscape, RecordedMagnitudes, RecordedShare
-from stepscope.runs.directory import MEASUREMENTS_FILE, STEPS_FILE, Head, RunDirectory, read_head, read_run, read_steps
+from stepscope.runs.directory import (
+    MEASUREMENTS_FILE,
+    STEPS_FILE,
+    DirectoryInUseError,
+    Head,
+    RunDirectory,
+    holds_measurements,
+    is_run,
+    read_head,
+    read_run,
+    read_steps,
+)
 from stepscope.runs.records import Record, latest
 from stepscope.runs.step_record import RecordedEdge, StepRecord
-from stepscope.runs.storage import versions, write_atomically
+from stepscope.runs.storage import show, versions, write_atomically
 
 __all__ = [
     "MEASUREMENTS_FILE",
     "STEPS_FILE",
     "DirectionRecord",
+    "DirectoryInUseError",
     "Head",
     "Record",
     "RecordedEdge",
@@ -18,10 +30,13 @@ __all__ = [
     "RecordedShare",
     "RunDirectory",
     "StepRecord",
+    "holds_measurements",
+    "is_run",
     "latest",
     "read_head",
     "read_run",
     "read_steps",
+    "show",
     "versions",
     "write_atomically",
 ]

@@ -33,6 +33,11 @@ LOCK_FILE = ".lock"
 
 _ABSENT = object()
 
+
+class DirectoryInUseError(UsageError):
+    """Another process writes to a run directory."""
+
+
 Head = dict[str, Any]
 """The content of `run.json`: ``schema_version``, ``created``, ``configuration``, ``context``."""
 
@@ -74,6 +79,22 @@ def read_steps(path: str | os.PathLike[str]) -> list[StepRecord]:
     read_head(path)
     records, _ = _read_records(Path(path) / STEPS_FILE, StepRecord)
     return latest(records)
+
+
+def is_run(path: str | os.PathLike[str]) -> bool:
+    """Whether a directory is that of a run."""
+    try:
+        return (Path(path) / RUN_FILE).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def holds_measurements(path: str | os.PathLike[str]) -> bool:
+    """Whether a directory is that of a run in which something was measured."""
+    try:
+        return is_run(path) and any(file.stat().st_size for file in Path(path).glob("*.jsonl"))
+    except OSError:
+        return True  # what can't be looked at isn't taken for empty
 
 
 def read_head(path: str | os.PathLike[str]) -> Head:
@@ -321,7 +342,7 @@ def _refuse_foreign(directory: Path) -> None:
     # What a process that died before run.json was whole can leave.
     ours = {name for name in names if name == LOCK_FILE or name.startswith(f".{RUN_FILE}.")}
     if names - ours:
-        raise UsageError(f"{show(directory)} is not empty and not a run directory: give another directory (--out)")
+        raise UsageError(f"{show(directory)} is not empty and not a run directory: give another directory")
 
 
 def _acquire(directory: Path) -> Any:
@@ -332,8 +353,8 @@ def _acquire(directory: Path) -> Any:
     try:
         lock.acquire(blocking=False)
     except filelock.Timeout as error:
-        raise UsageError(
-            f"another process is writing to {show(directory)}: wait for it, or give another directory (--out)"
+        raise DirectoryInUseError(
+            f"another process is writing to {show(directory)}: wait for it, or give another directory"
         ) from error
     except (OSError, NotImplementedError) as error:
         raise UsageError(f"cannot write to {show(directory)}: {reason(error)}") from error
@@ -356,7 +377,7 @@ def _continued(directory: Path, wanted: dict[str, Any]) -> Head:
     if differences := _differences(run["configuration"], wanted):
         shown = "; ".join(differences[:3]) + ("; …" if len(differences) > 3 else "")
         what = f"{show(directory)} holds a run with another configuration"
-        raise UsageError(f"{what} ({shown}): give another directory (--out), or delete it")
+        raise UsageError(f"{what} ({shown}): give another directory, or delete it")
     return run
 
 
