@@ -135,8 +135,7 @@ def norm(a: Mapping[str, Tensor]) -> float:
         >>> norm({"w": torch.tensor([3.0]), "b": torch.tensor([4.0])})
         5.0
     """
-    norms = [torch.linalg.vector_norm(x.to(accumulator(x))) for tensor in a.values() for (x,) in pieces(tensor)]
-    return math.hypot(*numbers(norms))
+    return math.hypot(*numbers(torch.linalg.vector_norm(x.detach(), dtype=accumulator(x)) for x in a.values()))
 
 
 def is_finite(a: Mapping[str, Tensor]) -> bool:
