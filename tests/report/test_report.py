@@ -170,13 +170,13 @@ def test_the_sentence_says_no_more_than_was_measured():
     assert lost.endswith("and no direction lowered the loss.")
 
 
-def test_a_new_finding_is_one_function_in_one_row(tmp_path, monkeypatch):
+def test_a_new_clause_is_one_function_in_one_row(tmp_path, monkeypatch):
     """It is in the sentence, and so on the page and in the terminal."""
 
     def flattest(records):
         return f"{min(records, key=lambda record: record.sharpness).direction} had the flattest direction"
 
-    monkeypatch.setattr(summary, "FINDINGS", (*summary.FINDINGS, flattest))
+    monkeypatch.setattr(summary, "CLAUSES", (*summary.CLAUSES, flattest))
     records = point(1, sgd=2.0, adam=1.0)
     assert summary_sentence(records).endswith(", and adam had the flattest direction.")
     page = write_report(run_directory(tmp_path / "run", records), tmp_path / "page.html")

@@ -9,10 +9,10 @@ import pytest
 from stepscope.errors import UsageError
 from stepscope.report import step_charts
 from stepscope.report.axes import magnitude_axis, powers_of_ten
-from stepscope.report.comparison import family
 from stepscope.report.escaping import script_json
 from stepscope.report.looks import Looks
 from stepscope.report.vega import save, vega_lite_version
+from stepscope.runs import family
 from synthetic_records import DIRECTIONS, record, synthetic_records
 
 HOSTILE = ["</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>", "a\nb\u2028c", "[red]x", "\ud800"]

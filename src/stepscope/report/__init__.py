@@ -5,7 +5,6 @@ from stepscope.report.comparison import (
     BASELINE,
     baseline_scale,
     directions_of,
-    family,
     sharpness_rows,
     trajectories_of,
 )
@@ -40,7 +39,6 @@ __all__ = [
     "distinct",
     "drawn",
     "facts_of",
-    "family",
     "figures_of",
     "file_name",
     "finish",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,16 +13,6 @@ BASELINE = "sgd"
 
 Point = tuple[str, int, int]
 """Trajectory, step, seed."""
-
-
-def family(direction: str) -> str:
-    """What a direction is a variant of: its name up to the word "clip".
-
-    Example:
-        >>> family("adam clip 50% (update)"), family("muon")
-        ('adam', 'muon')
-    """
-    return re.split(r"\s+clip\b", direction, maxsplit=1)[0]
 
 
 def directions_of(records: Iterable[DirectionRecord]) -> list[str]:
@@ -42,18 +31,6 @@ def points_of(records: Iterable[DirectionRecord]) -> dict[Point, dict[str, Direc
     for record in records:
         points.setdefault((record.trajectory, record.step, record.seed), {})[record.direction] = record
     return points
-
-
-def is_own(record: DirectionRecord) -> bool:
-    """Whether a record is of the update that the training optimizer itself was about to make, as a probe measures it.
-
-    Example:
-        >>> place = {"trajectory": "AdamW", "seed": 0, "step": 1}
-        >>> [is_own(DirectionRecord(**place, direction=name)) for name in ("own AdamW", "own AdamW clip 50%", "sgd")]
-        [True, False, False]
-    """
-    direction = record.direction
-    return direction.startswith("own ") and family(direction) == direction
 
 
 def baseline_scale(records: Iterable[DirectionRecord]) -> tuple[float | None, str]:

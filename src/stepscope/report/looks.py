@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from stepscope.errors import require
-from stepscope.report.comparison import family
 from stepscope.report.vega import alt, tooltips
+from stepscope.runs import family
 
 # Mid tones that stand out on white and on near-black, told apart by lightness as well as by hue.
 _COLORS = {

@@ -8,7 +8,7 @@ from typing import Any
 
 from stepscope.errors import UsageError
 from stepscope.report.axes import magnitude_axis, step_axis
-from stepscope.report.comparison import BASELINE, baseline_scale, directions_of, family, is_own
+from stepscope.report.comparison import BASELINE, baseline_scale, directions_of
 from stepscope.report.figures import of_step, of_trajectory
 from stepscope.report.landscape_curves import (
     axes_around,
@@ -21,7 +21,7 @@ from stepscope.report.landscape_curves import (
 )
 from stepscope.report.looks import Looks
 from stepscope.report.vega import alt, finish, layered, plot, rule
-from stepscope.runs import DirectionRecord
+from stepscope.runs import DirectionRecord, family, is_own
 
 
 @of_step(f"landscape around the minimum of {BASELINE}", on_page=False, around=BASELINE)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
-from stepscope.report.comparison import BASELINE, family, is_own, points_of
+from stepscope.report.comparison import BASELINE, points_of
 from stepscope.report.escaping import printable
-from stepscope.runs import DirectionRecord
+from stepscope.runs import DirectionRecord, family
 
 
 def summary_sentence(records: Sequence[DirectionRecord]) -> str:
@@ -18,12 +18,11 @@ def summary_sentence(records: Sequence[DirectionRecord]) -> str:
 
     Returns:
         At how many points SGD's sharpness is the largest among unclipped directions, by what median factor Adam's
-        is lower, and which direction had the best local decrease most often; of a probe's run first where the
-        learning rate lands. All as far as they were measured.
+        is lower, and which direction had the best local decrease most often. All as far as they were measured.
     """
     if not records:
         return "Nothing has been measured yet."
-    said = [clause for finding in FINDINGS if (clause := finding(records))]
+    said = [clause for clause_of in CLAUSES if (clause := clause_of(records))]
     joined = said[0] if len(said) == 1 else ", ".join(said[:-1]) + f", and {said[-1]}"
     seeds = len({record.seed for record in records})
     return ("With one seed, " if seeds == 1 else f"Over {seeds} seeds, ") + joined + "."
@@ -65,16 +64,6 @@ def _sharpest(records: Sequence[DirectionRecord]) -> str:
     if compared == 1:
         return f"SGD {'had' if largest else 'did not have'} {largest_of} at the only measured point{where} {counted}"
     return f"SGD had {largest_of} {_share(largest, compared)} measured points{where} {counted}"
-
-
-def _landing(records: Sequence[DirectionRecord]) -> str:
-    """Of the newest measurement with a minimum; there is one training in a probe's records."""
-    landed = [(r.step, r.overshoot_smoothed) for r in records if is_own(r) and r.overshoot_smoothed is not None]
-    if not landed:
-        return ""
-    step, ratio = max(landed)
-    where = f"(smoothed, at step {step})"
-    return f"the training's own steps were {ratio:.2g} times as long as the best ones {where}"
 
 
 def _adam(records: Sequence[DirectionRecord]) -> str:
@@ -129,5 +118,5 @@ def _decrease(records: Sequence[DirectionRecord]) -> str:
     return f"{named} had the best local decrease most often ({_share(most, compared)} points)"
 
 
-FINDINGS: tuple[Callable[[Sequence[DirectionRecord]], str], ...] = (_landing, _sharpest, _adam, _decrease)
+CLAUSES: tuple[Callable[[Sequence[DirectionRecord]], str], ...] = (_sharpest, _adam, _decrease)
 """What the sentence says, in this order: each a function of all records that gives a clause, empty for nothing."""

@@ -1,6 +1,13 @@
 """Run directories and their records."""
 
-from stepscope.runs.direction_record import DirectionRecord, RecordedLandscape, RecordedMagnitudes, RecordedShare
+from stepscope.runs.direction_record import (
+    DirectionRecord,
+    RecordedLandscape,
+    RecordedMagnitudes,
+    RecordedShare,
+    family,
+    is_own,
+)
 from stepscope.runs.directory import (
     MEASUREMENTS_FILE,
     STEPS_FILE,
@@ -30,7 +37,9 @@ __all__ = [
     "RecordedShare",
     "RunDirectory",
     "StepRecord",
+    "family",
     "holds_measurements",
+    "is_own",
     "is_run",
     "latest",
     "read_head",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -117,3 +118,25 @@ class DirectionRecord(Record):
             **place: the other fields.
         """
         return cls.from_json(plain({**place, **measurement}, "record"))
+
+
+def family(direction: str) -> str:
+    """What a direction is a variant of: its name up to the word "clip".
+
+    Example:
+        >>> family("adam clip 50% (update)"), family("muon")
+        ('adam', 'muon')
+    """
+    return re.split(r"\s+clip\b", direction, maxsplit=1)[0]
+
+
+def is_own(record: DirectionRecord) -> bool:
+    """Whether a record is of the update that the training optimizer itself was about to make, as a probe measures it.
+
+    Example:
+        >>> place = {"trajectory": "AdamW", "seed": 0, "step": 1}
+        >>> [is_own(DirectionRecord(**place, direction=name)) for name in ("own AdamW", "own AdamW clip 50%", "sgd")]
+        [True, False, False]
+    """
+    direction = record.direction
+    return direction.startswith("own ") and family(direction) == direction

@@ -14,8 +14,8 @@ from typing import Literal
 from stepscope.paper.claims.verdicts import Unmeasured, needed
 from stepscope.paper.records import BoundRecord, CorrelationRecord, Rank, SmoothnessRecord
 from stepscope.paper.statistics import ranks, spearman
-from stepscope.report import BASELINE, baseline_scale, family
-from stepscope.runs import DirectionRecord, RecordedMagnitudes, RecordedShare
+from stepscope.report import BASELINE, baseline_scale
+from stepscope.runs import DirectionRecord, RecordedMagnitudes, RecordedShare, family
 
 ADAPTIVE = ("adam", "adafactor", "lion", "signsgd")
 UNCLIPPED = ("sgd", "normalized sgd", *ADAPTIVE)
