@@ -82,8 +82,8 @@ def test_help_and_wrong_arguments_load_no_torch():
 import contextlib, io, sys
 from stepscope import cli
 from stepscope.paper.experiments.command_lines import EXPERIMENTS
-helps = [[], ["demo"], ["run"], ["reproduce"], ["report"], *(["run", name] for name in EXPERIMENTS)]
-wrong = [["demos"], ["run", "thoery"], ["demo", "--seeds", "x"], ["report"]]
+helps = [[], ["demo"], ["run"], ["reproduce"], ["report"], ["findings"], *(["run", name] for name in EXPERIMENTS)]
+wrong = [["demos"], ["run", "thoery"], ["demo", "--seeds", "x"], ["report"], ["findings"]]
 statuses = []
 for arguments in [*([*one, "--help"] for one in helps), ["--version"], *wrong]:
     try:
@@ -94,14 +94,14 @@ for arguments in [*([*one, "--help"] for one in helps), ["--version"], *wrong]:
 loaded = {"torch", "transformers", "rich"} & set(sys.modules)
 print(len(helps) + 1, statuses.count(0), statuses.count(2), sorted(loaded))
 """
-    assert in_a_fresh_process(code).stdout == "11 11 4 []\n"
+    assert in_a_fresh_process(code).stdout == "12 12 5 []\n"
 
 
 def test_the_top_leads_to_its_rooms_and_shows_its_public_names_alone():
     """Each room is asked for first: nothing else has loaded it."""
     code = """
 import sys
-for room in ("clipping", "directions", "errors", "measuring", "objective", "probe"):
+for room in ("clipping", "directions", "errors", "judging", "measuring", "objective", "probe"):
     for name in [name for name in sys.modules if name.partition(".")[0] == "stepscope"]:
         del sys.modules[name]
     import stepscope
@@ -111,7 +111,7 @@ from stepscope import *
 print(all(name in globals() for name in stepscope.__all__), not hasattr(stepscope, "measures"))
 """
     done = in_a_fresh_process(code)
-    assert (set(done.stdout.split()), len(done.stdout.split()), done.stderr) == ({"True"}, 9, "")
+    assert (set(done.stdout.split()), len(done.stdout.split()), done.stderr) == ({"True"}, 10, "")
 
 
 def test_importing_the_library_loads_no_page_and_a_probe_writes_its_page_without_the_paper(tmp_path):
@@ -140,7 +140,8 @@ def test_the_tree_shows_the_rooms():
     package = Path(stepscope.__file__).parent
     rooms = {each.name for each in package.iterdir() if (each / "__init__.py").exists()}
     assert rooms == {
-        "objective", "clipping", "directions", "measuring", "runs", "report", "probe", "integrations", "paper", "cli",
+        "objective", "clipping", "directions", "measuring", "runs", "judging", "report", "probe", "integrations",
+        "paper", "cli",
     }  # fmt: skip
     assert {each.name for each in package.glob("*.py*")} == {"__init__.py", "__main__.py", "errors.py"}
 

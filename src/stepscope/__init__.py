@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from stepscope.clipping import clip_grad_fraction_, clip_optimizer
     from stepscope.directions import PseudoUpdates, next_update
     from stepscope.errors import UsageError
+    from stepscope.judging import findings
     from stepscope.measuring import Measurement, clip_sweep, measure
     from stepscope.objective import Objective
     from stepscope.probe import Probe
@@ -25,6 +26,7 @@ __all__ = [
     "clip_grad_fraction_",
     "clip_optimizer",
     "clip_sweep",
+    "findings",
     "measure",
     "next_update",
 ]
@@ -38,6 +40,7 @@ _ROOMS = {
     "clip_grad_fraction_": "clipping",
     "clip_optimizer": "clipping",
     "clip_sweep": "measuring",
+    "findings": "judging",
     "measure": "measuring",
     "next_update": "directions",
 }

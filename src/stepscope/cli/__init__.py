@@ -1,4 +1,4 @@
-"""The command line: ``stepscope demo``, ``stepscope run``, ``stepscope reproduce`` and ``stepscope report``.
+"""The command line: ``stepscope demo``, ``run``, ``reproduce``, ``report`` and ``findings``.
 
 A mistake of the user's is one line on standard error and exit status 2; an interruption is 130 and loses nothing.
 """

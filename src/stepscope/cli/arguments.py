@@ -65,6 +65,24 @@ their records.
 """
 
 
+FINDINGS = """\
+Says what the records of a training show, at most three things, each with its evidence, what to try, what that costs,
+and what speaks against it. RUN is the run directory of a probe; the training may still be going on.
+
+  stepscope findings runs/probe
+  stepscope findings runs/probe --json | jq '.[0].kind'
+
+The first is about the learning rate:
+  step_too_short  probably at least three times too small    step_too_long  probably at least three times too large
+  healthy         no sign of a tenfold error, no more        cannot_tell    and why
+It comes from the trust ratio T: the part of the change that its gradient foretells which a step brings about, on the
+batch that made the step. T is 1 where the loss is straight along the step, and falls as the step nears the edge. It
+needs that batch: Hugging Face models give it by themselves, another loop by `with probe.batch(batch):`.
+The confidence is how often such a verdict was right in trainings whose best rate is known (docs/calibration.md); other
+findings describe, without a verdict.
+"""
+
+
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the usage in front of it."""
 
@@ -87,6 +105,9 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("run_directory", metavar="RUN", help="the run directory, or that of a reproduction")
     report.add_argument("--out", metavar="FILE", help="the page of a run directory (default: RUN/report.html)")
     report.add_argument("--figures", action="store_true", help="of a reproduction: draw all figures as PDF")
+    found = _command(chosen, "findings", "what a training's records show, and what to try", FINDINGS, commands.findings)
+    found.add_argument("run_directory", metavar="RUN", help="the run directory of a probe")
+    found.add_argument("--json", action="store_true", help="a JSON list of the findings")
     return whole
 
 

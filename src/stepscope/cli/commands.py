@@ -178,3 +178,15 @@ def report(options: argparse.Namespace) -> None:
     if options.figures:
         raise UsageError(f"{run} is no reproduction, which alone has figures beside its page: leave out --figures")
     print(write_page(run, Path(options.out) if options.out else run / "report.html"))
+
+
+def findings(options: argparse.Namespace) -> None:
+    """``stepscope findings``."""
+    from stepscope.judging import findings as findings_of
+    from stepscope.report.escaping import printable
+
+    found = findings_of(options.run_directory)
+    if options.json:
+        print(json.dumps(found.as_json(), indent=1))
+    else:
+        print("\n".join(printable(line) for line in str(found).splitlines()))

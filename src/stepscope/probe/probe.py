@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from stepscope.clipping import StepHook, unwrapped
 from stepscope.directions import Factory
 from stepscope.errors import UsageError, said
+from stepscope.judging import Findings, findings
 from stepscope.measuring import (
     ANOTHER_GRADIENT,
     Grouping,
@@ -209,6 +210,10 @@ class Probe:
             self._untrained = []
             self._recorder.keep(records)
             return measurements
+
+    def findings(self) -> Findings:
+        """What the records so far say about the training: see `stepscope.findings`."""
+        return findings(self._recorder.records)
 
     def paused(self) -> AbstractContextManager[None]:
         """Time that passes inside is not the training's: a validation, say, earns no time for measuring.

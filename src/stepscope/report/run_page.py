@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stepscope.errors import require
+from stepscope.judging import findings
 from stepscope.report.comparison import directions_of, sharpness_rows, trajectories_of
 from stepscope.report.direction_tables import step_tables
 from stepscope.report.escaping import script_json
@@ -19,7 +20,7 @@ from stepscope.report.figures import drawn, figures_of
 from stepscope.report.looks import Looks
 from stepscope.report.summary import summary_sentence
 from stepscope.report.vega import vega_script
-from stepscope.runs import DirectionRecord, read_run, write_atomically
+from stepscope.runs import DirectionRecord, StepRecord, is_own, read_run, read_steps, write_atomically
 
 Facts = list[tuple[str, list[tuple[str, str]]]]
 """Titled lists of names and values."""
@@ -152,12 +153,15 @@ def _section(records: Sequence[DirectionRecord], trajectory: str, charts: dict[s
     }
 
 
-def render_report(run: Mapping[str, Any], records: Sequence[DirectionRecord]) -> str:
+def render_report(run: Mapping[str, Any], records: Sequence[DirectionRecord], steps: Sequence[StepRecord] = ()) -> str:
     """The page of a run that measured directions, as HTML that fetches nothing.
+
+    A probe's run opens with its findings.
 
     Args:
         run: the content of `run.json`.
         records: the measurements.
+        steps: of a probe's run, the steps that were made.
 
     Raises:
         MissingExtraError: altair, vl-convert or jinja2 is not installed.
@@ -166,9 +170,10 @@ def render_report(run: Mapping[str, Any], records: Sequence[DirectionRecord]) ->
     charts: dict[str, Any] = {}
     names = directions_of(records)
     parts = [_section(records, trajectory, charts) for trajectory in trajectories_of(records)]
+    probed = bool(steps) or any(map(is_own, records))
     return render(
-        "directions.html", title_of(run), summary_sentence(records), parts, facts=facts_of(run), names=names,
-        charts=charts,
+        "directions.html", title_of(run), summary_sentence(records) if records or not steps else "", parts,
+        facts=facts_of(run), names=names, charts=charts, findings=findings([*records, *steps]) if probed else (),
     )  # fmt: skip
 
 
@@ -187,5 +192,6 @@ def write_report(run_path: str | os.PathLike[str], out_path: str | os.PathLike[s
         MissingExtraError: altair, vl-convert or jinja2 is not installed.
     """
     run, records = read_run(run_path, DirectionRecord)
-    write_atomically(out_path, render_report(run, records).encode(errors="replace"))
+    page = render_report(run, records, read_steps(run_path))
+    write_atomically(out_path, page.encode(errors="replace"))
     return Path(out_path)

@@ -1,0 +1,187 @@
+"""The verdict on a training's learning rate."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from stepscope.judging.trust import TrustRatio, terms_of, trust_ratio
+from stepscope.runs import StepRecord
+
+Kind = Literal["step_too_short", "step_too_long", "healthy", "cannot_tell"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """The thresholds of the verdict; `docs/calibration.md` has their errors, and what was rejected.
+
+    Attributes:
+        short: the step is too short where the whole interval of the trust ratio lies above.
+        long: it is too long where the whole interval lies below.
+        window: the part of the training whose steps count: before it the loss is that of the start, after it the ratio
+            tells little.
+        least_rate: the least learning rate of a step that counts, as a part of the peak: the small rates of a warm-up
+            and of a schedule's end aren't the one that is judged.
+        least_probes: the least number of steps.
+        coverage: of the interval.
+        rise: where the loss came to lie above its start by this part of it, the step isn't called short or healthy: a
+            model that a step has thrown far off can be flat there.
+    """
+
+    short: float = 0.97
+    long: float = 0.5
+    window: tuple[float, float] = (0.03, 0.30)
+    least_rate: float = 0.5
+    least_probes: int = 5
+    coverage: float = 0.8
+    rise: float = 0.2
+
+
+RULE = Rule()
+"""The rule that ships."""
+
+
+@dataclass(frozen=True)
+class RateVerdict:
+    """What the steps say of the learning rate.
+
+    Attributes:
+        kind: the verdict. ``"healthy"`` means no sign of a tenfold error, and no more.
+        why: where nothing can be told, the reason.
+        trust: the trust ratio of the steps that count.
+        steps: those steps, in order.
+    """
+
+    kind: Kind
+    why: str
+    trust: TrustRatio
+    steps: tuple[int, ...]
+
+
+def judge_rate(records: Sequence[StepRecord], rule: Rule = RULE) -> RateVerdict:
+    """Judges the peak learning rate of one training by the steps that were measured on their own batches.
+
+    The trust ratio `T` of the steps between 3% and 30% of the training, at rates of at least half of the peak: an
+    interval wholly above 0.97 says that the rate is too small, one wholly below 0.5 that it is too large.
+
+    Args:
+        records: the steps of one training, in order. Where its length isn't recorded, it is taken to end at the last.
+        rule: the thresholds.
+
+    Returns:
+        The verdict.
+    """
+    counted = counted_steps(records, rule)
+    trust = trust_ratio(counted, rule.coverage)
+    why = _reason_to_be_silent(records, counted, rule)
+    kind: Kind = "cannot_tell"
+    if not why:
+        kind, why = _judged(trust, rises(records, rule), rule)
+    return RateVerdict(kind, why, trust, tuple(record.step for record in counted))
+
+
+def counted_steps(records: Sequence[StepRecord], rule: Rule = RULE) -> list[StepRecord]:
+    """The steps that the rate is judged by: within the window, and at the peak's rate or near it.
+
+    Args:
+        records: the steps of one training.
+        rule: the thresholds.
+    """
+    first, last = (part * _length(records) for part in rule.window)
+    peaks = _peaks(records)
+    return [
+        record
+        for record in records
+        if first <= record.step <= last
+        and terms_of(record) is not None
+        and _part_of_peak(record, peaks) >= rule.least_rate
+    ]
+
+
+def rises(records: Sequence[StepRecord], rule: Rule = RULE) -> bool:
+    """Whether the loss came to lie far above its start: medians of five steps, since one batch says little.
+
+    Args:
+        records: the steps of one training, in order.
+        rule: the thresholds.
+    """
+    losses = [loss for record in records if (loss := record.batch_loss) is not None and math.isfinite(loss)]
+    if not losses:
+        return False
+    if any(_thrown_off(record) for record in records):
+        return True
+    medians = [statistics.median(losses[place : place + 5]) for place in range(max(1, len(losses) - 4))]
+    return max(medians) > medians[0] + rule.rise * abs(medians[0])
+
+
+def _thrown_off(record: StepRecord) -> bool:
+    """Whether the step led to where the loss isn't finite."""
+    return record.batch_loss is not None and record.batch_slope is not None and terms_of(record) is None
+
+
+def _length(records: Sequence[StepRecord]) -> int:
+    known = [record.steps for record in records if record.steps is not None]
+    return known[-1] if known else max((record.step for record in records), default=0)
+
+
+def _peaks(records: Sequence[StepRecord]) -> list[float]:
+    """The largest rate of each parameter group."""
+    peaks: list[float] = []
+    for record in records:
+        for rates in (record.lr, record.peak_lr):
+            for group, rate in enumerate(rates or ()):
+                peaks += [0.0] * (group + 1 - len(peaks))
+                peaks[group] = max(peaks[group], rate or 0.0)
+    return peaks
+
+
+def _part_of_peak(record: StepRecord, peaks: Sequence[float]) -> float:
+    """The rate as a part of its peak, the least of all groups; 1 where no rate is known."""
+    rates = zip(record.lr or (), peaks, strict=False)
+    return min((rate / peak for rate, peak in rates if rate is not None and peak), default=1.0)
+
+
+def _reason_to_be_silent(records: Sequence[StepRecord], counted: Sequence[StepRecord], rule: Rule) -> str:
+    measured = [record for record in records if terms_of(record) is not None]
+    if not measured:
+        return "no step was measured on the batch that made it: put `with probe.batch(batch):` around each step"
+    if warming_up(records):
+        return "the learning rate was still rising at the last measured step"
+    if len(counted) < rule.least_probes:
+        first, last = (part * _length(records) for part in rule.window)
+        return (
+            f"{len(counted)} of the {len(measured)} measured steps lie between steps {first:.0f} and {last:.0f}, at a "
+            f"rate near the peak, and {rule.least_probes} are needed"
+        )
+    return ""
+
+
+def warming_up(records: Sequence[StepRecord]) -> bool:
+    """Whether the learning rate of the last step is its peak, and above that of the step before.
+
+    Args:
+        records: the steps of one training, in order.
+    """
+    if len(records) < 2:
+        return False
+    peaks = _peaks(records)
+    before, last = (_part_of_peak(record, peaks) for record in records[-2:])
+    return before < last == 1
+
+
+def _judged(trust: TrustRatio, rose: bool, rule: Rule) -> tuple[Kind, str]:
+    if trust.ratio is None:
+        return "cannot_tell", "the measured steps don't go downhill on their own batches"
+    if trust.high < rule.long:
+        return "step_too_long", ""
+    if rose:
+        return "cannot_tell", f"the loss came to lie {rule.rise:.0%} above its start: often a step that is too long"
+    if trust.low > rule.short:
+        return "step_too_short", ""
+    if trust.low < rule.long or trust.high > rule.short:
+        near = rule.long if trust.low < rule.long else rule.short
+        return "cannot_tell", f"the interval of the trust ratio reaches past {near:g}"
+    return "healthy", ""

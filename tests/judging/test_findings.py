@@ -1,0 +1,262 @@
+"""Findings of made records: every kind, every guard, and what must never be said."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import stepscope
+from stepscope.cli import main
+from stepscope.errors import UsageError
+from stepscope.judging import confidence, findings, judge_rate, trust_ratio
+from stepscope.report import write_report
+from stepscope.runs import DirectionRecord, RecordedEdge, RunDirectory, StepRecord
+
+HOSTILE = "</script><b>\x1b[31m\u2028"
+
+
+def training(ratio, *, count=25, steps=100, spread=0.002, lr=0.01):
+    """A training whose steps are 1 to `count` times 1%, with a trust ratio near `ratio`."""
+    return [
+        StepRecord(
+            trajectory="SGD", seed=0, step=n, steps=steps, lr=(lr,), peak_lr=(lr,), batch_loss=2.0 - n / 100,
+            batch_slope=-0.1 - 0.01 * (n % 5), batch_change=(ratio + spread * (-1) ** n) * (-0.1 - 0.01 * (n % 5)),
+        )
+        for n in range(1, count + 1)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("ratio", "kind"),
+    [(0.99, "step_too_short"), (0.9, "healthy"), (0.6, "healthy"), (0.3, "step_too_long"), (-2.0, "step_too_long")],
+)
+def test_the_trust_ratio_judges_the_rate(ratio, kind):
+    first, *others = findings(training(ratio))
+    assert (first.kind, others) == (kind, [])
+    assert f"{ratio:.3g} of the change" in first.evidence
+    assert "23 steps from step 3 to 25" in first.evidence
+    assert (first.change is None) == (kind == "healthy")
+    assert kind == "healthy" or "now 0.01" in first.change
+
+
+def test_the_trust_ratio_is_that_of_the_quadratic():
+    """T = 1 − ρ/2 with ρ = dᵀHd / (−gᵀd), for each step and so for their sum."""
+    hessian = torch.diag(torch.tensor([4.0, 1.0], dtype=torch.float64))
+    x, records = torch.tensor([1.0, 2.0], dtype=torch.float64), []
+    slopes, curvatures = 0.0, 0.0
+    for step in range(1, 8):
+        gradient = hessian @ x
+        d = -0.2 * gradient
+        slope, curvature = float(gradient @ d), float(d @ hessian @ d)
+        change = float((x + d) @ hessian @ (x + d) / 2 - x @ hessian @ x / 2)
+        records.append(StepRecord(trajectory="SGD", seed=0, step=step, batch_change=change, batch_slope=slope))
+        slopes, curvatures, x = slopes + slope, curvatures + curvature, x + d
+    trust = trust_ratio(records)
+    assert trust.ratio == pytest.approx(1 - curvatures / -slopes / 2, rel=1e-12)
+    assert trust.low <= trust.ratio <= trust.high
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda records: [], "no step was measured on the batch that made it"),
+        (lambda records: [replace(r, batch_change=None, batch_loss=None) for r in records], "no step was measured"),
+        (lambda records: records[:6], "4 of the 6 measured steps lie between steps 3 and 30"),
+        (lambda records: [replace(r, steps=1000) for r in records], "0 of the 25 measured steps"),
+        (lambda records: [replace(r, batch_slope=-r.batch_slope) for r in records], "don't go downhill"),
+        (lambda records: [replace(r, batch_change=-r.step / 250) for r in records], "reaches past"),
+        (lambda records: [replace(r, batch_noise=0.05) for r in records], "reaches past 0.97"),
+        (lambda records: [replace(r, batch_loss=2.0 + r.step / 20) for r in records], "20% above its start"),
+        (lambda records: [*records[:-1], replace(records[-1], batch_change=None)], "20% above its start"),
+        (lambda records: [replace(r, lr=(r.step / 100,), peak_lr=None) for r in records], "still rising"),
+        (
+            lambda records: [*records, replace(records[0], step=50, lr=(0.1,)), replace(records[0], step=60)],
+            "0 of the 27",
+        ),
+    ],
+)
+def test_where_it_cannot_be_told_the_reason_is_said(change, why):
+    first, *_ = findings(change(training(0.99)))
+    assert (first.kind, first.confidence, first.change) == ("cannot_tell", None, None)
+    assert why in first.evidence
+
+
+def test_small_rates_of_warm_up_and_decay_do_not_count():
+    records = training(0.3)
+    small = [replace(r, lr=(0.004,), batch_change=r.batch_slope) for r in records]
+    mixed = [low if r.step < 15 else r for r, low in zip(records, small, strict=True)]
+    assert judge_rate(mixed).steps == tuple(range(15, 26))
+    assert findings(mixed)[0].kind == "step_too_long"
+
+
+def test_while_a_training_goes_on_the_steps_so_far_count_as_its_length():
+    records = [replace(r, steps=None) for r in training(0.99, count=100)]
+    assert judge_rate(records[:50]).steps == tuple(range(2, 16))
+    assert judge_rate(records).steps == tuple(range(3, 31))
+    # A loss that falls as it does here lets no doubt rise.
+    assert findings(records[:50])[0].kind == findings(records)[0].kind == "step_too_short"
+
+
+RATIOS = st.lists(st.floats(-2.0, 2.0), min_size=5, max_size=25)
+
+
+@given(RATIOS, st.sampled_from([2.0**-20, 2.0, 2.0**10]))
+def test_units_of_the_loss_change_nothing(ratios, unit):
+    records = [replace(r, batch_change=q * r.batch_slope) for r, q in zip(training(1.0), ratios, strict=False)]
+    scaled = [
+        replace(r, batch_loss=unit * r.batch_loss, batch_change=unit * r.batch_change, batch_slope=unit * r.batch_slope)
+        for r in records
+    ]
+    assert judge_rate(scaled) == judge_rate(records)
+
+
+@given(RATIOS)
+def test_steps_that_are_flipped_about_the_minimum_never_get_the_same_verdict(ratios):
+    """A ratio of q becomes 1 − q: what was short can't be short any more, and what was long not long."""
+    records = [replace(r, batch_change=q * r.batch_slope) for r, q in zip(training(1.0), ratios, strict=False)]
+    flipped = [replace(r, batch_change=r.batch_slope - r.batch_change) for r in records]
+    verdicts = judge_rate(records).kind, judge_rate(flipped).kind
+    assert verdicts[0] != verdicts[1] or verdicts[0] in ("healthy", "cannot_tell")
+
+
+@given(st.permutations(range(1, 26)), st.floats(0.0, 1.2))
+def test_the_order_of_the_steps_decides_nothing_but_rounding(order, ratio):
+    records = training(ratio)
+    whole, mixed = trust_ratio(records), trust_ratio([records[n - 1] for n in order])
+    assert mixed.ratio == pytest.approx(whole.ratio)
+    assert mixed.low == pytest.approx(whole.low, abs=0.003)
+
+
+def test_confidence_is_counted_by_verdict_and_number_of_steps(monkeypatch):
+    counts = {"step_too_short": {"20": [97, 98], "10": [9, 9]}}
+    monkeypatch.setattr(confidence, "_table", lambda: counts)
+    assert findings(training(0.99))[0].confidence == 0.98
+    assert "right in 98% of the calibration's cases" in str(findings(training(0.99)))
+    assert findings(training(0.99, count=15))[0].confidence is None  # said too rarely
+    assert findings(training(0.3))[0].confidence is None
+
+
+def test_each_stored_confidence_is_a_count():
+    for verdict, bins in confidence._table().items():
+        assert verdict in ("step_too_short", "step_too_long", "healthy")
+        assert all(int(least) in confidence.PROBES and 0 <= right <= said for least, (right, said) in bins.items())
+
+
+# What describes
+
+
+def edge(multiple=None, change=None):
+    return {"evaluation": RecordedEdge(loss=1.0, multiples=(), losses=(), critical_multiple=multiple, realized_change=change)}  # noqa: E501  # fmt: skip
+
+
+def direction(label, step, **values):
+    return DirectionRecord(trajectory="SGD", seed=0, step=step, direction=label, **values)
+
+
+def clipped(gain, sharpness):
+    for step in range(4):
+        yield direction("own SGD", step, sharpness=1.0, best_decrease=1.0)
+        yield direction("own SGD clip 10%", step, sharpness=sharpness, best_decrease=gain)
+
+
+def in_layers(part):
+    for step in range(4):
+        layers = {HOSTILE: part, "a": 0.1, "b": 0.1, "c": 0.8 - part}
+        yield direction("own SGD", step, sharpness=1.0, layers=layers)
+
+
+@pytest.mark.parametrize(
+    ("records", "kind", "said"),
+    [
+        ([replace(r, edges=edge(1.1)) for r in training(0.9)], "at_the_edge", "1.1 times as long"),
+        ([replace(r, edges=edge(2.5)) for r in training(0.9)], None, ""),
+        ([replace(r, edges=edge(None)) for r in training(0.9)], None, ""),
+        ([replace(r, edges=edge(None, 0.1)) for r in training(0.9)], "noise_limited", "at 25 of 25 measured steps"),
+        ([replace(r, edges=edge(None, -0.1)) for r in training(0.9)], None, ""),
+        ([replace(r, batch_slope=0.1) for r in training(0.9)], "poorly_aligned", "at 25 of 25"),
+        (list(clipped(2.0, 0.4)), "few_coordinates", "by a median factor of 2"),
+        (list(clipped(2.0, 0.9)), None, ""),
+        (list(clipped(0.9, 0.4)), None, ""),
+        (list(in_layers(0.7)), "one_layer", "a median of 70%, more than half at 4 of 4"),
+        (list(in_layers(0.3)), None, ""),
+    ],
+)
+def test_what_describes_gives_no_verdict(records, kind, said):
+    _, *described = findings(records)
+    assert [finding.kind for finding in described] == ([kind] if kind else [])
+    assert all(said in finding.summary + finding.evidence and finding.confidence is None for finding in described)
+
+
+def test_the_measured_best_clip_is_the_line_to_try():
+    more = [direction("own SGD clip 50%", step, sharpness=0.2, best_decrease=3.0) for step in range(4)]
+    assert findings([*clipped(2.0, 0.4), *more])[1].change == "stepscope.clip_optimizer(optimizer, 0.5)"
+
+
+def test_at_most_three_are_said():
+    records = [replace(r, batch_slope=0.1, edges=edge(1.1)) for r in training(0.9)]
+    assert [f.kind for f in findings([*records, *clipped(2.0, 0.4)])] == [
+        "cannot_tell",
+        "poorly_aligned",
+        "at_the_edge",
+    ]
+
+
+# Where they are shown
+
+
+def stored(path, records, directions=()):
+    with RunDirectory.open(path, DirectionRecord, {"experiment": "probe"}) as run:
+        run.append(list(directions))
+    (path / "steps.jsonl").write_text("".join(json.dumps(record.as_json()) + "\n" for record in records))
+    return path
+
+
+def test_a_run_directory_has_the_findings_of_its_records(tmp_path):
+    records = [*training(0.99), replace(training(0.3)[-1])]  # measured again: counts once
+    assert findings(stored(tmp_path / "run", records)) == findings(records)
+    with pytest.raises(UsageError, match="not a run directory"):
+        findings(tmp_path)
+
+
+def test_the_command_line_prints_them_as_text_and_as_json(tmp_path, capsys):
+    run = stored(tmp_path / "run", training(0.3), in_layers(0.7))
+    for arguments in (["findings", str(run)], ["findings", str(run), "--json"]):
+        with pytest.raises(SystemExit, match="0"):
+            main(arguments)
+    text, _, listed = capsys.readouterr().out.partition("[\n")
+    assert text.startswith("The learning rate is probably at least three times too large (")
+    assert "\n  Try:      a peak rate a third as large" in text
+    assert "\x1b" not in text
+    assert [finding["kind"] for finding in json.loads("[" + listed)] == ["step_too_long", "one_layer"]
+
+
+def test_the_page_opens_with_them_and_escapes_names(tmp_path):
+    pytest.importorskip("altair")
+    page = write_report(stored(tmp_path / "run", training(0.99), in_layers(0.7)), tmp_path / "page.html").read_text()
+    assert page.index("at least three times too small") < page.index("What was run")
+    assert "most of the step&#39;s sharpness: &lt;/script&gt;&lt;b&gt;" in page
+    steps_alone = write_report(stored(tmp_path / "steps", training(0.99)), tmp_path / "page.html").read_text()
+    assert "at least three times too small" in steps_alone
+    assert "Nothing measured yet" not in steps_alone
+
+
+def test_a_probe_has_findings():
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with stepscope.Probe(model, optimizer, lambda m, b: m(b).square().mean(), [torch.ones(4, 2)], quiet=True) as probe:
+        assert stepscope.findings(probe) == probe.findings()
+        assert probe.findings()[0].kind == "cannot_tell"
+
+
+def test_what_is_not_finite_counts_as_thrown_off():
+    records = training(0.99)
+    for lost in (math.inf, math.nan):
+        verdict = judge_rate([*records[:-1], replace(records[-1], batch_change=lost)])
+        assert (verdict.kind, verdict.trust.probes) == ("cannot_tell", 22)
