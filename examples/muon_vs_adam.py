@@ -31,7 +31,7 @@ for name, factory in {"adam": lambda p: [torch.optim.Adam(p, lr=2e-3)], "muon": 
         model.zero_grad()
         loss_fn(model, batch(step := step + 1)).backward()
         if objective.loss() <= losses[0]:
-            update = {n: d for o in optimizers for n, d in stepscope.next_update(o, objective.parameters).items()}
+            update = stepscope.next_update(optimizers, objective.parameters)
             m = stepscope.measure(objective, {name: update}, within_layers=True)[name]
             parts = f"{m.sharpness:10.4f} = {m.within_layer:.4f} + {m.cross_layer:.4f}"
             print(f"{name:9} {losses.pop(0):6.2f} {m.norm:16.3f} {parts}")

@@ -8,10 +8,12 @@ from stepscope.clipping.clip_at_fraction import (
     fraction_threshold,
 )
 from stepscope.clipping.hook import ClipHandle, Target, clip_optimizer, clipped
-from stepscope.clipping.steps import StepHook, unwrapped
+from stepscope.clipping.joint_steps import JointStepHook, name_of, parts_of
+from stepscope.clipping.steps import StepHook
 
 __all__ = [
     "ClipHandle",
+    "JointStepHook",
     "StepHook",
     "Target",
     "check_fraction",
@@ -21,5 +23,6 @@ __all__ = [
     "clipped",
     "count_of",
     "fraction_threshold",
-    "unwrapped",
+    "name_of",
+    "parts_of",
 ]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from stepscope.clipping import name_of, parts_of
 from stepscope.directions.trial import (
     as_gradient,
     by_lists,
@@ -229,7 +230,9 @@ class _OwnShadow(_ShadowOptimizer):
 
 
 def next_update(
-    optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], gradients: Mapping[str, Tensor | None] | None = None
+    optimizer: Optimizer | Sequence[Optimizer],
+    parameters: Mapping[str, nn.Parameter],
+    gradients: Mapping[str, Tensor | None] | None = None,
 ) -> Direction:
     """The direction of a live optimizer's next step, which it does not take.
 
@@ -239,7 +242,8 @@ def next_update(
     half of the direction can be rounding).
 
     Args:
-        optimizer: any `torch.optim.Optimizer`, at any point of its life. Its own step hooks are not run.
+        optimizer: any `torch.optim.Optimizer`, at any point of its life. Its own step hooks are not run. Several, which
+            share the parameters out between them, make one step.
         parameters: ``{name: parameter}``: the parameters of the direction. Others of the optimizer take part in the
             step with their own gradients.
         gradients: ``{name: gradient}`` of the step; a parameter without one is left out. ``None``: the gradients that
@@ -247,7 +251,7 @@ def next_update(
 
     Returns:
         ``d``, for those parameters of the optimizer that have a gradient, in their dtype, or in float32 where that is
-        coarser. Where several optimizers share the parameters out, the updates of all are that of the step.
+        coarser.
 
     Raises:
         UsageError: the optimizer holds none of the parameters, needs a closure or the graph of its gradients, or there
@@ -258,20 +262,21 @@ def next_update(
         >>> round(next_update(adam, {"w": w}, {"w": torch.tensor([9.0])})["w"].item(), 6)
         -0.001
     """
-    return own_update(optimizer, _named(parameters), gradients)
+    parts = (optimizer,) if isinstance(optimizer, Optimizer) else parts_of(optimizer)
+    return own_update(parts, _named(parameters), gradients)
 
 
 def own_update(
-    optimizer: Optimizer,
+    optimizers: Sequence[Optimizer],
     parameters: Mapping[str, nn.Parameter],
     gradients: Mapping[str, Tensor | None] | None = None,
     *,
     as_found: bool = True,
 ) -> Direction:
-    """`next_update`, also inside a step of the optimizer.
+    """`next_update`, also inside a step of one of the optimizers.
 
     Args:
-        optimizer: see there.
+        optimizers: see there.
         parameters: see there.
         gradients: see there.
         as_found: whether to call a ``step`` that is set on the object itself (by a learning rate scheduler, say), or
@@ -279,16 +284,16 @@ def own_update(
     """
     if gradients is None:
         gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
-    ids = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    ids = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     checked = _checked(gradients, parameters)
     parameters = {name: p for name, p in parameters.items() if id(p) in ids}
     if not parameters:
-        raise UsageError(f"{type(optimizer).__name__} holds none of the parameters: is it another model's?")
+        raise UsageError(f"{name_of(optimizers)} holds none of the parameters: is it another model's?")
     checked = {name: gradient for name, gradient in checked.items() if name in parameters}
     if not checked:
         raise UsageError("no parameter has a gradient: call this after backward() and before step()")
-    trial = partial(trial_step, [optimizer], parameters, checked, as_found=as_found)
-    return _direction(type(optimizer).__name__, trial, parameters)
+    trial = partial(trial_step, optimizers, parameters, checked, as_found=as_found)
+    return _direction(name_of(optimizers), trial, parameters)
 
 
 def _named(parameters: Any) -> Mapping[str, nn.Parameter]:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from stepscope.clipping import check_fraction, clamp_, fraction_threshold
+from stepscope.clipping import check_fraction, clamp_, fraction_threshold, name_of, parts_of
 from stepscope.directions import Factory, PseudoUpdates, own_update
 from stepscope.errors import UsageError, said
 from stepscope.objective import Direction, vectors
+from stepscope.probe import gradient_scales
 
 _logger = logging.getLogger("stepscope")
 
@@ -36,12 +38,14 @@ class ComparedUpdates:
     """An optimizer in training, and others that follow the same gradients on the same parameters.
 
     Args:
-        optimizer: the one that trains. Of a model's parameters, those that it holds are compared on.
+        optimizer: the one that trains, or several whose steps together are one. Of a model's parameters, those that
+            they hold are compared on.
         others: ``{label: factory}``; ``None`` for `DEFAULT_OTHERS` and the optimizer's own with clipped gradients.
         clip_fractions: the fractions of the gradients' coordinates that are clipped there, one update for each;
             ``None`` for the paper's (10% for SGD, 50% for others), and none where others are given.
 
     Attributes:
+        name: of the optimizer that trains.
         own: the label of the optimizer's own update.
         followed: how many steps in a row the others have followed.
 
@@ -51,7 +55,7 @@ class ComparedUpdates:
 
     def __init__(
         self,
-        optimizer: Optimizer,
+        optimizer: Optimizer | Sequence[Optimizer],
         others: Mapping[str, Factory] | None = None,
         clip_fractions: Sequence[float] | None = None,
     ) -> None:
@@ -59,8 +63,9 @@ class ComparedUpdates:
             raise UsageError(
                 f"directions is a {type(others).__name__}: give {{label: factory}}, as in {{'adam': torch.optim.Adam}}"
             )
-        self._optimizer = optimizer
-        self.own = f"own {type(optimizer).__name__}"
+        self._optimizers = parts_of(optimizer)
+        self.name = name_of(self._optimizers)
+        self.own = f"own {self.name}"
         self.others = dict(DEFAULT_OTHERS if others is None else others)
         if self.own in self.others:
             raise UsageError(f"direction {self.own!r} is the optimizer's own: give another label")
@@ -83,6 +88,11 @@ class ComparedUpdates:
         return {self.own, *self._clips}
 
     @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The optimizer's parameter groups, as they are now."""
+        return [group for optimizer in self._optimizers for group in optimizer.param_groups]
+
+    @property
     def count(self) -> int:
         """How many updates are compared."""
         return 1 + len(self._clips) + len(self.others)
@@ -93,10 +103,10 @@ class ComparedUpdates:
         Raises:
             UsageError: it holds none of them.
         """
-        ids = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
+        ids = {id(p) for group in self.groups for p in group["params"]}
         held = {name: p for name, p in trainable.items() if id(p) in ids}
         if not held:
-            raise UsageError(f"{type(self._optimizer).__name__} holds no trainable parameter of the model")
+            raise UsageError(f"{self.name} holds no trainable parameter of the model")
         return held
 
     def rehearse(self, trainable: Mapping[str, nn.Parameter]) -> PseudoUpdates:
@@ -106,7 +116,7 @@ class ComparedUpdates:
             UsageError: the optimizer's own update can't be known in advance, or one of the others can't follow.
         """
         held = self.held(trainable)
-        if not isinstance(self._optimizer, torch.optim.SparseAdam):  # takes no dense zeros
+        if not any(isinstance(o, torch.optim.SparseAdam) for o in self._optimizers):  # takes no dense zeros
             self._own_update(held, {name: torch.zeros_like(p) for name, p in held.items()})
         for label, factory in self.others.items():
             try:
@@ -119,13 +129,12 @@ class ComparedUpdates:
 
     def skipped(self) -> bool:
         """Whether a gradient scaler will have the step skipped because of infinite gradients."""
-        found_inf = getattr(self._optimizer, "found_inf", None)
-        return isinstance(found_inf, Tensor) and bool(found_inf.item())
+        return gradient_scales.skips(self._optimizers)
 
     def follow(self, trainable: Mapping[str, nn.Parameter]) -> None:
         """Shows the others the gradients that are on the parameters, if they are finite: they would stay for good."""
         held = self.held(trainable)
-        gradients = self._unscaled(_gradients(held))
+        _, gradients = self._gradients(held)
         if self.others and vectors.is_finite(gradients):
             if self._followers is None:
                 self._followers = PseudoUpdates(held, self.others)
@@ -155,31 +164,32 @@ class ComparedUpdates:
             UsageError: the optimizer's own update isn't finite, or can't be known in advance.
         """
         held = self.held(trainable)
-        given = _gradients(held) if gradients is None else {name: g for name, g in gradients.items() if name in held}
+        given, dense = self._gradients(held, gradients)
         if not given:
             raise NoUpdateError("no parameter has a gradient")
         updates = {self.own: self._own_update(held, given)}
-        dense = self._unscaled(given) if gradients is None else given
         if not any(gradient.is_sparse for gradient in given.values()):
             for label, fraction in self._clips.items():
-                clipped = {name: gradient.detach().clone() for name, gradient in given.items()}
+                clipped = {name: gradient.detach().clone() for name, gradient in dense.items()}
                 clamp_(clipped.values(), fraction_threshold(list(clipped.values()), fraction))
-                updates[label] = self._own_update(held, clipped)
+                updates[label] = self._own_update(held, gradient_scales.of_the_step(self._optimizers, held, clipped))
         if self.others:
             updates |= (self._followers or PseudoUpdates(held, self.others)).peek(dense)
         return self._moving(updates, dense)
 
+    def _gradients(
+        self, held: Mapping[str, nn.Parameter], given: Mapping[str, Tensor] | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The gradients that the step gets, and dense ones of the loss: a gradient scaler makes them differ."""
+        if given is not None:
+            dense = {name: gradient for name, gradient in given.items() if name in held}
+            return gradient_scales.of_the_step(self._optimizers, held, dense), dense
+        step = gradient_scales.on_the_parameters(self._optimizers, held)
+        return step, gradient_scales.of_the_loss(self._optimizers, held, step)
+
     def _own_update(self, held: Mapping[str, nn.Parameter], gradients: Mapping[str, Tensor]) -> Direction:
         # A `step` that somebody has put on the object may be what is being executed.
-        return own_update(self._optimizer, held, gradients, as_found=False)
-
-    def _unscaled(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Dense gradients of the loss: a fused optimizer gets them times the scale of its gradient scaler."""
-        dense = {name: gradient.to_dense() if gradient.is_sparse else gradient for name, gradient in gradients.items()}
-        scale = getattr(self._optimizer, "grad_scale", None)
-        if not isinstance(scale, Tensor):
-            return dense
-        return {name: gradient / scale.to(gradient.device) for name, gradient in dense.items()}
+        return own_update(self._optimizers, held, gradients, as_found=False)
 
     def _warn(self, label: str, length: str) -> None:
         if (text := f"the update of {label} is {length}: it is left out") not in self._warned:
@@ -187,7 +197,7 @@ class ComparedUpdates:
             _logger.warning("%s", text)
 
     def _why_it_rests(self, given: Mapping[str, Tensor]) -> str:
-        rates = [group.get("lr") for group in self._optimizer.param_groups]
+        rates = [group.get("lr") for group in self.groups]
         if all(rate is not None and float(rate) == 0 for rate in rates):
             return "its learning rate is 0"
         if vectors.norm(given) == 0:
@@ -207,10 +217,6 @@ class ComparedUpdates:
         if lengths[self.own] == 0:
             self._warn(self.own, f"zero ({self._why_it_rests(given)})")
         return moving
-
-
-def _gradients(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    return {name: p.grad for name, p in parameters.items() if p.grad is not None}
 
 
 def _marks(parameters: Mapping[str, nn.Parameter]) -> set[tuple[int, torch.dtype]]:

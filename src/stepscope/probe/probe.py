@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from stepscope.clipping import StepHook, unwrapped
+from stepscope.clipping import JointStepHook, parts_of
 from stepscope.directions import Factory
 from stepscope.errors import UsageError, said
 from stepscope.judging import Findings, findings
@@ -65,6 +65,8 @@ class Probe:
     Args:
         model: the module that is trained.
         optimizer: its optimizer: any `torch.optim.Optimizer`, or a wrapper that has one as ``.optimizer`` (Accelerate).
+            Several that share the parameters out between them (Muon for matrices, AdamW for the rest) are measured as
+            one: a list, or a container that has them as ``.optimizers``.
         loss_fn: ``loss_fn(model, batch)`` gives the mean loss; ``None`` for Hugging Face models (see `Objective`).
         eval_batches: the fixed micro-batches that are measured on.
         every: measure at each ``every``-th step, or ``every(step) -> bool``, steps counted from 1; less often where
@@ -110,7 +112,7 @@ class Probe:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer,
+        optimizer: Optimizer | Sequence[Optimizer],
         loss_fn: LossFunction | None,
         eval_batches: Iterable[Any],
         *,
@@ -129,8 +131,8 @@ class Probe:
         quiet: bool = False,
     ) -> None:
         started = time.perf_counter()
-        self._optimizer = unwrapped(optimizer)
-        if isinstance(self._optimizer, torch.optim.LBFGS):
+        optimizers = parts_of(optimizer)
+        if any(isinstance(part, torch.optim.LBFGS) for part in optimizers):
             raise UsageError("LBFGS reevaluates the loss within its step, so its update can't be known in advance")
         self._weight_fn, self._modules = weight_fn, list(modules)
         self._objective = Objective(model, loss_fn, eval_batches, weight_fn, modules=self._modules, memory=memory)
@@ -138,7 +140,7 @@ class Probe:
         self.eval_batches: list[Any] = self._objective.batches
         self._layer = grouping(layer, self._objective.parameters)
         self._clip_fractions = None if clip_fractions is None else list(clip_fractions)
-        self._compared = ComparedUpdates(self._optimizer, directions, self._clip_fractions)
+        self._compared = ComparedUpdates(optimizers, directions, self._clip_fractions)
         as_log(log)  # refuses what is no tracker before anything is measured
         self._quiet = quiet
         self.step = step
@@ -149,9 +151,7 @@ class Probe:
         self._remarked = self._idle = self._surrogate = False  # what is said once has been said
         # A little of each weight, until a step is seen or something is measured.
         self._untrained = [(p, _beginning(p).clone()) for p in self._held().values()]
-        with _refusing(
-            f"{type(self._optimizer).__name__} can't step on copies", "its update can't be known in advance"
-        ):
+        with _refusing(f"{self._compared.name} can't step on copies", "its update can't be known in advance"):
             followers = self._compared.rehearse(self._objective.parameters)
         with _refusing("this model can't be measured", "call loss_fn(model.eval(), batch).backward() to see it"):
             self.check: SelfCheck = self_check(self._objective)
@@ -174,7 +174,7 @@ class Probe:
             run = open_run(run_dir, self._configuration(), self._context(), step=step, overwrite=overwrite, quiet=quiet)
         self.run_dir: Path | None = None if run is None else run.path
         self._recorder = Recorder(run, log)
-        self._hook = StepHook(self._optimizer, self._before_step, self._after_step)
+        self._hook = JointStepHook(optimizers, self._before_step, self._after_step, self._broken_step)
         self._schedule.begin(time.perf_counter() - started)
 
     @property
@@ -291,6 +291,18 @@ class Probe:
                 self._failed(error)
         self._schedule.count(time.perf_counter() - entered)
 
+    def _broken_step(self, in_a_row: int) -> None:
+        """Not all of several optimizers have stepped: what was measured is no step of the training."""
+        self._expected = None
+        self._recorder.waiting = []
+        if in_a_row == _MAX_FAILURES and not self._off:
+            self._off = True
+            _logger.warning(
+                "the probe is off: the optimizers of %s step in turns, and make no step together: give each a probe "
+                "of its own",
+                self._compared.name,
+            )
+
     def _carry_out(self, turn: Turn) -> None:
         _synchronize(self._objective.parameters)
         turn.settle()
@@ -344,9 +356,9 @@ class Probe:
                 layer=self._layer,
             )
         self._warn_of_another_gradient(measurements)
-        rates = [group.get("lr") for group in self._optimizer.param_groups]
+        rates = [group.get("lr") for group in self._compared.groups]
         place = {
-            "trajectory": type(self._optimizer).__name__,
+            "trajectory": self._compared.name,
             "seed": 0,
             "step": step,
             "gradient": source,
@@ -377,7 +389,7 @@ class Probe:
         self._expected = None
         withdrawn = self._compared.of_the_optimizer if made.is_another else ()
         self._recorder.check(self._compared.own, made.error, withdrawn)
-        remark = made.remark(self._compared.own.removeprefix("own "))
+        remark = made.remark(self._compared.name)
         if remark is not None and not self._remarked:  # its percentage changes from step to step
             self._remarked = True
             _logger.warning("%s", remark)
@@ -389,7 +401,7 @@ class Probe:
             _logger.warning(
                 "no step of %s was seen, yet the weights have moved: if another optimizer trains, or its step was "
                 "replaced, attach the probe to the one that does, after that",
-                type(self._optimizer).__name__,
+                self._compared.name,
             )
 
     def _failed(self, error: Exception) -> None:
@@ -445,7 +457,7 @@ class Probe:
             "experiment": "probe",
             "model": type(self._objective.model).__name__,
             "parameters": sum(p.numel() for p in self._objective.parameters.values()),
-            "optimizer": type(self._optimizer).__name__,
+            "optimizer": self._compared.name,
             "directions": list(self._compared.others),
             **({} if self._clip_fractions is None else {"clip_fractions": self._clip_fractions}),
         }
