@@ -19,6 +19,9 @@ class Module(lightning.LightningModule):
         self.log("loss", loss)
         return loss
 
+    def validation_step(self, batch, _):
+        self.log("held-out loss", loss_fn(self, batch))
+
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2)
         return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)]
@@ -50,11 +53,12 @@ class Recorder(lightning.loggers.logger.Logger):
 
 
 def probe(**settings):
-    """Of the loss on a batch of its own."""
-    return ProbeCallback(loss_fn, [data(8, 9).tensors], quiet=True, **settings)
+    """Of the loss, on a batch of its own unless others are given."""
+    batches = settings.pop("eval_batches", [data(8, 9).tensors])
+    return ProbeCallback(loss_fn, batches, **{"quiet": True} | settings)
 
 
-def train(folder, callback=None, logger=False, **settings):
+def train(folder, callback=None, logger=False, held_out=None, **settings):
     torch.manual_seed(0)
     module = Module()
     trainer = lightning.Trainer(
@@ -68,5 +72,6 @@ def train(folder, callback=None, logger=False, **settings):
         enable_model_summary=False,
         **settings,
     )
-    trainer.fit(module, torch.utils.data.DataLoader(data(48, 1), 8, shuffle=True))
+    loaders = [torch.utils.data.DataLoader(d, 8, shuffle=d is not held_out) for d in (data(48, 1), held_out) if d]
+    trainer.fit(module, *loaders)
     return outcome(module, trainer.optimizers[0])

@@ -3,6 +3,7 @@
 import pytest
 
 from stepscope import UsageError
+from stepscope.runs import DirectionRecord, read_run
 from traces import same
 
 pytestmark = [
@@ -10,6 +11,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*logging interval"),
     pytest.mark.filterwarnings("ignore:.*treespec"),
+    pytest.mark.filterwarnings("ignore:.*no `val_dataloader`"),
 ]
 
 
@@ -42,6 +44,42 @@ def test_training_is_bit_identical(loop, lightning, tmp_path):
     assert {r["gradient"] for r in own} == {"training"}
     logged = [(step, m["stepscope/own AdamW/sharpness"]) for step, m in recorder.seen if "loss" not in m]
     assert logged == [(r["step"], r["sharpness"]) for r in own]
+
+
+@pytest.mark.parametrize("source", ["validation data", "training data"])
+def test_the_examples_are_drawn_from_the_held_out_data_or_else_the_training_data(source, lightning, tmp_path):
+    data = lightning.data(48, 1) if source == "training data" else lightning.data(40, 2)
+    held_out = None if source == "training data" else data
+    plain = lightning.train(tmp_path, held_out=held_out)
+    callback = lightning.probe(eval_batches=None, every=6, max_overhead=None, directions={}, run_dir=tmp_path / "run")
+    assert same(plain, lightning.train(tmp_path, callback, held_out=held_out))
+    found = [x.tolist() for batch in callback.probe.eval_batches for x in batch[0]]
+    rows = [data[index][0].tolist() for index in range(len(data))]
+    indices = [rows.index(row) for row in found]
+    assert len(set(indices)) == 32
+    assert indices != sorted(indices)
+    assert callback.probe.source == f"32 random examples of {source}, seed 0"
+
+
+def test_the_end_of_a_training_is_summed_up_but_not_that_of_one_that_failed(lightning, tmp_path, capsys, monkeypatch):
+    lightning.train(tmp_path, lightning.probe(every=6, max_overhead=None, quiet=False, run_dir=tmp_path / "run"))
+    lines = capsys.readouterr().err
+    assert "stepscope: measured at 2 of 12 steps, from 6 to 12, 4 directions on the run's own evaluation" in lines
+    assert f"stepscope: the page is {tmp_path / 'run' / 'report.html'}" in lines
+
+    step = lightning.Module.training_step
+
+    def fail(module, batch, index):
+        if module.global_step == 7:
+            raise RuntimeError("out of patience")
+        return step(module, batch, index)
+
+    monkeypatch.setattr(lightning.Module, "training_step", fail)
+    callback = lightning.probe(every=6, max_overhead=None, quiet=False, run_dir=tmp_path / "failed")
+    with pytest.raises(RuntimeError, match="out of patience"):
+        lightning.train(tmp_path, callback)
+    assert "measured at" not in capsys.readouterr().err
+    assert [r.step for r in read_run(tmp_path / "failed", DirectionRecord)[1] if r.direction == "sgd"] == [6]
 
 
 def test_mistakes(lightning, tmp_path):

@@ -1,5 +1,7 @@
 """A probe in a Hugging Face `Trainer`: T5 and GPT-2 in their default configuration, trained as without it."""
 
+import sys
+
 import pytest
 import torch
 from transformers import (
@@ -14,7 +16,7 @@ from transformers import (
 
 from stepscope import Objective, UsageError
 from stepscope.integrations.transformers import ProbeCallback
-from stepscope.runs import DirectionRecord, read_run
+from stepscope.runs import DirectionRecord, read_head, read_run
 from traces import outcome, same
 
 VOCABULARY = 40
@@ -118,11 +120,10 @@ def test_the_numbers_are_those_of_the_trainers_loss(tmp_path):
     own = next(r for r in callback.probe.records if r["direction"] == "own AdamW")
     moved = sum(float((p.detach().double() - start[n]).square().sum()) for n, p in trainer.model.named_parameters())
     assert own["lr_step"] == pytest.approx(moved**0.5, rel=1e-5)
-    rows = sentences(10, seed=2, causal=True)
     with torch.no_grad():
         for n, p in trainer.model.named_parameters():
             p.copy_(start[n])
-    by_hand = Objective(trainer.model, None, [collate(rows[:4]), collate(rows[4:8])])
+    by_hand = Objective(trainer.model, None, callback.probe.eval_batches)
     assert own["loss"] == pytest.approx(by_hand.loss(), rel=1e-6)
 
 
@@ -200,15 +201,57 @@ def test_a_loss_that_may_do_more_is_not_called_unasked(tmp_path):
     assert callback.probe.records
 
 
-def test_without_evaluation_data_the_training_data_serve(tmp_path):
-    trainer = trainer_of("gpt-2", tmp_path, max_steps=1)
-    trainer.eval_dataset = None
-    callback = ProbeCallback(trainer, every=1, max_overhead=None, quiet=True, micro_batches=1)
+def run_once(trainer, *, steps=1, **settings):
+    callback = ProbeCallback(trainer, **{"every": 1, "max_overhead": None, "directions": {}, "quiet": True} | settings)
     trainer.add_callback(callback)
     trainer.train()
-    first = collate(trainer.train_dataset[:4])
-    assert callback.probe.records
-    assert all(torch.equal(first[name], value) for name, value in callback.probe.eval_batches[0].items())
+    trainer.remove_callback(callback)
+    return callback.probe
+
+
+@pytest.mark.parametrize("source", ["eval_dataset", "train_dataset", "named"])
+def test_the_examples_are_drawn_from_the_held_out_data_or_else_the_training_data(source, tmp_path):
+    trainer = trainer_of("gpt-2", tmp_path, max_steps=1)
+    data = trainer.train_dataset if source == "train_dataset" else trainer.eval_dataset
+    trainer.eval_dataset = {"train_dataset": None, "named": {"named": data}}.get(source, data)
+    rows = {tuple(row["input_ids"]): index for index, row in enumerate(data)}
+
+    def drawn(seed, **settings):
+        probe = run_once(trainer, seed=seed, micro_batches=2, **settings)
+        examples = [ids[ids != 0].tolist() for batch in probe.eval_batches for ids in batch["input_ids"]]
+        return [rows[tuple(example)] for example in examples]
+
+    indices = drawn(0, run_dir=tmp_path / "run")
+    assert indices == drawn(0)
+    assert len(set(indices)) == 8
+    assert indices != list(range(8))
+    assert indices != drawn(1)
+    title = read_head(tmp_path / "run")["context"]["source"]["title"]
+    assert title == f"8 random examples of {source}, seed 0"
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_an_evaluation_loss_far_from_the_trainers_is_said_once(far, tmp_path, caplog):
+    trainer = trainer_of("gpt-2", tmp_path, max_steps=4, eval_strategy="steps", eval_steps=1)
+    run_once(trainer, loss_fn=lambda model, batch: (1 + far) * model(**batch).loss)
+    said = [line for line in caplog.messages if "and the trainer's eval_loss" in line]
+    assert len(said) == far
+    assert not far or "the loss on 10 random examples of eval_dataset, seed 0 is" in said[0]
+
+
+def test_the_end_of_a_training_is_summed_up(tmp_path, capsys, monkeypatch):
+    trainer = trainer_of("gpt-2", tmp_path / "out", max_steps=2)
+    run_once(trainer, quiet=False, run_dir=tmp_path / "run")
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("stepscope: ")]
+    assert "measured at 2 of 2 steps, from 1 to 2, 1 directions on 10 random examples of eval_dataset" in lines[1]
+    assert lines[-1] == f"stepscope: the page is {tmp_path / 'run' / 'report.html'}"
+    assert 4 <= len(lines) <= 6  # with the announcement
+    assert "own AdamW" in (tmp_path / "run" / "report.html").read_text()
+    monkeypatch.setitem(sys.modules, "altair", None)
+    run_once(trainer, quiet=False, run_dir=tmp_path / "other")
+    assert "no page: altair is not installed: pip install 'stepscope[report]'" in capsys.readouterr().err
+    run_once(trainer, run_dir=tmp_path / "third")
+    assert "stepscope" not in capsys.readouterr().err
 
 
 def test_a_training_that_goes_on_goes_on_with_the_records(tmp_path):

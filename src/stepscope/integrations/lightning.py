@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from torch.utils.data import DataLoader
+
 from stepscope.errors import UsageError, require
-from stepscope.integrations.settings import checked
+from stepscope.integrations.attachment import Attachment
+from stepscope.integrations.examples import RandomExamples
 from stepscope.objective import LossFunction
 from stepscope.probe import Probe
 
@@ -29,31 +32,45 @@ class ProbeCallback(Callback):  # type: ignore[misc]
 
     Args:
         loss_fn: ``loss_fn(module, batch)`` gives the mean loss. ``training_step`` won't do: it logs.
-        eval_batches: the fixed micro-batches that are measured on.
+        eval_batches: the fixed micro-batches that are measured on. ``None``: random examples of the validation data, or
+            of the training data where there are none, looked up by their indices.
         optimizer: which of the module's optimizers, by its place.
+        micro_batches: how many micro-batches of the loader's size to take where `eval_batches` is ``None``.
+        seed: of the draw of those examples.
         settings: what `Probe` takes beside these: ``every``, ``directions``, ``clip_fractions``, ``run_dir``,
             ``overwrite``, ``log``, ``max_overhead``, ``weight_fn``, ``modules``, ``layer``, ``quiet``.
 
-    Attributes:
-        probe: the `Probe`, from the beginning of the training on; ``None`` before, and in processes other than the
-            first.
+    At the end of a training the page is written into the run directory, and at most five lines are printed; ``quiet``
+    prints none.
 
     Raises:
         UsageError: a setting that `Probe` doesn't know; when the training begins, also what `Probe` refuses, and a
             sharded model.
 
     Example:
-        ``Trainer(callbacks=[ProbeCallback(loss_fn, batches, run_dir="runs/probe")])``
+        ``Trainer(callbacks=[ProbeCallback(loss_fn, run_dir="runs/probe")])``
     """
 
     def __init__(
-        self, loss_fn: LossFunction, eval_batches: Iterable[Any], *, optimizer: int = 0, **settings: Any
+        self,
+        loss_fn: LossFunction,
+        eval_batches: Iterable[Any] | None = None,
+        *,
+        optimizer: int = 0,
+        micro_batches: int = 4,
+        seed: int = 0,
+        **settings: Any,
     ) -> None:
-        self.probe: Probe | None = None
+        self._attachment = Attachment(settings)
         self._loss_fn = loss_fn
         self._eval_batches = eval_batches
         self._optimizer = optimizer
-        self._settings = checked(settings)
+        self._examples = RandomExamples(micro_batches, seed)
+
+    @property
+    def probe(self) -> Probe | None:
+        """The probe of the newest training; ``None`` before, and in processes other than the first."""
+        return self._attachment.probe
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attaches the probe."""
@@ -69,13 +86,35 @@ class ProbeCallback(Callback):  # type: ignore[misc]
                 logger.log_metrics(values, step)
 
         # It counts the steps of all optimizers together.
-        steps = trainer.global_step // len(trainer.optimizers)
-        settings = {"log": log, "step": steps} | self._settings
+        defaults: dict[str, Any] = {"log": log, "step": trainer.global_step // len(trainer.optimizers)}
+        batches = self._eval_batches
+        if batches is None:
+            batches, defaults["source"] = self._drawn(trainer)
         optimizer = trainer.optimizers[self._optimizer]
-        self.probe = Probe(pl_module, optimizer, self._loss_fn, self._eval_batches, **settings)
+        self._attachment.begin(pl_module, optimizer, self._loss_fn, batches, **defaults)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes the probe off, writes the page, and says what was found."""
+        del trainer, pl_module
+        self._attachment.end()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Takes the probe off, also after a training that failed; its records stay."""
+        """Takes the probe off, if the training didn't come to its end; its records stay."""
         del trainer, pl_module, stage
-        if self.probe is not None:
-            self.probe.close()
+        self._attachment.remove()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Takes the probe off after a training that failed."""
+        del trainer, pl_module, exception
+        self._attachment.remove()
+
+    def _drawn(self, trainer: Trainer) -> tuple[list[Any], str]:
+        held_out = trainer.val_dataloaders
+        name, loader = (
+            ("training data", trainer.train_dataloader) if held_out is None else ("validation data", held_out)
+        )
+        while isinstance(loader, list | tuple | dict) and loader:
+            loader = next(iter(loader.values())) if isinstance(loader, dict) else loader[0]
+        if not isinstance(loader, DataLoader):
+            raise UsageError(f"examples of a {type(loader).__name__} can't be looked up: give eval_batches")
+        return self._examples.batches(loader.dataset, name, loader.collate_fn, size=loader.batch_size or 1)

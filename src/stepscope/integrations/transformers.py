@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterable
-from itertools import islice
 from typing import Any
 
 from torch import Tensor, nn
 
 from stepscope.errors import UsageError, require
-from stepscope.integrations.settings import checked
-from stepscope.objective import LossFunction, random_state
+from stepscope.integrations.attachment import Attachment
+from stepscope.integrations.examples import RandomExamples
+from stepscope.objective import LossFunction
 from stepscope.probe import Probe
 
 require("transformers", "transformers")
@@ -20,6 +21,11 @@ require("accelerate", "transformers")
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments  # noqa: E402
 
 __all__ = ["ProbeCallback"]
+
+_logger = logging.getLogger("stepscope")
+
+_FAR = 0.25
+"""The part of the trainer's evaluation loss by which the mean of some sixteen random examples is seldom off."""
 
 
 class ProbeCallback(TrainerCallback):  # type: ignore[misc]
@@ -30,19 +36,20 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
 
     Args:
         trainer: the trainer.
-        eval_batches: the fixed micro-batches that are measured on, as the data collator makes them. ``None``: the
-            first examples of the evaluation data, or of the training data where there are none, by their indices. (A
-            data set that draws from a generator of its own is moved by that: give `eval_batches` then.)
+        eval_batches: the fixed micro-batches that are measured on, as the data collator makes them. ``None``: random
+            examples of the evaluation data, or of the training data where there are none, looked up by their indices.
+            (A data set that draws from a generator of its own is moved by that: give `eval_batches` then.) Where the
+            loss on them is far from the trainer's own ``eval_loss``, that is said once.
         loss_fn: ``loss_fn(model, batch)`` gives the mean loss. ``None``: ``trainer.compute_loss``, with the trainer's
             label smoothing or ``compute_loss_func``.
         micro_batches: how many micro-batches of ``per_device_train_batch_size`` to take where `eval_batches` is
             ``None``.
+        seed: of the draw of those examples.
         settings: what `Probe` takes beside these: ``every``, ``directions``, ``clip_fractions``, ``run_dir``,
             ``overwrite``, ``log``, ``max_overhead``, ``weight_fn``, ``modules``, ``layer``, ``quiet``.
 
-    Attributes:
-        probe: the `Probe`, from the beginning of the training on; ``None`` before, and in processes other than the
-            first.
+    At the end of a training the page is written into the run directory, and at most five lines are printed; ``quiet``
+    prints none.
 
     Raises:
         UsageError: a setting that `Probe` doesn't know, or a trainer with a ``compute_loss`` of its own, which may do
@@ -60,48 +67,68 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         *,
         loss_fn: LossFunction | None = None,
         micro_batches: int = 4,
+        seed: int = 0,
         **settings: Any,
     ) -> None:
-        if not isinstance(micro_batches, int) or micro_batches < 1:
-            raise UsageError(f"micro_batches is {micro_batches!r}: give a number ≥ 1")
         if loss_fn is None and type(trainer).compute_loss is not Trainer.compute_loss:
             raise UsageError(
                 f"{type(trainer).__name__} has a compute_loss of its own, which may gather metrics: give loss_fn "
                 "(loss_fn=trainer.compute_loss if it does nothing else)"
             )
-        self.probe: Probe | None = None
-        self._begun = False
+        self._attachment = Attachment(settings)
         self._trainer = trainer
         self._eval_batches = eval_batches
         self._loss_fn: LossFunction = loss_fn or self._trainers_loss
-        self._micro_batches = micro_batches
-        self._settings = checked(settings)
+        self._examples = RandomExamples(micro_batches, seed)
+        self._compared = False
+
+    @property
+    def probe(self) -> Probe | None:
+        """The probe of the newest training; ``None`` before, and in processes other than the first."""
+        return self._attachment.probe
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Attaches the probe."""
         del control
-        self.on_train_end()  # of a training that was interrupted
         if not state.is_world_process_zero:
             return
         trainer = self._trainer
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             raise UsageError("a model sharded by FSDP or DeepSpeed can't be measured: take the probe off")
-        with random_state():
-            batches = self._first_batches(kwargs["train_dataloader"], args.per_device_train_batch_size)
-        log = self._log if args.report_to else None
-        settings = {"log": log, "step": state.global_step} | self._settings
-        if self._begun:
-            # Another start: a trial of a search, or after the trainer ran out of memory. It replaces no records.
-            settings["overwrite"] = False
-        self._begun = True
-        self.probe = Probe(trainer.model, trainer.optimizer, self._loss_fn, batches, **settings)
+        defaults: dict[str, Any] = {"log": self._log if args.report_to else None, "step": state.global_step}
+        batches = self._eval_batches
+        if batches is None:
+            batches, defaults["source"] = self._drawn(kwargs["train_dataloader"], args.per_device_train_batch_size)
+        self._attachment.begin(trainer.model, trainer.optimizer, self._loss_fn, batches, **defaults)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any
+    ) -> None:
+        """Says once where the trainer's loss on its evaluation data is another than the probe's."""
+        del args, control, kwargs
+        name = f"eval_{self._held_out()[0]}_loss" if isinstance(self._trainer.eval_dataset, dict) else "eval_loss"
+        trainers = (metrics or {}).get(name)
+        if trainers is None or self._compared or not self._attachment.is_on or self.probe is None:
+            return
+        try:
+            own = self.probe.loss()
+        except Exception as error:
+            _logger.warning("the loss can't be compared with %s (%s)", name, error)
+            self._compared = True
+            return
+        if abs(own - trainers) > _FAR * abs(trainers):
+            self._compared = True
+            _logger.warning(
+                "at step %d the loss on %s is %.3g, and the trainer's %s %.3g: what is measured is of other examples, "
+                "or another loss, than the trainer evaluates; more micro_batches=, or give eval_batches and loss_fn",
+                state.global_step, self.probe.source, own, name, trainers,
+            )  # fmt: skip
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
-        """Removes the probe; its records stay."""
-        if self.probe is not None:
-            self.probe.close()
+        """Takes the probe off, writes the page, and says what was found."""
+        self._attachment.end()
 
     def _trainers_loss(self, model: nn.Module, batch: Any) -> Tensor:
         return self._trainer.compute_loss(model, batch)  # type: ignore[no-any-return]
@@ -113,24 +140,15 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         state.global_step = step
         trainer.callback_handler.on_log(trainer.args, state, trainer.control, dict(values))
 
-    def _first_batches(self, train_dataloader: Any, size: int) -> Iterable[Any]:
-        """Micro-batches by index and the training's own collator: iterating the trainer's loaders moves their state."""
-        if self._eval_batches is not None:
-            return self._eval_batches
+    def _held_out(self) -> tuple[str, Any]:
+        """The evaluation data, the first where there are several, and their name."""
         held_out = self._trainer.eval_dataset
-        if isinstance(held_out, dict):
-            held_out = next(iter(held_out.values()), None)
-        data = train_dataloader.dataset if held_out is None else held_out
-        if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
-            raise UsageError(f"the first examples of a {type(data).__name__} can't be looked up: give eval_batches")
+        return next(iter(held_out.items()), ("", None)) if isinstance(held_out, dict) else ("eval_dataset", held_out)
+
+    def _drawn(self, loader: Any, size: int) -> tuple[Iterable[Any], str]:
+        name, data = self._held_out()
+        if data is None:
+            name, data = "train_dataset", loader.dataset
         # The trainer has taken the columns that the model doesn't know out of its training data, not yet out of these.
-        columns = getattr(train_dataloader.dataset, "column_names", None)
-        examples = [_only(data[index], columns) for index in range(min(len(data), self._micro_batches * size))]
-        groups = iter(examples)
-        return [train_dataloader.collate_fn(group) for group in iter(lambda: list(islice(groups, size)), [])]
-
-
-def _only(example: Any, columns: list[str] | None) -> Any:
-    if columns is None or not isinstance(example, dict):
-        return example
-    return {name: value for name, value in example.items() if name in columns}
+        columns = getattr(loader.dataset, "column_names", None)
+        return self._examples.batches(data, name, loader.collate_fn, size=size, columns=columns)

@@ -86,10 +86,12 @@ class Probe:
         modules: see `Objective`: modules beside `model` that `loss_fn` calls, where they can't be found from it.
         layer: what a layer is in the breakdown: see `measure`.
         memory: see `Objective`: what a measurement may take; evaluation batches are cut to fit.
+        source: which examples `eval_batches` are, for the records and the page.
         quiet: whether to keep the announcement of cost to itself.
 
     Attributes:
         eval_batches: the micro-batches that are measured on.
+        source: which examples they are.
         run_dir: the directory that the records go to: `run_dir`, or the numbered one that it became.
         step: steps of the training so far. A record's step is that of the update before which it was measured.
         check: what the self-check found.
@@ -128,6 +130,7 @@ class Probe:
         modules: Iterable[nn.Module] = (),
         layer: Grouping | Mapping[str, str] | None = None,
         memory: float | None = None,
+        source: str = "the run's own evaluation batches",
         quiet: bool = False,
     ) -> None:
         started = time.perf_counter()
@@ -138,6 +141,7 @@ class Probe:
         self._objective = Objective(model, loss_fn, eval_batches, weight_fn, modules=self._modules, memory=memory)
         _refuse_scripted(self._objective)
         self.eval_batches: list[Any] = self._objective.batches
+        self.source = source
         self._layer = grouping(layer, self._objective.parameters)
         self._clip_fractions = None if clip_fractions is None else list(clip_fractions)
         self._compared = ComparedUpdates(optimizers, directions, self._clip_fractions)
@@ -210,6 +214,17 @@ class Probe:
             self._untrained = []
             self._recorder.keep(records)
             return measurements
+
+    @property
+    def overhead(self) -> float:
+        """Time that measuring took so far, as a part of the training's."""
+        return self._schedule.overhead
+
+    def loss(self) -> float:
+        """The loss on the evaluation batches, as the model is now."""
+        with paused(), held(), random_state():
+            self._refresh()
+            return self._objective.loss()
 
     def findings(self) -> Findings:
         """What the records so far say about the training: see `stepscope.findings`."""
@@ -465,7 +480,7 @@ class Probe:
     def _context(self) -> dict[str, Any]:
         name = type(self._objective.model).__name__
         return {
-            "source": {"title": "the run's own evaluation batches"},
+            "source": {"title": self.source},
             "model": {"title": f"Optimizing {name}"},
             "weights": {"by": self._objective.weighting.by, "check": self._objective.weighting.check},
             "self_check": {**vars(self.check), "suspicions": list(self.check.suspicions)},

@@ -1,0 +1,63 @@
+"""A probe for the time of one training after another, as callbacks have it: attached, taken off, summed up."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+from stepscope.errors import UsageError
+from stepscope.integrations.conclusion import conclude
+from stepscope.objective import LossFunction
+from stepscope.probe import Probe
+
+_ADAPTERS_OWN = {"model", "optimizer", "loss_fn", "eval_batches", "step"}
+
+
+class Attachment:
+    """What an adapter holds of a probe.
+
+    Args:
+        settings: what the user gave for `Probe`, which gets it only when a training begins.
+
+    Attributes:
+        probe: of the newest training; ``None`` before the first.
+        is_on: whether the training goes on.
+
+    Raises:
+        UsageError: `Probe` doesn't know a setting.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        known = set(inspect.signature(Probe).parameters) - _ADAPTERS_OWN
+        if unknown := set(settings) - known:
+            raise UsageError(f"Probe has no setting {min(unknown)!r}: choose from {', '.join(sorted(known))}")
+        self.probe: Probe | None = None
+        self._settings = dict(settings)
+        self.is_on = False
+
+    def begin(
+        self, model: nn.Module, optimizer: Any, loss_fn: LossFunction | None, batches: Iterable[Any], **defaults: Any
+    ) -> None:
+        """Attaches a probe; `defaults` are settings that give way to the user's."""
+        self.remove()  # of a training that was interrupted
+        settings = defaults | self._settings
+        if self.probe is not None:
+            # Another start: a trial of a search, or after the trainer ran out of memory. It replaces no records.
+            settings["overwrite"] = False
+        self.probe = Probe(model, optimizer, loss_fn, batches, **settings)
+        self.is_on = True
+
+    def end(self) -> None:
+        """Takes the probe off after a training that came to its end, and sums up what it measured."""
+        if self.is_on and self.probe is not None:
+            self.remove()
+            conclude(self.probe, quiet=bool(self._settings.get("quiet")))
+
+    def remove(self) -> None:
+        """Takes the probe off; its records stay."""
+        self.is_on = False
+        if self.probe is not None:
+            self.probe.close()
