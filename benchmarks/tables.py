@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from performance import performance
-from stepscope.paper.claims import claims_table, conclusion, departures_table, finals_of, judge, pairs_of
+from stepscope.paper.claims import (
+    claims_table,
+    conclusion,
+    departures_table,
+    finals_of,
+    judge,
+    later_rules_table,
+    pairs_of,
+)
 from stepscope.paper.experiments.command_lines import EXPERIMENTS
 from stepscope.paper.experiments.run_files import read, read_runs
 from stepscope.paper.records import LossRecord
@@ -114,6 +122,7 @@ def stored_tables() -> dict[str, str]:
     runs = read_runs(RESULTS)
     claims = judge(runs)
     made |= {"claims": markdown(claims_table(claims)), "departures": markdown(departures_table(claims))}
+    made["later rules"] = markdown(later_rules_table())
     made["sharpness"] = sharpness(runs)
     for name in ("agreement", "robustness", "theory"):
         made[name] = "\n\n".join(map(markdown, EXPERIMENTS[name].load().tables(read(RESULTS / name)[1])))

@@ -142,7 +142,14 @@ def _plan_table(plan: Sequence[Experiment[Any]], costs: Mapping[str, Cost | None
 
 def _reproduced(out: Path, *, draw: bool = True) -> None:
     """Writes what is made of a reproduction's records, its figures if they are to be drawn, and shows the claims."""
-    from stepscope.paper.claims import claims_json, claims_table, departures_table, judge, parts_table
+    from stepscope.paper.claims import (
+        claims_json,
+        claims_table,
+        departures_table,
+        judge,
+        later_rules_table,
+        parts_table,
+    )
     from stepscope.paper.experiments.run_files import read_runs
     from stepscope.paper.reproduction.reproduction_page import write_reproduction
     from stepscope.report import print_tables
@@ -151,8 +158,9 @@ def _reproduced(out: Path, *, draw: bool = True) -> None:
     runs = read_runs(out)
     claims = judge(runs)
     table = claims_table(claims)
+    tables = [table, parts_table(claims), later_rules_table(), departures_table(claims)]
     with shown_progress() as progress:
-        write_reproduction(out, runs, [table, parts_table(claims), departures_table(claims)], progress, draw=draw)
+        write_reproduction(out, runs, tables, progress, draw=draw)
     text = json.dumps(claims_json(claims), indent=1, ensure_ascii=False) + "\n"
     write_atomically(out / "claims.json", text.encode(errors="replace"))
     print_tables([table])

@@ -2,7 +2,7 @@
 
 from stepscope.paper.claims.claims import judge
 from stepscope.paper.claims.losses import conclusion, finals_of, pairs_of
-from stepscope.paper.claims.tables import claims_json, claims_table, departures_table, parts_table
+from stepscope.paper.claims.tables import claims_json, claims_table, departures_table, later_rules_table, parts_table
 
 __all__ = [
     "claims_json",
@@ -11,6 +11,7 @@ __all__ = [
     "departures_table",
     "finals_of",
     "judge",
+    "later_rules_table",
     "pairs_of",
     "parts_table",
 ]  # fmt: skip

@@ -42,7 +42,7 @@ from stepscope.runs import Record
 
 def _lowers(value: float, variant: str, deciding: bool = True) -> Criterion:
     text = "median over points of the sharpness divided by the original's"
-    return Criterion("<", value, lowered(variant), text, variant, deciding)
+    return Criterion("<", value, lowered(variant), text, variant, deciding, optimizer=variant)
 
 
 CLAIMS = (
@@ -50,7 +50,7 @@ CLAIMS = (
         "C1",
         "On transformers SGD's directional sharpness is far above every adaptive method's, at every measured step, on "
         "both trajectories.",
-        directions(*TRANSFORMERS),
+        directions(*TRANSFORMERS, of_several=True),
         (Criterion("<", 0.5, largest_ratio, "largest ratio to SGD of an adaptive method at any point"),),
     ),
     Claim(
@@ -68,7 +68,7 @@ CLAIMS = (
     Claim(
         "C4",
         "Adafactor has the lowest sharpness, yet not the best local decrease: low sharpness alone is not enough.",
-        directions(*TRANSFORMERS),
+        directions(*TRANSFORMERS, of_several=True),
         (
             Criterion(">", 0.5, lowest, "share of points where Adafactor's sharpness is the lowest of the unclipped",
                       "lowest"),
@@ -79,7 +79,7 @@ CLAIMS = (
     Claim(
         "C5",
         "The best local decrease ranks adaptive and clipped methods above SGD.",
-        directions(*TRANSFORMERS),
+        directions(*TRANSFORMERS, of_several=True),
         (Criterion(">", 0.5, least_often_ahead,
                    "share of points where the best decrease is larger than SGD's, for the method with the fewest"),),
     ),

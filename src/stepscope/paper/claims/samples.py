@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from stepscope.paper.claims.losses import Final, finals_of, pairs_of
-from stepscope.paper.claims.seed_statistics import Point
+from stepscope.paper.claims.papers_lists import MORE_COMPARED, NOT_COMPARED, NOT_MEASURED, compares, measures
+from stepscope.paper.claims.seed_statistics import NAMED, Point, Points
 from stepscope.paper.claims.verdicts import Key, Sample, unfinished, whole_seeds
 from stepscope.paper.records import BoundRecord, CorrelationRecord, LossRecord, SmoothnessRecord
 from stepscope.paper.reproduction_runs import Run, section
@@ -20,8 +22,11 @@ CUT = 4.0
 """The paper removes coordinates whose row norm is at least so many times the mean."""
 
 
-def directions(*tasks: str) -> Callable[[Sequence[Run[Record]]], Iterator[Sample]]:
+def directions(*tasks: str, of_several: bool = False) -> Callable[[Sequence[Run[Record]]], Iterator[Sample]]:
     """Runs along trajectories of these tasks: the points of each seed.
+
+    Statistics of several optimizers take those that the paper compares on the task; `of_several` lists the same points
+    once more with all optimizers that were measured, where those are more.
 
     Where one of the tasks was measured, those without a run are samples too: their silence is no agreement. On images
     a random start decides nothing, since the paper's is pretrained and the claim is on that.
@@ -32,9 +37,13 @@ def directions(*tasks: str) -> Callable[[Sequence[Run[Record]]], Iterator[Sample
         for run in sorted(chosen, key=lambda run: (tasks.index(run.task), run.name)):
             seeds, remarks = _points(run)
             deciding = run.task != "images" or _start(run.context).startswith("pretrained")
-            yield Sample(_label(run), (run,), seeds, remarks, deciding)
+            beyond = "" if measures(run.task) else NOT_MEASURED
+            sample = Sample(_label(run), (run,), _counting(seeds, run.task), remarks, deciding, run.task, beyond)
+            yield sample
+            if of_several and any(not compares(run.task, name) for name in NAMED):
+                yield replace(sample, name=f"{sample.name}, all", seeds=_counting(seeds), beyond=MORE_COMPARED)
         measured = {run.task for run in chosen}
-        yield from (Sample(task) for task in tasks if measured and task not in measured)
+        yield from (Sample(task) for task in tasks if measured and measures(task) and task not in measured)
 
     return samples
 
@@ -48,39 +57,49 @@ def clipped_trainings(runs: Sequence[Run[Record]]) -> Iterator[Sample]:
             # By a fraction, not by norm.
             if " clip " not in name or "%" not in name:
                 continue
-            pair = pairs.get((task, name))
+            pair, beyond = pairs.get((task, name)), "" if compares(task, name) else NOT_COMPARED
             if pair is None:
-                yield Sample(f"{task}, {name}", (run,), {}, ("it or its original is not finished",))
+                yield Sample(f"{task}, {name}", (run,), {}, ("it or its original is not finished",), beyond=beyond)
                 continue
             ours, theirs = pair.variant.losses, pair.original.losses
             both = {seed: (ours[seed], theirs[seed]) for seed in ours if seed in theirs}
             remarks = (pair.remark, *unfinished([seed for seed in asked.get("seeds") or () if seed not in both]))
             # There is no difference where a training diverged.
-            yield Sample(f"{task}, {name}", (run,), both if pair.difference else {}, remarks)
+            yield Sample(f"{task}, {name}", (run,), both if pair.difference else {}, remarks, beyond=beyond)
 
 
 def rankings(runs: Sequence[Run[Record]]) -> Iterator[Sample]:
     """Tasks that were both measured along a trajectory and trained: the points and the final loss of each optimizer."""
     for local, trained in itertools.product(_of("trajectory", runs), _of("convergence", runs)):
         if local.task in _tasks(trained):
-            yield _ranking(local, trained)
+            names = _names(local, trained)
+            own = [name for name in names if compares(local.task, name)]
+            yield _ranking(local, trained, own)
+            if own != names:
+                sample = _ranking(local, trained, names)
+                yield replace(sample, name=f"{sample.name}, all", beyond=MORE_COMPARED)
 
 
-def _ranking(local: Run[Record], trained: Run[Record]) -> Sample:
+def _names(local: Run[Record], trained: Run[Record]) -> list[str]:
+    """The optimizers that were both measured and trained."""
+    asked = trained.head["configuration"].get("optimizers") or ()
+    return [name for name in local.head["configuration"].get("directions") or () if name in asked]
+
+
+def _ranking(local: Run[Record], trained: Run[Record], names: Sequence[str]) -> Sample:
     points, remarks = _points(local)
     losses = {final.optimizer: final.losses for final in _finals(trained) if final.task == local.task}
-    asked = trained.head["configuration"].get("optimizers") or ()
-    names = [name for name in local.head["configuration"].get("directions") or () if name in asked]
     seeds = [seed for seed in points if all(seed in losses.get(name, {}) for name in names)]
     remarks += tuple(f"trainings: {remark}" for remark in unfinished([seed for seed in points if seed not in seeds]))
     diverged = [name for name in names if any(losses[name][seed] is None for seed in seeds)]
     if diverged:
         remarks += (f"left out, since it diverged: {', '.join(diverged)}",)
-    ranked = {
-        seed: (points[seed], {name: losses[name][seed] for name in names if name not in diverged}) for seed in seeds
-    }
+    kept = [name for name in names if name not in diverged]
+    counted = frozenset(kept)
+    ranked = {seed: (Points(points[seed], counted), {name: losses[name][seed] for name in kept}) for seed in seeds}
     unlike = _unlike(local, trained)
-    return Sample(_label(local), (local, trained), ranked, (*remarks, *unlike), not unlike)
+    beyond = "" if measures(local.task) else NOT_MEASURED
+    return Sample(_label(local), (local, trained), ranked, (*remarks, *unlike), not unlike, local.task, beyond)
 
 
 def _unlike(local: Run[Record], trained: Run[Record]) -> list[str]:
@@ -133,11 +152,12 @@ def bounded_losses(runs: Sequence[Run[Record]]) -> Iterator[Sample]:
 
 
 def _sample(
-    name: str, run: Run[Record], fields: Sequence[str], wanted: Iterator[Key], chosen: Sequence[Record], **more: bool
-) -> Sample:
+    name: str, run: Run[Record], fields: Sequence[str], wanted: Iterator[Key], chosen: Sequence[Record], *,
+    deciding: bool = True,
+) -> Sample:  # fmt: skip
     """A sample whose statistic takes all records of a seed."""
     seeds, remarks = whole_seeds(run, fields, wanted, chosen)
-    return Sample(name, (run,), {seed: list(own.values()) for seed, own in seeds.items()}, remarks, **more)
+    return Sample(name, (run,), {seed: list(own.values()) for seed, own in seeds.items()}, remarks, deciding)
 
 
 def _points(run: Run[Record]) -> tuple[dict[int, list[Point]], tuple[str, ...]]:
@@ -150,6 +170,12 @@ def _points(run: Run[Record]) -> tuple[dict[int, list[Point]], tuple[str, ...]]:
     return {
         seed: [{name: own[*place, name] for name in names} for place in places] for seed, own in seeds.items()
     }, remarks
+
+
+def _counting(seeds: Mapping[int, list[Point]], task: str = "") -> dict[int, Points]:
+    """The points, with the optimizers that count: those that the paper compares on a task, or all."""
+    counted = frozenset(name for name in NAMED if not task or compares(task, name))
+    return {seed: Points(points, counted) for seed, points in seeds.items()}
 
 
 def _trajectories(asked: Mapping[str, Any]) -> tuple[Sequence[Any], Sequence[Any]]:

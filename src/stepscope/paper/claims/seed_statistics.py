@@ -1,13 +1,15 @@
 """The statistics of claims: from what was measured on one seed to one number.
 
 A *point* is a step of a trajectory, as ``{direction: record}``. A *ratio* there is a direction's sharpness divided by
-|SGD's|, or by SGD's robust value where its sharpness is negative (the paper's eq. 4). Each raises `Unmeasured` where a
-number that it needs is missing.
+|SGD's|, or by SGD's robust value where its sharpness is negative (the paper's eq. 4). Statistics of several optimizers
+take those that count: on each task those that the paper compares there, or all. Each raises `Unmeasured` where a number
+that it needs is missing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Literal
 
@@ -25,6 +27,9 @@ ADAM_CLIPPED = "adam clip 50% (first moment)"
 ADAFACTOR_CLIPPED = "adafactor clip 50% (numerator)"
 AHEAD_OF_SGD = (*ADAPTIVE, "sgd clip 10%", ADAM_CLIPPED, ADAFACTOR_CLIPPED)
 
+NAMED = frozenset((*UNCLIPPED, *AHEAD_OF_SGD))
+"""All that a statistic of several optimizers may take."""
+
 TAIL = 0.001
 """The part of the coordinates that is left out at either end of the span of magnitudes."""
 
@@ -32,7 +37,23 @@ FEWEST = 3
 """Optimizers that a ranking needs."""
 
 Point = Mapping[str, DirectionRecord]
-Points = Sequence[Point]
+
+
+@dataclass(frozen=True)
+class Points:
+    """What was measured on one seed.
+
+    Attributes:
+        at: the points.
+        counted: the optimizers that count where a statistic is one of several.
+    """
+
+    at: Sequence[Point]
+    counted: frozenset[str]
+
+    def counting(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Of these names those that count."""
+        return tuple(name for name in names if name in self.counted)
 
 
 def largest_ratio(points: Points) -> float:
@@ -50,7 +71,7 @@ def lowered(variant: str) -> Callable[[Points], float]:
     original = family(variant)
 
     def statistic(points: Points) -> float:
-        pairs = [_values(point, (original, variant)) for point in points]
+        pairs = [_values(point, (original, variant)) for point in points.at]
         ratios = [pair[variant] / pair[original] for pair in pairs if pair[original] > 0]
         return _median(ratios, f"the sharpness of {original} is positive nowhere")
 
@@ -59,25 +80,26 @@ def lowered(variant: str) -> Callable[[Points], float]:
 
 def lowest(points: Points) -> float:
     """The share of points where Adafactor's sharpness is the lowest of the unclipped."""
-    by_point = [_values(point, UNCLIPPED) for point in points]
+    by_point = [_values(point, points.counting(UNCLIPPED)) for point in points.at]
     return fmean(all(adafactor < other for other in others) for adafactor, others in map(_adafactor, by_point))
 
 
 def not_the_best(points: Points) -> float:
     """The share of descending points where another unclipped method's best decrease is larger than Adafactor's."""
-    by_point = _descending(points, UNCLIPPED)
+    by_point = _descending(points, points.counting(UNCLIPPED))
     return fmean(any(adafactor < other for other in others) for adafactor, others in map(_adafactor, by_point))
 
 
 def least_often_ahead(points: Points) -> float:
     """The share of descending points where a best decrease is larger than SGD's, for the method with the fewest."""
-    by_point = _descending(points, (BASELINE, *AHEAD_OF_SGD))
-    return min(fmean(values[name] > values[BASELINE] for values in by_point) for name in AHEAD_OF_SGD)
+    names = points.counting(AHEAD_OF_SGD)
+    by_point = _descending(points, (BASELINE, *names))
+    return min(fmean(values[name] > values[BASELINE] for values in by_point) for name in names)
 
 
 def carried(points: Points) -> float:
     """The median share of SGD's sharpness, where that is positive, that its 10% largest coordinates carry."""
-    records = [point[BASELINE] for point in points if _values(point, [BASELINE])[BASELINE] > 0]
+    records = [point[BASELINE] for point in points.at if _values(point, [BASELINE])[BASELINE] > 0]
     shares = [
         needed((record.top or {}).get("0.1", RecordedShare()).sharpness, "sharpness of SGD's largest coordinates")
         / needed(record.sharpness, "sharpness of sgd")
@@ -88,7 +110,7 @@ def carried(points: Points) -> float:
 
 def decades_spanned(points: Points) -> float:
     """The median over points of the decades that the magnitudes of SGD's coordinates span."""
-    return median(decades(point[BASELINE].magnitudes if BASELINE in point else None) for point in points)
+    return median(decades(point[BASELINE].magnitudes if BASELINE in point else None) for point in points.at)
 
 
 def decades(magnitudes: RecordedMagnitudes | None) -> float:
@@ -133,7 +155,7 @@ def local_against_global(measured: tuple[Points, Mapping[str, float]]) -> float:
     points, losses = measured
     if len(losses) < FEWEST:
         raise Unmeasured(f"{len(losses)} optimizers have both, {FEWEST} are needed for a ranking")
-    by_point = [ranks(list(_values(point, list(losses), "best_decrease").values())) for point in points]
+    by_point = [ranks(list(_values(point, list(losses), "best_decrease").values())) for point in points.at]
     rho = spearman([fmean(own) for own in zip(*by_point, strict=True)], [-loss for loss in losses.values()])
     if rho != rho:
         raise Unmeasured("all optimizers are equal")
@@ -165,14 +187,15 @@ def violations(records: Sequence[BoundRecord]) -> float:
 
 def _ratios(points: Points) -> list[float]:
     """The ratios of the adaptive methods at all points."""
-    return [value for point in points for value in _ratios_at(point)]
+    names = points.counting(ADAPTIVE)
+    return [value for point in points.at for value in _ratios_at(point, names)]
 
 
-def _ratios_at(point: Point) -> list[float]:
+def _ratios_at(point: Point, names: Sequence[str]) -> list[float]:
     scale, _ = baseline_scale(point.values())
     if scale is None:
         raise Unmeasured("SGD has no sharpness at a point")
-    values, sgd = _values(point, ADAPTIVE).values(), point[BASELINE]
+    values, sgd = _values(point, names).values(), point[BASELINE]
     sharpness, robust = needed(sgd.sharpness, "sharpness of sgd"), sgd.sharpness_robust
     if sharpness > 0 or (robust is not None and robust > 0):
         return [value / scale for value in values]
@@ -182,7 +205,7 @@ def _ratios_at(point: Point) -> list[float]:
 
 def _descending(points: Points, names: Sequence[str]) -> list[dict[str, float]]:
     """The best decreases at the points where any of these descends: where none does, none is better."""
-    by_point = [_values(point, names, "best_decrease") for point in points]
+    by_point = [_values(point, names, "best_decrease") for point in points.at]
     descending = [values for values in by_point if max(values.values()) > 0]
     if not descending:
         raise Unmeasured("no direction lowers the loss")

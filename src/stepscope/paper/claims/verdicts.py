@@ -16,6 +16,7 @@ from statistics import fmean as mean
 from typing import Any
 
 from stepscope.paper.claims.departures import departures
+from stepscope.paper.claims.papers_lists import NOT_COMPARED, compares
 from stepscope.paper.reproduction_runs import Run
 from stepscope.paper.statistics import MeanInterval, mean_interval
 from stepscope.runs import Record
@@ -43,6 +44,8 @@ class Sample:
         seeds: ``{seed: what the statistic takes}``, whole seeds only.
         remarks: why it can't decide, or what is missing.
         deciding: whether the claim's verdict may depend on it.
+        task: its task, where that decides what the paper claims of it.
+        beyond: why the paper doesn't claim it of this; then no verdict depends on it. Empty where the paper does.
     """
 
     name: str
@@ -50,6 +53,8 @@ class Sample:
     seeds: Mapping[Any, Any] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     deciding: bool = True
+    task: str = ""
+    beyond: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ class Criterion:
         deciding: whether the claim's verdict may depend on it.
         always: whether it is claimed of every single case, so that one seed on the other side refutes it, whatever the
             mean of several.
+        optimizer: whose number it is; empty where it is of several optimizers, or of none.
     """
 
     relation: str
@@ -74,6 +80,7 @@ class Criterion:
     name: str = ""
     deciding: bool = True
     always: bool = False
+    optimizer: str = ""
 
     def verdict(self, interval: MeanInterval) -> str:
         """The rule, for the interval of the seeds' mean."""
@@ -134,9 +141,16 @@ class Part:
         return f"{self.sample.name}, {self.criterion.name}" if self.criterion.name else self.sample.name
 
     @property
+    def beyond(self) -> str:
+        """Why the paper doesn't claim it; empty where it does."""
+        if self.criterion.optimizer and not compares(self.sample.task, self.criterion.optimizer):
+            return NOT_COMPARED
+        return self.sample.beyond
+
+    @property
     def deciding(self) -> bool:
         """Whether the claim's verdict depends on it."""
-        return self.sample.deciding and self.criterion.deciding
+        return self.sample.deciding and self.criterion.deciding and not self.beyond
 
     @property
     def interval(self) -> MeanInterval | None:
@@ -155,7 +169,8 @@ class Part:
     def remark(self) -> str:
         """Why it can't be told, or can't decide; first that seeds are too few."""
         few = {0: ("not measured",), 1: ("one seed",)}.get(len(self.values), ())
-        return "; ".join(dict.fromkeys(remark for remark in (*few, *self.sample.remarks, *self.lost) if remark))
+        remarks = (*few, self.beyond, *self.sample.remarks, *self.lost)
+        return "; ".join(dict.fromkeys(remark for remark in remarks if remark))
 
     @property
     def number(self) -> str:
