@@ -11,13 +11,14 @@ if TYPE_CHECKING:
     from stepscope.directions import PseudoUpdates, next_update
     from stepscope.errors import UsageError
     from stepscope.judging import findings
-    from stepscope.measuring import Measurement, clip_sweep, measure
+    from stepscope.measuring import Edge, Measurement, clip_sweep, edge, measure
     from stepscope.objective import Objective
     from stepscope.probe import Probe
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Edge",
     "Measurement",
     "Objective",
     "Probe",
@@ -26,12 +27,14 @@ __all__ = [
     "clip_grad_fraction_",
     "clip_optimizer",
     "clip_sweep",
+    "edge",
     "findings",
     "measure",
     "next_update",
 ]
 
 _ROOMS = {
+    "Edge": "measuring",
     "Measurement": "measuring",
     "Objective": "objective",
     "Probe": "probe",
@@ -40,6 +43,7 @@ _ROOMS = {
     "clip_grad_fraction_": "clipping",
     "clip_optimizer": "clipping",
     "clip_sweep": "measuring",
+    "edge": "measuring",
     "findings": "judging",
     "measure": "measuring",
     "next_update": "directions",

@@ -1,6 +1,7 @@
 """Along a direction: curvature, landscape, breakdown, smoothness, and the checks of all of these."""
 
 from stepscope.measuring.breakdown import Grouping, grouping
+from stepscope.measuring.edge import Edge, edge
 from stepscope.measuring.gauss_newton_matrix import chosen_names, gauss_newton
 from stepscope.measuring.hessian_rows import Coordinate, hessian_rows
 from stepscope.measuring.measurement import Measurement, measure, measure_units
@@ -11,12 +12,14 @@ from stepscope.measuring.sweep import clip_sweep
 __all__ = [
     "ANOTHER_GRADIENT",
     "Coordinate",
+    "Edge",
     "Grouping",
     "Measurement",
     "SelfCheck",
     "check_removal",
     "chosen_names",
     "clip_sweep",
+    "edge",
     "gauss_newton",
     "grouping",
     "hessian_rows",

@@ -8,6 +8,7 @@ that `docs/reproduction` stores and on 136 directions of two small tasks (`bench
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -146,6 +147,19 @@ class Polynomial:
             value = value * (t - node) + coefficient
         return value
 
+    def root(self, low: float, high: float) -> float | None:
+        """Its first root between two positive points; ``None`` where it has none.
+
+        Example:
+            >>> round(Polynomial.through([(1.0, -1.0), (3.0, 3.0)]).root(1.0, 3.0), 12)
+            1.5
+        """
+        grid = [low * (high / low) ** (i / 64) for i in range(64)] + [high]
+        for start, end in itertools.pairwise(grid):
+            if self(start) * self(end) <= 0:
+                return _bisection(self, start, end)
+        return None
+
     def minimum(self, low: float, high: float) -> float | None:
         """Its first local minimum strictly between two points; ``None`` where it has none."""
         grid = [low + (high - low) * i / 64 for i in range(65)]
@@ -247,6 +261,15 @@ def _nearer(line: Line) -> float | None:
     rise = min(rises)
     models = line.models((0.0, rise, rise))
     return min(max(models[0][0], rise / 16), rise / 2) if models else rise / 4
+
+
+def _bisection(function: Callable[[float], float], low: float, high: float) -> float:
+    """Where a function that costs nothing changes its sign, to the last digit."""
+    rises = function(high) > 0 or function(low) < 0
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (low, middle) if (function(middle) > 0) == rises else (middle, high)
+    return (low + high) / 2
 
 
 def _golden_section(function: Callable[[float], float], low: float, best: float, high: float) -> float:

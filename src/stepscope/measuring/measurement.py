@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -63,6 +63,8 @@ class Measurement:
             point, where ``sharpness`` is negative. ``None`` elsewhere, and where the loss isn't finite there.
         predicted_step: ``−slope/sharpness``, the best step of the second-order model; ``None`` without a minimum ahead.
         predicted_decrease: the model's decrease there, ``slope² / (2·sharpness)``; ``None`` likewise.
+        edge_ratio: ``dᵀHd / (−gᵀd)``: 1 at the second-order model's best step, 2 where it no longer lowers the loss;
+            ``None`` where ``d`` doesn't descend.
         best_step: step of the lowest loss on the landscape; ``None`` without a landscape.
         best_decrease: measured decrease there; ``None`` likewise.
         landscape: the loss along ``u``; ``None`` likewise.
@@ -99,6 +101,7 @@ class Measurement:
     sharpness_robust: float | None
     predicted_step: float | None
     predicted_decrease: float | None
+    edge_ratio: float | None
     best_step: float | None
     best_decrease: float | None
     landscape: Landscape | None = field(repr=False)
@@ -306,7 +309,7 @@ class _Point:
             gradient_agrees=check.agrees if check else self._gradient_agrees,
             correlation=slope / self._gradient_norm if self._gradient_norm > 0 else 0.0,
             sharpness=sharpness,
-            sharpness_stderr=_standard_error(objective.weights, terms.sharpness[label]),
+            sharpness_stderr=objective.standard_error(terms.sharpness[label]),
             numerical_error=terms.numerical_error.get(label),
             sharpness_finite=around.curvature if around and accurate else None,
             sharpness_finite_error=around.numerical_error if around and accurate else None,
@@ -314,6 +317,7 @@ class _Point:
             sharpness_robust=robust,
             predicted_step=-slope / sharpness if has_minimum else None,
             predicted_decrease=slope**2 / (2 * sharpness) if has_minimum else None,
+            edge_ratio=norm * sharpness / -slope if slope < 0 else None,
             best_step=curve.best_step if curve else None,
             best_decrease=curve.best_decrease if curve else None,
             landscape=curve,
@@ -342,13 +346,3 @@ class _Point:
         if self._layer_of is None:
             return None
         return math.fsum(breakdowns.within_layers(self._objective, u, self._layer_of, self._terms.method).values())
-
-
-def _standard_error(weights: Sequence[float], values: Sequence[float]) -> float | None:
-    """``√(B/(B−1) · Σ wᵢ²(vᵢ − v̄)²)``: of ``Σ wᵢvᵢ`` over a sample of micro-batches; ``None`` for a single one."""
-    count = len(values)
-    if count < 2:
-        return None
-    mean = math.fsum(w * v for w, v in zip(weights, values, strict=True))
-    squares = math.fsum((w * (v - mean)) ** 2 for w, v in zip(weights, values, strict=True))
-    return math.sqrt(count / (count - 1) * squares)

@@ -32,6 +32,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from types import FunctionType
 from typing import Any, TypeVar
 
 import torch
@@ -42,10 +43,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils._python_dispatch import _disable_current_modes
 
 from stepscope.errors import UsageError
+from stepscope.objective import switches
 from stepscope.objective.randomness import random_state, random_states
 from stepscope.objective.state import State
 from stepscope.objective.state_kinds import Place, RandomGenerator
-from stepscope.objective.switches import gradients_enabled, switched_off
+from stepscope.objective.switches import eager, gradients_enabled
 from stepscope.objective.writes import WatchedWrites, memory_of
 
 HALF = (torch.float16, torch.bfloat16)
@@ -70,16 +72,22 @@ class Measurable:
         stand_ins: ``{id of a parameter: parameter in its place}``, for parameters that are measured in another dtype
             and may have hooks of others on the nodes that gather their gradients.
         draws: whether an evaluation so far has drawn random numbers.
+        compiled: whether compiled code is evaluated compiled.
+        eps: the relative rounding of the coarsest type that evaluations so far have computed in.
     """
 
-    def __init__(self, model: nn.Module, roots: Mapping[str, Any], dtype: torch.dtype | None) -> None:
+    def __init__(
+        self, model: nn.Module, roots: Mapping[str, Any], dtype: torch.dtype | None, as_trained: bool = False
+    ) -> None:
         self.stand_ins: dict[int, nn.Parameter] = {}
         self.draws = False
+        self.eps = 0.0
         self._model = model
         self._dtype = dtype
         self._state = State(roots, through=(Optimizer, LRScheduler))
         # A teacher in half precision beside a model in float32 stays in half precision: its loss expects that.
-        self._raises = dtype is not None or any(p.dtype in HALF for p in model.parameters())
+        self._raises = not as_trained and (dtype is not None or any(p.dtype in HALF for p in model.parameters()))
+        self.compiled = as_trained and is_compiled(self._state)
         self._modules: dict[int, nn.Module] = {}
         self._modes: list[tuple[nn.Module, bool]] = []
         self._passing: list[weakref.ref[nn.Module]] = []
@@ -127,6 +135,25 @@ class Measurable:
         self._reset()
         if key in self._watched:
             return call()
+        if not self.compiled:
+            return self._watch(key, call)
+        # Compiled code can't be watched, and a hook that notices modules would have it compiled again.
+        with eager(), self.noticing():
+            self._watch(key, call)
+        self._reset()
+        return call()
+
+    @contextmanager
+    def noticing(self) -> Iterator[None]:
+        """Inside, a module that no walk found is taken in when it is called."""
+        handle = register_module_forward_pre_hook(self._meet)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _watch(self, key: Hashable, call: Callable[[], Output]) -> Output:
+        """The first evaluation of a micro-batch."""
         writes, before = WatchedWrites(), random_states()
         self._writes.append(writes)
         try:
@@ -142,6 +169,7 @@ class Measurable:
         finally:
             self._note_moved()
         self._watched.add(key)
+        self.eps = max(self.eps, *(torch.finfo(dtype).eps for dtype in writes.dtypes if dtype.is_floating_point), 0.0)
         self.draws |= before != random_states() or any(isinstance(place, RandomGenerator) for place in self._moved)
         self._refuse_written(writes)
         self._refuse_originals(result)
@@ -171,7 +199,7 @@ class Measurable:
         for place in self._moved:
             place.reset()
 
-    def meet(self, module: nn.Module, _: Any) -> None:
+    def _meet(self, module: nn.Module, _: Any) -> None:
         """Called before each call of a module: one that no walk found becomes measurable before it changes anything."""
         if id(module) in self._modules:
             return
@@ -282,6 +310,13 @@ class Measurable:
                 )
 
 
+def is_compiled(state: State) -> bool:
+    """Whether something that objects lead to was given to `torch.compile`."""
+    return any("_torchdynamo_orig_callable" in vars(function) for function in state.instances(FunctionType)) or any(
+        module._compiled_call_impl is not None for module in state.modules.values()
+    )
+
+
 def _is_empty(module: nn.Module) -> bool:
     held = (*module._parameters.values(), *module._buffers.values(), *module._modules.values())
     return all(value is None for value in held)  # a cross-entropy without weights of classes
@@ -319,7 +354,10 @@ _UNSHARED = 1
 
 @contextmanager
 def measurable(
-    model: nn.Module, roots: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None
+    model: nn.Module,
+    roots: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+    as_trained: bool = False,
 ) -> Iterator[Measurable]:
     """Inside, `model` is a deterministic and twice differentiable function; outside, all is as before.
 
@@ -327,6 +365,7 @@ def measurable(
         model: the module.
         roots: ``{name: object}``: model, loss function and the modules that it calls. ``None`` for the model alone.
         dtype: the floating-point type to measure in (see `measured_dtype`).
+        as_trained: whether it keeps training's precision and kernels instead, and need not be differentiable.
 
     Raises:
         UsageError: memory was written to that couldn't be restored.
@@ -335,13 +374,14 @@ def measurable(
     with ExitStack() as stack:
         stack.enter_context(random_state())
         stack.enter_context(gradients_enabled())
-        measured = Measurable(model, roots or {"model": model}, dtype)
+        measured = Measurable(model, roots or {"model": model}, dtype, as_trained)
         stack.callback(lambda: unrestored.extend(measured.restore()))
-        # Registered after `restore`, so that it is removed first.
-        stack.callback(register_module_forward_pre_hook(measured.meet).remove)
+        # Entered after `restore`, so that it is left first.
+        if not measured.compiled:
+            stack.enter_context(measured.noticing())
         measured.prepare()
         devices = {"cpu", *(parameter.device.type for parameter in model.parameters())}
-        stack.enter_context(switched_off(measured.modules, devices))
+        stack.enter_context(switches.as_trained() if as_trained else switches.switched_off(measured.modules, devices))
         yield measured
     if unrestored:
         raise UsageError(

@@ -107,6 +107,8 @@ class Objective:
         self._reached = {f"modules[{index}]": module for index, module in enumerate(modules)}
         self._measured: Measurable | None = None
         self._measuring = 0
+        self._as_trained = False
+        self._loss_eps = 0.0
         self._displaced = 0
         self._differentiates = False
         self._fused = True
@@ -144,14 +146,24 @@ class Objective:
         return int(memory.peak) + of_other_batches
 
     @contextmanager
-    def measuring(self) -> Iterator[None]:
+    def measuring(self, *, as_trained: bool = False) -> Iterator[None]:
         """Inside, the model is measurable. Outside, it is exactly as before, also after an exception.
 
         The same is true of everything that the loss reaches. Each evaluation inside starts from the same state: a queue
         or a running mean that the loss moves is the same for all of them. Entering again inside costs nothing. Ctrl-C
         inside takes effect at the next evaluation of a micro-batch, so that everything is restored completely.
+
+        Args:
+            as_trained: for losses alone: half precision, autocast, compiled code and fused kernels stay as training
+                has them. An objective with a `dtype` is measured in that all the same.
+
+        Raises:
+            UsageError: the trainable parameters have changed, or it is entered `as_trained` inside of one that isn't.
         """
+        as_trained = as_trained and self.dtype is None
         if self._measuring:
+            if as_trained and not self._as_trained:
+                raise UsageError("losses as training computes them were asked for inside measuring(): leave that first")
             self._measuring += 1
             try:
                 yield
@@ -166,13 +178,14 @@ class Objective:
         with held():
             parameters, self._kernels = self.parameters, attention_kernels()
             try:
-                with measurable(self.model, self._roots(), self.dtype) as measured:
-                    self._measured, self._measuring = measured, 1
+                with measurable(self.model, self._roots(), self.dtype, as_trained) as measured:
+                    self._measured, self._measuring, self._as_trained = measured, 1, as_trained
                     self.parameters = {name: measured.stand_ins.get(id(p), p) for name, p in parameters.items()}
                     yield
             finally:
                 self.parameters = parameters
                 self._measuring, self._displaced, self._scratch, self._measured = 0, 0, [], None
+                self._as_trained = False
 
     def modules(self) -> dict[str, nn.Module]:
         """All modules that the loss is known to reach, the model's among them, by the path that leads to them."""
@@ -211,22 +224,54 @@ class Objective:
         """The mean of one value per micro-batch, weighted as the loss is: ``Σ weightᵢ · valueᵢ``."""
         return math.fsum(weight * value for weight, value in zip(self.weights, values, strict=True))
 
+    def standard_error(self, values: Sequence[float]) -> float | None:
+        """The standard error of `mean` over a sample of micro-batches: ``√(B/(B−1) · Σ wᵢ²(vᵢ − v̄)²)``.
+
+        Returns:
+            ``None`` for a single micro-batch.
+        """
+        count, mean = len(values), self.mean(values)
+        if count < 2:
+            return None
+        squares = math.fsum((w * (v - mean)) ** 2 for w, v in zip(self.weights, values, strict=True))
+        return math.sqrt(count / (count - 1) * squares)
+
     def loss(self) -> float:
         """``f`` at the present parameters; infinite or NaN where the model's loss is.
 
         Attention uses the kernels that training uses, since nothing is differentiated.
         """
+        return self.mean(self.values())
+
+    def values(self) -> list[float]:
+        """The loss of each micro-batch, of which `loss` is the mean."""
         with self.measuring():
             try:
                 kernels = self._kernels if self._fused and not self._differentiates else [SDPBackend.MATH]
                 with torch.set_grad_enabled(self._differentiates), sdpa_kernel(kernels):
-                    return self._value()
+                    return self._values()
             except RuntimeError as error:
                 if self._differentiates or "does not require grad" not in str(error):
                     raise
                 # The loss holds derivatives of its own (a gradient penalty, a differential equation).
                 self._differentiates = True
-                return self._value()
+                return self._values()
+
+    def roundings(self) -> tuple[float, float]:
+        """The relative rounding of the coarsest type that evaluations computed in, and that of their losses.
+
+        Only inside `measuring`, after an evaluation there.
+        """
+        assert self._measured is not None, "roundings() outside measuring()"
+        return self._measured.eps, self._loss_eps
+
+    def rehearses(self) -> bool:
+        """Whether the first evaluation of a micro-batch evaluates it twice: compiled code is watched as it is written.
+
+        Only inside `measuring`.
+        """
+        assert self._measured is not None, "rehearses() outside measuring()"
+        return self._measured.compiled
 
     def loss_beside(self, loss: float) -> float:
         """`loss`, to compare with the same by the kernels that are differentiated.
@@ -243,8 +288,12 @@ class Objective:
             value = self.loss()
         return value
 
-    def _value(self) -> float:
-        return math.fsum(weight * float(loss.detach()) for weight, loss in self.losses())
+    def _values(self) -> list[float]:
+        values = []
+        for _, loss in self.losses():
+            self._loss_eps = max(self._loss_eps, torch.finfo(loss.dtype).eps)
+            values.append(float(loss.detach()))
+        return values
 
     def loss_at(self, direction: Mapping[str, Tensor], step: float) -> float:
         """``f(x + step · direction)``; the parameters are back at ``x`` on return."""
@@ -305,7 +354,8 @@ class Objective:
             for name, x in here.items():
                 if name not in scratch:
                     scratch[name] = torch.empty_like(x)
-                torch.add(x, direction[name].to(x.device, x.dtype), alpha=step, out=scratch[name])
+                wider = measured_dtype(x.dtype, None)  # a step of weights in half precision is rounded at its end
+                torch.add(x, direction[name].to(x.device, wider), alpha=step, out=scratch[name])
                 self.parameters[name].data = scratch[name]
                 for alias, data in aliases[name]:
                     place = data.storage_offset() - x.storage_offset()
@@ -342,6 +392,8 @@ class Objective:
 
     def _copy(self, batch: Any) -> Any:
         """A micro-batch as it is measured: its tensors follow the parameters where these have changed their dtype."""
+        if self._as_trained:
+            return moved(batch, next(iter(self.parameters.values())).device, lambda dtype: dtype)
         first = next(iter(self.parameters.values()))
 
         def dtype_of(dtype: torch.dtype) -> torch.dtype:
@@ -357,7 +409,7 @@ class Objective:
         except Exception as error:
             if isinstance(error, UsageError) or is_out_of_memory(error):
                 raise
-            if isinstance(error, RuntimeError) and self._raised:
+            if isinstance(error, RuntimeError) and self._raised and not self._as_trained:
                 raise UsageError(
                     f"the model doesn't run in float32, in which half precision is measured ({said(error)}): "
                     "if its attention needs half precision, choose another (attn_implementation='sdpa')"

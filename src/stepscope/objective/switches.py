@@ -6,11 +6,14 @@ evaluates a model as another function. `switched_off` prevents that:
 - Autocast is off, also where the loss or the model enters it: second derivatives in half precision are mostly rounding.
 - Attention uses the math kernel, compiled modules run eagerly, and cuDNN is off for recurrent layers: fused kernels
   have no second derivative. Where nothing is differentiated, attention uses the kernels that training uses. Compiled
-  modules run eagerly there too: compiling them again, for evaluation, costs more than it gains. Reentrant checkpoints
-  call their function directly: they allow no `autograd.grad`.
+  modules run eagerly there too: they are compared with what is differentiated. Reentrant checkpoints call their
+  function directly: they allow no `autograd.grad`.
 - Backward hooks on all modules are removed: they could change the gradient that is measured.
 - The cache of `parametrize.cached()` is off: it holds the weight of another point.
 - The fast path of torch's transformer layers is off: without gradients it computes another function.
+
+Losses alone need none of the first two. `as_trained` leaves them as training has them, except for autocast's cache,
+which would hold the weights of another point.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ def switched_off(modules: Iterable[nn.Module], devices: Iterable[str]) -> Iterat
         for device in devices:
             if torch.amp.is_autocast_available(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
-        stack.enter_context(_autocast_off())
+        stack.enter_context(_autocast_without("_enabled"))
         stack.enter_context(_reentrant_checkpointing_off())
         # Backward hooks on all modules can change the gradient that is measured.
         stack.enter_context(emptied(nn.modules.module, "_global_backward_hooks", "_global_backward_pre_hooks"))
@@ -56,11 +59,29 @@ def switched_off(modules: Iterable[nn.Module], devices: Iterable[str]) -> Iterat
             # cuDNN's recurrent layers have no second derivative, and in evaluation mode not even a first one.
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         if "torch._dynamo" in sys.modules:
-            # A compiled module warns of the hook that notices modules when they are called.
-            stack.enter_context(warnings.catch_warnings())
-            warnings.filterwarnings("ignore", "Using `torch.compile", UserWarning)
             # Compiled modules have no second derivative.
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(eager())
+        yield
+
+
+@contextmanager
+def as_trained() -> Iterator[None]:
+    """Inside, modules are evaluated as training does, at any point: no cache holds the weights of another."""
+    enabled = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        with _autocast_without("_cache_enabled"), _reentrant_checkpointing_off(), _parametrizations_uncached():
+            yield
+    finally:
+        torch.set_autocast_cache_enabled(enabled)
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Inside, compiled code runs as it is written."""
+    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        # A compiled module warns of the hook that notices modules when they are called.
+        warnings.filterwarnings("ignore", "Using `torch.compile", UserWarning)
         yield
 
 
@@ -88,18 +109,23 @@ def _without_fast_path() -> Iterator[None]:
 
 
 @contextmanager
-def _autocast_off() -> Iterator[None]:
-    """An autocast that the loss or the model enters itself has no effect: gradients would be of half precision."""
+def _autocast_without(switch: str) -> Iterator[None]:
+    """An autocast that the loss or the model enters itself has one of its switches off.
+
+    Args:
+        switch: ``"_enabled"``, for gradients would be of half precision, or ``"_cache_enabled"``.
+    """
     enter: Any = torch.autocast.__enter__
 
-    def enter_disabled(self: torch.autocast) -> Any:
-        enabled, self._enabled = self._enabled, False
+    def enter_without(self: torch.autocast) -> Any:
+        value = getattr(self, switch)
+        setattr(self, switch, False)
         try:
             return enter(self)
         finally:
-            self._enabled = enabled
+            setattr(self, switch, value)
 
-    torch.autocast.__enter__ = enter_disabled  # type: ignore[method-assign]
+    torch.autocast.__enter__ = enter_without  # type: ignore[method-assign]
     try:
         yield
     finally:

@@ -19,6 +19,7 @@ class WatchedWrites(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Attributes:
         written: one tensor of each memory that was written to, in order.
+        dtypes: the types of the tensors that were made.
 
     Example:
         >>> queue = torch.zeros(3)
@@ -32,6 +33,7 @@ class WatchedWrites(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.dtypes: set[torch.dtype] = set()
         self._made: set[int] = set()
         self._kept: dict[int, tuple[Tensor, torch.UntypedStorage, torch.UntypedStorage, int | None]] = {}
 
@@ -90,6 +92,7 @@ class WatchedWrites(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # Some operations give views and don't say so.
         given = set() if lifted else {memory_of(t) for t in _tensors((*args, *kwargs.values()))}
         for tensor in _tensors((result,)):
+            self.dtypes.add(tensor.dtype)
             memory = memory_of(tensor)
             if memory is not None and memory not in given and memory not in self._kept:
                 self._made.add(memory)

@@ -88,6 +88,7 @@ class DirectionRecord(Record):
     sharpness_robust: float | None = None
     predicted_step: float | None = None
     predicted_decrease: float | None = None
+    edge_ratio: float | None = None
     best_step: float | None = None
     best_decrease: float | None = None
     landscape: RecordedLandscape | None = None

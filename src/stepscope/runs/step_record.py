@@ -15,15 +15,20 @@ class RecordedEdge:
     loss: float
     multiples: tuple[float, ...]
     losses: tuple[float | None, ...]
+    norm: float | None = None
+    status: str = "not stated"
     critical_multiple: float | None = None
     critical_bracket: tuple[float | None, ...] | None = None
-    status: str = "not stated"
     lowest_multiple: float | None = None
     realized_change: float | None = None
+    realized_stderr: float | None = None
     predicted_change: float | None = None
+    trust_ratio: float | None = None
+    directional_smoothness: float | None = None
     slope_stderr: float | None = None
-    edge_ratio: float | None = None
+    signal_to_noise: float | None = None
     noise: float | None = None
+    forwards: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
