@@ -129,9 +129,9 @@ MISTAKES = {
     ),
     "a source of no task of a reproduction": ([*REPRODUCE, "--source", "poetry=x"], "a source is given for poetry"),
     "unknown task of a trajectory": (["run", "trajectory", "--task", "poetry", "--out", "{new}"], "no task 'poetry'"),
-    "no pretrained weights": (
-        ["run", "trajectory", "--task", "code", "--pretrained", "--out", "{new}"],
-        "pretrained weights are for images, not for code",
+    "no such start": (
+        ["run", "trajectory", "--task", "code", "--start", "afresh", "--out", "{new}"],
+        "start is 'afresh': choose pretrained or random",
     ),
     "no experiment": (["run"], "EXPERIMENT"),
     "unknown experiment": (["run", "alchemy"], "alchemy"),
@@ -324,7 +324,14 @@ def test_a_dry_run_prints_the_plan_and_does_nothing(scale, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     status, out, err = call("reproduce", "--scale", scale, "--dry-run", capsys=capsys)
     assert (status, err) == (0, "")
-    for name in ("trajectory-translation", "images-pretrained", "agreement", "convergence", "robustness", "theory"):
+    for name in (
+        "trajectory-code-pretrained",
+        "code-random",
+        "agreement",
+        "convergence",
+        "robustness",
+        "theory",
+    ):
         assert name in out
     assert ("GiB of memory, measured" if scale in ("smoke", "cpu") else "were not measured") in " ".join(out.split())
     assert list(tmp_path.iterdir()) == []

@@ -13,6 +13,7 @@ from stepscope import __version__
 from stepscope.cli import commands
 from stepscope.paper.experiments.command_lines import (
     EXPERIMENTS,
+    MEASURED_TASKS,
     add_seeds,
     add_settings,
     add_source,
@@ -39,10 +40,11 @@ Makes every table and figure of the paper, and says of each of its claims whethe
 
 {experiments}
 
-  stepscope reproduce                                within 100 minutes on two cores, three seeds
+  stepscope reproduce                                within 100 minutes on two cores, five seeds
   stepscope reproduce --scale smoke                  within 3 minutes, to see that it works: claims cannot be told
-  stepscope reproduce --only A C --seeds 5           some of the experiments
+  stepscope reproduce --only A C --seeds 3           some of the experiments
   stepscope reproduce --scale paper --dry-run        the plan; at the scales for two cores also minutes and memory
+  stepscope reproduce --tasks code sentiment         A on these; of sentiment the paper measures no directions
   stepscope reproduce --as code                      as the published code has it, where it differs from the text
 
 A plan is printed first. What was interrupted goes on when the same command is given again. The directory holds a run
@@ -144,8 +146,10 @@ def _add_reproduce(chosen: Any) -> None:
     reproduce.add_argument("--only", nargs="+", default=default, metavar="LETTER", help=f"default: {' '.join(default)}")
     _add_scale(reproduce, "reproduce", "smoke, cpu (the default), gpu or paper")
     reproduce.add_argument(
-        "--seeds", type=int, metavar="N", help="how many seeds, 0 to N-1 (default: 3; 1 at the smoke scale)"
+        "--seeds", type=int, metavar="N", help="how many seeds, 0 to N-1 (default: 5; 1 at the smoke scale)"
     )
+    tasks = f"that A measures (default: {' '.join(MEASURED_TASKS)})"
+    reproduce.add_argument("--tasks", nargs="+", default=MEASURED_TASKS, metavar="TASK", help=tasks)
     add_settings(reproduce)
     add_sources(reproduce)
     _add_jobs(reproduce, "runs", "one on a GPU")

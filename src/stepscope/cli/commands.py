@@ -84,13 +84,14 @@ def reproduce(options: argparse.Namespace) -> None:
 
     if options.seeds is not None and options.seeds < 1:
         raise UsageError(f"--seeds {options.seeds}: it is how many, at least 1")
-    seeds = options.seeds if options.seeds is not None else 1 if options.scale == "smoke" else 3
+    seeds = options.seeds if options.seeds is not None else 1 if options.scale == "smoke" else 5
     plan = reproduction(
         options.scale,
         only=options.only,
         seeds=tuple(range(seeds)),
         settings=options.settings,
         sources=sources_of(options.source),
+        tasks=options.tasks,
     )
     on_cores = options.scale in _ON_CORES
     jobs = options.jobs if options.jobs is not None else (os.cpu_count() or 1) if on_cores else 1

@@ -21,7 +21,11 @@ from stepscope.paper.tasks.resnet import classifier, resnet_config
 from stepscope.paper.tasks.small import SMALL, small_task
 from stepscope.paper.tasks.task import placed
 
-CASES = {name: {} for name in TASKS} | {"images, pretrained": {"initialisation": "pretrained"}} | dict.fromkeys(SMALL)
+CASES = (
+    {name: {"start": "random"} for name in TASKS}
+    | {f"{name}, pretrained": {"start": "pretrained"} for name in TASKS}
+    | dict.fromkeys(SMALL)
+)
 
 
 @pytest.fixture(params=CASES)
@@ -124,7 +128,7 @@ def test_placed_on_a_gpu(make):
 
 @pytest.mark.parametrize("kind", TASKS)
 def test_every_task_has_every_scale(kind):
-    """Evaluated on what is trained on, in whole batches; pretrained at the paper's scale alone."""
+    """Evaluated on what is trained on, in whole batches; with weights of others at the paper's scale alone."""
     scales = TASKS[kind].scales
     assert list(scales) == ["smoke", "cpu", "gpu", "paper"]
     for name, config in scales.items():
