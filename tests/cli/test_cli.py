@@ -319,7 +319,7 @@ main()
     assert (out / "report.html").exists()
 
 
-@pytest.mark.parametrize("scale", ["smoke", "cpu", "gpu", "paper"])
+@pytest.mark.parametrize("scale", ["smoke", "cpu", "desk", "gpu", "paper"])
 def test_a_dry_run_prints_the_plan_and_does_nothing(scale, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     status, out, err = call("reproduce", "--scale", scale, "--dry-run", capsys=capsys)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from stepscope.report import Table
 
 
-_ON_CORES = ("smoke", "cpu")
+_ON_CORES = ("smoke", "cpu", "desk")
 """The scales that are made for two cores."""
 
 

@@ -58,6 +58,8 @@ _SIZES = {
     "smoke": _Size(12, 3, _QUICK, {}),
     # More steps of smaller batches, and an evaluation batch that is large enough to tell losses apart.
     "cpu": _Size(150, 10, Search(), {"batch_size": 32, "eval_size": 128, "micro_batch_size": 64}),
+    # Ten times the parameters: not the whole search.
+    "desk": _Size(200, 10, _QUICK, {"batch_size": 32, "eval_size": 128, "micro_batch_size": 64}),
     # Half an hour of one GPU is not enough for the whole search.
     "gpu": _Size(200, 10, _QUICK, {"batch_size": 64, "eval_size": 128, "micro_batch_size": 64}),
     # As many updates as the paper's 20 epochs of ten batches.
@@ -206,7 +208,8 @@ def convergence_experiment(
     """The experiment at one of its sizes.
 
     Args:
-        scale: ``"smoke"`` (to see that it works), ``"cpu"`` (within an hour on two cores), ``"gpu"`` or ``"paper"``.
+        scale: ``"smoke"`` (to see that it works), ``"cpu"`` (within an hour on two cores), ``"desk"``, ``"gpu"``
+            or ``"paper"``.
         settings: ``"text"``, ``"code"`` or ``"ours"``.
         tasks: names in `stepscope.paper.tasks.catalogue.TASKS`.
         sources: ``{task: where its data come from}``; ``"auto"`` for those not named.

@@ -203,8 +203,8 @@ def robustness_experiment(
     """The experiment at one of its sizes.
 
     Args:
-        scale: ``"smoke"`` (seconds; to see that it works), ``"cpu"`` (minutes on two cores), ``"gpu"`` or ``"paper"``
-            (the paper's own model and data, of the Hub).
+        scale: ``"smoke"`` (seconds; to see that it works), ``"cpu"`` (minutes on two cores), ``"desk"``, ``"gpu"`` or
+            ``"paper"`` (the paper's own model and data, of the Hub).
         source: where the reviews come from, see `stepscope.paper.tasks.sources.reviews.load_reviews`.
         seeds: see `RobustnessExperiment`.
         pretrained: whether to begin with the pretrained encoder (22.7 million parameters) in the place of a small one

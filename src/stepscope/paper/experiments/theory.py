@@ -238,8 +238,8 @@ def theory_experiment(scale: str = "cpu", *, source: str = "auto", seeds: tuple[
     """The experiment at one of its sizes.
 
     Args:
-        scale: ``"smoke"`` (seconds; to see that it works), ``"cpu"`` (minutes on one core), ``"gpu"`` or ``"paper"``
-            (the T5 of that size; the small models are the same).
+        scale: ``"smoke"`` (seconds; to see that it works), ``"cpu"`` (minutes on one core), ``"desk"``, ``"gpu"`` or
+            ``"paper"`` (the T5 of that size; the small models are the same).
         source: where the sentence pairs come from, see `stepscope.paper.tasks.sources.sentences.load_pairs`.
         seeds: see `TheoryExperiment`.
 

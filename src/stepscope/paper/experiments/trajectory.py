@@ -29,7 +29,13 @@ from stepscope.runs import DirectionRecord
 
 # As many updates as the paper's have seen in the middle of epochs 2, 5, 10 and 20, with ten batches an epoch.
 _PAPERS = (15, 45, 95, 195)
-_STEPS = {"smoke": (2, 6), "cpu": _PAPERS, "gpu": _PAPERS, "paper": _PAPERS}
+_STEPS = {
+    "smoke": (2, 6),
+    "cpu": _PAPERS,
+    "desk": tuple(2 * step for step in _PAPERS),
+    "gpu": _PAPERS,
+    "paper": _PAPERS,
+}
 _DEMO_STEPS = {"smoke": (2, 6), "cpu": (10, 60)}
 
 _RATES: dict[str, dict[str, dict[str, float]]] = {
@@ -207,8 +213,9 @@ def trajectory_experiment(
     """The experiment on one task, at one of its sizes.
 
     Args:
-        scale: ``"smoke"`` (seconds; to see that it works), ``"cpu"`` (minutes on two cores), ``"gpu"`` or ``"paper"``
-            (the paper's own models and data, of the Hub).
+        scale: ``"smoke"`` (seconds; to see that it works), ``"cpu"`` (minutes on two cores), ``"desk"`` (an
+            afternoon on them: models ten times as large, twice the steps), ``"gpu"`` or ``"paper"`` (the paper's own
+            models and data, of the Hub).
         kind: a name in `stepscope.paper.tasks.catalogue.TASKS`.
         source: where its data come from.
         seeds: see `TrajectoryExperiment`.

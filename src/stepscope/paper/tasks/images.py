@@ -99,6 +99,18 @@ SCALES = {
         embedding=16,
         pretraining=Pretraining(steps=1_500, batch_size=250, lr=0.1),
     ),
+    "desk": ImagesConfig(
+        images=10_000,
+        set_apart=True,
+        batch_size=250,
+        eval_size=500,
+        micro_batch_size=125,
+        layer_type="basic",
+        depths=(2, 2, 2, 2),
+        widths=(32, 64, 128, 256),
+        embedding=32,
+        pretraining=Pretraining(steps=1_500, batch_size=250, lr=0.1),
+    ),
     "gpu": ImagesConfig(
         images=10_000,
         set_apart=True,
@@ -125,8 +137,9 @@ SCALES = {
         checkpoint="microsoft/resnet-152",
     ),
 }
-"""Sizes: for tests, for two cores (0.08 million parameters), for one GPU (11.2 million: ResNet-18, 20 steps an epoch),
-and the paper's own (58.2 million), which needs the Hub or copies of model and data."""
+"""Sizes: for tests, for two cores (0.08 million parameters), for an afternoon on them (2.8 million), for one GPU (11.2
+million: ResNet-18, 20 steps an epoch), and the paper's own (58.2 million), which needs the Hub or copies of model and
+data."""
 
 
 def images(config: ImagesConfig, *, seed: int = 0, source: str = "auto") -> Task:
