@@ -65,6 +65,10 @@ their records.
   stepscope report runs/demo-cpu
   stepscope report runs/demo-cpu --out page.html
   stepscope report runs/reproduce-cpu --figures
+  stepscope report runs/reproduce-cpu --beside runs/other-seeds runs/reproduce-gpu
+
+The verdicts of other reproductions can stand beside those of one, and are kept in its folder beside/. One with other
+seeds on the same settings says which verdicts are unstable; any other has columns of its own.
 """
 
 
@@ -108,6 +112,9 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("run_directory", metavar="RUN", help="the run directory, or that of a reproduction")
     report.add_argument("--out", metavar="FILE", help="the page of a run directory (default: RUN/report.html)")
     report.add_argument("--figures", action="store_true", help="of a reproduction: draw all figures as PDF")
+    report.add_argument(
+        "--beside", nargs="+", default=[], metavar="DIR", help="of a reproduction: others whose verdicts stand beside"
+    )
     found = _command(chosen, "findings", "what a training's records show, and what to try", FINDINGS, commands.findings)
     found.add_argument("run_directory", metavar="RUN", help="the run directory of a probe")
     found.add_argument("--json", action="store_true", help="a JSON list of the findings")
