@@ -40,7 +40,7 @@ def training(ratio, *, count=25, steps=100, spread=0.002, lr=0.01):
 def test_the_trust_ratio_judges_the_rate(ratio, kind):
     first, *others = findings(training(ratio))
     assert (first.kind, others) == (kind, [])
-    assert f"{ratio:.3g} of the change" in first.evidence
+    assert f"{ratio:.3f} of the change" in first.evidence
     assert "23 steps from step 3 to 25" in first.evidence
     assert (first.change is None) == (kind == "healthy")
     assert kind == "healthy" or "now 0.01" in first.change

@@ -38,7 +38,7 @@ class Finding:
     def sureness(self) -> str:
         """The confidence in words."""
         if self.confidence is None:
-            return "a description, not a verdict"
+            return "no calibrated confidence"
         return f"right in {self.confidence:.0%} of the calibration's cases"
 
 
@@ -47,7 +47,7 @@ class Findings(tuple[Finding, ...]):
 
     Example:
         >>> print(Findings([Finding(kind="healthy", summary="All is well", evidence="T is 0.8.", against="Little.")]))
-        All is well (a description, not a verdict)
+        All is well (no calibrated confidence)
           Evidence: T is 0.8.
           Against:  Little.
     """

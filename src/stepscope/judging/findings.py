@@ -117,8 +117,8 @@ _WORDS = {
 def _evidence(verdict: RateVerdict) -> str:
     trust, steps = verdict.evidence.trust, verdict.evidence.steps
     return (
-        f"on its own batch a step brought about {trust.ratio:.3g} of the change that its gradient foretells (80% "
-        f"interval {trust.low:.3g} to {trust.high:.3g}; {trust.probes} steps from step {steps[0]} to {steps[-1]})"
+        f"on its own batch a step brought about {trust.ratio:.3f} of the change that its gradient foretells (80% "
+        f"interval {trust.low:.3f} to {trust.high:.3f}; {trust.probes} steps from step {steps[0]} to {steps[-1]})"
     )
 
 
