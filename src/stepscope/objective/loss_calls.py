@@ -22,7 +22,15 @@ def loss_of(model: nn.Module, loss_fn: LossFunction | None, batch: Any) -> Tenso
     """
     if loss_fn is not None:
         return loss_fn(model, batch)
-    output = model_output(model, batch)
+    return loss_in(model_output(model, batch))
+
+
+def loss_in(output: Any) -> Tensor:
+    """The ``loss`` in a model's output.
+
+    Raises:
+        UsageError: it has none.
+    """
     loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
     if loss is None:
         raise UsageError("model(**batch) gave no loss: put labels into the batches, or pass loss_fn")

@@ -48,3 +48,30 @@ def random_states() -> tuple[Any, ...]:
         return torch.get_rng_state().tolist(), random.getstate(), device
     legacy = numpy.random.get_state()
     return torch.get_rng_state().numpy().tobytes(), random.getstate(), legacy[1].tobytes(), *legacy[2:], device
+
+
+class RandomState:
+    """The random state of torch (CPU and CUDA), Python and numpy as it is now, to begin from again.
+
+    Example:
+        >>> state = RandomState(); first = torch.rand(())
+        >>> with random_state():
+        ...     state.resume(); bool(torch.rand(()) == first)
+        True
+    """
+
+    def __init__(self) -> None:
+        self._torch = torch.get_rng_state()
+        self._devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+        self._python = random.getstate()
+        numpy: Any = sys.modules.get("numpy")
+        self._numpy = numpy.random.get_state() if numpy is not None else None
+
+    def resume(self) -> None:
+        """Begins from this state; only inside `random_state`."""
+        torch.set_rng_state(self._torch)
+        if self._devices:
+            torch.cuda.set_rng_state_all(self._devices)
+        random.setstate(self._python)
+        if self._numpy is not None:
+            sys.modules["numpy"].random.set_state(self._numpy)

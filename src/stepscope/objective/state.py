@@ -51,6 +51,7 @@ class State:
 
     def __init__(self, roots: Mapping[str, Any], through: tuple[type, ...] = ()) -> None:
         self._walk = Walk(through)
+        self._iterates = False
         self.modules, self.tensors = self._walk.modules, self._walk.tensors
         self.add(roots)
 
@@ -91,6 +92,7 @@ class State:
         iterators, self._walk.iterators = self._walk.iterators, {}
         if not iterators:
             return
+        self._iterates = True
         copied: tuple[type, ...] = (
             itertools.count,
             itertools.repeat,
@@ -121,6 +123,32 @@ class State:
                 tensor.grad = grad
         if changed := [(tensor, version) for _, tensor, version in self._walk.versions if tensor._version != version]:
             torch._C._autograd._unsafe_set_version_counter(*zip(*changed, strict=True))
+
+    def renew(self) -> bool:
+        """Makes the present state the first one without a walk, which takes a third of the time.
+
+        Returns:
+            Whether that could be done. If not, something leads to an object that was not visited: make another `State`.
+        """
+        walk = self._walk
+        if self._iterates or not all(place.renew(walk.objects) for place in walk.places):
+            return False
+        walk.grads = [(tensor, tensor.grad) for tensor, _ in walk.grads]
+        walk.data = [(tensor, tensor.data) for tensor, _ in walk.data]
+        walk.versions = [(path, tensor, tensor._version) for path, tensor, _ in walk.versions]
+        return True
+
+    def forget_gradients(self) -> None:
+        """Holds gradients no longer: they are others at each step, and would stay in memory."""
+        walk = self._walk
+        ids = {id(grad) for _, grad in walk.grads if grad is not None}
+        walk.grads = [(tensor, None) for tensor, _ in walk.grads if id(tensor) not in ids]
+        walk.data = [(tensor, data) for tensor, data in walk.data if id(tensor) not in ids]
+        walk.versions = [entry for entry in walk.versions if id(entry[1]) not in ids]
+        for path in [path for path, tensor in self.tensors.items() if id(tensor) in ids]:
+            del self.tensors[path]
+        for identity in ids:
+            walk.objects.pop(identity, None)
 
     def unrestored(self) -> list[str]:
         """After `restore`, the paths to all that couldn't be restored."""

@@ -10,12 +10,14 @@ import random
 import sys
 import types
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from stepscope.objective.stateless_packages import ATOMS
 
 _MISSING = object()
 
@@ -56,8 +58,32 @@ class Place:
         """Whether the content is the first."""
         return self._holds(self._first)
 
+    def renew(self, known: Container[int]) -> bool:
+        """Makes the present content the first.
+
+        Args:
+            known: identities of objects that were visited.
+
+        Returns:
+            Whether it leads to none but these; if not, nothing is renewed.
+        """
+        if self._holds(self._first):
+            self._entered = self._first
+            return True
+        content = self._content()
+        held = self._held(content)
+        if held is None or not all(type(value) in ATOMS or id(value) in known for value in held):
+            return False
+        self._first = self._entered = content
+        return True
+
     def replace(self, substitutes: Mapping[int, Any]) -> None:
         """Puts other objects in the places of some, by their identity."""
+
+    def _held(self, content: Any) -> Iterable[Any] | None:
+        """The objects that a content leads to; ``None`` where that isn't known without a walk."""
+        del content
+        return None
 
     def _content(self) -> Any:
         """A copy of the content, one level deep."""
@@ -85,6 +111,9 @@ class Dictionary(Place):
         for key, value in dict.items(self._mapping):
             if (new := substituted(value, substitutes)) is not value:
                 self._mapping[key] = new
+
+    def _held(self, content: dict[Any, Any]) -> Iterable[Any]:
+        return (*content.values(), *content)
 
     def _content(self) -> dict[Any, Any]:
         return dict(dict.items(self._mapping))
@@ -117,6 +146,9 @@ class Sequence(Place):
         for index, value in enumerate(self._sequence):
             if (new := substituted(value, substitutes)) is not value:
                 self._sequence[index] = new
+
+    def _held(self, content: list[Any]) -> Iterable[Any]:
+        return content
 
     def _content(self) -> list[Any]:
         return list(self._sequence)
@@ -169,6 +201,9 @@ class Value(Place):
         if (new := substituted(value := self._read(), substitutes)) is not value:
             self._write(new)
 
+    def _held(self, content: Any) -> Iterable[Any]:
+        return () if content is _MISSING else (content,)
+
     def _content(self) -> Any:
         return self._read()
 
@@ -200,7 +235,15 @@ class ClassNames(Place):
             type.__delattr__(self._owner, name)
 
 
-class RandomGenerator(Place):
+class Numbers(Place):
+    """What holds numbers alone."""
+
+    def _held(self, content: Any) -> Iterable[Any]:
+        del content
+        return ()
+
+
+class RandomGenerator(Numbers):
     """A generator of random numbers."""
 
     def __init__(self, path: str, read: Callable[[], Any], write: Callable[[Any], object]) -> None:
@@ -262,7 +305,7 @@ class Cache(Place):
             self._function.cache_clear()
 
 
-class Buffer(Place):
+class Buffer(Numbers):
     """A `bytearray`, or an array of Python's own."""
 
     def __init__(self, path: str, buffer: Any) -> None:
@@ -279,7 +322,7 @@ class Buffer(Place):
         self._buffer[:] = content
 
 
-class LargeArray(Place):
+class LargeArray(Numbers):
     """A numpy array of which no copy is kept: that it was written to is noticed, and can't be undone."""
 
     def __init__(self, path: str, array: Any) -> None:
@@ -296,7 +339,7 @@ class LargeArray(Place):
         """Nothing can be done."""
 
 
-class Array(Place):
+class Array(Numbers):
     """A numpy array."""
 
     def __init__(self, path: str, array: Any) -> None:
