@@ -8,7 +8,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,7 +36,10 @@ projection after it. A write rounds by at most half a unit in the last place, ``
 
 EVERY = 2
 
-_TRACEBACK = re.compile(r"nothing measured at step \d+ \((?!UsageError)\w*(Error|Exception|Warning|Interrupt): ")
+_TRACEBACK = re.compile(
+    r"(nothing measured at step \d+|step \d+ wasn't measured on its own batch) "
+    r"\((?!UsageError)\w*(Error|Exception|Warning|Interrupt): "
+)
 
 Ask = Callable[[Optimizer, Mapping[str, nn.Parameter]], Mapping[str, Tensor]]
 
@@ -243,7 +246,7 @@ def _train(combination: Combination, attach: Attach | None, ask: Ask | None, run
     watch = _Watch(model, optimizer, ask, run) if ask is not None and not optimizer_spec.closure else None
     run.moments["after attaching"] = snapshot(roots, step_hooks=False)
     steps = trained(
-        loop, model, optimizer, _called(loss, model), data, loss.between,
+        loop, model, optimizer, probes.told(_called(loss, model)), data, loss.between,
         closure=optimizer_spec.closure, curved=optimizer_spec.curved,
     )  # fmt: skip
     try:
@@ -300,12 +303,23 @@ class _Probes:
         try:
             for number in range(self._loop.probes):
                 every = EVERY + number
-                made = self._attach(model, optimizer, loss.function, evaluation, every=every, **settings)
+                made = self._attach(model, optimizer, loss.function, evaluation, every=every, steps=STEPS, **settings)
                 self._attached.append(made)
         except stepscope.UsageError as error:
             self._run.refused = _said(error).removeprefix("UsageError: ")
         except Exception as error:
             self._run.crashed = f"attaching: {_said(error)}"
+
+    def told(self, loss: Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
+        """The loss, of a loop that says which batch it is of."""
+
+        def computed(batch: Any) -> Tensor:
+            with ExitStack() as stack:
+                for probe in self._attached:
+                    stack.enter_context(getattr(probe, "batch", nullcontext)(batch))
+                return loss(batch)
+
+        return computed
 
     def close(self) -> None:
         for number, probe in enumerate(self._attached):

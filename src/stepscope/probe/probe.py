@@ -39,11 +39,16 @@ from stepscope.objective import (
     is_out_of_memory,
     random_state,
 )
+from stepscope.objective.replay import Replay
 from stepscope.probe.compared_updates import ComparedUpdates, NoUpdateError
+from stepscope.probe.own_step import OwnStep
+from stepscope.probe.own_steps import OwnSteps
 from stepscope.probe.recorder import Recorder
 from stepscope.probe.run_directories import open_run
 from stepscope.probe.schedule import Schedule, Turn, paused
+from stepscope.probe.step_batch import BatchWatch
 from stepscope.probe.step_check import ExpectedStep
+from stepscope.probe.step_schedule import StepSchedule
 from stepscope.probe.trackers import as_log
 from stepscope.runs import DirectionRecord, latest, versions, write_atomically
 
@@ -81,6 +86,7 @@ class Probe:
         log: where numbers go too: a function of ``(values, step)`` or a tracker (`stepscope.probe.trackers.as_log`).
         max_overhead: the part of the training time that measuring may add; ``None`` for no limit. The checks at the
             start count, so the first measurement waits until the training has earned it.
+        steps: the length of the training in steps, `step` included; ``None`` where it isn't known.
         step: steps that the training made before: where it goes on from a checkpoint, so that the records go on too.
         weight_fn: see `Objective`.
         modules: see `Objective`: modules beside `model` that `loss_fn` calls, where they can't be found from it.
@@ -125,6 +131,7 @@ class Probe:
         overwrite: bool = False,
         log: Any = None,
         max_overhead: float | None = 0.05,
+        steps: int | None = None,
         step: int = 0,
         weight_fn: Callable[[Any], float] | None = None,
         modules: Iterable[nn.Module] = (),
@@ -173,6 +180,12 @@ class Probe:
             follow_cost=_seconds(lambda: followers.step(zeros)),
             first=step + 1,
         )
+        replay = Replay(model, loss_fn, self._modules)
+        step_schedule = StepSchedule(self._schedule, steps, step + 1)
+        self._own_steps = OwnSteps(
+            BatchWatch(model), OwnStep(replay), step_schedule, self._compared.name, lambda: self._compared.groups,
+            lambda text: None if quiet else print(f"stepscope: {text}", file=sys.stderr),
+        )  # fmt: skip
         run = None
         if run_dir is not None:
             run = open_run(run_dir, self._configuration(), self._context(), step=step, overwrite=overwrite, quiet=quiet)
@@ -180,11 +193,32 @@ class Probe:
         self._recorder = Recorder(run, log)
         self._hook = JointStepHook(optimizers, self._before_step, self._after_step, self._broken_step)
         self._schedule.begin(time.perf_counter() - started)
+        self._own_steps.begin(step + 1, self._held)
 
     @property
     def records(self) -> list[dict[str, Any]]:
         """What has been measured, as `measurements.jsonl` has it: a dictionary for each direction and step."""
         return [record.as_json() for record in self._recorder.records]
+
+    @property
+    def step_records(self) -> list[dict[str, Any]]:
+        """The optimizer's own steps that were measured on the batches that made them, as `steps.jsonl` has them."""
+        return [record.as_json() for record in self._recorder.steps]
+
+    def batch(self, batch: Any) -> AbstractContextManager[None]:
+        """Inside, the loop computes the loss of this batch, and its gradient for the next step.
+
+        At the steps that are measured on their own batches it is kept, by reference, until the step has been made. A
+        Hugging Face model that is called as ``model(**batch)`` needs none of this. Where gradients are accumulated,
+        each batch of a step is given.
+
+        Args:
+            batch: what `loss_fn` gets.
+
+        Example:
+            ``with probe.batch(batch): loss_fn(model, batch).backward(); optimizer.step(); optimizer.zero_grad()``
+        """
+        return self._own_steps.batch(batch)
 
     def measure(
         self, *, gradients: Literal["evaluation", "training"] = "evaluation", within_layers: bool = False
@@ -228,7 +262,7 @@ class Probe:
 
     def findings(self) -> Findings:
         """What the records so far say about the training: see `stepscope.findings`."""
-        return findings(self._recorder.records)
+        return findings([*self._recorder.records, *self._recorder.steps])
 
     def paused(self) -> AbstractContextManager[None]:
         """Time that passes inside is not the training's: a validation, say, earns no time for measuring.
@@ -260,6 +294,7 @@ class Probe:
         """Takes the probe off the optimizer; closing twice does nothing."""
         self._remark_unseen()
         self._closed = True
+        self._own_steps.drop()
         self._hook.remove()
         self._recorder.close()
         self._compared.lose()
@@ -278,9 +313,15 @@ class Probe:
             return
         self._untrained = []
         self.step += 1
+        self._own_steps.note_rates()
         try:
             with self._schedule.turn(self.step, entered) as turn:
                 self._expected = None
+                if self._own_steps.is_due:
+                    _synchronize(self._held())
+                    turn.settle()
+                    with turn.aside():
+                        self._own_steps.before(self.step, self._held)
                 self._recorder.keep_waiting()  # the step before was not made
                 if not self._quiet and (turn.plan == "measure" or self._schedule.step_seconds is not None):
                     self._quiet = True
@@ -304,12 +345,17 @@ class Probe:
                 self._recorder.keep_waiting()
             except Exception as error:
                 self._failed(error)
+        if not self._off:
+            if (record := self._own_steps.after(self.step)) is not None:
+                self._recorder.keep_step(record)
+            self._own_steps.begin(self.step + 1, self._held)
         self._schedule.count(time.perf_counter() - entered)
 
     def _broken_step(self, in_a_row: int) -> None:
         """Not all of several optimizers have stepped: what was measured is no step of the training."""
         self._expected = None
         self._recorder.waiting = []
+        self._own_steps.drop()
         if in_a_row == _MAX_FAILURES and not self._off:
             self._off = True
             _logger.warning(

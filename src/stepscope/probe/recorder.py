@@ -9,7 +9,7 @@ from typing import Any
 
 from stepscope.objective import random_state
 from stepscope.probe.trackers import as_log, values_of
-from stepscope.runs import DirectionRecord, RunDirectory
+from stepscope.runs import DirectionRecord, RunDirectory, StepRecord, read_steps
 
 _SMOOTHING = 0.7
 
@@ -24,6 +24,7 @@ class Recorder:
     Attributes:
         records: what has been kept, in order.
         waiting: what was measured of a step that has not been made yet.
+        steps: the steps that were measured on their own batches, in order.
     """
 
     def __init__(self, run: RunDirectory[DirectionRecord] | None, tracker: Any) -> None:
@@ -32,6 +33,7 @@ class Recorder:
         self._overshoot: dict[str, float] = {}
         self.records: list[DirectionRecord] = [] if run is None else run.records()
         self.waiting: list[DirectionRecord] = []
+        self.steps: list[StepRecord] = [] if run is None else read_steps(run.path)
 
     def check(self, own: str, step_error: float, withdrawn: Collection[str] = ()) -> None:
         """The step has been made.
@@ -62,6 +64,12 @@ class Recorder:
             self._run.append(smoothed)
         with random_state():
             self._log(values_of(smoothed), smoothed[0].step)
+
+    def keep_step(self, record: StepRecord) -> None:
+        """Keeps the record of a step: in memory and on the disk."""
+        self.steps.append(record)
+        if self._run is not None:
+            self._run.append_step(record)
 
     def close(self) -> None:
         """Keeps what was waiting, and gives the run directory free."""

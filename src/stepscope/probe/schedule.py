@@ -120,6 +120,21 @@ class Schedule:
         return self._training / self._steps if self._steps > 1 else None
 
     @property
+    def max_overhead(self) -> float:
+        """The part of the training's time that measuring may take; infinite for no limit."""
+        return self._max_overhead
+
+    @property
+    def spent(self) -> float:
+        """Seconds that measuring has taken."""
+        return self._measuring
+
+    @property
+    def cost(self) -> float:
+        """Seconds that a measurement will take, with what goes before it."""
+        return self._cost + self._window * self._follow_cost
+
+    @property
     def overhead(self) -> float:
         """Time spent measuring as a part of the training time, so far."""
         return self._measuring / self._training if self._training > 0 else 0.0
@@ -169,7 +184,7 @@ class Schedule:
         text = f"a measurement takes about {self._cost:.2g} s"
         if math.isinf(self._max_overhead) or not self.step_seconds:
             return text
-        cost = self._cost + self._window * self._follow_cost
+        cost = self.cost
         interval = cost / self._max_overhead / self.step_seconds
         first = self._first - 1 + (self._measuring + cost) / self._max_overhead / self.step_seconds
         due = next((step + i for i, due in enumerate(self._due_ahead, 1) if due), step + len(self._due_ahead))
@@ -255,6 +270,17 @@ class Turn:
     def settle(self) -> None:
         """The time so far was the training's: work that was still queued on a GPU."""
         self._schedule._settle()
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Time inside is spent measuring, and isn't that of the planned measurement."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - started
+            self._schedule.count(spent)
+            self._schedule._arrived += spent
 
     def measured(self) -> None:
         """A measurement has been made, in the time since the training's."""

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, Generic, Self
 
 from stepscope.errors import UsageError
-from stepscope.runs.records import AnyRecord, latest
+from stepscope.runs.records import AnyRecord, Record, latest
 from stepscope.runs.step_record import StepRecord
 from stepscope.runs.storage import BRIEF, brief, encode, lines_of, plain, reason, show, versions, write_atomically
 
@@ -188,6 +188,7 @@ class RunDirectory(Generic[AnyRecord]):
         self.context: dict[str, Any] = run["context"]
         self._records = records
         self._file = file
+        self._steps: BinaryIO | None = None
         self._lock = lock
 
     @classmethod
@@ -277,28 +278,40 @@ class RunDirectory(Generic[AnyRecord]):
             UsageError: a value has no JSON form, or the disk is full (nothing is written then).
             ValueError: the directory was closed.
         """
+        self._append(self._file, records)
+        self._records.extend(records)
+
+    def append_step(self, record: StepRecord) -> None:
+        """Adds the record of a step to `steps.jsonl`, as `append` does."""
+        if self._steps is None and not self._file.closed:
+            file = self.path / STEPS_FILE
+            self._steps = _open_for_append(file, _read_records(file, StepRecord)[1])
+        self._append(self._steps or self._file, [record])
+
+    def _append(self, file: BinaryIO, records: Sequence[Record]) -> None:
         if self._file.closed:
             raise ValueError(f"{show(self.path)} is closed: open it again to append")
         lines = b"".join(encode(record.as_json()) + b"\n" for record in records)
         if not lines:
             return
-        size = os.fstat(self._file.fileno()).st_size
+        size = os.fstat(file.fileno()).st_size
         try:
-            written = self._file.write(lines)  # unbuffered: one write(2), so only its end can be torn
+            written = file.write(lines)  # unbuffered: one write(2), so only its end can be torn
             if written != len(lines):
                 raise OSError("the disk took only a part of it")
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            file.flush()
+            os.fsync(file.fileno())
         except OSError as error:
             with contextlib.suppress(OSError):
-                os.ftruncate(self._file.fileno(), size)
+                os.ftruncate(file.fileno(), size)
             raise UsageError(f"cannot write {show(self.path)}: {reason(error)}") from error
-        self._records.extend(records)
 
     def close(self) -> None:
         """Gives the directory free for other writers; closing twice does nothing."""
         if not self._file.closed:
             self._file.close()
+            if self._steps is not None:
+                self._steps.close()
             self._lock.release()
 
     def __enter__(self) -> Self:

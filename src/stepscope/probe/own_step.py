@@ -1,0 +1,209 @@
+"""What a step does to the loss of the batch that made it, and what the gradient of that batch foretells.
+
+The loss is evaluated before the step and after it, as training evaluates it. The slope needs the batch's gradient. It
+is what ``backward`` left on the parameters, which clipping multiplies, and other things change more. Whether the loss
+that is evaluated is the one that was differentiated is tried at the first steps: its gradient is computed and compared
+with what ``backward`` left. Where that doesn't agree, nothing is said of the batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from stepscope.objective import vectors
+from stepscope.objective.batches import tensors
+from stepscope.objective.replay import Evaluation, Replay
+from stepscope.probe.step_batch import StepBatch
+
+Way = Literal["step", "recomputed"]
+
+_AGREES = 0.02
+"""How far gradients may be from one another that differ by rounding alone."""
+
+_TRIALS = 3
+"""After so many steps whose gradient wasn't that of the loss, no more are tried."""
+
+
+@dataclass(frozen=True)
+class BatchTerms:
+    """The terms of the trust ratio at one step, as `StepRecord` has them."""
+
+    batch_loss: float
+    batch_change: float
+    batch_slope: float
+    batch_noise: float
+    slope_by: Way
+
+
+class OwnStep:
+    """Measures steps on the batches that made them, each between `before` and `after`.
+
+    Args:
+        replay: evaluates the loss of a batch again.
+
+    Attributes:
+        refusal: why nothing is measured, once that is known.
+    """
+
+    def __init__(self, replay: Replay) -> None:
+        self._replay = replay
+        self._ways: dict[int, tuple[Way, float]] = {}
+        self._trials = 0
+        self._copies = False
+        self._start: dict[str, tuple[nn.Parameter, Tensor]] = {}
+        self._batch: StepBatch | None = None
+        self._before: Evaluation | None = None
+        self._gradient: dict[str, Tensor] = {}
+        self._versions: dict[str, int] = {}
+        self._scale = 1.0
+        self._factor = 1.0
+        self._way: Way = "step"
+        self.refusal = ""
+
+    def before(self, batch: StepBatch | None, parameters: Mapping[str, nn.Parameter]) -> None:
+        """The step is about to be made.
+
+        Args:
+            batch: what made it; ``None`` where that isn't known.
+            parameters: those that it will move, with the gradients that it gets.
+        """
+        self.drop()
+        self._start = {name: (p, p.detach().clone()) for name, p in parameters.items()}
+        if batch is not None and not self.refusal:
+            self._batch = batch
+            self._look(batch, parameters)
+
+    def after(self) -> tuple[float, BatchTerms | None]:
+        """The step has been made: its length, and its terms where they are known."""
+        try:
+            norm, slope = self._moved()
+            before, batch = self._before, self._batch
+            if self._has_changed_gradients():
+                self._copies, before = True, None
+            if before is None or batch is None:
+                return norm, None
+            change = self._replay.evaluated(batch.passes).loss - before.loss
+            return norm, BatchTerms(
+                batch_loss=self._scale * before.loss,
+                batch_change=self._scale * change,
+                batch_slope=slope,
+                batch_noise=self._scale * _noise(before, batch),
+                slope_by=self._way,
+            )
+        finally:
+            self.drop()
+
+    def drop(self) -> None:
+        """Forgets a step that wasn't made."""
+        self._start, self._gradient, self._batch, self._before = {}, {}, None, None
+
+    def _look(self, batch: StepBatch, parameters: Mapping[str, nn.Parameter]) -> None:
+        way, self._scale = self._ways.get(len(batch.passes), ("recomputed", 1.0))
+        now = {name: p.grad.detach() for name, p in parameters.items() if p.grad is not None}
+        dense = not any(gradient.is_sparse for gradient in now.values())
+        clipped = _factor(_norms(now), _numbers(batch.norms)) if dense and batch.norms else None
+        if way == "recomputed" or clipped is None:
+            self._recompute(batch, parameters, now if clipped else None)
+            return
+        self._before = self._replay.evaluated(batch.passes)
+        # A step may change its gradients: a fused one undoes their scale.
+        self._gradient = {name: g.clone() if self._copies else g for name, g in now.items()}
+        self._versions = {} if self._copies else {name: g._version for name, g in now.items()}
+        self._way, self._factor = "step", 1 / clipped
+
+    def _recompute(
+        self, batch: StepBatch, parameters: Mapping[str, nn.Parameter], now: Mapping[str, Tensor] | None
+    ) -> None:
+        """The slope by the gradient of the loss that is evaluated, if that is the gradient that made the step.
+
+        Args:
+            batch: what made the step.
+            parameters: what it will move.
+            now: the gradients that it gets, where they are a multiple of those that ``backward`` left.
+        """
+        before = self._replay.evaluated(batch.passes, differentiate=True)
+        found = {name: gradient for name, gradient in (before.gradient or {}).items() if name in parameters}
+        left = _numbers(batch.norms) or _norms(now or {})
+        factor = _factor(left, _norms({name: gradient for name, gradient in found.items() if name in left}))
+        if factor is None or (now is not None and not _are_parallel(now, found)):
+            self._disagrees()
+            return
+        count = len(batch.passes)
+        # The loop adds the losses of the passes up, or takes their mean.
+        self._scale = float(count) if _is_near(factor, count) else 1.0
+        self._ways[count] = ("step" if _is_near(factor, self._scale) else "recomputed"), self._scale
+        self._before, self._gradient, self._versions = before, found, {}
+        self._way, self._factor = "recomputed", self._scale
+
+    def _disagrees(self) -> None:
+        self._trials += 1
+        if self._trials == _TRIALS and not self._ways:
+            self.refusal = (
+                "the loss of the batch, evaluated again, has another gradient than the one that made the step, so that "
+                "nothing can be said of the step on its own batch"
+            )
+
+    def _moved(self) -> tuple[float, float]:
+        """The length of the step, and the slope along it."""
+        squares, products = [torch.zeros(())], [torch.zeros(())]
+        for name, (parameter, start) in self._start.items():
+            gradient = self._gradient.get(name)
+            if gradient is None:
+                gradient = torch.zeros_like(start)
+            for before, after, g in vectors.pieces(start, parameter, gradient):
+                wide = vectors.accumulator(before)
+                step = after.to(wide) - before.to(wide)
+                squares.append(torch.dot(step, step))
+                products.append(torch.dot(step, g.to(wide)))
+        return math.sqrt(math.fsum(vectors.numbers(squares))), self._factor * math.fsum(vectors.numbers(products))
+
+    def _has_changed_gradients(self) -> bool:
+        return any(
+            gradient._version != self._versions.get(n, gradient._version) for n, gradient in self._gradient.items()
+        )
+
+
+def _numbers(norms: Mapping[str, Tensor]) -> dict[str, float]:
+    return dict(zip(norms, vectors.numbers(norms.values()), strict=True)) if norms else {}
+
+
+def _norms(gradients: Mapping[str, Tensor]) -> dict[str, float]:
+    return _numbers({name: torch.linalg.vector_norm(g, dtype=vectors.accumulator(g)) for name, g in gradients.items()})
+
+
+def _factor(norms: Mapping[str, float], others: Mapping[str, float]) -> float | None:
+    """What `others` are multiplied by to give `norms`, of each tensor the same but for rounding; ``None`` for nothing.
+
+    A tensor counts as much as its norm: the gradient of a bias that changes nothing is all rounding.
+    """
+    names = norms.keys() | others.keys()
+    pairs = [(norms.get(name, 0.0), others.get(name, 0.0)) for name in names]
+    squares = math.fsum(other * other for _, other in pairs)
+    if not 0 < squares < math.inf:
+        return None
+    factor = math.fsum(norm * other for norm, other in pairs) / squares
+    rest = math.fsum((norm - factor * other) ** 2 for norm, other in pairs)
+    return factor if 0 < factor < math.inf and math.sqrt(rest / squares) <= _AGREES * factor else None
+
+
+def _are_parallel(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    """Whether two gradients are multiples of one another, but for rounding."""
+    product, norms = vectors.dot(a, b), vectors.norm(a) * vectors.norm(b)
+    return product > 0 and math.sqrt(max(0.0, 1 - (product / norms) ** 2)) <= _AGREES
+
+
+def _is_near(factor: float, number: float) -> bool:
+    return abs(factor / number - 1) <= _AGREES
+
+
+def _noise(evaluation: Evaluation, batch: StepBatch) -> float:
+    """The error of a difference of two such losses: rounding of the mean, and of what it is the mean of."""
+    first = (next(tensors(one.given), None) for one in batch.passes)
+    examples = sum(len(tensor) if tensor is not None and tensor.dim() else 1 for tensor in first)
+    return abs(evaluation.loss) * (evaluation.eps + evaluation.eps_inside / math.sqrt(examples))

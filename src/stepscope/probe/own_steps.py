@@ -1,0 +1,173 @@
+"""The optimizer's own steps, each measured on the batch that made it: the cheap measurement of a probe."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch import nn
+
+from stepscope.errors import UsageError, said
+from stepscope.objective import held, random_state
+from stepscope.probe.own_step import OwnStep
+from stepscope.probe.step_batch import BatchWatch
+from stepscope.probe.step_schedule import StepSchedule
+from stepscope.runs import StepRecord
+
+_logger = logging.getLogger("stepscope")
+
+_MAX_FAILURES = 3
+
+NO_BATCH = "put `with probe.batch(batch):` around forward, backward and step"
+
+
+class OwnSteps:
+    """Measures steps of a training when the schedule says so. Whatever fails ends this, and not the training.
+
+    Args:
+        watch: keeps the batches.
+        measure: measures a step on its batch.
+        schedule: which steps are measured.
+        trajectory: the name of the optimizer.
+        groups: gives its parameter groups.
+        say: tells a person, once, that the batch isn't known.
+    """
+
+    def __init__(
+        self,
+        watch: BatchWatch,
+        measure: OwnStep,
+        schedule: StepSchedule,
+        trajectory: str,
+        groups: Callable[[], Sequence[Mapping[str, Any]]],
+        say: Callable[[str], None],
+    ) -> None:
+        self._watch = watch
+        self._measure = measure
+        self._schedule = schedule
+        self._trajectory = trajectory
+        self._groups = groups
+        self._say = say
+        self._peaks: list[float | None] = []
+        self._rates: list[float | None] = []
+        self._failures = 0
+        self._has_said = False
+        self._seconds: float | None = None
+
+    def batch(self, batch: Any) -> AbstractContextManager[None]:
+        """See `Probe.batch`."""
+        return self._watch.given(batch)
+
+    def begin(self, step: int, parameters: Callable[[], Mapping[str, nn.Parameter]]) -> None:
+        """A step begins: where it is to be measured, its batch is kept.
+
+        Args:
+            step: its number.
+            parameters: gives those that it will move.
+        """
+        if self._is_on and self._schedule.is_due(step):
+            try:
+                self._watch.begin(parameters())
+            except Exception as error:
+                self._failed(step, error)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the step that has begun is to be measured."""
+        return self._watch.is_on
+
+    @property
+    def _is_on(self) -> bool:
+        return self._failures < _MAX_FAILURES and not self._measure.refusal
+
+    def before(self, step: int, parameters: Callable[[], Mapping[str, nn.Parameter]]) -> None:
+        """The step that is to be measured is about to be made."""
+        started = time.perf_counter()
+        try:
+            with held(), random_state():
+                batch = self._watch.end()
+                if batch is None:
+                    self._lacks(step, self._watch.lacking)
+                    return
+                try:
+                    self._measure.before(batch, parameters())
+                except UsageError:
+                    raise
+                except Exception as error:
+                    if batch.is_named:
+                        raise
+                    self._lacks(step, f"what the model was called with gives no loss ({said(error)})")
+                    return
+            self._seconds = time.perf_counter() - started
+        except Exception as error:
+            self._failed(step, error)
+        except BaseException:  # Ctrl-C: the step isn't made
+            self.drop()
+            raise
+
+    def after(self, step: int) -> StepRecord | None:
+        """The step has been made: its record, where it was measured."""
+        if self._seconds is None:
+            return None
+        started, seconds, self._seconds = time.perf_counter(), self._seconds, None
+        try:
+            with held(), random_state():
+                norm, terms = self._measure.after()
+        except Exception as error:
+            self._failed(step, error)
+            return None
+        seconds += time.perf_counter() - started
+        self._schedule.made(step, seconds)
+        if self._measure.refusal:
+            _logger.warning("at step %d %s", step, self._measure.refusal)
+        if terms is None:
+            return None
+        self._failures = 0
+        return StepRecord(
+            trajectory=self._trajectory,
+            seed=0,
+            step=step,
+            steps=self._schedule.steps,
+            lr=tuple(self._rates),
+            peak_lr=tuple(self._peaks),
+            norm=norm,
+            seconds=seconds,
+            **vars(terms),
+        )
+
+    def note_rates(self) -> None:
+        """Looks at the learning rates of a step that is about to be made: each group's largest is its peak."""
+        rates = [group.get("lr") for group in self._groups()]
+        self._rates = [None if rate is None else float(rate) for rate in rates]
+        self._peaks += [None] * (len(rates) - len(self._peaks))
+        for group, rate in enumerate(self._rates):
+            peak = self._peaks[group]
+            self._peaks[group] = rate if peak is None or (rate is not None and rate > peak) else peak
+
+    def drop(self) -> None:
+        """The step that has begun won't be made, or the probe is taken off."""
+        self._watch.end()
+        self._measure.drop()
+        self._seconds = None
+
+    def _lacks(self, step: int, why: str) -> None:
+        self.drop()
+        self._schedule.passed(step)
+        self._failures += 1
+        if not self._has_said:
+            self._has_said = True
+            self._say(
+                f"nothing is known of the step on its own batch, so nothing of the learning rate: {why}; {NO_BATCH}"
+            )
+
+    def _failed(self, step: int, error: Exception) -> None:
+        self.drop()
+        self._schedule.passed(step)
+        self._failures += 1
+        if self._failures == 1:
+            why = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
+            _logger.warning("step %d wasn't measured on its own batch (%s)", step, why)
+        _logger.debug("the failure at step %d", step, exc_info=error)

@@ -1,0 +1,188 @@
+"""The batch whose gradient makes a step: what the model was called with, or what the loop says that it is.
+
+It is kept for the steps alone that are to be measured, by reference, with what is needed to evaluate it again: the
+random state and autocast. The hooks that notice it are put on just before such a step begins, and taken off when it is
+about to be made. Other hooks note the length of the gradient that ``backward`` leaves on each parameter: clipping and
+gradient scalers change it before the step, and averaging over processes makes it that of another batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stepscope.errors import said
+from stepscope.objective.replay import Arguments, Pass, autocast_now
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """The forward passes whose gradients made a step.
+
+    Attributes:
+        passes: in order; several where gradients are accumulated.
+        norms: by the name of each parameter, the norm of its gradient as ``backward`` left it. None of a parameter
+            without one, or with a sparse one.
+        is_named: whether the loop has said that this is the batch, and not only called the model with it.
+    """
+
+    passes: tuple[Pass, ...]
+    norms: Mapping[str, Tensor]
+    is_named: bool
+
+
+class BatchWatch:
+    """Keeps what a step is made of, between `begin` and `end`.
+
+    Args:
+        model: the module that is trained.
+
+    Attributes:
+        lacking: why there is no batch where `end` gave none.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._handles: list[Any] = []
+        self._hooked: list[tuple[nn.Parameter, Any]] = []
+        self._passes: list[Pass] = []
+        self._norms: dict[str, Tensor] = {}
+        self._accumulation = _Accumulation()
+        self._named = False
+        self._entered: Pass | None = None
+        self.lacking = ""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether a batch would be kept now."""
+        return bool(self._handles)
+
+    def begin(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """A step that is to be measured begins.
+
+        Args:
+            parameters: those whose gradients make it.
+        """
+        self._forget()
+        self.lacking = "the batch that made the step isn't known"
+        if self._model._compiled_call_impl is None:  # else a hook would have the model compiled again
+            on_call = _Hook(self._on_call)
+            self._handles.append(self._model.register_forward_pre_hook(on_call, with_kwargs=True))
+        for name, parameter in parameters.items():
+            if not parameter.requires_grad:
+                continue
+            self._hooked.append((parameter, parameter._post_accumulate_grad_hooks))
+            hook = _Hook(self._on_gradient, name)
+            register: Any = parameter.register_post_accumulate_grad_hook
+            self._handles.append(register(hook))
+
+    def end(self) -> StepBatch | None:
+        """The step is about to be made, or won't be: hooks are taken off. Gives its batch, where it is known."""
+        self._take_off()
+        kept = StepBatch(tuple(self._passes), self._norms, self._named) if self._passes else None
+        self._forget()
+        return kept
+
+    @contextmanager
+    def given(self, batch: Any) -> Iterator[None]:
+        """Inside, the loop computes the loss of this batch."""
+        self._named = True
+        if not self._handles:
+            yield
+            return
+        if isinstance(batch, Iterator):
+            self._passes, self.lacking = [], "the batch is an iterator, which can't be read twice"
+        else:
+            self._keep(batch)
+            self._entered = self._passes[-1] if self._passes else None
+        try:
+            yield
+        except BaseException:
+            self._passes = []
+            raise
+        finally:
+            self._entered = None
+
+    def _on_call(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._entered is not None:
+            # The random state is that of the entry, before a loss that draws numbers itself.
+            self._entered.autocast, self._entered = autocast_now(), None
+        elif not self._named and model.training and torch.is_grad_enabled():
+            self._keep(Arguments(args, kwargs))
+
+    def _on_gradient(self, name: str, parameter: nn.Parameter) -> None:
+        gradient = parameter.grad
+        if gradient is None:
+            return
+        if self._accumulation.is_new(name, gradient):
+            del self._passes[: self._accumulation.passes]
+        self._accumulation.note(name, gradient, len(self._passes))
+        if not gradient.is_sparse:
+            self._norms[name] = torch.linalg.vector_norm(gradient.detach(), dtype=_wide(gradient))
+
+    def _keep(self, given: Any) -> None:
+        try:
+            self._passes.append(Pass.beginning(given))
+        except Exception as error:  # a container that can't be copied
+            self.lacking = said(error)
+
+    def _forget(self) -> None:
+        self._take_off()
+        self._passes, self._norms, self._accumulation, self._entered = [], {}, _Accumulation(), None
+
+    def _take_off(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        for parameter, hooks in self._hooked:
+            if hooks is None:
+                parameter._post_accumulate_grad_hooks = None  # type: ignore[assignment]
+        self._handles, self._hooked = [], []
+
+
+class _Accumulation:
+    """Whether a backward pass adds to the gradients of the one before: those that were cleared made no step."""
+
+    def __init__(self) -> None:
+        self._name: str | None = None
+        self._gradient: Tensor | None = None
+        self._version = 0
+        self.passes = 0
+
+    def is_new(self, name: str, gradient: Tensor) -> bool:
+        """Whether the gradient holds nothing of the backward pass before. The first parameter speaks for all."""
+        if name != self._name:
+            return False
+        return gradient is not self._gradient or gradient._version != self._version + 1
+
+    def note(self, name: str, gradient: Tensor, passes: int) -> None:
+        """A backward pass has added to a gradient, after so many forward passes."""
+        if self._name in (None, name):
+            self._name, self._gradient, self._version, self.passes = name, gradient, gradient._version, passes
+
+
+class _Hook:
+    """A hook of a step's. Copies of a model, and those that are stored, get one that does nothing."""
+
+    def __init__(self, function: Callable[..., None], *before: Any) -> None:
+        self._function, self._before = function, before
+
+    def __call__(self, *args: Any) -> None:
+        """Called by torch."""
+        if not torch.compiler.is_compiling():
+            self._function(*self._before, *args)
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return _Hook, (_nothing,)
+
+
+def _nothing(*_: Any) -> None:
+    pass
+
+
+def _wide(gradient: Tensor) -> torch.dtype:
+    return torch.promote_types(gradient.dtype, torch.float32)

@@ -1,0 +1,121 @@
+"""When the optimizer's own step is measured on its own batch: early, often, and within the limit of the overhead.
+
+What says whether a rate is right lies between 3% and 30% of a training (`judging/rate.py`), so most measurements do.
+Where the length of a training is known, they are paid from what the whole training will earn, so that the first comes
+within its first 2%. Where it isn't, the training is taken to go on for as long again, and they become sparser as it
+goes.
+"""
+
+from __future__ import annotations
+
+import math
+
+from stepscope.errors import UsageError
+from stepscope.probe.schedule import Schedule
+
+PHASES = ((0.03, 2), (0.30, 20), (0.50, 5), (1.0, 5))
+"""Up to which part of the training how many measurements are wanted."""
+
+SPARSER = 1.12
+"""Of a training of unknown length, each is so many times as late as the one before: 20 from a tenth to the whole."""
+
+SHORTEST = 200
+"""Steps that a training of unknown length is taken to have, at least."""
+
+ANYWAY, SECONDS_ANYWAY = 10, 0.5
+"""So many are made also where the limit allows fewer, if all together take no longer than this."""
+
+
+class StepSchedule:
+    """Which steps are measured on their own batches.
+
+    Args:
+        schedule: that of the measurements, with which the limit is shared. Where one of these is within reach, half of
+            the limit is left to them.
+        steps: the length of the training; ``None`` where it isn't known.
+        first: the first step.
+
+    Raises:
+        UsageError: a length that is none.
+
+    Example:
+        >>> steps = StepSchedule(Schedule(10**9, None, cost=1.0, window=0), steps=400)
+        >>> made = [step for step in range(1, 401) if steps.is_due(step) and not steps.made(step, 0.01)]
+        >>> made[:6], len(made), len([step for step in made if 12 <= step <= 120])
+        ([5, 12, 17, 22, 27, 32], 32, 21)
+    """
+
+    def __init__(self, schedule: Schedule, steps: int | None, first: int = 1) -> None:
+        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+            raise UsageError(f"steps is {steps!r}: give the number of steps of the training")
+        self._schedule = schedule
+        self.steps = steps
+        self._first = first
+        self._made: list[int] = []
+        self._spent = 0.0
+        self._cost = 0.0
+        self._next = first - 1 + (5 if steps is None else max(1, min(5, steps // 50)))
+
+    def is_due(self, step: int) -> bool:
+        """Whether this step is to be measured."""
+        return step >= self._next and self._affordable(step) >= 1
+
+    def made(self, step: int, seconds: float) -> None:
+        """This step has been measured, in so much time."""
+        self._made.append(step)
+        self._spent += seconds
+        # The first takes longer: what the loss reaches is looked through, and its gradient is compared.
+        self._cost = seconds if len(self._made) < 3 else max(0.5 * (self._cost + seconds), 0.8 * self._cost)
+        self.passed(step)
+
+    def passed(self, step: int) -> None:
+        """This step was due: the next one comes after an interval."""
+        self._next = step + self._interval(step)
+
+    def described(self) -> str:
+        """What will be done, in words."""
+        length = "" if self.steps is None else f" of {self.steps:,}"
+        return f"the step is measured on its own batch from step {self._next}{length} on"
+
+    def _affordable(self, step: int) -> float:
+        """How many measurements the rest of the training can pay for."""
+        limit, seconds = self._schedule.max_overhead, self._schedule.step_seconds
+        if math.isinf(limit) or not self._cost:
+            return math.inf
+        anyway = (SECONDS_ANYWAY - self._spent) / self._cost if len(self._made) < ANYWAY else 0.0
+        if seconds is None:
+            return anyway
+        budget = limit * seconds * self._length(step)
+        share = 0.5 if self._schedule.cost <= budget / 2 else 1.0
+        return max(min(share * budget - self._spent, budget - self._schedule.spent) / self._cost, anyway)
+
+    def _length(self, step: int) -> float:
+        """Steps that this process will have made at the end."""
+        if self.steps is None:
+            return max(SHORTEST, 2 * (step - self._first + 1))
+        return max(self.steps, step) - self._first + 1
+
+    def _interval(self, step: int) -> int:
+        if self.steps is None:
+            return max(1, round(step * (SPARSER - 1)))
+        left = self._left(step)
+        wanted = sum(count for _, count in left)
+        if not wanted:
+            return max(1, self.steps // 20)
+        thinned = min(1.0, self._affordable(step) / wanted)
+        for end, count in left:
+            if count:
+                return max(1, round((end - step) / max(count * thinned, 0.5)))
+        return 1
+
+    def _left(self, step: int) -> list[tuple[float, int]]:
+        """Of each phase that isn't over its end, and how many measurements it lacks."""
+        assert self.steps is not None
+        left, begun = [], 0.0
+        for part, count in PHASES:
+            end = part * self.steps
+            made = sum(begun < s <= end for s in self._made)
+            if end - step >= 1:
+                left.append((end, max(0, count - made)))
+            begun = end
+        return left

@@ -1,0 +1,330 @@
+"""Steps measured on the batches that made them, against references that are written out by hand."""
+
+import copy
+import functools
+import logging
+import math
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from stepscope import Probe, UsageError
+from stepscope.runs import read_steps
+from traces import fingerprint, outcome, same
+
+
+def loss_fn(model, batch):
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def data(count, size=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (
+            torch.randn(size, 4, generator=generator, dtype=torch.float64),
+            torch.randint(0, 3, (size,), generator=generator),
+        )
+        for _ in range(count)
+    ]
+
+
+def net():
+    torch.manual_seed(0)
+    layers = nn.Linear(4, 16), nn.BatchNorm1d(16), nn.GELU(), nn.Dropout(0.3), nn.Linear(16, 3)
+    return nn.Sequential(*layers).double().train()
+
+
+def attached(model, optimizer, loss=loss_fn, **settings):
+    given = {"every": 10**9, "max_overhead": None, "quiet": True, "directions": {}, "steps": 20, **settings}
+    dtype = next(model.parameters()).dtype
+    return Probe(model, optimizer, loss, [(x.to(dtype), y) for x, y in data(1, seed=9)], **given)
+
+
+def terms_by_hand(model, before, gradient, losses_of):
+    """The two losses and the slope of a step that has been made."""
+    now = copy.deepcopy(model.state_dict())
+    step = {name: p.detach() - before[name] for name, p in model.named_parameters()}
+    after = losses_of()
+    model.load_state_dict(now | {name: before[name] for name in step})
+    first = losses_of()
+    model.load_state_dict(now)
+    slope = sum(float((gradient[name] * step[name]).sum()) for name in step)
+    return first, after - first, slope
+
+
+def test_on_a_parabola_the_trust_ratio_is_one_less_half_the_edge_ratio():
+    torch.manual_seed(0)
+    h = torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64)
+    model = nn.ParameterDict({"w": nn.Parameter(torch.randn(3, dtype=torch.float64))})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.5, weight_decay=0.01)
+
+    def loss(model, batch):
+        return batch * (h * model["w"] ** 2).sum() / 2
+
+    probe = Probe(
+        model,
+        optimizer,
+        loss,
+        [torch.ones(1)],
+        weight_fn=lambda b: 1,
+        max_overhead=None,
+        every=10**9,
+        steps=12,
+        quiet=True,
+    )
+    ratios = {}
+    for step in range(1, 13):
+        x = model["w"].detach().clone()
+        with probe.batch(torch.ones(())):
+            optimizer.zero_grad()
+            loss(model, torch.ones(())).backward()
+            optimizer.step()
+        d = model["w"].detach() - x
+        ratios[step] = 1 - float((d * h * d).sum() / -(h * x * d).sum()) / 2
+    found = {r["step"]: r["batch_change"] / r["batch_slope"] for r in probe.step_records}
+    assert len(found) > 10
+    assert found == pytest.approx({step: ratios[step] for step in found}, abs=1e-12)
+    assert [r["slope_by"] for r in probe.step_records] == ["recomputed"] + ["step"] * (len(found) - 1)
+    assert probe.step_records[0]["lr"] == probe.step_records[0]["peak_lr"] == [0.3]
+    assert probe.step_records[0]["steps"] == 12
+
+
+WAYS = {
+    "plain": {},
+    "clipped by norm": {"clip": True},
+    "clipped by value": {"values": True},
+    "accumulated": {"accumulate": 3},
+    "accumulated, summed": {"accumulate": 3, "summed": True},
+    "scaled": {"scale": 64.0},
+    "fused": {"optimizer": lambda p: torch.optim.AdamW(p, lr=1e-2, fused=True)},
+    "adamw": {"optimizer": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1)},
+}
+
+
+def train(
+    probed, *, steps=8, clip=False, values=False, accumulate=1, summed=False, scale=None, optimizer=None, check=None
+):
+    """Trains; `check(step, by hand)` gets the terms of each step, worked out by hand."""
+    model = net()
+    optimizer = (optimizer or (lambda p: torch.optim.SGD(p, lr=0.3, momentum=0.9)))(model.parameters())
+    probe = attached(model, optimizer) if probed else None
+    torch.manual_seed(5)
+    batches = data(steps * accumulate)
+    for step in range(1, steps + 1):
+        mine = batches[(step - 1) * accumulate : step * accumulate]
+        states = []
+        for batch in mine:
+            states.append(torch.get_rng_state())
+            if probe is not None:
+                with probe.batch(batch):
+                    loss = loss_fn(model, batch)
+            else:
+                loss = loss_fn(model, batch)
+            (loss * (scale or 1.0) / (1 if summed else accumulate)).backward()
+        gradient = {name: p.grad / (scale or 1.0) for name, p in model.named_parameters()}
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        if scale:
+            for p in model.parameters():
+                p.grad.div_(scale)
+        if clip:
+            nn.utils.clip_grad_norm_(model.parameters(), 0.05)
+        if values:
+            nn.utils.clip_grad_value_(model.parameters(), 0.01)
+        optimizer.step()
+        if check is not None:
+            again = functools.partial(replayed, model, mine, states, summed)
+            check(step, terms_by_hand(model, before, gradient, again))
+        optimizer.zero_grad()
+    return outcome(model, optimizer), probe
+
+
+def replayed(model, batches, states, summed):
+    kept, total = torch.get_rng_state(), 0.0
+    for batch, state in zip(batches, states, strict=True):
+        torch.set_rng_state(state)
+        with torch.no_grad():
+            total += float(loss_fn(model, batch))
+    torch.set_rng_state(kept)
+    return total if summed else total / len(batches)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_terms_are_those_worked_out_by_hand_and_training_is_the_same(way):
+    by_hand = {}
+    plain, _ = train(False, **WAYS[way])
+    probed, probe = train(True, check=by_hand.__setitem__, **WAYS[way])
+    assert same(plain, train(True, **WAYS[way])[0])
+    assert same(plain, probed)
+    found = {r["step"]: (r["batch_loss"], r["batch_change"], r["batch_slope"]) for r in probe.step_records}
+    assert set(found) == set(by_hand)
+    for step, terms in found.items():
+        assert terms == pytest.approx(by_hand[step], rel=1e-9, abs=1e-12)
+    by = {r["slope_by"] for r in probe.step_records[1:]}
+    assert by == ({"recomputed"} if way in ("clipped by value", "scaled") else {"step"})
+
+
+class Own(nn.Module):
+    """Has its loss in its output."""
+
+    def __init__(self):
+        super().__init__()
+        self.inside = net()
+
+    def forward(self, x, labels):
+        return {"loss": loss_fn(self.inside, (x, labels))}
+
+
+def test_a_model_that_is_called_with_its_batch_needs_nothing_and_is_left_as_it_was(tmp_path):
+    torch.manual_seed(0)
+    model = Own().train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batches = [{"x": x, "labels": y} for x, y in data(6)]
+    probe = Probe(
+        model,
+        optimizer,
+        None,
+        batches[:1],
+        every=10**9,
+        max_overhead=None,
+        steps=6,
+        quiet=True,
+        run_dir=tmp_path / "run",
+    )
+    for batch in batches:
+        losses = model(**batch)["loss"]
+        model.eval()
+        model(**batch)  # a validation makes no step
+        model.train()
+        losses.backward()
+        copies = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+        for p in model.parameters():
+            assert not p._backward_hooks
+        optimizer.step()
+        optimizer.zero_grad()
+        for other in copies:  # hooks of the probe do nothing there
+            other(**batch)["loss"].backward()
+        assert probe.step_records[-1]["batch_loss"] == pytest.approx(float(losses.detach()), rel=1e-12)
+    probe.close()
+    assert model._forward_pre_hooks == {}
+    assert {p._post_accumulate_grad_hooks for p in model.parameters()} == {None}
+    assert [r.step for r in read_steps(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_cannot_be_known_is_said_once_and_not_recorded(caplog, capsys):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batches = data(12)
+    with caplog.at_level(logging.WARNING, "stepscope"), attached(model, optimizer) as probe:
+        for batch, other in zip(batches[:6], batches[6:], strict=True):
+            optimizer.zero_grad()
+            with probe.batch(other):
+                loss_fn(model, batch).backward()
+            optimizer.step()
+    assert probe.step_records == []
+    assert ["another gradient than the one that made the step" in text for text in caplog.messages] == [True]
+
+
+def test_without_a_batch_it_is_said_what_to_do(capsys):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with attached(model, optimizer, quiet=False) as probe:
+        for batch in data(5):
+            optimizer.zero_grad()
+            loss_fn(model, batch).backward()
+            optimizer.step()
+    assert probe.step_records == []
+    assert capsys.readouterr().err.count("put `with probe.batch(batch):` around") == 1
+
+
+def test_an_iterator_can_not_be_read_twice(capsys):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with attached(model, optimizer, quiet=False) as probe:
+        for batch in data(3):
+            with probe.batch(iter([batch])):
+                optimizer.zero_grad()
+                loss_fn(model, batch).backward()
+                optimizer.step()
+    assert probe.step_records == []
+    assert "the batch is an iterator, which can't be read twice" in capsys.readouterr().err
+
+
+def test_gradients_that_are_cleared_made_no_step():
+    """As where a loop skips a batch whose loss is too large, or a gradient scaler a step."""
+    for to_none in (True, False):
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        probe = attached(model, optimizer)
+        losses = []
+        for index, batch in enumerate(data(8)):
+            optimizer.zero_grad(set_to_none=to_none)
+            with probe.batch(batch):
+                loss = loss_fn(model, batch)
+            loss.backward()
+            if index % 2:
+                losses.append(float(loss.detach()))
+                optimizer.step()
+        assert [r["batch_loss"] for r in probe.step_records] == pytest.approx(losses, rel=1e-12)
+
+
+@pytest.mark.parametrize("moment", ["in the loop", "while measuring"])
+def test_an_exception_and_ctrl_c_leave_no_trace(moment, monkeypatch):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    probe = attached(model, optimizer)
+    (batch,) = data(1)
+    if moment == "in the loop":
+        with pytest.raises(KeyboardInterrupt), probe.batch(batch):
+            raise KeyboardInterrupt
+        with probe.batch(batch):
+            loss_fn(model, batch).backward()
+            optimizer.step()
+        assert [r["step"] for r in probe.step_records] == [1]
+        return
+    with probe.batch(batch):
+        loss_fn(model, batch).backward()
+    before = fingerprint(model, optimizer)
+
+    def interrupted(*_):
+        with torch.no_grad():
+            model[1].running_mean.add_(1)
+        raise KeyboardInterrupt
+
+    handle = model[4].register_forward_pre_hook(interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step()
+    handle.remove()
+    assert fingerprint(model, optimizer) == before
+    optimizer.step()
+    assert probe.step == 1
+
+
+def test_no_length_of_a_training():
+    model = net()
+    with pytest.raises(UsageError, match="give the number of steps of the training"):
+        attached(model, torch.optim.SGD(model.parameters(), lr=0.1), steps=0)
+
+
+def test_autocast_and_its_error():
+    """In half precision a change of the loss is known to `batch_noise`."""
+    errors = []
+    for seed in range(20):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(4, 32), nn.GELU(), nn.Linear(32, 3))
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        probe = attached(model, optimizer)
+        ((x, y),) = data(1, size=16, seed=seed)
+        batch = x.float(), y
+        with probe.batch(batch):
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = loss_fn(model, batch)
+            loss.backward()
+            optimizer.step()
+        (record,) = probe.step_records
+        assert record["batch_loss"] == float(loss.detach())
+        # The slope is so small a part that the step is straight.
+        errors.append((record["batch_change"] - record["batch_slope"]) / record["batch_noise"])
+    assert 0.02 < math.sqrt(sum(e * e for e in errors) / len(errors)) < 1
