@@ -200,6 +200,7 @@ def test_settings_are_what_they_say():
         ({"scale": "smoke", "settings": "mine"}, "unknown settings 'mine': choose text, code or ours"),
         ({"scale": "smoke", "tasks": ("poetry",)}, "tasks are poetry: choose of translation, code"),
         ({"scale": "smoke", "tasks": ()}, "tasks are none"),
+        ({"scale": "smoke", "start": "afresh"}, "start is 'afresh': choose pretrained or random"),
         ({"scale": "smoke", "seeds": (SEARCH_SEED,)}, "is the one that learning rates are looked for with"),
         ({"scale": "smoke", "seeds": (0, 0)}, "give different whole numbers"),
         ({"scale": "smoke", "sources": {"images": "x"}}, "a source is given for images"),
