@@ -11,7 +11,7 @@ EXAMPLES = sorted(path.name for path in FOLDER.glob("*.py"))
 
 
 def test_there_are_some():
-    assert len(EXAMPLES) >= 7
+    assert len(EXAMPLES) >= 8
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +41,10 @@ def test_it_runs(name, tmp_path, monkeypatch, capsys):
         assert 0.1 < ratios[2] < 1 < ratios[3]
         losses = [float(line.split()[1]) for line in printed.splitlines()[1:]]
         assert losses[2] == min(losses)
+    elif name == "edge.py":
+        multiples = [float(line.split()[3]) for line in printed.splitlines()[1:]]
+        assert multiples == sorted(multiples, reverse=True)  # a longer step is nearer to the edge
+        assert multiples[-1] > 1
     elif name == "muon_vs_adam.py":
         rows = re.findall(r"(adam|muon) .* (\S+) = (\S+) \+ (\S+)", printed)
         assert [name for name, *_ in rows] == ["adam"] * 4 + ["muon"] * 4

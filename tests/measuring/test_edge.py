@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from cases import CASES, case
-from stepscope import Objective, UsageError, edge, measure
+from stepscope import Objective, UsageError, edge, measure, next_update
 from stepscope.runs import RecordedEdge
 from traces import Log, fingerprint
 
@@ -61,6 +61,24 @@ def test_on_a_linear_model_in_gradient_descent_it_is_two_over_rate_and_curvature
         with torch.no_grad():
             for name, p in model.named_parameters():
                 p += d[name]
+
+
+def test_full_batch_gradient_descent_sharpens_up_to_the_edge_and_stays_there():
+    torch.manual_seed(0)
+    x = torch.linspace(-1, 1, 20, dtype=torch.float64)[:, None]
+    y = torch.cos(4 * torch.acos(x))
+    model = nn.Sequential(nn.Linear(1, 20), nn.Tanh(), nn.Linear(20, 1)).double()
+    objective = Objective(model, lambda m, b: F.mse_loss(m(b[0]), b[1]), [(x, y)])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
+    multiples = {}
+    for step in range(2001):
+        optimizer.zero_grad()
+        F.mse_loss(model(x), y).backward()
+        if step in (500, 1600, 1800, 2000):
+            multiples[step] = edge(objective, next_update(optimizer, objective.parameters)).critical_multiple
+        optimizer.step()
+    assert multiples.pop(500) > 10
+    assert list(multiples.values()) == pytest.approx([1, 1, 1], abs=0.05)  # arXiv 2103.00065
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -158,6 +176,31 @@ def test_what_is_met_is_said(function, status, bracket):
         assert found.critical_bracket[1] <= 0.125
 
 
+def test_after_an_error_ahead_all_is_as_before():
+    def loss(model, batch):
+        if model.weight.sum() > 1:
+            raise ValueError("too large")
+        return model(batch).sum()
+
+    model = nn.Linear(1, 1)
+    with torch.no_grad():
+        model.weight.fill_(0.5)
+    objective, before = Objective(model, loss, [torch.ones(1, 1)]), fingerprint(model)
+    with pytest.raises(ValueError, match="too large"):
+        edge(objective, {"weight": torch.ones(1, 1)})
+    assert fingerprint(model) == before
+
+
+def test_an_objective_with_a_dtype_is_evaluated_in_it():
+    torch.manual_seed(0)
+    model, batch = nn.Linear(8, 1), torch.randn(8, 8)
+    objective = Objective(model, lambda m, b: m(b).square().mean(), [batch], dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = edge(objective, {"weight": torch.full((1, 8), 0.01)})
+    expected = (batch.double() @ model.weight.detach().double().T + model.bias.detach()).square().mean()
+    assert found.loss == pytest.approx(expected.item(), rel=1e-12)
+
+
 def test_slopes_of_micro_batches_give_the_signal_to_noise():
     objective = case("quadratic").objective()
     d = gradient_step(objective, 1e-3)
@@ -172,8 +215,9 @@ def test_mistakes_are_one_line():
     objective, d = along(lambda w: w * w, start=1.0)
     with pytest.raises(UsageError, match="slope has 2 values for 1 micro-batches"):
         edge(objective, d, slope=[1.0, 2.0])
-    with pytest.raises(UsageError, match="slope is 'other'"):
-        edge(objective, d, slope="other")
+    for slope in ("other", math.nan, [None]):
+        with pytest.raises(UsageError, match=r"slope is .*: give a finite number"):
+            edge(objective, d, slope=slope)
     with pytest.raises(UsageError, match="inside measuring"), objective.measuring():
         edge(objective, d)
     with pytest.raises(UsageError, match="the loss is nan"):

@@ -250,8 +250,8 @@ DIRECTIONS = {
     "wrong name": ({"wieght": torch.ones(1, 2)}, "'wieght', not a trainable parameter .they are weight, bias"),
     "wrong shape": ({"weight": torch.ones(2)}, r"shape \(2,\), the parameter \(1, 2\)"),
     "nan": ({"weight": torch.tensor([[1.0, torch.nan]])}, "infinite or NaN"),
-    "zero": ({"weight": torch.zeros(1, 2)}, "zero, so it has no sharpness"),
-    "empty": ({}, "zero, so it has no sharpness"),
+    "zero": ({"weight": torch.zeros(1, 2)}, "zero, so nothing can be measured along it"),
+    "empty": ({}, "zero, so nothing can be measured along it"),
     "not a mapping": (torch.ones(3), "not a mapping"),
 }
 

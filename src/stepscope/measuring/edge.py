@@ -104,7 +104,7 @@ def edge(
         objective: the loss and the micro-batches that it is measured on.
         direction: the step ``d`` itself, with the learning rate in it. A parameter that is left out doesn't move.
         slope: ``gᵀd`` where it is known, or that of each micro-batch, or ``"gradient"``: computed, for one gradient of
-            the micro-batches (about three more forward passes) in the precision of `measure`.
+            the micro-batches (about three forward passes more), in the precision of `measure`.
 
     Returns:
         The `Edge`.
@@ -133,20 +133,25 @@ def _slopes(
     """``gᵀd``, of each micro-batch where that is known.
 
     Raises:
-        UsageError: it is neither a number, nor one for each micro-batch, nor ``"gradient"``.
+        UsageError: it is neither a finite number, nor one for each micro-batch, nor ``"gradient"``.
     """
     if slope is None:
         return None
-    if isinstance(slope, str):
-        if slope != "gradient":
-            raise UsageError(f"slope is {slope!r}: give a number, one for each micro-batch, 'gradient', or None")
+    if slope == "gradient":
         with objective.measuring():
             return slopes_at(objective, dict(direction), 0.0)[1]
-    if not isinstance(slope, Sequence):
-        return float(slope)
-    if len(slope) != len(objective.batches):
-        raise UsageError(f"slope has {len(slope)} values for {len(objective.batches)} micro-batches: give one for each")
-    return list(map(float, slope))
+    each = isinstance(slope, Sequence) and not isinstance(slope, str)
+    try:
+        values = [float(value) for value in (slope if each else [slope])]  # type: ignore[union-attr, arg-type]
+    except (TypeError, ValueError):
+        values = [math.nan]
+    if not all(map(math.isfinite, values)):
+        raise UsageError(f"slope is {slope!r}: give a finite number, one for each micro-batch, 'gradient', or None")
+    if each and len(values) != len(objective.batches):
+        raise UsageError(
+            f"slope has {len(values)} values for {len(objective.batches)} micro-batches: give one for each"
+        )
+    return values if each else values[0]
 
 
 class _Step:

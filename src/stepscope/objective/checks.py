@@ -95,7 +95,7 @@ def check_direction(label: str, direction: Any, parameters: Mapping[str, nn.Para
     if not math.isfinite(length):
         raise UsageError(f"direction {label!r} has values that are infinite or NaN")
     if length == 0:
-        raise UsageError(f"direction {label!r} is zero, so it has no sharpness (a learning rate of 0?)")
+        raise UsageError(f"direction {label!r} is zero, so nothing can be measured along it (a learning rate of 0?)")
 
 
 def reached(gradient: Direction) -> Direction:
