@@ -21,7 +21,9 @@ from stepscope.paper.claims import (
     finals_of,
     judge,
     later_rules_table,
+    learned,
     pairs_of,
+    read_others,
 )
 from stepscope.paper.experiments.command_lines import EXPERIMENTS
 from stepscope.paper.experiments.run_files import read, read_runs
@@ -120,9 +122,9 @@ def stored_tables() -> dict[str, str]:
     made = {"clipping.json": clipping(_stored("clipping")), **performance(_stored("performance"))}
     made |= {table.__name__: table(read(RESULTS / "convergence")[1]) for table in (losses, verdicts)}
     runs = read_runs(RESULTS)
-    claims = judge(runs)
-    made |= {"claims": markdown(claims_table(claims)), "departures": markdown(departures_table(claims))}
-    made["later rules"] = markdown(later_rules_table())
+    claims, others = judge(runs), read_others(RESULTS)
+    made |= {"claims": markdown(claims_table(claims, others)), "departures": markdown(departures_table(claims))}
+    made |= {"later rules": markdown(later_rules_table()), "learned": learned(claims, others)}
     made["sharpness"] = sharpness(runs)
     for name in ("agreement", "robustness", "theory"):
         made[name] = "\n\n".join(map(markdown, EXPERIMENTS[name].load().tables(read(RESULTS / name)[1])))

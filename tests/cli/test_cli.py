@@ -129,9 +129,9 @@ MISTAKES = {
     ),
     "a source of no task of a reproduction": ([*REPRODUCE, "--source", "poetry=x"], "a source is given for poetry"),
     "unknown task of a trajectory": (["run", "trajectory", "--task", "poetry", "--out", "{new}"], "no task 'poetry'"),
-    "no pretrained weights": (
-        ["run", "trajectory", "--task", "code", "--pretrained", "--out", "{new}"],
-        "pretrained weights are for images, not for code",
+    "no such start": (
+        ["run", "trajectory", "--task", "code", "--start", "afresh", "--out", "{new}"],
+        "start is 'afresh': choose pretrained or random",
     ),
     "no experiment": (["run"], "EXPERIMENT"),
     "unknown experiment": (["run", "alchemy"], "alchemy"),
@@ -319,12 +319,19 @@ main()
     assert (out / "report.html").exists()
 
 
-@pytest.mark.parametrize("scale", ["smoke", "cpu", "gpu", "paper"])
+@pytest.mark.parametrize("scale", ["smoke", "cpu", "desk", "gpu", "paper"])
 def test_a_dry_run_prints_the_plan_and_does_nothing(scale, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     status, out, err = call("reproduce", "--scale", scale, "--dry-run", capsys=capsys)
     assert (status, err) == (0, "")
-    for name in ("trajectory-translation", "images-pretrained", "agreement", "convergence", "robustness", "theory"):
+    for name in (
+        "trajectory-code-pretrained",
+        "code-random",
+        "agreement",
+        "convergence",
+        "robustness",
+        "theory",
+    ):
         assert name in out
     assert ("GiB of memory, measured" if scale in ("smoke", "cpu") else "were not measured") in " ".join(out.split())
     assert list(tmp_path.iterdir()) == []
@@ -346,8 +353,8 @@ def test_a_reproduction(reproduced):
     assert "The paper's claims, scale smoke" in text
     claims = json.loads((out / "claims.json").read_text())
     assert [claim["id"] for claim in claims] == [f"C{number}" for number in range(1, 13)]
-    assert claims[0]["statistic"] == "not measured"
-    assert claims[9]["seeds"] == [0, 1]
+    assert claims[0]["judgments"][0]["statistic"] == "not measured"
+    assert claims[9]["judgments"][0]["seeds"] == [0, 1]
     assert all(claim["scale"] in ("", "smoke") for claim in claims)
     assert "C10" in (out / "report.html").read_text()
     assert {path.suffix for path in (out / "tables").iterdir()} == {".csv", ".tex"}
@@ -369,6 +376,25 @@ def test_the_reports_of_a_reproduction_are_a_function_of_its_records(reproduced,
     assert (status, "leave out --out" in err) == (2, True)
     status, _, err = call("report", out / "robustness", "--figures", capsys=capsys)
     assert (status, "leave out --figures" in err) == (2, True)
+
+
+def test_another_reproduction_beside_one(reproduced, tmp_path, capsys):
+    """Its verdicts stay in the folder, so that the next report has them too."""
+    out = tmp_path / "out"
+    (out / "robustness").mkdir(parents=True)
+    for name in ("run.json", "measurements.jsonl"):
+        (out / "robustness" / name).write_bytes((reproduced[0] / "robustness" / name).read_bytes())
+    other = tmp_path / "other"
+    other.symlink_to(out)
+    status, _, err = call("report", out, "--beside", other, capsys=capsys)
+    assert (status, "it is the reproduction itself" in err) == (2, True)
+    assert call("report", out, "--beside", reproduced[0], capsys=capsys)[0] == 0
+    header = (out / "tables" / "claims.csv").read_text().splitlines()[0]
+    assert header == f'claim,statement,pretrained,random,"{reproduced[0].name}, random",statistic,seeds'
+    assert call("report", out, capsys=capsys)[0] == 0
+    assert (out / "tables" / "claims.csv").read_text().splitlines()[0] == header
+    status, _, err = call("report", out / "robustness", "--beside", out, capsys=capsys)
+    assert (status, "leave out --beside" in err) == (2, True)
 
 
 def test_a_failed_run_is_said_and_the_rest_reported(reproduced, tmp_path, capsys):

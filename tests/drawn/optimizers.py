@@ -66,7 +66,29 @@ def _torch() -> dict[str, Spec]:
         "SparseAdam": Spec(lambda p: optim.SparseAdam(p, lr=1e-1), sparse=True),
         "LBFGS": Spec(lambda p: optim.LBFGS(p, lr=1e-1, max_iter=2), closure=True),
         "SGD in two groups": Spec(_two_groups),
+        "SGD and AdamW in one": Spec(Combined),
     }
+
+
+class Combined(torch.optim.Optimizer):
+    """Two optimizers that share the parameters out, as one."""
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        super().__init__(parameters, {"lr": 0.1})
+        halves = [(torch.optim.SGD, parameters[::2], 0.1), (torch.optim.AdamW, parameters[1::2], 1e-2)]
+        self.optimizers = [kind(half, lr=lr) for kind, half, lr in halves if half]
+        self.param_groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def step(self, closure: Any = None) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def state_dict(self) -> Any:
+        return [optimizer.state_dict() for optimizer in self.optimizers]
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        for optimizer, state in zip(self.optimizers, state_dict, strict=True):
+            optimizer.load_state_dict(state)
 
 
 def _two_groups(parameters: list[nn.Parameter]) -> Any:

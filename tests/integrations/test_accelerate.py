@@ -7,6 +7,7 @@ from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 
 from stepscope import Probe
+from stepscope.directions import muon_with_adamw
 from traces import outcome, same
 
 
@@ -78,3 +79,33 @@ def test_its_trackers_are_logged_to(tmp_path):
     _, probe = train(True, log=Tracker())
     assert seen[0][0] == 2
     assert seen[0][1]["stepscope/own AdamW/sharpness"] == probe.records[0]["sharpness"]
+
+
+class Container(torch.optim.Optimizer):
+    def __init__(self, optimizers):
+        super().__init__([p for o in optimizers for g in o.param_groups for p in g["params"]], {})
+        self.optimizers = optimizers
+
+    def step(self, closure=None):
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+
+@pytest.mark.parametrize("contained", [False, True])
+def test_several_prepared_optimizers_are_one_step(contained):
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    model = accelerator.prepare(nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 3)))
+    optimizers = muon_with_adamw()(list(model.parameters()))
+    prepared = [accelerator.prepare(o) for o in ([Container(optimizers)] if contained else optimizers)]
+    probe = Probe(model, prepared, loss_fn, [data(8, 2).tensors], every=2, max_overhead=None, quiet=True)
+    for batch in torch.utils.data.DataLoader(data(64, 1), batch_size=8):
+        with accelerator.accumulate(model):
+            accelerator.backward(loss_fn(model, batch))
+            for optimizer in prepared:
+                optimizer.step()
+                optimizer.zero_grad()
+    own = [r for r in probe.records if r["direction"] == "own Muon + AdamW"]
+    assert [r["step"] for r in own] == [2, 4]
+    assert all(r["step_error"] < 1e-4 for r in own)

@@ -92,14 +92,14 @@ def test_small_rates_of_warm_up_and_decay_do_not_count():
     records = training(0.3)
     small = [replace(r, lr=(0.004,), batch_change=r.batch_slope) for r in records]
     mixed = [low if r.step < 15 else r for r, low in zip(records, small, strict=True)]
-    assert judge_rate(mixed).steps == tuple(range(15, 26))
+    assert judge_rate(mixed).evidence.steps == tuple(range(15, 26))
     assert findings(mixed)[0].kind == "step_too_long"
 
 
 def test_while_a_training_goes_on_the_steps_so_far_count_as_its_length():
     records = [replace(r, steps=None) for r in training(0.99, count=100)]
-    assert judge_rate(records[:50]).steps == tuple(range(2, 16))
-    assert judge_rate(records).steps == tuple(range(3, 31))
+    assert judge_rate(records[:50]).evidence.steps == tuple(range(2, 16))
+    assert judge_rate(records).evidence.steps == tuple(range(3, 31))
     # A loss that falls as it does here lets no doubt rise.
     assert findings(records[:50])[0].kind == findings(records)[0].kind == "step_too_short"
 
@@ -259,4 +259,4 @@ def test_what_is_not_finite_counts_as_thrown_off():
     records = training(0.99)
     for lost in (math.inf, math.nan):
         verdict = judge_rate([*records[:-1], replace(records[-1], batch_change=lost)])
-        assert (verdict.kind, verdict.trust.probes) == ("cannot_tell", 22)
+        assert (verdict.kind, verdict.evidence.trust.probes) == ("cannot_tell", 22)

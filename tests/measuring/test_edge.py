@@ -19,6 +19,19 @@ def along(function, start=0.0, *, dtype=torch.float64):
     return Objective(model, lambda m, _: function(m["w"].sum()), [0], lambda _: 1), {"w": torch.ones(1)}
 
 
+def scanned(objective, direction, points=32):
+    """The critical multiple that a scan meets first outward from 1, by factors of ``2^(1/points)``, as an interval."""
+    with objective.measuring(as_trained=True):
+        start, last = objective.loss(), 1.0
+        falls = objective.loss_at(direction, 1.0) < start
+        for i in range(1, 10 * points):
+            t = 2 ** ((i if falls else -i) / points)
+            if (objective.loss_at(direction, t) < start) != falls:
+                return min(last, t), max(last, t)
+            last = t
+    raise AssertionError("no critical multiple up to 1024")
+
+
 def gradient_step(objective, rate):
     return {name: -rate * g for name, g in objective.gradient()[1].items()}
 
@@ -95,6 +108,22 @@ def test_it_leaves_no_trace_and_says_what_it_evaluated(name):
     assert lower is None or found.losses[found.multiples.index(lower)] < found.loss
     assert upper is None or found.losses[found.multiples.index(upper)] > found.loss
     assert RecordedEdge(**found.record()).critical_multiple == found.critical_multiple
+
+
+@pytest.mark.parametrize("factor", [0.07, 4.0])
+@pytest.mark.parametrize("name", CASES)
+def test_it_is_the_one_that_a_scan_meets(name, factor):
+    objective = case(name).objective()
+    d = gradient_step(objective, 0.3)
+    first = edge(objective, d).critical_multiple
+    d = {key: factor * first * t for key, t in d.items()}  # the critical multiple is near 1 / factor
+    lower, upper = scanned(objective, d)
+    for slope in ("gradient", None):
+        found = edge(objective, d, slope=slope)
+        assert lower * 16 / 17 < found.critical_multiple < upper * 17 / 16
+        assert found.critical_bracket[0] < upper
+        assert found.critical_bracket[1] > lower
+        assert found.forwards <= 8
 
 
 def test_each_forward_is_counted_compiled_or_not():

@@ -47,7 +47,7 @@ class Container:
 
 
 class TorchContainer(torch.optim.Optimizer):
-    """Its own groups know nothing of schedules."""
+    """Its own groups know nothing of schedules; those that it holds may be stepped on their own as well."""
 
     def __init__(self, optimizers):
         super().__init__([p for o in optimizers for g in o.param_groups for p in g["params"]], {"lr": 0.5})
@@ -58,10 +58,20 @@ class TorchContainer(torch.optim.Optimizer):
             optimizer.step()
 
 
-def train(optimizers_of, given=None, *, steps=9, scale=None, turned=lambda step: False, spoil=lambda step: None):
+def train(
+    optimizers_of,
+    given=None,
+    *,
+    steps=9,
+    scale=None,
+    contained=False,
+    turned=lambda step: False,
+    spoil=lambda step: None,
+):
     """Trains, with a probe on what `given` makes of the optimizers; gives the whole state at the end."""
     model = net().train()
     optimizers = optimizers_of(model)
+    container = TorchContainer(optimizers)
     scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0, growth_interval=10**9, enabled=scale is not None)
     torch.manual_seed(5)
     probe = None
@@ -73,7 +83,7 @@ def train(optimizers_of, given=None, *, steps=9, scale=None, turned=lambda step:
         scaler.scale(loss_fn(model, batch)).backward()
         if (index := spoil(step)) is not None:
             optimizers[index].param_groups[0]["params"][0].grad[0] = float("inf")
-        for optimizer in optimizers[::-1] if turned(step) else optimizers:
+        for optimizer in [container] if contained else optimizers[::-1] if turned(step) else optimizers:
             scaler.step(optimizer)
         scaler.update()
     return [tensor for optimizer in optimizers for tensor in outcome(model, optimizer)], probe
@@ -88,6 +98,7 @@ LOOPS = {
     "in the other order": {"turned": lambda step: True},
     "in changing orders": {"turned": lambda step: step % 2},
     "scaler": {"scale": 1024.0},
+    "scaler of what holds them": {"scale": 1024.0, "contained": True},
 }
 
 

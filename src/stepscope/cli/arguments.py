@@ -13,6 +13,7 @@ from stepscope import __version__
 from stepscope.cli import commands
 from stepscope.paper.experiments.command_lines import (
     EXPERIMENTS,
+    MEASURED_TASKS,
     add_seeds,
     add_settings,
     add_source,
@@ -39,10 +40,12 @@ Makes every table and figure of the paper, and says of each of its claims whethe
 
 {experiments}
 
-  stepscope reproduce                                within 100 minutes on two cores, three seeds
+  stepscope reproduce                                within 100 minutes on two cores, five seeds
   stepscope reproduce --scale smoke                  within 3 minutes, to see that it works: claims cannot be told
-  stepscope reproduce --only A C --seeds 5           some of the experiments
+  stepscope reproduce --only A C --seeds 3           some of the experiments
+  stepscope reproduce --scale desk --only A          an afternoon on two cores: models ten times as large
   stepscope reproduce --scale paper --dry-run        the plan; at the scales for two cores also minutes and memory
+  stepscope reproduce --tasks code sentiment         A on these; of sentiment the paper measures no directions
   stepscope reproduce --as code                      as the published code has it, where it differs from the text
 
 A plan is printed first. What was interrupted goes on when the same command is given again. The directory holds a run
@@ -62,6 +65,10 @@ their records.
   stepscope report runs/demo-cpu
   stepscope report runs/demo-cpu --out page.html
   stepscope report runs/reproduce-cpu --figures
+  stepscope report runs/reproduce-cpu --beside runs/other-seeds runs/reproduce-gpu
+
+The verdicts of other reproductions can stand beside those of one, and are kept in its folder beside/. One with other
+seeds on the same settings says which verdicts are unstable; any other has columns of its own.
 """
 
 
@@ -105,6 +112,9 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("run_directory", metavar="RUN", help="the run directory, or that of a reproduction")
     report.add_argument("--out", metavar="FILE", help="the page of a run directory (default: RUN/report.html)")
     report.add_argument("--figures", action="store_true", help="of a reproduction: draw all figures as PDF")
+    report.add_argument(
+        "--beside", nargs="+", default=[], metavar="DIR", help="of a reproduction: others whose verdicts stand beside"
+    )
     found = _command(chosen, "findings", "what a training's records show, and what to try", FINDINGS, commands.findings)
     found.add_argument("run_directory", metavar="RUN", help="the run directory of a probe")
     found.add_argument("--json", action="store_true", help="a JSON list of the findings")
@@ -142,10 +152,12 @@ def _add_reproduce(chosen: Any) -> None:
     reproduce = _command(chosen, "reproduce", summary, text, commands.reproduce)
     default = letters()
     reproduce.add_argument("--only", nargs="+", default=default, metavar="LETTER", help=f"default: {' '.join(default)}")
-    _add_scale(reproduce, "reproduce", "smoke, cpu (the default), gpu or paper")
+    _add_scale(reproduce, "reproduce", "smoke, cpu (the default), desk, gpu or paper")
     reproduce.add_argument(
-        "--seeds", type=int, metavar="N", help="how many seeds, 0 to N-1 (default: 3; 1 at the smoke scale)"
+        "--seeds", type=int, metavar="N", help="how many seeds, 0 to N-1 (default: 5; 1 at the smoke scale)"
     )
+    tasks = f"that A measures (default: {' '.join(MEASURED_TASKS)})"
+    reproduce.add_argument("--tasks", nargs="+", default=MEASURED_TASKS, metavar="TASK", help=tasks)
     add_settings(reproduce)
     add_sources(reproduce)
     _add_jobs(reproduce, "runs", "one on a GPU")

@@ -15,12 +15,13 @@ from stepscope.cli.progress import shown_progress
 from stepscope.errors import UsageError, require
 
 if TYPE_CHECKING:
+    from stepscope.paper.claims.verdicts import JudgedClaim
     from stepscope.paper.experiments.experiment import Experiment
     from stepscope.paper.reproduction.costs import Cost
     from stepscope.report import Table
 
 
-_ON_CORES = ("smoke", "cpu")
+_ON_CORES = ("smoke", "cpu", "desk")
 """The scales that are made for two cores."""
 
 
@@ -84,13 +85,14 @@ def reproduce(options: argparse.Namespace) -> None:
 
     if options.seeds is not None and options.seeds < 1:
         raise UsageError(f"--seeds {options.seeds}: it is how many, at least 1")
-    seeds = options.seeds if options.seeds is not None else 1 if options.scale == "smoke" else 3
+    seeds = options.seeds if options.seeds is not None else 1 if options.scale == "smoke" else 5
     plan = reproduction(
         options.scale,
         only=options.only,
         seeds=tuple(range(seeds)),
         settings=options.settings,
         sources=sources_of(options.source),
+        tasks=options.tasks,
     )
     on_cores = options.scale in _ON_CORES
     jobs = options.jobs if options.jobs is not None else (os.cpu_count() or 1) if on_cores else 1
@@ -142,28 +144,20 @@ def _plan_table(plan: Sequence[Experiment[Any]], costs: Mapping[str, Cost | None
 
 def _reproduced(out: Path, *, draw: bool = True) -> None:
     """Writes what is made of a reproduction's records, its figures if they are to be drawn, and shows the claims."""
-    from stepscope.paper.claims import (
-        claims_json,
-        claims_table,
-        departures_table,
-        judge,
-        later_rules_table,
-        parts_table,
-    )
+    from stepscope.paper import claims as about
     from stepscope.paper.experiments.run_files import read_runs
     from stepscope.paper.reproduction.reproduction_page import write_reproduction
     from stepscope.report import print_tables
-    from stepscope.runs import write_atomically
 
-    runs = read_runs(out)
-    claims = judge(runs)
-    table = claims_table(claims)
-    tables = [table, parts_table(claims), later_rules_table(), departures_table(claims)]
+    runs, others = read_runs(out), about.read_others(out)
+    claims = about.judge(runs)
+    table, opening = about.claims_table(claims, others), about.learned(claims, others)
+    tables = [table, about.parts_table(claims), about.later_rules_table(), about.departures_table(claims)]
     with shown_progress() as progress:
-        write_reproduction(out, runs, tables, progress, draw=draw)
-    text = json.dumps(claims_json(claims), indent=1, ensure_ascii=False) + "\n"
-    write_atomically(out / "claims.json", text.encode(errors="replace"))
+        write_reproduction(out, runs, tables, progress, opening=opening, draw=draw)
+    _write_claims(out / "claims.json", claims)
     print_tables([table])
+    print(opening)
     for title, name in (
         ("Claims", "claims.json"),
         ("Page", "report.html"),
@@ -171,6 +165,26 @@ def _reproduced(out: Path, *, draw: bool = True) -> None:
     ):
         print(f"{title + ':':9}{out / name}")
     print(f"Figures: {out / 'figures' if draw else 'not drawn this time; --figures draws all of them as PDF'}")
+
+
+def _write_claims(path: Path, claims: Sequence[JudgedClaim]) -> None:
+    from stepscope.paper.claims import claims_json
+    from stepscope.runs import write_atomically
+
+    text = json.dumps(claims_json(claims), indent=1, ensure_ascii=False) + "\n"
+    write_atomically(path, text.encode(errors="replace"))
+
+
+def _put_beside(out: Path, others: Sequence[str]) -> None:
+    """Judges other reproductions, and keeps their claims in the directory of one."""
+    from stepscope.paper.claims import BESIDE, judge
+    from stepscope.paper.experiments.run_files import read_runs
+
+    for other in map(Path, others):
+        if other.resolve() == out.resolve():
+            raise UsageError(f"--beside {other}: it is the reproduction itself")
+        (out / BESIDE).mkdir(exist_ok=True)
+        _write_claims(out / BESIDE / f"{other.resolve().name}.json", judge(read_runs(other)))
 
 
 def report(options: argparse.Namespace) -> None:
@@ -181,10 +195,12 @@ def report(options: argparse.Namespace) -> None:
     if not (run / "run.json").exists() and any(run.glob("*/run.json")):
         if options.out:
             raise UsageError(f"{run} is a reproduction, whose page stands beside its figures: leave out --out")
+        _put_beside(run, options.beside)
         _reproduced(run, draw=options.figures)
         return
-    if options.figures:
-        raise UsageError(f"{run} is no reproduction, which alone has figures beside its page: leave out --figures")
+    if options.figures or options.beside:
+        option, what = ("--figures", "figures") if options.figures else ("--beside", "others")
+        raise UsageError(f"{run} is no reproduction, which alone has {what} beside its page: leave out {option}")
     print(write_page(run, Path(options.out) if options.out else run / "report.html"))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from stepscope.clipping.steps import Callback, StepHook, unwrapped
+from stepscope.clipping.steps import Callback, StepHook, only_calls, unwrapped
 from stepscope.errors import UsageError
 
 Broken = Callable[[int], None]
@@ -50,7 +50,8 @@ def parts_of(optimizer: Any) -> tuple[Optimizer, ...]:
 def _flat(optimizer: Any) -> tuple[Optimizer, ...]:
     inside = optimizer if isinstance(optimizer, list | tuple) else getattr(optimizer, "optimizers", None)
     if not isinstance(inside, list | tuple | Mapping):
-        inner = None if isinstance(optimizer, Optimizer) else getattr(optimizer, "optimizer", None)
+        wraps = not isinstance(optimizer, Optimizer) or only_calls(optimizer)
+        inner = getattr(optimizer, "optimizer", None) if wraps else None
         return (unwrapped(optimizer),) if inner is None else _flat(inner)
     several = inside.values() if isinstance(inside, Mapping) else inside
     parts = tuple(dict.fromkeys(part for one in several for part in _flat(one)))

@@ -24,7 +24,7 @@ def unwrapped(optimizer: Any) -> Optimizer:
     Raises:
         UsageError: it is no optimizer.
     """
-    while not isinstance(optimizer, Optimizer) or _only_calls(optimizer):
+    while not isinstance(optimizer, Optimizer) or only_calls(optimizer):
         inner = getattr(optimizer, "optimizer", None)
         if inner is None:
             raise UsageError(f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer")
@@ -32,7 +32,8 @@ def unwrapped(optimizer: Any) -> Optimizer:
     return optimizer
 
 
-def _only_calls(wrapper: Optimizer) -> bool:
+def only_calls(wrapper: Optimizer) -> bool:
+    """Whether an optimizer is a wrapper of Accelerate's or Lightning's, which calls the one inside."""
     names = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(wrapper).__mro__}
     known = {"accelerate.AcceleratedOptimizer", "lightning.LightningOptimizer", "pytorch_lightning.LightningOptimizer"}
     return bool(names & known)

@@ -8,6 +8,7 @@ import sys
 from stepscope.errors import UsageError
 from stepscope.objective import random_state
 from stepscope.probe import Probe
+from stepscope.report.escaping import printable
 
 _logger = logging.getLogger("stepscope")
 
@@ -31,7 +32,7 @@ def conclude(probe: Probe, *, quiet: bool = False) -> None:
         _logger.warning("what was measured can't be summed up (%s: %s)", type(error).__name__, error)
         return
     if not quiet:
-        print(*(f"stepscope: {line}" for line in lines), sep="\n", file=sys.stderr)
+        print(*(printable(f"stepscope: {line}") for line in lines), sep="\n", file=sys.stderr)
 
 
 def _measured(probe: Probe) -> str:

@@ -15,7 +15,7 @@ MOST = 0.75
 """The part of the measured steps at which something has to be seen."""
 
 NEAR = 1.25
-"""At a third of the steps' length from the edge the study's median was this, at rates three times too large."""
+"""A critical multiple below is called near."""
 
 
 def uphill(steps: Sequence[StepRecord]) -> Finding | None:
@@ -45,8 +45,8 @@ def at_the_edge(steps: Sequence[StepRecord]) -> Finding | None:
             kind="at_the_edge",
             summary=f"A step {max(multiple, 0):.2g} times as long raises the loss of the {name} examples",
             evidence=f"median critical multiple of {len(multiples)} of {len(edges)} measured steps",
-            against="at the best rate it is often between 1.3 and 5.3 on examples that didn't make the step, and near "
-            "1 in full-batch training: it says how near the edge is, and not that the rate is wrong",
+            against="full-batch training settles near 1 by itself, and small batches are noisy: it says how near the "
+            "edge is, and not that the rate is wrong",
         )  # fmt: skip
     return None
 
@@ -65,8 +65,8 @@ def noise_limited(steps: Sequence[StepRecord]) -> Finding | None:
             kind="noise_limited",
             summary=f"Most steps lower the loss of their own batch and raise that of the {name} examples",
             evidence=f"at {noisy} of {len(known)} measured steps",
-            against="healthy trainings do this at two steps of five; noise averages out over steps. A larger batch or "
-            "a falling learning rate lessens it",
+            against="healthy trainings do this often, and noise averages out over steps; a larger batch or a falling "
+            "learning rate lessens it",
         )  # fmt: skip
     return None
 

@@ -78,14 +78,14 @@ def rate_finding(steps: list[StepRecord]) -> Finding:
         return Finding(
             kind=verdict.kind,
             summary="Whether the learning rate is right can't be told",
-            evidence=verdict.why + ("" if verdict.trust.ratio is None else f"; {_evidence(verdict)}"),
+            evidence=verdict.why + ("" if verdict.evidence.trust.ratio is None else f"; {_evidence(verdict)}"),
             against="more measured steps may tell",
         )
     summary, change, against = _WORDS[verdict.kind]
     return Finding(
         kind=verdict.kind,
         summary=summary,
-        confidence=confidence_of(verdict.kind, verdict.trust.probes),
+        confidence=confidence_of(verdict.kind, verdict.evidence.trust.probes),
         evidence=_evidence(verdict),
         change=change and change.format(_rates(steps)),
         cost=change and "a second training from the same start, as far as this one; keep the one with the lower "
@@ -115,7 +115,7 @@ _WORDS = {
 
 
 def _evidence(verdict: RateVerdict) -> str:
-    trust, steps = verdict.trust, verdict.steps
+    trust, steps = verdict.evidence.trust, verdict.evidence.steps
     return (
         f"on its own batch a step brought about {trust.ratio:.3f} of the change that its gradient foretells (80% "
         f"interval {trust.low:.3f} to {trust.high:.3f}; {trust.probes} steps from step {steps[0]} to {steps[-1]})"

@@ -45,20 +45,35 @@ RULE = Rule()
 
 
 @dataclass(frozen=True)
+class RateEvidence:
+    """What the steps of a training say about its learning rate, before anything is judged.
+
+    Attributes:
+        trust: the trust ratio of the steps that count.
+        steps: those steps, in order.
+        silent: the reason to say nothing; empty where there is none.
+        rose: whether the loss came to lie far above its start.
+    """
+
+    trust: TrustRatio
+    steps: tuple[int, ...]
+    silent: str
+    rose: bool
+
+
+@dataclass(frozen=True)
 class RateVerdict:
     """What the steps say of the learning rate.
 
     Attributes:
         kind: the verdict. ``"healthy"`` means no sign of a tenfold error, and no more.
         why: where nothing can be told, the reason.
-        trust: the trust ratio of the steps that count.
-        steps: those steps, in order.
+        evidence: what it rests on.
     """
 
     kind: Kind
     why: str
-    trust: TrustRatio
-    steps: tuple[int, ...]
+    evidence: RateEvidence
 
 
 def judge_rate(records: Sequence[StepRecord], rule: Rule = RULE) -> RateVerdict:
@@ -74,13 +89,37 @@ def judge_rate(records: Sequence[StepRecord], rule: Rule = RULE) -> RateVerdict:
     Returns:
         The verdict.
     """
+    return verdict_of(evidence_of(records, rule), rule)
+
+
+def evidence_of(records: Sequence[StepRecord], rule: Rule = RULE) -> RateEvidence:
+    """What the thresholds of a verdict are held against.
+
+    Args:
+        records: the steps of one training, in order.
+        rule: which steps count.
+    """
     counted = counted_steps(records, rule)
-    trust = trust_ratio(counted, rule.coverage)
-    why = _reason_to_be_silent(records, counted, rule)
+    return RateEvidence(
+        trust_ratio(counted, rule.coverage),
+        tuple(record.step for record in counted),
+        _reason_to_be_silent(records, counted, rule),
+        _rises(records, rule),
+    )
+
+
+def verdict_of(evidence: RateEvidence, rule: Rule = RULE) -> RateVerdict:
+    """The verdict on evidence.
+
+    Args:
+        evidence: see `evidence_of`.
+        rule: the thresholds.
+    """
     kind: Kind = "cannot_tell"
+    why = evidence.silent
     if not why:
-        kind, why = _judged(trust, rises(records, rule), rule)
-    return RateVerdict(kind, why, trust, tuple(record.step for record in counted))
+        kind, why = _judged(evidence.trust, evidence.rose, rule)
+    return RateVerdict(kind, why, evidence)
 
 
 def counted_steps(records: Sequence[StepRecord], rule: Rule = RULE) -> list[StepRecord]:
@@ -101,13 +140,8 @@ def counted_steps(records: Sequence[StepRecord], rule: Rule = RULE) -> list[Step
     ]
 
 
-def rises(records: Sequence[StepRecord], rule: Rule = RULE) -> bool:
-    """Whether the loss came to lie far above its start: medians of five steps, since one batch says little.
-
-    Args:
-        records: the steps of one training, in order.
-        rule: the thresholds.
-    """
+def _rises(records: Sequence[StepRecord], rule: Rule) -> bool:
+    """Whether the loss came to lie far above its start: medians of five steps, since one batch says little."""
     losses = [loss for record in records if (loss := record.batch_loss) is not None and math.isfinite(loss)]
     if not losses:
         return False
@@ -148,7 +182,7 @@ def _reason_to_be_silent(records: Sequence[StepRecord], counted: Sequence[StepRe
     measured = [record for record in records if terms_of(record) is not None]
     if not measured:
         return "no step was measured on the batch that made it: put `with probe.batch(batch):` around each step"
-    if warming_up(records):
+    if _warming_up(records):
         return "the learning rate was still rising at the last measured step"
     if len(counted) < rule.least_probes:
         first, last = (part * _length(records) for part in rule.window)
@@ -159,12 +193,8 @@ def _reason_to_be_silent(records: Sequence[StepRecord], counted: Sequence[StepRe
     return ""
 
 
-def warming_up(records: Sequence[StepRecord]) -> bool:
-    """Whether the learning rate of the last step is its peak, and above that of the step before.
-
-    Args:
-        records: the steps of one training, in order.
-    """
+def _warming_up(records: Sequence[StepRecord]) -> bool:
+    """Whether the learning rate of the last step is its peak, and above that of the step before."""
     if len(records) < 2:
         return False
     peaks = _peaks(records)

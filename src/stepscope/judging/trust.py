@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from stepscope.runs import StepRecord
@@ -17,7 +19,7 @@ class TrustRatio:
     """The realized part of the change that the gradients foretell, over some steps.
 
     Attributes:
-        ratio: ``T``; ``None`` where the slopes don't add up to descent.
+        ratio: ``T``; ``None`` where the slopes don't add up to descent, or there is a single step.
         low: the lower end of its interval.
         high: the upper end.
         probes: how many steps it is made of.
@@ -43,7 +45,7 @@ def trust_ratio(records: Sequence[StepRecord], coverage: float = 0.8) -> TrustRa
 
     Args:
         records: the steps; those without the two terms are left out.
-        coverage: of the interval.
+        coverage: of the interval; 0 leaves the ratio itself.
 
     Returns:
         The ratio and its interval, which is without ends where the slopes may not add up to descent.
@@ -56,10 +58,12 @@ def trust_ratio(records: Sequence[StepRecord], coverage: float = 0.8) -> TrustRa
     """
     terms = [term for record in records if (term := terms_of(record)) is not None]
     slope = math.fsum(slope for _, slope, _ in terms)
-    if not slope < 0:
+    if len(terms) < 2 or not slope < 0:
         return TrustRatio(None, -math.inf, math.inf, len(terms))
     ratio = math.fsum(change for change, _, _ in terms) / slope
     noise = math.hypot(*(noise for *_, noise in terms)) / -slope
+    if not coverage:
+        return TrustRatio(ratio, ratio - noise, ratio + noise, len(terms))
     draws = _drawn_ratios(terms)
     below, above = sorted(low for low, _ in draws), sorted(high for _, high in draws)
     tail = round((1 - coverage) / 2 * _DRAWS)
@@ -76,11 +80,17 @@ def terms_of(record: StepRecord) -> tuple[float, float, float] | None:
 
 def _drawn_ratios(terms: Sequence[tuple[float, float, float]]) -> list[tuple[float, float]]:
     """Ratios of drawn steps, as they count at the lower and at the upper end: a drawn ascent tells nothing."""
-    draw = random.Random(0)
+    changes, slopes = [change for change, *_ in terms], [slope for _, slope, _ in terms]
     ratios = []
-    for _ in range(_DRAWS):
-        drawn = draw.choices(terms, k=len(terms))
-        slope = sum(slope for _, slope, _ in drawn)
-        ratio = sum(change for change, _, _ in drawn) / slope if slope < 0 else None
+    for drawn in _draws(len(terms)):
+        slope = sum(drawn(slopes))
+        ratio = sum(drawn(changes)) / slope if slope < 0 else None
         ratios.append((-math.inf, math.inf) if ratio is None else (ratio, ratio))
     return ratios
+
+
+@functools.lru_cache(maxsize=64)
+def _draws(count: int) -> list[Callable[[Sequence[float]], tuple[float, ...]]]:
+    """What picks so many of so many with replacement, the same for all."""
+    draw, places = random.Random(0), range(count)
+    return [operator.itemgetter(*draw.choices(places, k=count)) for _ in range(_DRAWS)]

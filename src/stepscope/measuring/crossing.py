@@ -17,7 +17,12 @@ MAX_GROWTH, MAX_SHRINKING = 16.0, 64.0
 """How far beyond what was evaluated a polynomial is believed."""
 GROWTH = 4.0
 """How far the next multiple lies from the last where nothing foretells a root."""
+BESIDE = 1 + 0.45 * WIDTH
+"""How far beside a root that is foretold the loss is evaluated: the other side is next, and both close the bracket."""
+MISTRUST = 1.5
+"""Each time that the loss has no root where one was foretold, the next is looked for this factor farther."""
 NODES = 3
+"""A polynomial goes through as many points: of more, the far ones would bend it."""
 
 Bracket = tuple[float | None, float | None]
 """The largest multiple that lowers the loss before the root, and the smallest beyond that raises it."""
@@ -63,39 +68,49 @@ class Crossing:
     def next(self) -> float | None:
         """The multiple to evaluate next; ``None`` where the bracket is as narrow as it gets."""
         lower, upper = self.bracket()
-        if lower is None and upper is None:
-            return GROWTH * max(self.changes)
+        if lower is not None and upper is not None:
+            return self._within(lower, upper) if upper > lower * (1 + WIDTH) * (1 + 1e-9) else None
+        if lower is not None:
+            return self._beyond(lower)
         if upper is None:
-            assert lower is not None
-            root = self._foretold(lower, MAX_GROWTH * lower)
-            if root is not None:
-                return max(root * (1 + 0.45 * WIDTH), lower * (1 + WIDTH))
+            return GROWTH * max(self.changes)
+        return None if self.slope is not None and self.slope >= 0 else self._before(upper)
+
+    def _beyond(self, lower: float) -> float:
+        """A multiple that may raise the loss, beyond the last that lowers it."""
+        root = self._foretold(lower, MAX_GROWTH * lower)
+        if root is None:
             return lower * (MAX_GROWTH if len(self._nodes(lower)) > 1 else GROWTH)
-        if lower is None:
-            if self.slope is not None and self.slope >= 0:
-                return None
-            root = self._foretold(upper / MAX_SHRINKING, upper)
-            return min(root / (1 + 0.45 * WIDTH), upper / (1 + WIDTH)) if root else upper / GROWTH
-        if upper <= lower * (1 + WIDTH) * (1 + 1e-9):
-            return None
-        return self._within(lower, upper)
+        failed = sum(t > 1 for t in self.changes)
+        return max(root * BESIDE * MISTRUST**failed, lower * (1 + WIDTH))
+
+    def _before(self, upper: float) -> float:
+        """A multiple that may lower the loss, before the first that raises it."""
+        root = self._foretold(upper / MAX_SHRINKING, upper)
+        if root is None:
+            return upper / GROWTH
+        failed = sum(t < 1 for t in self.changes)
+        return min(root / BESIDE / MISTRUST**failed, upper / (1 + WIDTH))
 
     def _within(self, lower: float, upper: float) -> float | None:
-        """A multiple within a bracket, on the side of the root where its end is farther away."""
+        """A multiple within a bracket, on the side of the root where its end is farther away.
+
+        It closes the bracket where it can and the root lies surely before it; else it is next to the root.
+        """
         root = self._foretold(lower, upper) or math.sqrt(lower * upper)
-        if upper / root > root / lower:
-            t = min(root * (1 + 0.45 * WIDTH), upper / (1 + WIDTH / 4))
-            if (near := lower * (1 + WIDTH)) > root * (1 + 0.2 * WIDTH):
-                t = near
-        else:
-            t = max(root / (1 + 0.45 * WIDTH), lower * (1 + WIDTH / 4))
-            if (near := upper / (1 + WIDTH)) < root / (1 + 0.2 * WIDTH):
-                t = near
+        near, far, side = (lower, upper, 1) if upper / root > root / lower else (upper, lower, -1)
+        t = near * (1 + WIDTH) ** side
+        if (t / root) ** side < 1 + 0.2 * WIDTH:
+            t = root * BESIDE**side
+        if (far / t) ** side < 1 + WIDTH / 4:
+            t = math.sqrt(root * far)
         return None if any(abs(t / other - 1) < WIDTH / 8 for other in self.changes) else t
 
-    def foretold_change(self, t: float) -> float | None:
+    def foretold_near(self, t: float) -> float | None:
         """What polynomials foretell of the change at a small multiple; ``None`` where too little is known."""
-        nodes = self._nodes(t)
+        nodes = self._nearest(t)
+        if self.slope is not None:
+            nodes = [(0.0, self.slope), *nodes[: NODES - 1]]
         return Polynomial.through(nodes)(t) * t if len(nodes) > 1 else None
 
     def _foretold(self, low: float, high: float) -> float | None:
@@ -107,7 +122,10 @@ class Crossing:
         return None
 
     def _nodes(self, t: float) -> list[tuple[float, float]]:
-        """Points of φ, the nearest to a multiple first, as far as factors go; the slope is the last of them."""
+        """Points of φ, the nearest to a multiple first, and the slope where these are few."""
+        nodes = self._nearest(t)
+        return [*nodes, (0.0, self.slope)] if self.slope is not None and len(nodes) < NODES else nodes
+
+    def _nearest(self, t: float) -> list[tuple[float, float]]:
         finite = [(s, change / s) for s, change in self.changes.items() if math.isfinite(change)]
-        nodes = sorted(finite, key=lambda point: abs(math.log(point[0] / t)))[:NODES]
-        return nodes if self.slope is None else [*nodes[: NODES - 1], (0.0, self.slope)]
+        return sorted(finite, key=lambda point: abs(math.log(point[0] / t)))[:NODES]

@@ -217,7 +217,7 @@ class _Step:
         """The rounding of a loss in its own type, or more where a loss near ``x`` isn't what polynomials foretell."""
         _, of_loss = self._objective.roundings()
         size = abs(self._objective.mean(self._losses[0.0]))
-        foretold = self._crossing.foretold_change(near)
+        foretold = self._crossing.foretold_near(near)
         seen = abs(self._change(near) - foretold) if foretold is not None else 0.0
         return CERTAIN * max(error for error in (of_loss * size, seen, 0.0) if math.isfinite(error))
 

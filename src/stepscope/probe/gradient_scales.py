@@ -22,8 +22,8 @@ def skips(optimizers: Sequence[Optimizer]) -> bool:
     flags = (getattr(optimizer, "found_inf", None) for optimizer in optimizers)
     if any(isinstance(flag, Tensor) and bool(flag.item()) for flag in flags):
         return True
-    if len(optimizers) == 1 or _stepping_scaler() is None:
-        return False  # a single one that is skipped isn't called
+    if _stepping_scaler(optimizers) is None:
+        return False
     groups = (group for optimizer in optimizers for group in optimizer.param_groups)
     return not vectors.is_finite(
         {str(id(p)): p.grad for group in groups for p in group["params"] if p.grad is not None}
@@ -33,7 +33,7 @@ def skips(optimizers: Sequence[Optimizer]) -> bool:
 def on_the_parameters(optimizers: Sequence[Optimizer], parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """The gradients that are on the parameters, as the steps of the optimizers will get them."""
     gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
-    scaler = _stepping_scaler() if len(optimizers) > 1 else None
+    scaler = _stepping_scaler(optimizers)
     if scaler is None:
         return gradients
     return _times(gradients, parameters, {o: 1 / s for o in optimizers if (s := _pending_scale(scaler, o))})
@@ -67,13 +67,17 @@ def _pending_scale(scaler: torch.amp.GradScaler, optimizer: Optimizer) -> float 
     return float(scaler.get_scale()) if stage == "READY" and not _undone_within([optimizer]) else None
 
 
-def _stepping_scaler() -> torch.amp.GradScaler | None:
-    """The gradient scaler in whose ``step`` this is called."""
-    frame: FrameType | None = sys._getframe(1)
+def _stepping_scaler(optimizers: Sequence[Optimizer]) -> torch.amp.GradScaler | None:
+    """The scaler that steps one of several optimizers after the other, where this is called in the step of one.
+
+    A single one it has unscaled by then, or doesn't call; so it is with what holds several.
+    """
+    frame: FrameType | None = sys._getframe(1) if len(optimizers) > 1 else None
     while frame is not None:
         if frame.f_code is torch.amp.GradScaler.step.__code__:
-            scaler = frame.f_locals["self"]
-            return scaler if scaler.is_enabled() else None
+            scaler, optimizer = frame.f_locals["self"], frame.f_locals["optimizer"]
+            one_by_one = any(optimizer is part for part in optimizers)
+            return scaler if scaler.is_enabled() and one_by_one else None
         frame = frame.f_back
     return None
 

@@ -113,7 +113,7 @@ def overshoot_over_steps(records: Sequence[DirectionRecord], trajectory: str) ->
         x, y, tooltip=looks.tooltip(**facts, lr_step="its step", best_step="best step"), **looks.beside()
     )
     name = f"Where the learning rate lands: {trajectory} trajectory"
-    note = "Above 1 the step goes past the minimum along its direction, below it falls short. The line is smoothed."
+    note = "Above 1 the step goes past the first minimum along its direction. It describes, and doesn't judge the rate."
     return finish(layered(rule(y, overshoot=1), lines.add_params(looks.pick), marks), name, note)
 
 

@@ -12,6 +12,7 @@ from stepscope.paper.claims.tables import claims_table, parts_table
 from stepscope.paper.claims.verdicts import Claim, Criterion, Sample, needed, whole_seeds
 from stepscope.paper.reproduction_runs import Run
 from stepscope.paper.statistics import MeanInterval, mean_interval
+from stepscope.report import NOTHING
 from stepscope.runs import Record
 
 
@@ -49,10 +50,10 @@ def test_a_claim_is_a_row_that_is_judged_and_tabled():
     (judged,) = judge([run], [TOY])
     (part,) = judged.parts
     assert (part.values, part.remark, judged.verdict) == ({0: 4, 1: 3, 2: 5}, "", "holds")
-    row = ("T1", "Two dice show less than eight.", "holds", "dice 4 [1.52, 6.48]; 1 of 1 holds", "3")
+    row = ("T1", "Two dice show less than eight.", "holds", "holds", "dice 4 [1.52, 6.48]; 1 of 1 holds", "3")
     assert claims_table([judged]).rows == (row,)
     assert parts_table([judged]).rows == (
-        ("T1", "dice", "pips of two dice < 8", "4 [1.52, 6.48]", "3", "cpu", "holds", ""),
+        ("T1", "dice", NOTHING, "pips of two dice < 8", "4 [1.52, 6.48]", "3", "cpu", "holds", ""),
     )
 
 
@@ -135,7 +136,9 @@ def test_what_is_claimed_always_is_refuted_by_one_seed_and_never_from_one_alone(
 
 def test_a_claims_line_names_few_parts_and_of_many_the_least_and_the_greatest():
     few = judged("<", 0.5, ("a", [0.3, 0.3], True), ("b", [0.9, 0.9], True), ("c", [0.1], True))
-    assert few.statistic == "a 0.3 [0.3, 0.3]; b 0.9 [0.9, 0.9]; c 0.1 (one seed); 1 of 3 holds, 1 does not"
+    assert (
+        few.judgments[0].statistic == "a 0.3 [0.3, 0.3]; b 0.9 [0.9, 0.9]; c 0.1 (one seed); 1 of 3 holds, 1 does not"
+    )
     many = [(name, [value, value], True) for name, value in (("a", 0.3), ("b", 0.9), ("c", 0.1), ("d", 0.2))]
-    line = judged("<", 0.5, *many, ("beside", [7.0], False), ("none", [], True)).statistic
+    line = judged("<", 0.5, *many, ("beside", [7.0], False), ("none", [], True)).judgments[0].statistic
     assert line == "c 0.1 [0.1, 0.1] to b 0.9 [0.9, 0.9]; 3 of 5 hold, 1 does not"

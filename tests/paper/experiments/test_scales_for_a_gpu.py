@@ -63,23 +63,23 @@ def shrunk(experiment, configs):
 
 
 def start_of(config, asked):
-    """Images start as they are asked to."""
-    return replace(config, initialisation=asked.initialisation) if hasattr(asked, "initialisation") else config
+    """The start that is asked for."""
+    return replace(config, start=asked.start)
 
 
 @pytest.mark.slow
 def test_the_papers_scale_end_to_end(stand_ins, tmp_path):
-    plan = reproduction("paper", seeds=(0,))
+    plan = reproduction("paper", seeds=(0,), tasks=tuple(TASKS))
     plan = [shrunk(experiment, stand_ins) for experiment in plan]
     assert run_reproduction(plan, tmp_path / "out") == []
     for planned in plan:
         head, records = read(tmp_path / "out" / planned.run_name)
         assert head["configuration"]["scale"] == "paper"
         assert records
-    starts = [read(tmp_path / "out" / p.run_name)[0]["context"]["model"]["initialisation"] for p in plan[:5]]
-    assert [start.partition(":")[0] for start in starts] == ["pretrained"] * 3 + ["random", "pretrained"]
-    sources = [read(tmp_path / "out" / p.run_name)[0]["context"]["source"]["name"] for p in plan[:5]]
-    assert sources == ["opus_books", "the-stack-smol", "imdb", "cifar10", "cifar10"]
+    starts = [read(tmp_path / "out" / p.run_name)[0]["context"]["model"]["initialisation"] for p in plan[:8]]
+    assert [start.partition(":")[0] for start in starts] == ["pretrained"] * 4 + ["random"] * 4
+    sources = [read(tmp_path / "out" / p.run_name)[0]["context"]["source"]["name"] for p in plan[:8]]
+    assert sources == ["opus_books", "the-stack-smol", "imdb", "cifar10"] * 2
     groups = read(tmp_path / "out" / "robustness")[0]["context"]["groups"]
     assert set(groups) == {"attention", "feed-forward"}
     assert all(count > 0 for count in groups.values())
@@ -126,8 +126,8 @@ def test_only_the_scales_for_a_gpu_go_there(monkeypatch):
 
 
 def test_the_papers_rates_and_starts():
-    """Its Table 3 for SGD, and Adam at 2e-4; the images start at random or as published."""
+    """Its Table 3 for SGD, and Adam at 2e-4; from its published weights."""
     assert trajectory_experiment("paper").training_lr == {"sgd": 1e-3, "adam": 2e-4}
-    assert trajectory_experiment("paper", "images").task.initialisation == "random"
-    assert trajectory_experiment("paper", "images", pretrained=True).task.initialisation == "pretrained"
+    assert trajectory_experiment("cpu", "code").training_lr == {"sgd": 3e-5, "adam": 2e-4}
+    assert all(trajectory_experiment("paper", kind).task.start == "pretrained" for kind in TASKS)
     assert convergence_experiment("paper").tasks["translation"].checkpoint == "google-t5/t5-small"

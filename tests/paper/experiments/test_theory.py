@@ -125,9 +125,7 @@ def test_a_stored_run_with_a_family_that_is_gone_is_read_and_shown_but_not_conti
     (table,) = (table for table in theory_tables(records) if "bound" in table.title)
     assert "gelu network" in head["configuration"]["families"]
     assert sum("gelu network, clip" in str(row) for row in table.rows) == 3
-    with pytest.raises(
-        UsageError, match=r"another configuration \(families: \[\"gelu network\"\] there alone, "
-    ) as caught:
+    with pytest.raises(UsageError, match="another configuration") as caught:
         run_experiment(theory_experiment("cpu", seeds=(0, 1, 2)), out)
     assert "\n" not in str(caught.value)
     assert (out / "measurements.jsonl").read_bytes() == before

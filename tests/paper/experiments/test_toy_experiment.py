@@ -105,8 +105,8 @@ class ToyExperiment(AlongTrajectories[ToyRecord]):
         return cls(options.scale, options.source, tuple(options.seeds))
 
     @classmethod
-    def of_reproduction(cls, scale, seeds, settings, sources):
-        return [cls(scale, "toy.txt", seeds)]
+    def of_reproduction(cls, asked):
+        return [cls(asked.scale, "toy.txt", asked.seeds)]
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ from stepscope.paper.experiments.experiment import run as run_experiment
 from stepscope.paper.experiments.robustness import robustness_experiment
 from stepscope.paper.experiments.theory import theory_experiment
 from stepscope.paper.experiments.trajectory import demonstration, trajectory_experiment
+from stepscope.paper.tasks.pretraining import STARTS
 from stepscope.paper.tasks.translation import translation
 from stepscope.runs import DirectionRecord, read_run
 
@@ -49,7 +50,10 @@ def test_the_run_is_complete(run, experiment, pairs):
         assert count == head["context"]["model"]["parameters"]
     assert head["configuration"]["scale"] == "smoke"
     assert head["context"]["source"]["name"] == "file"
-    assert head["context"]["model"]["initialisation"] == "random"
+    assert head["context"]["model"]["initialisation"].startswith("pretrained: 16 steps of span corruption")
+    [pretraining] = head["context"]["pretraining"]
+    assert pretraining["seed"] == 0
+    assert pretraining["loss_after"] < pretraining["loss_before"]
     assert len(head["context"]["source"]["sha256"]) == 64
     assert head["context"]["versions"]["torch"] == torch.__version__
 
@@ -135,12 +139,12 @@ def test_wrong_settings(make, scale, seeds, message):
 def test_tasks_that_there_are_not():
     with pytest.raises(UsageError, match="no task 'poetry': choose translation, code"):
         trajectory_experiment("smoke", "poetry")
-    with pytest.raises(UsageError, match="pretrained weights are for images, not for code"):
-        trajectory_experiment("smoke", "code", pretrained=True)
+    with pytest.raises(UsageError, match="start is 'afresh': choose pretrained or random"):
+        trajectory_experiment("smoke", start="afresh")
 
 
 def test_the_demo_is_a_part_of_the_experiment():
-    whole, part = trajectory_experiment("cpu"), demonstration("cpu")
+    whole, part = trajectory_experiment("cpu", start="random"), demonstration("cpu")
     assert (part.task, part.training_lr) == (whole.task, whole.training_lr)
     assert set(part.directions) < set(whole.directions)
     assert {"adagrad", "amsgrad", "adamw", "muon"} < set(whole.directions)
@@ -148,26 +152,29 @@ def test_the_demo_is_a_part_of_the_experiment():
 
 @pytest.mark.parametrize("kind", ["code", "images"])
 def test_other_tasks(kind, tmp_path):
-    """A causal model, and one with batch norm whose pretrained start differs from the random one."""
+    """A causal model, and one with batch norm; the pretrained start differs from the random one."""
     few = {"steps": (2,), "directions": ("sgd", "adam"), "training_lr": {"adam": 1e-3}}
-    experiments = [dataclasses.replace(trajectory_experiment("smoke", kind, source=data_of(kind, tmp_path)), **few)]
-    if kind == "images":
-        task = dataclasses.replace(experiments[0].task, initialisation="pretrained")
-        experiments.append(dataclasses.replace(experiments[0], task=task))
-    found = []
-    for number, experiment in enumerate(experiments):
+    found, source = [], data_of(kind, tmp_path)
+    for number, start in enumerate(STARTS):
+        experiment = dataclasses.replace(trajectory_experiment("smoke", kind, source=source, start=start), **few)
         assert run_experiment(experiment, tmp_path / str(number)) == 2
         head, records = read_run(tmp_path / str(number), DirectionRecord)
         assert head["context"]["task"] == kind
         found.append((head["context"]["model"]["initialisation"].partition(":")[0], records[0].loss))
-    assert [start for start, _ in found] == ["random", "pretrained"][: len(found)]
+    assert tuple(start for start, _ in found) == STARTS
     assert len({loss for _, loss in found}) == len(found)
 
 
 def test_without_masks_padding_is_attended_to(experiment, tmp_path):
     (tmp_path / "uneven.tsv").write_text("".join(f"a{' new' * (n % 9 + 1)} house\tla maison {n}\n" for n in range(99)))
+    task = dataclasses.replace(experiment.task, start="random")
     few = dataclasses.replace(
-        experiment, source=str(tmp_path / "uneven.tsv"), steps=(1,), directions=("sgd",), training_lr={"sgd": 1.0}
+        experiment,
+        task=task,
+        source=str(tmp_path / "uneven.tsv"),
+        steps=(1,),
+        directions=("sgd",),
+        training_lr={"sgd": 1.0},
     )
     losses = []
     for masked in (True, False):

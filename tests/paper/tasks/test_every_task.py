@@ -21,7 +21,11 @@ from stepscope.paper.tasks.resnet import classifier, resnet_config
 from stepscope.paper.tasks.small import SMALL, small_task
 from stepscope.paper.tasks.task import placed
 
-CASES = {name: {} for name in TASKS} | {"images, pretrained": {"initialisation": "pretrained"}} | dict.fromkeys(SMALL)
+CASES = (
+    {name: {"start": "random"} for name in TASKS}
+    | {f"{name}, pretrained": {"start": "pretrained"} for name in TASKS}
+    | dict.fromkeys(SMALL)
+)
 
 
 @pytest.fixture(params=CASES)
@@ -124,9 +128,9 @@ def test_placed_on_a_gpu(make):
 
 @pytest.mark.parametrize("kind", TASKS)
 def test_every_task_has_every_scale(kind):
-    """Evaluated on what is trained on, in whole batches; pretrained at the paper's scale alone."""
+    """Evaluated on what is trained on, in whole batches; with weights of others at the paper's scale alone."""
     scales = TASKS[kind].scales
-    assert list(scales) == ["smoke", "cpu", "gpu", "paper"]
+    assert list(scales) == ["smoke", "cpu", "desk", "gpu", "paper"]
     for name, config in scales.items():
         count = next(
             getattr(config, field) for field in ("pairs", "pieces", "reviews", "images") if hasattr(config, field)
@@ -159,12 +163,16 @@ def parameters_of(kind, scale):
     ("kind", "scale", "millions"),
     [
         ("translation", "cpu", 0.36),
+        ("translation", "desk", 2.97),
         ("translation", "gpu", 27.9),
         ("code", "cpu", 0.23),
+        ("code", "desk", 2.57),
         ("code", "gpu", 23.2),
         ("sentiment", "cpu", 0.24),
+        ("sentiment", "desk", 2.82),
         ("sentiment", "gpu", 14.0),
         ("images", "cpu", 0.08),
+        ("images", "desk", 2.80),
         ("images", "gpu", 11.2),
         ("images", "paper", 58.2),
     ],
@@ -172,3 +180,19 @@ def parameters_of(kind, scale):
 def test_models_are_as_large_as_documented(kind, scale, millions):
     digits = len(str(millions).partition(".")[2])
     assert round(parameters_of(kind, scale) / 1e6, digits) == millions
+
+
+@pytest.mark.parametrize(
+    ("kind", "embedded", "parameters"),
+    [
+        ("translation", 32_128 * 512, 60.5e6),  # T5-small
+        ("code", (50_257 + 2_048) * 768, 125.2e6),  # GPT-Neo 125M
+        ("sentiment", (30_522 + 512) * 768, 67.0e6),  # DistilBERT
+    ],
+)
+def test_at_the_desk_embeddings_have_the_papers_share_of_the_parameters(kind, embedded, parameters):
+    """A larger share is another model: on one of mostly embeddings C1 holds from random weights too."""
+    config = TASKS[kind].scales["desk"]
+    rows = config.vocabulary + (0 if kind == "translation" else config.max_tokens)
+    width = config.d_model if kind == "translation" else config.hidden
+    assert rows * width / parameters_of(kind, "desk") == pytest.approx(embedded / parameters, abs=0.02)

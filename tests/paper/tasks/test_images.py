@@ -18,12 +18,14 @@ from safetensors.torch import save_file
 
 from stepscope import Objective
 from stepscope.errors import UsageError
+from stepscope.paper.tasks import batching
 from stepscope.paper.tasks import images as module
 from stepscope.paper.tasks.images import SCALES, images, normalised
 from stepscope.paper.tasks.resnet import classifier, resnet_config
 
 SMOKE = SCALES["smoke"]
-PRETRAINED = replace(SMOKE, initialisation="pretrained")
+PRETRAINED = replace(SMOKE, start="pretrained")
+LONGER = replace(PRETRAINED, pretraining=replace(SMOKE.pretraining, steps=60))
 CLASSES = (2, 3, 5, 8, 9)  # two for pretraining, three for the task
 
 
@@ -54,8 +56,7 @@ def test_another_seed_changes_new_weights_and_order_alone(file):
         assert not torch.equal(first.model.classifier[1].weight, second.model.classifier[1].weight)
         assert not equal(next(first.training_batches()), next(second.training_batches()))
         assert all(map(equal, first.eval_batches, second.eval_batches))
-        backbones = [task.model.resnet.state_dict() for task in (first, second)]
-        assert equal(*backbones) == (config is PRETRAINED)
+        assert not equal(first.model.resnet.state_dict(), second.model.resnet.state_dict())
 
 
 def test_an_epoch_holds_each_image_once_in_changing_order(file):
@@ -73,13 +74,13 @@ def test_an_epoch_holds_each_image_once_in_changing_order(file):
 def seen_in_pretraining(config, file, monkeypatch):
     """The images that pretraining gets, by making the batches that it is given."""
     caught = {}
-    real = module.pretrained_backbone
+    real = batching.pretrained_here
 
-    def spy(model_config, batches, **settings):
-        caught.update(batches=list(islice(batches(), 30)), **settings)
-        return real(model_config, batches, **settings)
+    def spy(lesson, settings, seed):
+        caught.update(batches=[*islice(lesson.batches(0), 30), lesson.held_out])
+        return real(lesson, settings, seed)
 
-    monkeypatch.setattr(module, "pretrained_backbone", spy)
+    monkeypatch.setattr(batching, "pretrained_here", spy)
     task = images(config, source=file)
     return task, caught
 
@@ -97,10 +98,9 @@ def test_pretraining_sees_other_images_of_other_classes(file, monkeypatch):
         return dict(sorted(pairs)) if len(dict(pairs)) == len(pairs) else pairs
 
     assert classes(caught["batches"]) == {2: 0, 3: 1}
-    assert caught["classes"] == 2
     assert classes(islice(task.training_batches(), 30)) == classes(task.eval_batches) | {5: 0, 8: 1, 9: 2}
     assert task.model.classifier[1].out_features == 3
-    assert task.initialisation == "pretrained: 96 other images of 2 other classes, 16 steps"
+    assert task.initialisation == "pretrained: 16 steps of 96 other images of 2 other classes"
 
 
 def test_both_initialisations_train_on_the_same_images(file):
@@ -113,10 +113,10 @@ def test_both_initialisations_train_on_the_same_images(file):
 
 def test_pretraining_learns_the_other_classes(file, monkeypatch):
     """Its features tell the other classes apart far better than random ones: by class means, without training."""
-    _, caught = seen_in_pretraining(replace(PRETRAINED, pretraining_steps=60), file, monkeypatch)
+    _, caught = seen_in_pretraining(LONGER, file, monkeypatch)
     loss = {}
     config = resnet_config(layer_type="basic", depths=(1, 1), widths=(4, 8), embedding=4, channels=1)
-    backbone = images(replace(PRETRAINED, pretraining_steps=60), source=file).model.resnet.state_dict()
+    backbone = images(LONGER, source=file).model.resnet.state_dict()
     for name, weights in (("random", None), ("pretrained", backbone)):
         model = classifier(config, classes=2, seed=0, backbone=weights).eval()
         with torch.no_grad():
@@ -131,7 +131,7 @@ def test_pretraining_learns_the_other_classes(file, monkeypatch):
 
 def test_other_data_or_settings_are_pretrained_anew(file, tmp_path, cache):
     images(PRETRAINED, source=file)
-    images(PRETRAINED, seed=9, source=file)
+    images(replace(PRETRAINED, batch_size=17), source=file)
     images(replace(PRETRAINED, images=100, eval_size=5, micro_batch_size=5), source=file)
 
     def kept():
@@ -142,7 +142,9 @@ def test_other_data_or_settings_are_pretrained_anew(file, tmp_path, cache):
     other["images"][0, 0, 5, 5] += 1  # of class 2
     save_file(other, tmp_path / "other.safetensors")
     images(PRETRAINED, source=str(tmp_path / "other.safetensors"))
-    for number, change in enumerate(({"batch_size": 17}, {"pretraining_images": 60}, {"widths": (4, 9)}), start=3):
+    for number, change in enumerate(
+        ({"pretraining": replace(SMOKE.pretraining, examples=60)}, {"widths": (4, 9)}), start=3
+    ):
         images(replace(PRETRAINED, **change), source=file)
         assert kept() == number
 
@@ -251,18 +253,18 @@ def test_too_few_classes(tmp_path, classes, config, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"initialisation": "xavier"}, "initialisation is 'xavier': choose random or pretrained"),
+        ({"start": "xavier"}, "start is 'xavier': choose pretrained or random"),
         ({"layer_type": "wide"}, "layer_type is 'wide': choose basic or bottleneck"),
         ({"images": 1}, "images is 1: at least 2"),
         ({"batch_size": 1}, "batch_size is 1: at least 2"),
         ({"eval_size": 0}, "eval_size is 0"),
         ({"micro_batch_size": 0}, "micro_batch_size is 0"),
-        ({"pretraining_steps": 0}, "pretraining_steps is 0"),
-        ({"pretraining_lr": 0.0}, "pretraining_lr is 0"),
+        ({"pretraining": replace(SMOKE.pretraining, steps=0)}, "pretraining has steps 0"),
+        ({"pretraining": replace(SMOKE.pretraining, lr=0.0)}, "pretraining has lr 0"),
         ({"depths": (1,)}, r"depths are \(1,\) and widths \(4, 8\)"),
         ({"widths": (0, 8)}, "at least 1 each"),
         ({"layer_type": "bottleneck", "widths": (3, 8)}, "a bottleneck needs at least 4"),
-        ({"initialisation": "pretrained", "set_apart": False}, "nothing to pretrain on"),
+        ({"start": "pretrained", "set_apart": False}, "nothing to pretrain on"),
     ],
 )
 def test_impossible_settings(file, change, message):

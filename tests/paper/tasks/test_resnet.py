@@ -1,8 +1,7 @@
-"""ResNets: the paper's architecture, pretraining that is kept, weights of others without unpickling."""
+"""ResNets: the paper's architecture, weights of others without unpickling."""
 
 import json
 import os
-from itertools import count
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ pytest.importorskip("safetensors")
 from stepscope.errors import UsageError
 from stepscope.paper.tasks import pretrained
 from stepscope.paper.tasks.downloads import UnavailableError
-from stepscope.paper.tasks.resnet import classifier, pretrained_backbone, published_backbone, resnet_config
+from stepscope.paper.tasks.resnet import classifier, published_backbone, resnet_config
 
 CONFIG = resnet_config(layer_type="basic", depths=(1, 1), widths=(4, 6), embedding=4, channels=3)
 GENERATOR = torch.Generator().manual_seed(0)
@@ -25,16 +24,6 @@ BATCHES = [
     }
     for _ in range(4)
 ]
-
-
-def batches():
-    for number in count():
-        yield BATCHES[number % len(BATCHES)]
-
-
-def pretrain(**changes):
-    settings = {"data": "some", "classes": 3, "steps": 9, "lr": 0.05, "seed": 2}
-    return pretrained_backbone(CONFIG, batches, **(settings | changes))
 
 
 def same(first, second):
@@ -80,72 +69,6 @@ def test_a_new_head_on_a_given_backbone():
         CONFIG.to_dict()
         == resnet_config(layer_type="basic", depths=(1, 1), widths=(4, 6), embedding=4, channels=3).to_dict()
     )
-
-
-def test_pretraining_is_sgd_with_a_falling_rate():
-    """Against the update rule written out: m ← 0.9m + g + 10⁻⁴x, x ← x − lr(1 − t/T)m."""
-    model = classifier(CONFIG, classes=3, seed=2)
-    momentum = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
-    for step, batch in zip(range(9), batches(), strict=False):
-        loss = F.cross_entropy(model(pixel_values=batch["pixel_values"]).logits, batch["labels"])
-        gradients = torch.autograd.grad(loss, list(model.parameters()))
-        with torch.no_grad():
-            for (name, p), gradient in zip(model.named_parameters(), gradients, strict=True):
-                momentum[name] = 0.9 * momentum[name] + gradient + 1e-4 * p
-                p -= 0.05 * (1 - step / 9) * momentum[name]
-    expected, found = model.resnet.state_dict(), pretrain()
-    assert found.keys() == expected.keys()
-    for name in expected:
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-5)
-    assert not any(tensor.requires_grad for tensor in found.values())
-
-
-def test_pretrained_once_for_each_setting(cache):
-    told = []
-    first = pretrain(progress=lambda part, what: told.append(part))
-    assert told == pytest.approx([n / 9 for n in range(1, 10)])
-    assert same(pretrain(progress=lambda part, what: pytest.fail("it is in the cache")), first)
-    [path] = (cache / "pretrained").glob("*.safetensors")
-    for change in ({"steps": 8}, {"lr": 0.06}, {"seed": 3}, {"classes": 4}):
-        assert not same(pretrain(**change), first)
-    told.clear()
-    pretrain(data="other", progress=lambda part, what: told.append(part))  # what the key says isn't looked into
-    assert told
-    assert len(list((cache / "pretrained").glob("*.safetensors"))) == 6
-    path.write_bytes(path.read_bytes()[:-1] + b"\1")  # damage that the format itself doesn't show
-    assert same(pretrain(), first)
-    assert same(pretrain(progress=lambda part, what: pytest.fail("it is in the cache again")), first)
-
-
-def test_pretraining_uses_no_global_randomness_and_gradients_may_be_off():
-    first = pretrain()
-    before = torch.get_rng_state()
-    with torch.no_grad():
-        other = pretrain(data="same batches, other key")
-    assert torch.equal(torch.get_rng_state(), before)
-    assert same(first, other)
-
-
-def test_pretraining_without_a_cache(tmp_path, monkeypatch):
-    first = pretrain()
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("STEPSCOPE_CACHE", str(tmp_path / "file"))
-    assert same(pretrain(), first)
-
-
-def test_interrupted_pretraining_leaves_nothing(cache):
-    def stop(part, what):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        pretrain(progress=stop)
-    assert [path for path in cache.rglob("*") if path.is_file()] == []
-
-
-def test_divergence_is_said(cache):
-    with pytest.raises(UsageError, match=r"pretraining diverged at step \d: lower pretraining_lr, which is 1e\+30"):
-        pretrain(lr=1e30)
-    assert [path for path in cache.rglob("*") if path.is_file()] == []
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def table(tmp_path):
 
 
 def test_an_epoch_holds_each_text_once_in_changing_order(table):
-    batches = sentiment(replace(SMOKE, reviews=288, batch_size=36), source=table).training_batches()
+    batches = sentiment(replace(SMOKE, reviews=288, batch_size=36, set_apart=False), source=table).training_batches()
     epochs = []
     for _ in range(2):
         rows = [row for batch in islice(batches, 8) for row in batch["input_ids"].tolist()]
@@ -103,7 +103,7 @@ def test_it_learns(table, losses_of):
 
 
 def test_fewer_texts_than_asked_for_are_counted(table):
-    assert sentiment(replace(SMOKE, reviews=1000), source=table).source.examples == len(TEXTS)
+    assert sentiment(replace(SMOKE, reviews=1000, set_apart=False), source=table).source.examples == len(TEXTS)
     small = sentiment(replace(SMOKE, reviews=5), source=table)
     assert small.source.examples == 5
     assert len(next(small.training_batches())["labels"]) == 5
@@ -159,7 +159,7 @@ def packaged(serve_wheel):
 
 
 def test_pretrained_weights_are_taken_and_the_head_is_the_seeds(table, packaged):
-    config = replace(SMOKE, pretrained="minilm", max_tokens=7)
+    config = replace(SMOKE, pretrained="minilm", start="pretrained", max_tokens=7)
     tasks = [sentiment(config, seed=seed, source=table) for seed in (0, 1)]
     for task in tasks:
         assert equal(task.model.bert.state_dict(), packaged.state_dict())
@@ -171,7 +171,11 @@ def test_pretrained_weights_are_taken_and_the_head_is_the_seeds(table, packaged)
 
 
 def test_pretrained_tokens(table, packaged):
-    batch = next(sentiment(replace(SMOKE, pretrained="minilm", max_tokens=7), source=table).training_batches())
+    batch = next(
+        sentiment(
+            replace(SMOKE, pretrained="minilm", start="pretrained", max_tokens=7), source=table
+        ).training_batches()
+    )
     assert batch["input_ids"].shape == (8, 7)
     assert (batch["input_ids"][:, 0] == 1).all()
     for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
@@ -182,7 +186,11 @@ def test_pretrained_tokens(table, packaged):
 def test_cutting_words_first_cuts_nothing_else(table, packaged):
     """Texts are cut to `max_tokens` words before they are encoded, to save time: the tokens are the same."""
     short, whole = (
-        next(sentiment(replace(SMOKE, pretrained="minilm", max_tokens=n), source=table).training_batches())["input_ids"]
+        next(
+            sentiment(
+                replace(SMOKE, pretrained="minilm", start="pretrained", max_tokens=n), source=table
+            ).training_batches()
+        )["input_ids"]
         for n in (5, 10)
     )
     assert torch.equal(short[:, :4], whole[:, :4])
@@ -190,12 +198,12 @@ def test_cutting_words_first_cuts_nothing_else(table, packaged):
 
 def test_pretrained_is_no_longer_than_its_positions(table, packaged):
     with pytest.raises(UsageError, match="max_tokens is 24: minilm takes up to 10"):
-        sentiment(replace(SMOKE, pretrained="minilm"), source=table)
+        sentiment(replace(SMOKE, pretrained="minilm", start="pretrained"), source=table)
 
 
 def test_pretrained_that_cannot_be_had(table, serve_wheel):
     with pytest.raises(UsageError, match=r"no pretrained weights .*: get online, or choose random weights"):
-        sentiment(replace(SMOKE, pretrained="minilm"), source=table)
+        sentiment(replace(SMOKE, pretrained="minilm", start="pretrained"), source=table)
 
 
 @pytest.mark.network

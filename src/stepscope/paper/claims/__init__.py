@@ -1,10 +1,13 @@
 """What the records say of the paper's twelve claims."""
 
+from stepscope.paper.claims.beside import BESIDE, read_others
 from stepscope.paper.claims.claims import judge
+from stepscope.paper.claims.learned import learned
 from stepscope.paper.claims.losses import conclusion, finals_of, pairs_of
 from stepscope.paper.claims.tables import claims_json, claims_table, departures_table, later_rules_table, parts_table
 
 __all__ = [
+    "BESIDE",
     "claims_json",
     "claims_table",
     "conclusion",
@@ -12,6 +15,8 @@ __all__ = [
     "finals_of",
     "judge",
     "later_rules_table",
+    "learned",
     "pairs_of",
     "parts_table",
+    "read_others",
 ]  # fmt: skip

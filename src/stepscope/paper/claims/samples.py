@@ -10,7 +10,7 @@ from typing import Any
 from stepscope.paper.claims.losses import Final, finals_of, pairs_of
 from stepscope.paper.claims.papers_lists import MORE_COMPARED, NOT_COMPARED, NOT_MEASURED, compares, measures
 from stepscope.paper.claims.seed_statistics import NAMED, Point, Points
-from stepscope.paper.claims.verdicts import Key, Sample, unfinished, whole_seeds
+from stepscope.paper.claims.verdicts import PRETRAINED, RANDOM, STARTS, Key, Sample, unfinished, whole_seeds
 from stepscope.paper.records import BoundRecord, CorrelationRecord, LossRecord, SmoothnessRecord
 from stepscope.paper.reproduction_runs import Run, section
 from stepscope.runs import DirectionRecord, Record
@@ -28,22 +28,24 @@ def directions(*tasks: str, of_several: bool = False) -> Callable[[Sequence[Run[
     Statistics of several optimizers take those that the paper compares on the task; `of_several` lists the same points
     once more with all optimizers that were measured, where those are more.
 
-    Where one of the tasks was measured, those without a run are samples too: their silence is no agreement. On images
-    a random start decides nothing, since the paper's is pretrained and the claim is on that.
+    Where one of the tasks was measured from a start, those without a run from it are samples too: their silence is no
+    agreement.
     """
 
     def samples(runs: Sequence[Run[Record]]) -> Iterator[Sample]:
         chosen = [run for run in _of("trajectory", runs) if run.task in tasks]
         for run in sorted(chosen, key=lambda run: (tasks.index(run.task), run.name)):
             seeds, remarks = _points(run)
-            deciding = run.task != "images" or _start(run.context).startswith("pretrained")
             beyond = "" if measures(run.task) else NOT_MEASURED
-            sample = Sample(_label(run), (run,), _counting(seeds, run.task), remarks, deciding, run.task, beyond)
+            points, start = _counting(seeds, run.task), _start(run.context)
+            sample = Sample(_label(run), (run,), points, remarks, start=start, task=run.task, beyond=beyond)
             yield sample
             if of_several and any(not compares(run.task, name) for name in NAMED):
                 yield replace(sample, name=f"{sample.name}, all", seeds=_counting(seeds), beyond=MORE_COMPARED)
-        measured = {run.task for run in chosen}
-        yield from (Sample(task) for task in tasks if measured and measures(task) and task not in measured)
+        measured = {(run.task, _start(run.context)) for run in chosen}
+        for start in STARTS:
+            own = [task for task in tasks if (task, start) in measured]
+            yield from (Sample(task, start=start) for task in tasks if own and task not in own and measures(task))
 
     return samples
 
@@ -58,14 +60,16 @@ def clipped_trainings(runs: Sequence[Run[Record]]) -> Iterator[Sample]:
             if " clip " not in name or "%" not in name:
                 continue
             pair, beyond = pairs.get((task, name)), "" if compares(task, name) else NOT_COMPARED
+            start = _start(section(section(run.context, "tasks"), task))
+            sample = Sample(f"{task}, {name}", (run,), start=start, beyond=beyond)
             if pair is None:
-                yield Sample(f"{task}, {name}", (run,), {}, ("it or its original is not finished",), beyond=beyond)
+                yield replace(sample, remarks=("it or its original is not finished",))
                 continue
             ours, theirs = pair.variant.losses, pair.original.losses
             both = {seed: (ours[seed], theirs[seed]) for seed in ours if seed in theirs}
             remarks = (pair.remark, *unfinished([seed for seed in asked.get("seeds") or () if seed not in both]))
             # There is no difference where a training diverged.
-            yield Sample(f"{task}, {name}", (run,), both if pair.difference else {}, remarks, beyond=beyond)
+            yield replace(sample, seeds=both if pair.difference else {}, remarks=remarks)
 
 
 def rankings(runs: Sequence[Run[Record]]) -> Iterator[Sample]:
@@ -99,16 +103,17 @@ def _ranking(local: Run[Record], trained: Run[Record], names: Sequence[str]) -> 
     ranked = {seed: (Points(points[seed], counted), {name: losses[name][seed] for name in kept}) for seed in seeds}
     unlike = _unlike(local, trained)
     beyond = "" if measures(local.task) else NOT_MEASURED
-    return Sample(_label(local), (local, trained), ranked, (*remarks, *unlike), not unlike, local.task, beyond)
+    return Sample(
+        _label(local), (local, trained), ranked, (*remarks, *unlike), not unlike, _start(local.context), beyond=beyond
+    )
 
 
 def _unlike(local: Run[Record], trained: Run[Record]) -> list[str]:
     """In what two runs on a task differ that must not, in words."""
     own, others = local.context, section(section(trained.context, "tasks"), local.task)
-    begun, begins = _start(own), _start(others)
     remarks = []
-    if begun.partition(":")[0] != begins.partition(":")[0]:
-        remarks.append(f"not of the same start: measured from {begun}, trained from {begins}")
+    if (begun := _start(own)) != (begins := _start(others)):
+        remarks.append(f"not of the same start: measured from {begun}, trained from {begins} weights")
     compared = {
         "scale": (local.scale, trained.scale),
         "attention mask": tuple(run.head["configuration"].get("masked") is not False for run in (local, trained)),
@@ -128,7 +133,8 @@ def smoothed_groups(runs: Sequence[Run[Record]]) -> Iterator[Sample]:
             chosen = [r for r in _records(run, SmoothnessRecord) if r.group == group and r.cut == CUT]
             wanted = itertools.product(*_trajectories(run.head["configuration"]), batches)
             fields = ("trajectory", "step", "batch")
-            yield _sample(group, run, fields, wanted, chosen, deciding=group == "attention")
+            sample = _sample(group, run, fields, wanted, chosen)
+            yield replace(sample, deciding=group == "attention", start=_start(run.context))
 
 
 def correlated_scopes(runs: Sequence[Run[Record]]) -> Iterator[Sample]:
@@ -140,7 +146,8 @@ def correlated_scopes(runs: Sequence[Run[Record]]) -> Iterator[Sample]:
                     continue
                 chosen = [r for r in _records(run, CorrelationRecord) if (r.task, r.scope) == (task, scope)]
                 wanted = itertools.product(*_trajectories(settings))
-                yield _sample(f"{task}, {scope or 'all'}", run, ("trajectory", "step"), wanted, chosen)
+                sample = _sample(f"{task}, {scope or 'all'}", run, ("trajectory", "step"), wanted, chosen)
+                yield replace(sample, start=_start(run.context if task == "translation" else {}))
 
 
 def bounded_losses(runs: Sequence[Run[Record]]) -> Iterator[Sample]:
@@ -152,12 +159,11 @@ def bounded_losses(runs: Sequence[Run[Record]]) -> Iterator[Sample]:
 
 
 def _sample(
-    name: str, run: Run[Record], fields: Sequence[str], wanted: Iterator[Key], chosen: Sequence[Record], *,
-    deciding: bool = True,
-) -> Sample:  # fmt: skip
+    name: str, run: Run[Record], fields: Sequence[str], wanted: Iterator[Key], chosen: Sequence[Record]
+) -> Sample:
     """A sample whose statistic takes all records of a seed."""
     seeds, remarks = whole_seeds(run, fields, wanted, chosen)
-    return Sample(name, (run,), {seed: list(own.values()) for seed, own in seeds.items()}, remarks, deciding)
+    return Sample(name, (run,), {seed: list(own.values()) for seed, own in seeds.items()}, remarks)
 
 
 def _points(run: Run[Record]) -> tuple[dict[int, list[Point]], tuple[str, ...]]:
@@ -205,9 +211,11 @@ def _tasks(run: Run[Record]) -> list[str]:
 
 
 def _label(run: Run[Record]) -> str:
-    return run.name.removeprefix("trajectory-")
+    """What tells it apart beside its start."""
+    return run.name.removeprefix("trajectory-").removesuffix(f"-{_start(run.context)}")
 
 
 def _start(context: Mapping[str, Any]) -> str:
-    """How a task's model began."""
-    return str(section(context, "model").get("initialisation", "an unknown start"))
+    """Where a task's model began; one that says nothing of it was never pretrained."""
+    began = str(section(context, "model").get("initialisation", RANDOM))
+    return PRETRAINED if began.startswith(PRETRAINED) else RANDOM

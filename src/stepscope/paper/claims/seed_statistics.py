@@ -56,14 +56,14 @@ class Points:
         return tuple(name for name in names if name in self.counted)
 
 
-def largest_ratio(points: Points) -> float:
-    """Of an adaptive method at any point."""
-    return max(_ratios(points))
+def largest_ratio(average: Callable[[list[float]], float]) -> Callable[[Points], float]:
+    """The largest, or the median, over points of the largest ratio of an adaptive method."""
+    return lambda points: average([max(own) for own in _ratios(points)])
 
 
 def median_ratio(points: Points) -> float:
     """Over points and adaptive methods."""
-    return median(_ratios(points))
+    return median(value for own in _ratios(points) for value in own)
 
 
 def lowered(variant: str) -> Callable[[Points], float]:
@@ -185,10 +185,10 @@ def violations(records: Sequence[BoundRecord]) -> float:
     return sum(bound.violations for own in bounds for bound in own)
 
 
-def _ratios(points: Points) -> list[float]:
-    """The ratios of the adaptive methods at all points."""
+def _ratios(points: Points) -> list[list[float]]:
+    """The ratios of the adaptive methods at each point."""
     names = points.counting(ADAPTIVE)
-    return [value for point in points.at for value in _ratios_at(point, names)]
+    return [_ratios_at(point, names) for point in points.at]
 
 
 def _ratios_at(point: Point, names: Sequence[str]) -> list[float]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from stepscope.paper.claims.verdicts import JudgedClaim, Part
+from stepscope.paper.claims.beside import Other, verdict_beside
+from stepscope.paper.claims.verdicts import STARTS, JudgedClaim, Judgment, Part
 from stepscope.paper.statistics import CONFIDENCE
-from stepscope.report import Table
+from stepscope.report import NOTHING, Table
 
 LATER_RULES = (
     ("a single violation refutes the bound", "C12", "there was none"),
@@ -27,22 +28,77 @@ LATER_RULES = (
         "the paper claims nothing of the others; of the first results C1 did not hold with them and cannot be told "
         "without, and C8 the other way round",
     ),
+    (
+        "pretrained weights decide, random ones are the contrast",
+        "all",
+        "the paper's are pretrained; the first results were from random weights, but for images",
+    ),
+    (
+        "what is claimed of every point is judged of their median too, after it, and the strict reading decides",
+        "C1, C10",
+        "the paper's words allow both",
+    ),
 )  # fmt: skip
 """Rules that came after the first results: what is claimed, of which claims, and why or what it changed."""
 
+NOT_THERE = "not measured"
 
-def claims_table(claims: Sequence[JudgedClaim]) -> Table:
-    """One row a claim."""
+
+def claims_table(claims: Sequence[JudgedClaim], others: Sequence[Other] = ()) -> Table:
+    """One row a claim and reading, with the verdict from each start.
+
+    Args:
+        claims: those of a reproduction.
+        others: reproductions that stand beside. One with other seeds on the same settings says whether a verdict is
+            stable; each other has columns.
+    """
     scales = _unique(run.scale for claim in claims for run in claim.runs)
     at_scale = f", scale{'s' * (len(scales) > 1)} {' and '.join(scales)}" if scales else ""
-    rows = tuple((claim.id, claim.statement, claim.verdict, claim.statistic, _counts(claim)) for claim in claims)
+    beside = [(other, start) for other in others for start in STARTS if _stands_beside(other, start, claims)]
+    rows = tuple(row for claim in claims for row in _rows(claim, others, beside))
     note = (
         "Each claim is split into parts with a threshold that was fixed before the results (next table). A part holds "
         f"if Student's {CONFIDENCE:.0%} interval of the seeds' mean lies wholly on the claimed side, and does not if "
         "it lies wholly beyond; one seed never tells. A claim holds if all its deciding parts do, and does not hold if "
-        "one does not."
+        "one does not. The paper's models are pretrained: those decide, and random weights are the contrast. Statistic "
+        "and seeds are of the first start that was measured. A verdict that other seeds changed is unstable."
     )
-    return Table(f"The paper's claims{at_scale}", ("claim", "statement", "verdict", "statistic", "seeds"), rows, note)
+    headers = (
+        "claim",
+        "statement",
+        *STARTS,
+        *(f"{other.name}, {start}" for other, start in beside),
+        "statistic",
+        "seeds",
+    )
+    return Table(f"The paper's claims{at_scale}", headers, rows, note)
+
+
+def _stands_beside(other: Other, start: str, claims: Sequence[JudgedClaim]) -> bool:
+    """Whether another reproduction has something of this start to say that isn't the same with other seeds."""
+    own = [(claim, judgment) for claim in claims for judgment in claim.judgments if judgment.start == start]
+    return any(other.on(*each) and not other.repeats(*each) for each in own)
+
+
+def _rows(
+    claim: JudgedClaim, others: Sequence[Other], beside: Sequence[tuple[Other, str]]
+) -> Iterator[tuple[str, ...]]:
+    readings: dict[str, dict[str, Judgment]] = {}
+    for judgment in claim.judgments:
+        readings.setdefault(judgment.reading, {})[judgment.start] = judgment
+    for reading, own in readings.items():
+        first = next(iter(own.values()))
+        # What has no start says the same of both.
+        verdicts = [own.get(start) or own.get("") for start in STARTS]
+        elsewhere = [other.says.get((claim.id, start, reading)) for other, start in beside]
+        yield (
+            claim.id,
+            f"the same, read as the {reading}" if reading else claim.statement,
+            *(verdict_beside(claim, verdict, others) if verdict else NOT_THERE for verdict in verdicts),
+            *(said.verdict if said else NOT_THERE for said in elsewhere),
+            first.statistic,
+            _counts(first),
+        )
 
 
 def parts_table(claims: Sequence[JudgedClaim]) -> Table:
@@ -51,6 +107,7 @@ def parts_table(claims: Sequence[JudgedClaim]) -> Table:
         (
             claim.id,
             part.name if part.deciding else f"({part.name})",
+            part.sample.start or NOTHING,
             f"{part.criterion.text} {part.criterion.threshold}",
             part.number,
             str(len(part.values)),
@@ -61,7 +118,7 @@ def parts_table(claims: Sequence[JudgedClaim]) -> Table:
         for claim in claims
         for part in claim.parts
     )
-    headers = ("claim", "part", "claimed", "mean over seeds", "seeds", "scale", "verdict", "remark")
+    headers = ("claim", "part", "start", "claimed", "mean over seeds", "seeds", "scale", "verdict", "remark")
     note = (
         "In square brackets Student's interval. A part in parentheses stands beside: no verdict depends on it. Of what "
         "is beyond the paper, the paper claims nothing."
@@ -93,9 +150,7 @@ def claims_json(claims: Sequence[JudgedClaim]) -> list[dict[str, Any]]:
             "id": claim.id,
             "statement": claim.statement,
             "verdict": claim.verdict,
-            "threshold": claim.threshold,
-            "statistic": claim.statistic,
-            "seeds": _unique(seed for part in claim.deciding for seed in part.values),
+            "judgments": [_judgment_json(judgment) for judgment in claim.judgments],
             "scale": ", ".join(_unique(run.scale for run in claim.runs)),
             "parts": [_part_json(part) for part in claim.parts],
             "departures": list(claim.departures),
@@ -104,10 +159,23 @@ def claims_json(claims: Sequence[JudgedClaim]) -> list[dict[str, Any]]:
     ]
 
 
+def _judgment_json(judgment: Judgment) -> dict[str, Any]:
+    return {
+        "start": judgment.start,
+        "reading": judgment.reading,
+        "verdict": judgment.verdict,
+        "threshold": judgment.threshold,
+        "statistic": judgment.statistic,
+        "seeds": judgment.seeds,
+    }
+
+
 def _part_json(part: Part) -> dict[str, Any]:
     interval = part.interval
     return {
         "name": part.name,
+        "start": part.sample.start,
+        "reading": part.criterion.reading,
         "deciding": part.deciding,
         "statistic": part.criterion.text,
         "threshold": part.criterion.threshold,
@@ -126,11 +194,11 @@ def _scales(part: Part) -> str:
     return ", ".join(_unique(run.scale for run in part.sample.runs))
 
 
-def _counts(claim: JudgedClaim) -> str:
+def _counts(judgment: Judgment) -> str:
     """How many seeds each deciding part has: a number, or from fewest to most."""
-    counts = [len(part.values) for part in claim.deciding]
+    counts = [len(part.values) for part in judgment.parts]
     if not counts:
-        return "-"
+        return NOTHING
     return str(counts[0]) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 
 

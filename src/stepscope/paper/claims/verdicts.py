@@ -5,6 +5,9 @@ before any result). Student's 95% interval of the seeds' mean decides: a *part*,
 the interval lies wholly on the claimed side of the threshold, *does not hold* if it lies wholly beyond, and else
 *cannot tell*. A claim holds if all its deciding parts do, and does not if one does not. Only whole seeds count, and one
 seed never tells. An interval that touches a strict threshold can't tell, as between a variant and its equal original.
+
+The paper's models are pretrained, so from pretrained weights a claim is decided; from random ones, the contrast, it is
+judged by the same rule beside it. Where the paper's words allow a weaker reading, that is judged too, after the strict.
 """
 
 from __future__ import annotations
@@ -26,6 +29,10 @@ HOLDS, FAILS, UNCLEAR = "holds", "does not hold", "cannot tell"
 FEW = 3
 """Parts that a claim's line names one by one."""
 
+PRETRAINED, RANDOM = "pretrained", "random"
+STARTS = (PRETRAINED, RANDOM)
+"""Where weights begin; the first decides where both were measured."""
+
 Key = tuple[Any, ...]
 """What tells the measurements of one seed apart."""
 
@@ -44,6 +51,7 @@ class Sample:
         seeds: ``{seed: what the statistic takes}``, whole seeds only.
         remarks: why it can't decide, or what is missing.
         deciding: whether the claim's verdict may depend on it.
+        start: where its weights began, one of `STARTS`; empty where it has none.
         task: its task, where that decides what the paper claims of it.
         beyond: why the paper doesn't claim it of this; then no verdict depends on it. Empty where the paper does.
     """
@@ -53,6 +61,7 @@ class Sample:
     seeds: Mapping[Any, Any] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     deciding: bool = True
+    start: str = ""
     task: str = ""
     beyond: str = ""
 
@@ -71,6 +80,7 @@ class Criterion:
         always: whether it is claimed of every single case, so that one seed on the other side refutes it, whatever the
             mean of several.
         optimizer: whose number it is; empty where it is of several optimizers, or of none.
+        reading: of a weaker reading of the paper's words, what it is called; empty for the strict one.
     """
 
     relation: str
@@ -81,6 +91,7 @@ class Criterion:
     deciding: bool = True
     always: bool = False
     optimizer: str = ""
+    reading: str = ""
 
     def verdict(self, interval: MeanInterval) -> str:
         """The rule, for the interval of the seeds' mean."""
@@ -182,6 +193,54 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Judgment:
+    """What is said of a claim from one start, in one reading.
+
+    Attributes:
+        start: one of `STARTS`; empty where no part has one.
+        reading: empty for the strict one.
+        parts: those that decide.
+    """
+
+    start: str
+    reading: str
+    parts: tuple[Part, ...]
+
+    @property
+    def verdict(self) -> str:
+        """``"holds"``, ``"does not hold"`` or ``"cannot tell"``."""
+        verdicts = {part.verdict for part in self.parts}
+        if FAILS in verdicts:
+            return FAILS
+        return HOLDS if verdicts == {HOLDS} else UNCLEAR
+
+    @property
+    def threshold(self) -> str:
+        """What is claimed of which number, in words."""
+        return "; ".join(dict.fromkeys(f"{part.criterion.text} {part.criterion.threshold}" for part in self.parts))
+
+    @property
+    def seeds(self) -> list[Any]:
+        """All that count, each once."""
+        return list(dict.fromkeys(seed for part in self.parts for seed in part.values))
+
+    @property
+    def statistic(self) -> str:
+        """The numbers in words, of many parts the least and the greatest; and how many parts hold."""
+        if not self.parts:
+            return "not measured"
+        shown = self.parts
+        measured = sorted((part for part in shown if part.values), key=lambda part: mean(part.values.values()))
+        if len(shown) > FEW and len(measured) > 1:
+            shown = (measured[0], measured[-1])
+        numbers = (" to " if len(shown) < len(self.parts) else "; ").join(f"{p.name} {p.number}" for p in shown)
+        verdicts = [part.verdict for part in self.parts]
+        held, failed = verdicts.count(HOLDS), verdicts.count(FAILS)
+        against = f", {failed} {'does' if failed == 1 else 'do'} not" if failed else ""
+        return f"{numbers}; {held} of {len(verdicts)} {'holds' if held == 1 else 'hold'}{against}"
+
+
+@dataclass(frozen=True)
 class JudgedClaim:
     """What the records say of a claim.
 
@@ -206,37 +265,23 @@ class JudgedClaim:
         return departures(self.runs)
 
     @property
-    def deciding(self) -> tuple[Part, ...]:
-        """The parts that its verdict depends on."""
-        return tuple(part for part in self.parts if part.deciding)
+    def judgments(self) -> list[Judgment]:
+        """From each start that was measured, in each reading: first what decides."""
+        deciding = [part for part in self.parts if part.deciding]
+        own = {part.sample.start for part in deciding}
+        starts = [start for start in STARTS if start in own] or [""]
+        return [
+            Judgment(start, reading, tuple(
+                part for part in deciding if part.sample.start in (start, "") and part.criterion.reading == reading
+            ))
+            for reading in dict.fromkeys(part.criterion.reading for part in deciding) or [""]
+            for start in starts
+        ]  # fmt: skip
 
     @property
     def verdict(self) -> str:
-        """``"holds"``, ``"does not hold"`` or ``"cannot tell"``."""
-        verdicts = {part.verdict for part in self.deciding}
-        if FAILS in verdicts:
-            return FAILS
-        return HOLDS if verdicts == {HOLDS} else UNCLEAR
-
-    @property
-    def threshold(self) -> str:
-        """What is claimed of which number, in words."""
-        return "; ".join(dict.fromkeys(f"{part.criterion.text} {part.criterion.threshold}" for part in self.deciding))
-
-    @property
-    def statistic(self) -> str:
-        """The numbers in words, of many parts the least and the greatest; and how many parts hold."""
-        if not self.deciding:
-            return "not measured"
-        shown = self.deciding
-        measured = sorted((part for part in shown if part.values), key=lambda part: mean(part.values.values()))
-        if len(shown) > FEW and len(measured) > 1:
-            shown = (measured[0], measured[-1])
-        numbers = (" to " if len(shown) < len(self.deciding) else "; ").join(f"{p.name} {p.number}" for p in shown)
-        verdicts = [part.verdict for part in self.deciding]
-        held, failed = verdicts.count(HOLDS), verdicts.count(FAILS)
-        against = f", {failed} {'does' if failed == 1 else 'do'} not" if failed else ""
-        return f"{numbers}; {held} of {len(verdicts)} {'holds' if held == 1 else 'hold'}{against}"
+        """``"holds"``, ``"does not hold"`` or ``"cannot tell"``: read strictly, from the start that decides."""
+        return self.judgments[0].verdict
 
 
 def _part(sample: Sample, criterion: Criterion) -> Part:

@@ -26,7 +26,7 @@ from stepscope.objective import IGNORED_LABEL
 from stepscope.paper.experiments.along_trajectories import AlongTrajectories, Point
 from stepscope.paper.experiments.command_lines import AGREEMENT, sources_of
 from stepscope.paper.experiments.compared_optimizers import measured_directions
-from stepscope.paper.experiments.experiment import Progress, Unit, described
+from stepscope.paper.experiments.experiment import Asked, Progress, Unit, described
 from stepscope.paper.experiments.training import sources_by_task
 from stepscope.paper.experiments.trajectory import TrajectoryExperiment
 from stepscope.paper.records import AgreementRecord
@@ -120,15 +120,15 @@ class AgreementExperiment(AlongTrajectories[AgreementRecord]):
     @override
     def from_options(cls, options: argparse.Namespace) -> AgreementExperiment:
         sources = sources_by_task(sources_of(options.source))
-        return cls.of_reproduction(options.scale, (0,), "ours", sources)[0]
+        return cls.of_reproduction(Asked(options.scale, (0,), "ours", sources, tuple(TASKS)))[0]
 
     @classmethod
     @override
-    def of_reproduction(
-        cls, scale: str, seeds: tuple[int, ...], settings: str, sources: Mapping[str, str]
-    ) -> list[AgreementExperiment]:
-        trajectories = TrajectoryExperiment.of_reproduction(scale, seeds, settings, sources)
-        return [cls(scale, {along.run_name.removeprefix(f"{along.entry.name}-"): along for along in trajectories})]
+    def of_reproduction(cls, asked: Asked) -> list[AgreementExperiment]:
+        trajectories = TrajectoryExperiment.of_reproduction(asked)
+        return [
+            cls(asked.scale, {along.run_name.removeprefix(f"{along.entry.name}-"): along for along in trajectories})
+        ]
 
     @property
     @override

@@ -100,13 +100,19 @@ def add_settings(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_start(command: argparse.ArgumentParser) -> None:
+    """``--start``: where the weights begin."""
+    text = "pretrained (the default) or random weights"
+    command.add_argument("--start", default="pretrained", metavar="START", help=text)
+
+
 def _trajectory_options(command: argparse.ArgumentParser) -> None:
     add_source(command)
     add_seeds(command, 0)
     command.add_argument(
         "--task", default="translation", metavar="TASK", help="translation (the default), code, sentiment or images"
     )
-    command.add_argument("--pretrained", action="store_true", help="of images: begin with pretrained weights")
+    add_start(command)
 
 
 def _agreement_options(command: argparse.ArgumentParser) -> None:
@@ -117,6 +123,7 @@ def _convergence_options(command: argparse.ArgumentParser) -> None:
     add_sources(command)
     add_seeds(command, 0, 1, 2)
     add_settings(command)
+    add_start(command)
     default = ("translation", "code")
     command.add_argument(
         "--tasks", nargs="+", default=list(default), metavar="TASK", help=f"default: {' '.join(default)}"
@@ -143,7 +150,7 @@ Measures the directions of 17 optimizers along two trainings of one task, by SGD
 many updates as the paper (Tables 1, 4-7 and 9, Figures 1-4).
 
   stepscope run trajectory --task code               about 4 minutes a seed
-  stepscope run trajectory --task images --pretrained --seeds 0 1 2
+  stepscope run trajectory --task images --start random --seeds 0 1 2
   stepscope run trajectory --scale smoke             seconds, to see that it works
 """,
     add_options=_trajectory_options,
@@ -229,6 +236,10 @@ EXPERIMENTS: dict[str, Entry] = {
     entry.name: entry for entry in (TRAJECTORY, AGREEMENT, CONVERGENCE, ROBUSTNESS, THEORY)
 }
 """In the paper's order: that of the plan of `stepscope reproduce`, and of its page."""
+
+
+MEASURED_TASKS = ("translation", "code", "images")
+"""Along whose trainings a reproduction measures directions: those of the paper. It measures none on sentiment."""
 
 
 def letters() -> list[str]:

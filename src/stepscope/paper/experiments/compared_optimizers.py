@@ -136,6 +136,11 @@ def demonstrated() -> tuple[str, ...]:
     return tuple(name for name, rule in RULES.items() if rule.measured is True)
 
 
+def papers_directions() -> tuple[str, ...]:
+    """The directions of a reproduction: those of optimizers that the paper compares too."""
+    return tuple(name for name, rule in RULES.items() if rule.measured and rule.settings)
+
+
 TRAINING: dict[str, Callable[[Parameters, float], Optimizer]] = {"sgd": _sgd, "adam": torch.optim.Adam}
 """Training optimizers, by the name of their trajectory."""
 

@@ -22,13 +22,14 @@ from stepscope.objective import Objective
 from stepscope.paper.claims.losses import conclusion, finals_of, pairs_of
 from stepscope.paper.experiments.command_lines import CONVERGENCE, sources_of
 from stepscope.paper.experiments.compared_optimizers import RULES, contenders
-from stepscope.paper.experiments.experiment import Experiment, Progress, Unit, described
+from stepscope.paper.experiments.experiment import Asked, Experiment, Progress, Unit, described
 from stepscope.paper.experiments.search import Search
 from stepscope.paper.experiments.training import accumulate, at_home, check_settings, count_of, part_size, unmasked
 from stepscope.paper.records import LossRecord
 from stepscope.paper.report.loss_tables import TERMS, loss_figures, loss_numbers, loss_table, verdict_table
 from stepscope.paper.tasks import Task
 from stepscope.paper.tasks.catalogue import TASKS
+from stepscope.paper.tasks.pretraining import check_start
 from stepscope.report import Table
 
 SEARCH_SEED = 2**31 - 1
@@ -57,6 +58,8 @@ _SIZES = {
     "smoke": _Size(12, 3, _QUICK, {}),
     # More steps of smaller batches, and an evaluation batch that is large enough to tell losses apart.
     "cpu": _Size(150, 10, Search(), {"batch_size": 32, "eval_size": 128, "micro_batch_size": 64}),
+    # Ten times the parameters: not the whole search.
+    "desk": _Size(200, 10, _QUICK, {"batch_size": 32, "eval_size": 128, "micro_batch_size": 64}),
     # Half an hour of one GPU is not enough for the whole search.
     "gpu": _Size(200, 10, _QUICK, {"batch_size": 64, "eval_size": 128, "micro_batch_size": 64}),
     # As many updates as the paper's 20 epochs of ten batches.
@@ -114,7 +117,7 @@ class ConvergenceExperiment(Experiment[LossRecord]):
 
     @override
     def context(self, tasks: Mapping[str, Task]) -> dict[str, Any]:
-        return {"tasks": {name: described(task, TASKS[name].title) for name, task in tasks.items()}}
+        return {"tasks": {name: described(task, TASKS[name].title, self.seeds) for name, task in tasks.items()}}
 
     @override
     def units(self) -> list[Unit]:
@@ -173,15 +176,18 @@ class ConvergenceExperiment(Experiment[LossRecord]):
             tasks=tuple(options.tasks),
             sources=sources_of(options.source),
             seeds=tuple(options.seeds),
+            start=options.start,
         )
 
     @classmethod
     @override
-    def of_reproduction(
-        cls, scale: str, seeds: tuple[int, ...], settings: str, sources: Mapping[str, str]
-    ) -> list[ConvergenceExperiment]:
-        given = {task: sources[task] for task in ("translation", "code")}
-        return [convergence_experiment(scale, settings=settings, tasks=tuple(given), sources=given, seeds=seeds)]
+    def of_reproduction(cls, asked: Asked) -> list[ConvergenceExperiment]:
+        given = {task: asked.sources[task] for task in ("translation", "code")}
+        return [
+            convergence_experiment(
+                asked.scale, settings=asked.settings, tasks=tuple(given), sources=given, seeds=asked.seeds
+            )
+        ]
 
     @property
     @override
@@ -197,15 +203,18 @@ def convergence_experiment(
     tasks: Sequence[str] = ("translation", "code"),
     sources: Mapping[str, str] | None = None,
     seeds: tuple[int, ...] = (0, 1, 2),
+    start: str = "pretrained",
 ) -> ConvergenceExperiment:
     """The experiment at one of its sizes.
 
     Args:
-        scale: ``"smoke"`` (to see that it works), ``"cpu"`` (within an hour on two cores), ``"gpu"`` or ``"paper"``.
+        scale: ``"smoke"`` (to see that it works), ``"cpu"`` (within an hour on two cores), ``"desk"``, ``"gpu"``
+            or ``"paper"``.
         settings: ``"text"``, ``"code"`` or ``"ours"``.
         tasks: names in `stepscope.paper.tasks.catalogue.TASKS`.
         sources: ``{task: where its data come from}``; ``"auto"`` for those not named.
         seeds: see `ConvergenceExperiment`.
+        start: ``"pretrained"`` or ``"random"`` weights.
 
     Raises:
         UsageError: an unknown name, or seeds that can't be used.
@@ -216,6 +225,7 @@ def convergence_experiment(
         (['translation', 'code'], True)
     """
     check_settings(scale, _SIZES, seeds)
+    check_start(start)
     if SEARCH_SEED in seeds:
         raise UsageError(f"seed {SEARCH_SEED} is the one that learning rates are looked for with: choose another")
     if not tasks or len(set(tasks)) < len(tasks) or not set(tasks) <= set(TASKS):
@@ -226,7 +236,7 @@ def convergence_experiment(
     return ConvergenceExperiment(
         scale=scale,
         settings=settings,
-        tasks={name: replace(TASKS[name].scales[scale], **size.task) for name in tasks},
+        tasks={name: replace(TASKS[name].scales[scale], **size.task, start=start) for name in tasks},
         sources={name: (sources or {}).get(name, "auto") for name in tasks},
         optimizers=contenders(settings),
         steps=size.steps,

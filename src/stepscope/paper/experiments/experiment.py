@@ -42,6 +42,25 @@ class Unit(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What is asked for of a whole reproduction.
+
+    Attributes:
+        scale: the size of all runs.
+        seeds: of each run.
+        settings: ``"text"``, ``"code"`` or ``"ours"``: `stepscope.paper.experiments.compared_optimizers.SETTINGS`.
+        sources: ``{task: where its data come from}``, of all tasks.
+        tasks: those along whose trainings directions are measured.
+    """
+
+    scale: str
+    seeds: tuple[int, ...]
+    settings: str
+    sources: Mapping[str, str]
+    tasks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Experiment(ABC, Generic[AnyRecord]):
     """What is measured, and what is shown of it; generic in the type of its records.
 
@@ -211,16 +230,8 @@ class Experiment(ABC, Generic[AnyRecord]):
         """
 
     @classmethod
-    def of_reproduction(
-        cls, scale: str, seeds: tuple[int, ...], settings: str, sources: Mapping[str, str]  # noqa: ARG003
-    ) -> list[Self]:  # fmt: skip
+    def of_reproduction(cls, asked: Asked) -> list[Self]:  # noqa: ARG003
         """The runs that `stepscope reproduce` makes of it.
-
-        Args:
-            scale: the size of all of them.
-            seeds: of each run.
-            settings: ``"text"``, ``"code"`` or ``"ours"``: `stepscope.paper.experiments.compared_optimizers.SETTINGS`.
-            sources: ``{task: where its data come from}``, of all tasks.
 
         Raises:
             UsageError: an unknown scale or setting, or seeds that can't be used.
@@ -233,14 +244,16 @@ class Experiment(ABC, Generic[AnyRecord]):
         return f"{len(self.units())} units"
 
 
-def described(task: Task, title: str) -> dict[str, Any]:
+def described(task: Task, title: str, seeds: Sequence[int] = ()) -> dict[str, Any]:
     """What a reader has to know of a task.
 
     Args:
         task: the task.
         title: what its kind of model is called, such as ``"T5"``.
+        seeds: of the units. A model that is pretrained on the spot is pretrained for each here, and how far is told.
     """
     count = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
+    pretrained = [{"seed": seed, **(task.seeded(seed).pretraining or {})} for seed in seeds if task.pretraining]
     return {
         "source": asdict(task.source),
         "model": {
@@ -249,6 +262,7 @@ def described(task: Task, title: str) -> dict[str, Any]:
             "parameters": count,
         },
         "evaluation": {"examples": sum(len(batch["labels"]) for batch in task.eval_batches)},
+        **({"pretraining": pretrained} if pretrained else {}),
     }
 
 
@@ -282,7 +296,7 @@ def run(
     begun = RunDirectory.check(out, configuration)
     if begun is not None and not _unfinished(experiment, read_run(out, experiment.record)[1]):
         return 0
-    progress(0.0, "preparing the data")
+    progress(0.0, "preparing data and weights")
     try:
         tasks, context = _prepared(experiment, begun, out)
         with RunDirectory.open(out, experiment.record, configuration, context=context) as directory:

@@ -22,7 +22,7 @@ from stepscope.measuring import check_removal, chosen_names, gauss_newton, remov
 from stepscope.objective import Objective
 from stepscope.paper.experiments.along_trajectories import AlongTrajectories, Point
 from stepscope.paper.experiments.command_lines import ROBUSTNESS
-from stepscope.paper.experiments.experiment import Progress, Unit, described
+from stepscope.paper.experiments.experiment import Asked, Progress, Unit, described
 from stepscope.paper.experiments.training import GPU_SCALES, at_home, check_settings, count_of
 from stepscope.paper.records import SmoothnessRecord
 from stepscope.paper.report.evidence import robustness_tables
@@ -187,10 +187,8 @@ class RobustnessExperiment(AlongTrajectories[SmoothnessRecord]):
 
     @classmethod
     @override
-    def of_reproduction(
-        cls, scale: str, seeds: tuple[int, ...], settings: str, sources: Mapping[str, str]
-    ) -> list[RobustnessExperiment]:
-        return [robustness_experiment(scale, source=sources["sentiment"], seeds=seeds)]
+    def of_reproduction(cls, asked: Asked) -> list[RobustnessExperiment]:
+        return [robustness_experiment(asked.scale, source=asked.sources["sentiment"], seeds=asked.seeds)]
 
     @property
     @override
@@ -205,8 +203,8 @@ def robustness_experiment(
     """The experiment at one of its sizes.
 
     Args:
-        scale: ``"smoke"`` (seconds; to see that it works), ``"cpu"`` (minutes on two cores), ``"gpu"`` or ``"paper"``
-            (the paper's own model and data, of the Hub).
+        scale: ``"smoke"`` (seconds; to see that it works), ``"cpu"`` (minutes on two cores), ``"desk"``, ``"gpu"`` or
+            ``"paper"`` (the paper's own model and data, of the Hub).
         source: where the reviews come from, see `stepscope.paper.tasks.sources.reviews.load_reviews`.
         seeds: see `RobustnessExperiment`.
         pretrained: whether to begin with the pretrained encoder (22.7 million parameters) in the place of a small one
@@ -240,7 +238,8 @@ def robustness_experiment(
             f"--pretrained is for the scales smoke and cpu: at the scale {scale} the task says how it starts"
         )
     found = replace(found, groups=_OF_LAYERS, training_lr=_PRETRAINED_LR, draws=1)
+    task = replace(task, pretrained="minilm", start="pretrained")
     if scale == "smoke":
-        return replace(found, task=replace(found.task, pretrained="minilm", batch_size=2, eval_size=4), batches=2)
-    task = replace(task, pretrained="minilm", batch_size=8, eval_size=32, max_tokens=64)
+        return replace(found, task=replace(task, batch_size=2, eval_size=4), batches=2)
+    task = replace(task, batch_size=8, eval_size=32, max_tokens=64)
     return replace(found, task=task, steps=(1, 10, 40), batches=2)

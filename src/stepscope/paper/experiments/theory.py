@@ -23,7 +23,7 @@ from stepscope.paper.experiments.bounds import FAMILIES, bound_group, bound_reco
 from stepscope.paper.experiments.command_lines import THEORY
 from stepscope.paper.experiments.compared_optimizers import TRAINING
 from stepscope.paper.experiments.correlation import coordinate_values, correlation_record, scope_coordinates, scope_size
-from stepscope.paper.experiments.experiment import Progress, Unit, described
+from stepscope.paper.experiments.experiment import Asked, Progress, Unit, described
 from stepscope.paper.experiments.training import at_home, check_settings, count_of
 from stepscope.paper.records import CorrelationRecord, Rank, TheoryRecord
 from stepscope.paper.report.evidence import theory_tables
@@ -224,10 +224,8 @@ class TheoryExperiment(AlongTrajectories[TheoryRecord]):
 
     @classmethod
     @override
-    def of_reproduction(
-        cls, scale: str, seeds: tuple[int, ...], settings: str, sources: Mapping[str, str]
-    ) -> list[TheoryExperiment]:
-        return [theory_experiment(scale, source=sources[TRANSLATION], seeds=seeds)]
+    def of_reproduction(cls, asked: Asked) -> list[TheoryExperiment]:
+        return [theory_experiment(asked.scale, source=asked.sources[TRANSLATION], seeds=asked.seeds)]
 
     @property
     @override
@@ -240,8 +238,8 @@ def theory_experiment(scale: str = "cpu", *, source: str = "auto", seeds: tuple[
     """The experiment at one of its sizes.
 
     Args:
-        scale: ``"smoke"`` (seconds; to see that it works), ``"cpu"`` (minutes on one core), ``"gpu"`` or ``"paper"``
-            (the T5 of that size; the small models are the same).
+        scale: ``"smoke"`` (seconds; to see that it works), ``"cpu"`` (minutes on one core), ``"desk"``, ``"gpu"`` or
+            ``"paper"`` (the T5 of that size; the small models are the same).
         source: where the sentence pairs come from, see `stepscope.paper.tasks.sources.sentences.load_pairs`.
         seeds: see `TheoryExperiment`.
 

@@ -17,36 +17,47 @@ from stepscope.errors import UsageError
 from stepscope.measuring import measure
 from stepscope.paper.experiments.along_trajectories import AlongTrajectories, Point
 from stepscope.paper.experiments.command_lines import TRAJECTORY
-from stepscope.paper.experiments.compared_optimizers import demonstrated, measured_directions
-from stepscope.paper.experiments.experiment import Progress, Unit, described
+from stepscope.paper.experiments.compared_optimizers import demonstrated, measured_directions, papers_directions
+from stepscope.paper.experiments.experiment import Asked, Progress, Unit, described
 from stepscope.paper.experiments.training import at_home, check_settings, count_of, part_size, unmasked
 from stepscope.paper.report.directions import direction_figures, direction_numbers, direction_tables
 from stepscope.paper.tasks import Task
 from stepscope.paper.tasks.catalogue import TASKS
+from stepscope.paper.tasks.pretraining import STARTS, check_start
 from stepscope.report import directions_of, print_directions, render_report, summary_sentence
 from stepscope.runs import DirectionRecord
 
 # As many updates as the paper's have seen in the middle of epochs 2, 5, 10 and 20, with ten batches an epoch.
 _PAPERS = (15, 45, 95, 195)
-_STEPS = {"smoke": (2, 6), "cpu": _PAPERS, "gpu": _PAPERS, "paper": _PAPERS}
+_STEPS = {
+    "smoke": (2, 6),
+    "cpu": _PAPERS,
+    "desk": tuple(2 * step for step in _PAPERS),
+    "gpu": _PAPERS,
+    "paper": _PAPERS,
+}
 _DEMO_STEPS = {"smoke": (2, 6), "cpu": (10, 60)}
 
-_RATES: dict[str, dict[str, float]] = {
-    "translation": {"sgd": 1.0, "adam": 2e-4},
-    "code": {"sgd": 1.0, "adam": 2e-4},
-    "sentiment": {"sgd": 0.3, "adam": 1e-3},
-    "images": {"sgd": 0.1, "adam": 2e-4},
+_RATES: dict[str, dict[str, dict[str, float]]] = {
+    "pretrained": {
+        "translation": {"sgd": 1e-3, "adam": 2e-4},
+        "code": {"sgd": 3e-5, "adam": 2e-4},
+        "sentiment": {"sgd": 0.03, "adam": 5e-5},
+        "images": {"sgd": 0.1, "adam": 2e-4},
+    },
+    "random": {
+        "translation": {"sgd": 1.0, "adam": 2e-4},
+        "code": {"sgd": 1.0, "adam": 2e-4},
+        "sentiment": {"sgd": 0.3, "adam": 1e-3},
+        "images": {"sgd": 0.1, "adam": 2e-4},
+    },
 }
-"""Learning rates of the training optimizers, by task, for random weights. Adam's is the paper's but for the small BERT,
-which would stay at chance."""
+"""Learning rates of the training optimizers, by start and task.
 
-_PAPERS_RATES = {
-    "translation": {"sgd": 1e-3, "adam": 2e-4},
-    "code": {"sgd": 3e-5, "adam": 2e-4},
-    "sentiment": {"sgd": 0.03, "adam": 5e-5},
-    "images": {"sgd": 0.1, "adam": 2e-4},
-}
-"""The same for pretrained weights: SGD's on the first two tasks are those of the paper's Table 3."""
+From pretrained weights they are the paper's on the first two tasks: Adam's as its script has it, and SGD's of its Table
+3, which is an assumption, since what the trajectories had isn't recoverable. From random weights SGD learns something
+with these, and Adam's is the paper's but for the small BERT, which would stay at chance.
+"""
 
 
 @dataclass(frozen=True)
@@ -83,8 +94,7 @@ class TrajectoryExperiment(AlongTrajectories[DirectionRecord]):
     @property
     @override
     def run_name(self) -> str:
-        pretrained = self.kind == "images" and self.task.initialisation == "pretrained"
-        return f"{self.entry.name}-{self.kind}{'-pretrained' * pretrained}"
+        return f"{self.entry.name}-{self.kind}-{self.task.start}"
 
     @override
     def data_sources(self) -> Mapping[str, str]:
@@ -97,7 +107,8 @@ class TrajectoryExperiment(AlongTrajectories[DirectionRecord]):
 
     @override
     def context(self, tasks: Mapping[str, Task]) -> dict[str, Any]:
-        return {**described(tasks[self.kind], TASKS[self.kind].title), "task": tasks[self.kind].name}
+        task = tasks[self.kind]
+        return {**described(task, TASKS[self.kind].title, self.seeds), "task": task.name}
 
     @override
     def units(self) -> list[Unit]:
@@ -167,20 +178,21 @@ class TrajectoryExperiment(AlongTrajectories[DirectionRecord]):
     def from_options(cls, options: argparse.Namespace) -> TrajectoryExperiment:
         seeds = tuple(options.seeds)
         return trajectory_experiment(
-            options.scale, options.task, source=options.source, seeds=seeds, pretrained=options.pretrained
+            options.scale, options.task, source=options.source, seeds=seeds, start=options.start
         )
 
     @classmethod
     @override
-    def of_reproduction(
-        cls, scale: str, seeds: tuple[int, ...], settings: str, sources: Mapping[str, str]
-    ) -> list[TrajectoryExperiment]:
-        masked = settings != "code"
-        starts = [*((kind, False) for kind in TASKS), ("images", True)]
-        return [
-            trajectory_experiment(scale, kind, source=sources[kind], seeds=seeds, pretrained=start, masked=masked)
-            for kind, start in starts
+    def of_reproduction(cls, asked: Asked) -> list[TrajectoryExperiment]:
+        masked = asked.settings != "code"
+        runs = [
+            trajectory_experiment(
+                asked.scale, kind, source=asked.sources[kind], seeds=asked.seeds, start=start, masked=masked
+            )
+            for start in STARTS
+            for kind in asked.tasks
         ]
+        return [replace(run, directions=papers_directions()) for run in runs]
 
     @property
     @override
@@ -195,22 +207,23 @@ def trajectory_experiment(
     *,
     source: str = "auto",
     seeds: tuple[int, ...] = (0,),
-    pretrained: bool = False,
+    start: str = "pretrained",
     masked: bool = True,
 ) -> TrajectoryExperiment:
     """The experiment on one task, at one of its sizes.
 
     Args:
-        scale: ``"smoke"`` (seconds; to see that it works), ``"cpu"`` (minutes on two cores), ``"gpu"`` or ``"paper"``
-            (the paper's own models and data, of the Hub).
+        scale: ``"smoke"`` (seconds; to see that it works), ``"cpu"`` (minutes on two cores), ``"desk"`` (an
+            afternoon on them: models ten times as large, twice the steps), ``"gpu"`` or ``"paper"`` (the paper's own
+            models and data, of the Hub).
         kind: a name in `stepscope.paper.tasks.catalogue.TASKS`.
         source: where its data come from.
         seeds: see `TrajectoryExperiment`.
-        pretrained: whether the images' model is pretrained, as the paper's was.
+        start: ``"pretrained"``, as the paper's models are, or ``"random"``, the contrast.
         masked: see `TrajectoryExperiment`.
 
     Raises:
-        UsageError: an unknown scale or task, seeds that can't be used, or a task that has no pretrained weights.
+        UsageError: an unknown scale, task or start, or seeds that can't be used.
 
     Example:
         >>> trajectory_experiment("cpu", "code").steps
@@ -219,17 +232,14 @@ def trajectory_experiment(
     check_settings(scale, _STEPS, seeds)
     if kind not in TASKS:
         raise UsageError(f"no task {kind!r}: choose {', '.join(TASKS)}")
-    task = TASKS[kind].scales[scale]
-    if pretrained and kind != "images":
-        raise UsageError(f"pretrained weights are for images, not for {kind}")
-    if kind == "images":
-        task = replace(task, initialisation="pretrained" if pretrained else "random")
-    rates = _PAPERS_RATES if scale == "paper" else _RATES
-    return TrajectoryExperiment(scale, kind, task, source, rates[kind], steps=_STEPS[scale], seeds=seeds, masked=masked)
+    check_start(start)
+    task = replace(TASKS[kind].scales[scale], start=start)
+    rates = _RATES[start][kind]
+    return TrajectoryExperiment(scale, kind, task, source, rates, steps=_STEPS[scale], seeds=seeds, masked=masked)
 
 
 def demonstration(scale: str = "cpu", *, source: str = "auto", seeds: tuple[int, ...] = (0,)) -> TrajectoryExperiment:
-    """The demo: the experiment on the translation task, with fewer steps and directions.
+    """The demo: the experiment on the translation task from random weights, with fewer steps and directions.
 
     Args:
         scale: see `trajectory_experiment`.
@@ -244,5 +254,5 @@ def demonstration(scale: str = "cpu", *, source: str = "auto", seeds: tuple[int,
         (2, 6)
     """
     check_settings(scale, _DEMO_STEPS, seeds)
-    whole = trajectory_experiment(scale, source=source, seeds=seeds)
+    whole = trajectory_experiment(scale, source=source, seeds=seeds, start="random")
     return replace(whole, steps=_DEMO_STEPS[scale], directions=demonstrated())

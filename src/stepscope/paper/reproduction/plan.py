@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from stepscope.errors import UsageError
-from stepscope.paper.experiments.command_lines import EXPERIMENTS, letters
-from stepscope.paper.experiments.experiment import Experiment, Progress, run
+from stepscope.paper.experiments.command_lines import EXPERIMENTS, MEASURED_TASKS, letters
+from stepscope.paper.experiments.experiment import Asked, Experiment, Progress, run
 from stepscope.paper.experiments.training import sources_by_task
 from stepscope.paper.experiments.workers import Tell, check_processes, run_jobs
+from stepscope.paper.tasks.catalogue import TASKS
 from stepscope.runs import read_head
 
 
@@ -35,9 +36,10 @@ def reproduction(
     scale: str = "cpu",
     *,
     only: Iterable[str] | None = None,
-    seeds: tuple[int, ...] = (0, 1, 2),
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
     settings: str = "ours",
     sources: Mapping[str, str] | None = None,
+    tasks: Sequence[str] = MEASURED_TASKS,
 ) -> list[Experiment[Any]]:
     """The runs of a reproduction.
 
@@ -49,6 +51,7 @@ def reproduction(
             `stepscope.paper.experiments.compared_optimizers.SETTINGS`. As the published code has it, models get no
             attention mask.
         sources: ``{task: where its data come from}``; ``"auto"`` for those not named.
+        tasks: those along whose trainings A measures directions.
 
     Raises:
         UsageError: an unknown letter, task, scale or setting, or seeds that can't be used.
@@ -63,12 +66,14 @@ def reproduction(
         raise UsageError(f"no experiment {unknown[0]!r}: choose of {', '.join(known)}")
     if not wanted:
         raise UsageError(f"no experiment is asked for: choose of {', '.join(known)}")
-    given = sources_by_task(sources or {})
+    if unknown := [task for task in tasks if task not in TASKS]:
+        raise UsageError(f"no task {unknown[0]!r}: choose {', '.join(TASKS)}")
+    asked = Asked(scale, seeds, settings, sources_by_task(sources or {}), tuple(dict.fromkeys(tasks)))
     return [
         experiment
         for entry in EXPERIMENTS.values()
         if entry.letter in wanted
-        for experiment in entry.load().of_reproduction(scale, seeds, settings, given)
+        for experiment in entry.load().of_reproduction(asked)
     ]
 
 

@@ -59,6 +59,7 @@ def write_reproduction(
     claims: Sequence[Table] = (),
     progress: Progress = lambda part, what: None,  # noqa: ARG005
     *,
+    opening: str = "",
     draw: bool = True,
 ) -> list[Path]:
     """Writes the tables, the figures and the page of a reproduction beside its runs.
@@ -71,6 +72,7 @@ def write_reproduction(
         runs: those in it (`stepscope.paper.experiments.run_files.read_runs`); some may be unfinished or missing.
         claims: tables for the top of the page.
         progress: told the part that is done, and what is written next.
+        opening: what the page begins with, in words.
         draw: whether to draw the figures. Without it those that were drawn before stay, unless their records are newer.
 
     Returns:
@@ -121,7 +123,8 @@ def write_reproduction(
     summary = f"{len(parts)} run{'s' if len(parts) > 1 else ''} at scale {' and '.join(scales)}."
     page = render(
         "reproduction.html", "Reproduction", summary, sections, facts=[], names=names, charts=charts, claims=tops,
-        undrawn=any(figure.specification() is not None for figure in undrawn), templates="stepscope.paper.report",
+        undrawn=any(figure.specification() is not None for figure in undrawn), opening=opening,
+        templates="stepscope.paper.report",
     )  # fmt: skip
     write_atomically(out / PAGE, page.encode(errors="replace"))
     written.append(out / PAGE)

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from stepscope.errors import UsageError, require
-from stepscope.paper.tasks.batching import chosen
+from stepscope.paper.tasks.batching import chosen, halves
 from stepscope.paper.tasks.pretrained import undropped
+from stepscope.paper.tasks.pretraining import Pretraining
 from stepscope.paper.tasks.sources.programs import load_programs
 from stepscope.paper.tasks.task import Task
-from stepscope.paper.tasks.text import END, PAD, TextConfig, check_text, published_text, text_task, tokens_of
+from stepscope.paper.tasks.text import (
+    END,
+    PAD,
+    TextConfig,
+    TextLesson,
+    check_text,
+    published_text,
+    text_task,
+    tokens_of,
+)
 
 GPT_NEO = {"gpt_neo": "GPTNeoForCausalLM"}
 
@@ -66,6 +76,20 @@ SCALES = {
         eval_size=80,
         micro_batch_size=20,
         max_tokens=48,
+        pretraining=Pretraining(steps=1_200, batch_size=32, lr=5e-3),
+    ),
+    "desk": CodeConfig(
+        pieces=10_240,
+        vocabulary=4_096,
+        hidden=192,
+        layers=4,
+        heads=6,
+        window=16,
+        batch_size=64,
+        eval_size=96,
+        micro_batch_size=24,
+        max_tokens=48,
+        pretraining=Pretraining(steps=2_400, batch_size=32, lr=2e-3),
     ),
     "gpu": CodeConfig(
         pieces=10_240,
@@ -78,6 +102,7 @@ SCALES = {
         eval_size=128,
         micro_batch_size=32,
         max_tokens=256,
+        pretraining=Pretraining(steps=4_000, batch_size=64, lr=1e-3),
     ),
     "paper": CodeConfig(
         pieces=10_000,
@@ -87,12 +112,15 @@ SCALES = {
         max_tokens=2_048,
         first_only=True,
         # On the main branch there are only pickles; the Hub's own robot offers the same weights as safetensors.
+        set_apart=False,
+        start="pretrained",
         checkpoint="flax-community/gpt-neo-125M-code-clippy@refs/pr/1",
     ),
 }
-"""Sizes: for tests, for two cores (0.23 million parameters), for one GPU (23.2 million: half the depth and two thirds
-of the width of GPT-Neo 125M, 80 steps an epoch), and the paper's own model and data (125 million), which need the Hub,
-where the data are for those who have accepted their terms, or copies of them."""
+"""Sizes: for tests, for two cores (0.23 million parameters), for an afternoon on them (2.57 million, GPT-Neo 125M's
+share of embedding, 32%, to a hundredth), for one GPU (23.2 million: half the depth and two thirds of the width of
+GPT-Neo 125M, 80 steps an epoch), and the paper's own model and data (125 million), which need the Hub, where the data
+are for those who have accepted their terms, or copies of them."""
 
 
 def code(config: CodeConfig, *, seed: int = 0, source: str = "auto") -> Task:
@@ -115,13 +143,18 @@ def code(config: CodeConfig, *, seed: int = 0, source: str = "auto") -> Task:
     check_text(config, examples="pieces", sizes=sizes, fewest=2, tokens="a token and the next")
     pretrained = published_text(config, GPT_NEO, "a GPT-Neo")
     programs, origin = load_programs(source)
-    programs = chosen(programs, len(programs))
+    own, apart = _divided(programs) if config.set_apart else (programs, [])
+    programs = chosen(own, len(own))
     tokens = tokens_of(pretrained, programs[:_TOKENIZER_PROGRAMS], config.vocabulary)
     model = undropped(pretrained.config) if pretrained else _gpt_neo(config, tokens.tokenizer.get_vocab_size())
-    encoded = ([*tokens.encoded(program), tokens.end] for program in programs)
-    # Of several programs, but not all of a large collection has to be encoded.
-    first = islice(_pieces(encoded, config.max_tokens, config.first_only), 4 * config.pieces)
-    pieces = chosen(list(first), config.pieces)
+
+    def pieces_of(programs: Sequence[str], count: int) -> list[list[int]]:
+        encoded = ([*tokens.encoded(program), tokens.end] for program in programs)
+        # Of several programs, but not all of a large collection has to be encoded.
+        first = islice(_pieces(encoded, config.max_tokens, config.first_only), 4 * count)
+        return chosen(list(first), count)
+
+    pieces = pieces_of(programs, config.pieces)
     if not pieces:
         raise UsageError("the programs are too short to learn from: give a longer file")
     return text_task(
@@ -132,9 +165,27 @@ def code(config: CodeConfig, *, seed: int = 0, source: str = "auto") -> Task:
         model=model,
         make=GPT_NEO["gpt_neo"],
         pretrained=pretrained,
+        lesson=_lesson(pieces_of(apart, config.pretraining.examples), pieces) if config.pretrained_here else None,
         pad=tokens.pad,
         source=origin,
     )
+
+
+def _divided(programs: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Halves of the programs; of a single one, of its lines."""
+    if len(programs) > 1:
+        return halves(programs)
+    lines = programs[0].splitlines(keepends=True)
+    middle = (len(lines) + 1) // 2
+    return ["".join(lines[:middle])], ["".join(lines[middle:])]
+
+
+def _lesson(apart: Sequence[list[int]], own: Sequence[list[int]]) -> TextLesson[list[int]]:
+    """The task's own objective. Licenses and the like stand in many programs: what the task has too is left out."""
+    seen = set(map(tuple, own))
+    examples = [piece for piece in apart if tuple(piece) not in seen]
+    title = f"next tokens of {len(examples):,} pieces of other programs"
+    return TextLesson(title, GPT_NEO["gpt_neo"], examples, lambda piece, _: (piece, piece))
 
 
 def _pieces(programs: Iterable[list[int]], size: int, first_only: bool) -> Iterator[list[int]]:

@@ -19,7 +19,7 @@ that trains during the first few dozen steps (`docs/limits.md`).
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,11 +28,11 @@ from torch import Tensor
 from stepscope.errors import UsageError
 from stepscope.paper.tasks.batching import DATA_SEED, Collate, task_of, training_batches
 from stepscope.paper.tasks.pretrained import Weights
-from stepscope.paper.tasks.resnet import Progress, classifier, pretrained_backbone, published_backbone, resnet_config
+from stepscope.paper.tasks.pretraining import BRIEF, Lesson, Pretraining, check_beginning, digest_of
+from stepscope.paper.tasks.resnet import backbone_of, classifier, optimizer_of, published_backbone, resnet_config
 from stepscope.paper.tasks.sources.pictures import Pictures, load_pictures
 from stepscope.paper.tasks.task import Task
 
-INITIALISATIONS = ("random", "pretrained")
 LAYERS = ("basic", "bottleneck")
 
 Examples = tuple[Tensor, Tensor]
@@ -53,13 +53,11 @@ class ImagesConfig:
         depths: layers of each stage of the ResNet.
         widths: channels that each stage gives.
         embedding: channels of the first convolution.
-        initialisation: ``"random"`` or ``"pretrained"``; the head is always new.
+        start: ``"random"`` or ``"pretrained"``; the head is always new.
         checkpoint: a pretrained ResNet of the Hub or in a directory, as in `stepscope.paper.tasks.pretrained.published`
             (without a tokenizer); it must have the architecture above. Empty: pretrained on the spot on the images
             set apart.
-        pretraining_images: most images to pretrain on.
-        pretraining_steps: training steps of the pretraining, in batches of ``batch_size``.
-        pretraining_lr: its learning rate at the first step.
+        pretraining: how far the model is pretrained on the spot.
     """
 
     images: int
@@ -71,11 +69,9 @@ class ImagesConfig:
     depths: tuple[int, ...]
     widths: tuple[int, ...]
     embedding: int
-    initialisation: str = "random"
+    start: str = "random"
     checkpoint: str = ""
-    pretraining_images: int = 30_000
-    pretraining_steps: int = 360
-    pretraining_lr: float = 0.1
+    pretraining: Pretraining = BRIEF
 
 
 SCALES = {
@@ -89,8 +85,7 @@ SCALES = {
         depths=(1, 1),
         widths=(4, 8),
         embedding=4,
-        pretraining_images=128,
-        pretraining_steps=16,
+        pretraining=replace(BRIEF, lr=0.1),
     ),
     "cpu": ImagesConfig(
         images=10_000,
@@ -102,6 +97,19 @@ SCALES = {
         depths=(1, 1, 1),
         widths=(16, 32, 64),
         embedding=16,
+        pretraining=Pretraining(steps=1_500, batch_size=250, lr=0.1),
+    ),
+    "desk": ImagesConfig(
+        images=10_000,
+        set_apart=True,
+        batch_size=250,
+        eval_size=500,
+        micro_batch_size=125,
+        layer_type="basic",
+        depths=(2, 2, 2, 2),
+        widths=(32, 64, 128, 256),
+        embedding=32,
+        pretraining=Pretraining(steps=1_500, batch_size=250, lr=0.1),
     ),
     "gpu": ImagesConfig(
         images=10_000,
@@ -113,6 +121,7 @@ SCALES = {
         depths=(2, 2, 2, 2),
         widths=(64, 128, 256, 512),
         embedding=64,
+        pretraining=Pretraining(steps=3_000, batch_size=250, lr=0.1),
     ),
     "paper": ImagesConfig(
         images=10_000,
@@ -124,15 +133,16 @@ SCALES = {
         depths=(3, 8, 36, 3),
         widths=(256, 512, 1_024, 2_048),
         embedding=64,
-        initialisation="pretrained",
+        start="pretrained",
         checkpoint="microsoft/resnet-152",
     ),
 }
-"""Sizes: for tests, for two cores (0.08 million parameters), for one GPU (11.2 million: ResNet-18, 20 steps an epoch),
-and the paper's own (58.2 million), which needs the Hub or copies of model and data."""
+"""Sizes: for tests, for two cores (0.08 million parameters), for an afternoon on them (2.8 million), for one GPU (11.2
+million: ResNet-18, 20 steps an epoch), and the paper's own (58.2 million), which needs the Hub or copies of model and
+data."""
 
 
-def images(config: ImagesConfig, *, seed: int = 0, source: str = "auto", progress: Progress | None = None) -> Task:
+def images(config: ImagesConfig, *, seed: int = 0, source: str = "auto") -> Task:
     """Makes the task: labelled images and a ResNet with a new head.
 
     Pixels are normalised to mean 0 and variance 1 in each colour, by the images that are trained on. Nothing is
@@ -140,10 +150,9 @@ def images(config: ImagesConfig, *, seed: int = 0, source: str = "auto", progres
 
     Args:
         config: the size, such as ``SCALES["cpu"]``.
-        seed: of the new weights (the head's alone after pretraining) and of the order of training batches. Images,
-            evaluation batch and pretraining don't depend on it.
+        seed: of the new weights (the head's alone after pretraining by others), of the pretraining here, and of the
+            order of training batches. Images and evaluation batch don't depend on it.
         source: where the images come from, as in ``load_pictures``.
-        progress: told how far pretraining is; a result in the cache needs none.
 
     Returns:
         The task; its batches have ``pixel_values`` (float32, shape (images, channels, height, width)) and ``labels``
@@ -158,7 +167,8 @@ def images(config: ImagesConfig, *, seed: int = 0, source: str = "auto", progres
     half = len(torch.unique(pictures.labels)) // 2 if config.set_apart else 0
     apart, used = _of_classes(pictures, 0, half), _of_classes(pictures, half, None)
     pixels, labels = used[0][: config.images], used[1][: config.images]
-    model_config, backbone, initialisation = _backbone(config, apart, pixels.shape[1], progress)
+    model_config, published, initialisation = _backbone(config, pixels.shape[1])
+    lesson = _lesson(config, model_config, apart) if config.start == "pretrained" and published is None else None
     classes = _classes(used, "the task")
     if len(labels) < 2:
         raise UsageError("the task has 1 image to train on: at least 2 are needed")
@@ -167,10 +177,11 @@ def images(config: ImagesConfig, *, seed: int = 0, source: str = "auto", progres
         config,
         range(len(labels)),
         seed=seed,
-        model=lambda seed: classifier(model_config, classes=classes, seed=seed, backbone=backbone),
+        model=lambda seed, learned: classifier(model_config, classes=classes, seed=seed, backbone=learned or published),
         collate=_batches_of(normalised(_with_channels(pixels, model_config.num_channels)), labels),
         source=origin,
         initialisation=initialisation,
+        lesson=(lesson, config.pretraining) if lesson else None,
     )
 
 
@@ -194,17 +205,15 @@ def normalised(pixels: Tensor) -> Tensor:
     return (values - mean) / torch.where(deviation > 0, deviation, 1.0)
 
 
-def _backbone(
-    config: ImagesConfig, apart: Examples, channels: int, progress: Progress | None
-) -> tuple[Any, Weights | None, str]:
-    """The ResNet's configuration, its weights but for the head (None: random), and what to say of them."""
+def _backbone(config: ImagesConfig, channels: int) -> tuple[Any, Weights | None, str]:
+    """The ResNet's configuration, its published weights but for the head, and what to say of them."""
     wanted = {
         "layer_type": config.layer_type,
         "depths": config.depths,
         "widths": config.widths,
         "embedding": config.embedding,
     }
-    if config.initialisation == "pretrained" and config.checkpoint:
+    if config.start == "pretrained" and config.checkpoint:
         published, weights, origin = published_backbone(config.checkpoint)
         actual = {
             "layer_type": published.layer_type,
@@ -219,27 +228,27 @@ def _backbone(
             )
         return published, weights, f"pretrained: {origin}"
     model_config = resnet_config(**wanted, channels=channels)  # type: ignore[arg-type]
-    if config.initialisation == "random":
-        return model_config, None, "random"
-    count = _classes(apart, "pretraining")
-    apart = (apart[0][: config.pretraining_images], apart[1][: config.pretraining_images])
-    digest = hashlib.sha256(repr((config.batch_size, DATA_SEED, tuple(apart[0].shape))).encode())
-    for tensor in apart:
+    return model_config, None, "random"
+
+
+def _lesson(config: ImagesConfig, model_config: Any, apart: Examples) -> Lesson:
+    """The labels of the images that are set apart; a tenth of them at most is held out."""
+    count, settings = _classes(apart, "pretraining"), config.pretraining
+    pixels, labels = apart[0][: settings.examples], apart[1][: settings.examples]
+    batches = _batches_of(normalised(pixels), labels)
+    held = max(1, min(settings.batch_size, len(labels) // 10))
+    digest = hashlib.sha256(digest_of(model_config.to_dict(), tuple(pixels.shape)).encode())
+    for tensor in (pixels, labels):
         digest.update(tensor.numpy().tobytes())
-    weights = pretrained_backbone(
-        model_config,
-        training_batches(
-            range(len(apart[1])), config.batch_size, DATA_SEED, _batches_of(normalised(apart[0]), apart[1])
-        ),
-        data=digest.hexdigest(),
-        classes=count,
-        steps=config.pretraining_steps,
-        lr=config.pretraining_lr,
-        seed=DATA_SEED,
-        progress=progress,
+    return Lesson(
+        title=f"{len(labels):,} other images of {count} other classes",
+        model=lambda seed: classifier(model_config, classes=count, seed=seed),
+        kept=backbone_of,
+        batches=lambda seed: training_batches(range(held, len(labels)), settings.batch_size, seed, batches)(),
+        held_out=batches(range(held)),
+        optimizer=optimizer_of,
+        digest=digest.hexdigest(),
     )
-    seen = f"{len(apart[1]):,} other images of {count} other classes, {config.pretraining_steps} steps"
-    return model_config, weights, f"pretrained: {seen}"
 
 
 def _of_classes(pictures: Pictures, first: int, end: int | None) -> Examples:
@@ -276,11 +285,10 @@ def _batches_of(pixels: Tensor, labels: Tensor) -> Collate[int]:
 
 
 def _check(config: ImagesConfig) -> None:
-    for name, known in (("initialisation", INITIALISATIONS), ("layer_type", LAYERS)):
-        if getattr(config, name) not in known:
-            raise UsageError(f"{name} is {getattr(config, name)!r}: choose {' or '.join(known)}")
-    least = {"images": 2, "batch_size": 2, "pretraining_images": 2, "eval_size": 1, "micro_batch_size": 1}
-    for name, number in (least | {"embedding": 1, "pretraining_steps": 1}).items():
+    if config.layer_type not in LAYERS:
+        raise UsageError(f"layer_type is {config.layer_type!r}: choose {' or '.join(LAYERS)}")
+    least = {"images": 2, "batch_size": 2, "eval_size": 1, "micro_batch_size": 1, "embedding": 1}
+    for name, number in least.items():
         if getattr(config, name) < number:
             raise UsageError(f"{name} is {getattr(config, name)}: at least {number} is needed")
     if len(config.depths) != len(config.widths) or not config.depths or min(config.depths + config.widths) < 1:
@@ -289,7 +297,4 @@ def _check(config: ImagesConfig) -> None:
         )
     if config.layer_type == "bottleneck" and min(config.widths) < 4:
         raise UsageError(f"widths are {config.widths}: a bottleneck needs at least 4 channels")
-    if not config.pretraining_lr > 0:
-        raise UsageError(f"pretraining_lr is {config.pretraining_lr:g}: it must be above 0")
-    if config.initialisation == "pretrained" and not config.checkpoint and not config.set_apart:
-        raise UsageError("nothing to pretrain on: give a checkpoint, or set classes apart (set_apart=True)")
+    check_beginning(config.start, config.pretraining, possible=bool(config.checkpoint) or config.set_apart)

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from stepscope.errors import UsageError, require
+from stepscope.errors import require
 from stepscope.paper.tasks.batching import initialised
-from stepscope.paper.tasks.downloads import UnavailableError, cached_file
 from stepscope.paper.tasks.pretrained import Weights, published
-from stepscope.paper.tasks.task import Batch
-
-Progress = Callable[[float, str], None]
-"""Called with the part of the work that has been done (0 to 1), and what is going on."""
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4  # those of He et al. on ImageNet (2016, arXiv 1512.03385, §3.4)
 
@@ -64,7 +55,7 @@ def classifier(config: Any, *, classes: int, seed: int, backbone: Weights | None
     settings = transformers.ResNetConfig(**values, num_labels=classes)
     model = initialised(lambda: transformers.ResNetForImageClassification(settings), seed)
     if backbone is not None:
-        _inside(model).load_state_dict(backbone)
+        backbone_of(model).load_state_dict(backbone)
     return model
 
 
@@ -85,78 +76,13 @@ def published_backbone(name: str) -> tuple[Any, Weights, str]:
     return pretrained.config, pretrained.weights, pretrained.origin
 
 
-def pretrained_backbone(
-    config: Any,
-    batches: Callable[[], Iterator[Batch]],
-    *,
-    data: str,
-    classes: int,
-    steps: int,
-    lr: float,
-    seed: int,
-    progress: Progress | None = None,
-) -> Weights:
-    """Pretrains a ResNet here and now, or takes the one pretrained so before out of the cache.
-
-    SGD with momentum and weight decay, the learning rate falling linearly to 0. The result depends on the arguments and
-    the versions of torch and transformers, and in its last digits on the processor and the number of threads.
-
-    Args:
-        config: of the ResNet.
-        batches: starts the sequence of training batches.
-        data: digest of everything that the batches depend on.
-        classes: classes of the labels, at least 2.
-        steps: training steps.
-        lr: the learning rate at the first step.
-        seed: of the random weights at the beginning.
-        progress: told how far it is; not called where the cache has the result.
-
-    Returns:
-        Weights and running statistics, without the head.
-
-    Raises:
-        UsageError: it diverged.
-        MissingExtraError: transformers or safetensors is not installed.
-    """
-    safetensors = require("safetensors.torch", "paper")
-    versions = [torch.__version__, require("transformers", "paper").__version__]
-    key = [1, versions, config.to_dict(), data, classes, steps, lr, seed]
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
-    made: Weights = {}
-
-    def pretrain() -> Weights:
-        model = classifier(config, classes=classes, seed=seed)
-        _train(model, batches(), steps, lr, progress)
-        return {name: tensor.detach().contiguous() for name, tensor in _inside(model).state_dict().items()}
-
-    def fetch(scratch: Path) -> Path:
-        made.update(pretrain())
-        safetensors.save_file(made, scratch / "weights.safetensors")
-        return scratch / "weights.safetensors"
-
-    try:
-        path = cached_file(f"pretrained/resnet-{digest[:32]}.safetensors", fetch)
-        return made or dict(safetensors.load(path.read_bytes()))
-    except (UnavailableError, OSError):  # the cache only saves time here
-        return made or pretrain()
+def optimizer_of(parameters: Any) -> torch.optim.Optimizer:
+    """What a ResNet is pretrained with: SGD with momentum and weight decay, at a learning rate that is set later."""
+    return torch.optim.SGD(parameters, lr=0.0, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
 
 
-def _train(model: nn.Module, batches: Iterator[Batch], steps: int, lr: float, progress: Progress | None) -> None:
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
-    with torch.enable_grad():
-        for step in range(steps):
-            optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
-            optimizer.zero_grad()
-            loss = model(**next(batches)).loss
-            if not torch.isfinite(loss):
-                raise UsageError(f"pretraining diverged at step {step + 1}: lower pretraining_lr, which is {lr:g}")
-            loss.backward()
-            optimizer.step()
-            if progress is not None:
-                progress((step + 1) / steps, f"pretraining, step {step + 1} of {steps}")
-
-
-def _inside(model: nn.Module) -> nn.Module:
+def backbone_of(model: nn.Module) -> nn.Module:
+    """A classifier without its head."""
     inside = model.resnet
     assert isinstance(inside, nn.Module)
     return inside

@@ -4,14 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
+from typing_extensions import override
+
 from stepscope.errors import UsageError, require
-from stepscope.paper.tasks.batching import chosen
+from stepscope.paper.tasks.batching import chosen, halves
+from stepscope.paper.tasks.objectives import masked_words
 from stepscope.paper.tasks.pretrained import Pretrained, check_length, pad_token, pretrained_bert, undropped
-from stepscope.paper.tasks.sources.reviews import load_reviews
+from stepscope.paper.tasks.pretraining import Pretraining
+from stepscope.paper.tasks.sources.reviews import Review, load_reviews
 from stepscope.paper.tasks.task import Task
-from stepscope.paper.tasks.text import END, PAD, TextConfig, check_text, learn_tokenizer, published_text, text_task
+from stepscope.paper.tasks.text import (
+    END,
+    PAD,
+    UNKNOWN,
+    TextConfig,
+    TextLesson,
+    check_text,
+    learn_tokenizer,
+    published_text,
+    text_task,
+)
 
 Encode = Callable[[str], list[int]]
 
@@ -32,8 +47,8 @@ class SentimentConfig(TextConfig):
         intermediate: width inside a feed-forward block.
         layers: blocks.
         heads: attention heads of a block.
-        pretrained: ``"minilm"`` takes the weights and the tokenizer of that package, and a random head; vocabulary and
-            the sizes of the model are then the package's. None: random weights, or those of the checkpoint.
+        pretrained: ``"minilm"`` takes that package in the place of a checkpoint: its tokenizer and its sizes, and its
+            weights unless the start is random.
     """
 
     reviews: int
@@ -42,6 +57,11 @@ class SentimentConfig(TextConfig):
     layers: int | None = None
     heads: int | None = None
     pretrained: str | None = None
+
+    @property
+    @override
+    def pretrained_here(self) -> bool:
+        return super().pretrained_here and not self.pretrained
 
 
 SCALES = {
@@ -68,6 +88,20 @@ SCALES = {
         eval_size=128,
         micro_batch_size=32,
         max_tokens=96,
+        pretraining=Pretraining(steps=1_000, batch_size=16, lr=5e-3),
+    ),
+    "desk": SentimentConfig(
+        reviews=10_240,
+        vocabulary=5_120,
+        hidden=192,
+        intermediate=768,
+        layers=4,
+        heads=6,
+        batch_size=32,
+        eval_size=96,
+        micro_batch_size=24,
+        max_tokens=96,
+        pretraining=Pretraining(steps=2_000, batch_size=16, lr=2e-3),
     ),
     "gpu": SentimentConfig(
         reviews=20_480,
@@ -80,6 +114,7 @@ SCALES = {
         eval_size=128,
         micro_batch_size=64,
         max_tokens=256,
+        pretraining=Pretraining(steps=4_000, batch_size=64, lr=1e-3),
     ),
     "paper": SentimentConfig(
         reviews=10_240,
@@ -87,11 +122,14 @@ SCALES = {
         eval_size=128,
         micro_batch_size=8,
         max_tokens=512,
+        set_apart=False,
+        start="pretrained",
         checkpoint="distilbert/distilbert-base-uncased",
     ),
 }
-"""Sizes: for tests, for two cores (0.24 million parameters), for one GPU (14.0 million: DistilBERT's depth at half its
-width, 160 steps an epoch), and the model of the paper's code with its data (67 million; the text says BERT, which is
+"""Sizes: for tests, for two cores (0.24 million parameters), for an afternoon on them (2.82 million, DistilBERT's share
+of embedding, 36%), for one GPU (14.0 million: DistilBERT's depth at half its width, 160 steps an epoch), and the model
+of the paper's code with its data (67 million; the text says BERT, which is
 ``checkpoint="google-bert/bert-base-uncased"``), which need the Hub or copies of them."""
 
 
@@ -118,7 +156,9 @@ def sentiment(config: SentimentConfig, *, seed: int = 0, source: str = "auto") -
     pretrained = _pretrained(config)
     reviews, classes, origin = load_reviews(source)
     # A word has one token at least, so what is cut off here would be cut off later.
-    used = [(" ".join(text.split()[: config.max_tokens]), label) for text, label in chosen(reviews, config.reviews)]
+    reviews = [(" ".join(text.split()[: config.max_tokens]), label) for text, label in reviews]
+    own, apart = halves(reviews, lambda review: [review[0]]) if config.set_apart else (reviews, [])
+    used = chosen(own, config.reviews)
     texts = [text for text, _ in used]
     model, encode, pad = _encoder(config, pretrained) if pretrained else _small(config, texts)
     model = undropped(model, num_labels=len(classes), problem_type="single_label_classification")
@@ -130,6 +170,7 @@ def sentiment(config: SentimentConfig, *, seed: int = 0, source: str = "auto") -
         model=model,
         make=KINDS[model.model_type][1],
         pretrained=pretrained,
+        lesson=_lesson(config, apart, encode, model) if config.pretrained_here else None,
         new_head=True,
         pad=pad,
         source=origin,
@@ -142,6 +183,17 @@ def _pretrained(config: SentimentConfig) -> Pretrained | None:
     package = pretrained_bert(config.pretrained)
     check_length(config.max_tokens, package.config, config.pretrained)
     return package
+
+
+def _lesson(config: SentimentConfig, apart: Sequence[Review], encode: Encode, model: Any) -> TextLesson[list[int]]:
+    """BERT's masked words. No byte-level token is ever unknown: that one's number is free to be the mask."""
+    examples = [encode(text) for text, _ in apart[: config.pretraining.examples]]
+    title = f"masked words of {len(examples):,} other reviews"
+
+    def example(tokens: list[int], draw: Random) -> tuple[list[int], list[int]]:
+        return masked_words(tokens, mask=UNKNOWN, vocabulary=model.vocab_size, draw=draw)
+
+    return TextLesson(title, "BertForMaskedLM", examples, example)
 
 
 def _small(config: SentimentConfig, texts: Sequence[str]) -> tuple[Any, Encode, int]:

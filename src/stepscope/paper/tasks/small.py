@@ -121,7 +121,7 @@ def small_task(name: str, *, seed: int = 0) -> Task:
         _SIZES,
         range(_EXAMPLES),
         seed=seed,
-        model=lambda seed: initialised(lambda: model().double(), seed),
+        model=lambda seed, _: initialised(lambda: model().double(), seed),
         collate=lambda places: {key: value[torch.tensor(places)] for key, value in data.items()},
         source=Source("made", f"Made data: {title}", "none needed", digest, _EXAMPLES),
     )

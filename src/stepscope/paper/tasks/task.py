@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -46,6 +46,8 @@ class Task:
         source: where the data came from.
         seeded: the same task with the weights and the order of another seed, without reading its data again.
         initialisation: how the model got its weights, ``"random"`` or one line that says where it was pretrained.
+        pretraining: of a model that was pretrained on the spot, how far: ``steps``, and the loss on held-out examples
+            before and after, ``loss_before`` and ``loss_after`` (nats).
     """
 
     name: str
@@ -55,6 +57,7 @@ class Task:
     source: Source
     seeded: Callable[[int], Task]
     initialisation: str = "random"
+    pretraining: Mapping[str, float] | None = None
 
 
 def placed(task: Task, device: torch.device | str) -> Task:

@@ -7,28 +7,32 @@ A task of this kind is its data, its model and how texts are encoded; all else o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from random import Random
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from stepscope.errors import UsageError, require
 from stepscope.objective import IGNORED_LABEL
-from stepscope.paper.tasks.batching import initialised, task_of
+from stepscope.paper.tasks.batching import DATA_SEED, initialised, task_of, training_batches
 from stepscope.paper.tasks.downloads import cache_directory, write_cached
-from stepscope.paper.tasks.pretrained import Pretrained, check_length, end_token, pad_token, published
+from stepscope.paper.tasks.pretrained import Pretrained, Weights, check_length, end_token, pad_token, published
+from stepscope.paper.tasks.pretraining import BRIEF, Lesson, Pretraining, check_beginning, digest_of
 from stepscope.paper.tasks.task import Batch, Source, Task
 
 SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")  # with T5's numbers: 0, 1, 2
-PAD, END = 0, 1
+PAD, END, UNKNOWN = 0, 1, 2
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
 
 Example = tuple[list[int], list[int] | int]
 """Token numbers of a text, and its target: token numbers, or the number of its class."""
+
+Apart = TypeVar("Apart")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +47,11 @@ class TextConfig:
         vocabulary: most tokens of the byte-level BPE. None, as the sizes of the model, beside a checkpoint, which has
             its own.
         checkpoint: a pretrained model with its tokenizer, of the Hub or in a directory, as in
-            `stepscope.paper.tasks.pretrained.published`. Empty: random weights of the sizes given.
+            `stepscope.paper.tasks.pretrained.published`. Empty: a model of the sizes given.
+        start: ``"pretrained"``: with the checkpoint's weights, or pretrained on the spot if there is none;
+            ``"random"``: with random ones.
+        set_apart: whether a half of the data is set apart for pretraining. Both starts train on the other.
+        pretraining: how far the model is pretrained on the spot.
     """
 
     batch_size: int
@@ -52,6 +60,14 @@ class TextConfig:
     max_tokens: int
     vocabulary: int | None = None
     checkpoint: str = ""
+    start: str = "random"
+    set_apart: bool = True
+    pretraining: Pretraining = BRIEF
+
+    @property
+    def pretrained_here(self) -> bool:
+        """Whether the model is pretrained on the spot."""
+        return self.start == "pretrained" and not self.checkpoint
 
 
 def check_text(config: TextConfig, *, examples: str, sizes: Sequence[str], fewest: int, tokens: str) -> None:
@@ -69,6 +85,7 @@ def check_text(config: TextConfig, *, examples: str, sizes: Sequence[str], fewes
     """
     _check_model_sizes(config, *sizes)
     _check_sizes(config, examples, "batch_size", "eval_size", "micro_batch_size")
+    check_beginning(config.start, config.pretraining, possible=bool(config.checkpoint) or config.set_apart)
     if config.max_tokens < fewest:
         raise UsageError(f"max_tokens is {config.max_tokens}: at least {fewest} are needed, {tokens}")
 
@@ -118,6 +135,23 @@ def tokens_of(pretrained: Pretrained | None, texts: Sequence[str], vocabulary: i
     return Tokens(learn_tokenizer(texts, vocabulary), END, PAD)
 
 
+@dataclass(frozen=True)
+class TextLesson(Generic[Apart]):
+    """What a text task's model is pretrained on, on the spot.
+
+    Attributes:
+        title: one line, such as ``"masked words of 9,000 other reviews"``.
+        make: transformers' class of what learns it.
+        examples: encoded, of what the task doesn't see, in random order; at least 2.
+        example: makes a training example of one of them, with what is random in it.
+    """
+
+    title: str
+    make: str
+    examples: Sequence[Apart]
+    example: Callable[[Apart, Random], Example]
+
+
 def text_task(
     name: str,
     config: TextConfig,
@@ -127,6 +161,7 @@ def text_task(
     model: Any,
     make: str,
     pretrained: Pretrained | None,
+    lesson: TextLesson[Any] | None,
     new_head: bool = False,
     pad: int,
     source: Source,
@@ -141,17 +176,24 @@ def text_task(
         seed: of random weights and of the order of training batches.
         model: its configuration, as transformers keeps it.
         make: transformers' class of the model.
-        pretrained: where its weights are from; None for random ones.
+        pretrained: the published model that has its architecture; its weights are taken unless the start is random.
+        lesson: what it is pretrained on here; None if it isn't.
         new_head: whether pretrained weights are of the model without its head, which is drawn at random.
         pad: the token to fill up with.
         source: where the examples are from.
     """
+    taken = pretrained if config.start == "pretrained" else None
 
-    def draw() -> nn.Module:
-        whole: nn.Module = getattr(require("transformers", "paper"), make)(model)
-        if pretrained is not None:
-            inside: Any = whole.base_model if new_head else whole
-            inside.load_state_dict(pretrained.weights)
+    def inside(whole: Any) -> Any:
+        return whole.base_model if new_head else whole
+
+    def begun(seed: int, learned: Weights | None) -> nn.Module:
+        whole = initialised(partial(_drawn, make, model), seed)
+        if taken is not None:
+            inside(whole).load_state_dict(taken.weights)
+        elif learned is not None:
+            # What pretraining doesn't need, such as a BERT's pooler, is as new as the head.
+            inside(whole).load_state_dict({**inside(whole).state_dict(), **learned})
         return whole
 
     return task_of(
@@ -159,11 +201,43 @@ def text_task(
         config,
         examples,
         seed=seed,
-        model=partial(initialised, draw),
+        model=begun,
         collate=partial(collate, pad=pad),
         source=source,
-        initialisation=f"pretrained: {pretrained.origin}" if pretrained else "random",
+        initialisation=f"pretrained: {taken.origin}" if taken else "random",
+        lesson=(_lesson(lesson, config.pretraining, model, inside, pad), config.pretraining) if lesson else None,
         order=lambda example: [len(side) for side in example if isinstance(side, list)],
+    )
+
+
+def _drawn(make: str, model: Any) -> nn.Module:
+    whole: nn.Module = getattr(require("transformers", "paper"), make)(model)
+    return whole
+
+
+def _lesson(
+    text: TextLesson[Any], settings: Pretraining, model: Any, kept: Callable[[nn.Module], nn.Module], pad: int
+) -> Lesson:
+    if len(text.examples) < 2:
+        raise UsageError("too little is left to pretrain on: give more data, or begin at random")
+    # A tenth at most is held out: of few examples most are to be learned from.
+    held = max(1, min(settings.batch_size, len(text.examples) // 10))
+
+    def batches(examples: Sequence[Any], seed: int, size: int) -> Iterator[Batch]:
+        draw = Random(seed)
+        made = training_batches(
+            examples, size, seed, lambda chosen: collate([text.example(each, draw) for each in chosen], pad)
+        )
+        return made()
+
+    return Lesson(
+        title=text.title,
+        model=lambda seed: initialised(partial(_drawn, text.make, model), seed),
+        kept=kept,
+        batches=lambda seed: batches(text.examples[held:], seed, settings.batch_size),
+        held_out=next(batches(text.examples[:held], DATA_SEED, held)),
+        optimizer=partial(torch.optim.AdamW, weight_decay=0.01),
+        digest=digest_of(text.title, text.make, model.to_dict(), text.examples),
     )
 
 

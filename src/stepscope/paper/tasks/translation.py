@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 from stepscope.errors import UsageError, require
-from stepscope.paper.tasks.batching import chosen
+from stepscope.paper.tasks.batching import chosen, halves
+from stepscope.paper.tasks.objectives import SENTINELS, corrupted_spans
 from stepscope.paper.tasks.pretrained import undropped
-from stepscope.paper.tasks.sources.sentences import load_pairs
+from stepscope.paper.tasks.pretraining import Pretraining
+from stepscope.paper.tasks.sources.sentences import Pair, clean_pairs, load_pairs
 from stepscope.paper.tasks.task import Task
-from stepscope.paper.tasks.text import END, PAD, TextConfig, check_text, published_text, text_task, tokens_of
+from stepscope.paper.tasks.text import (
+    END,
+    PAD,
+    Example,
+    TextConfig,
+    TextLesson,
+    Tokens,
+    check_text,
+    published_text,
+    text_task,
+    tokens_of,
+)
 
 PREFIX = "translate English to French: "
 ACTIVATIONS = ("gelu", "relu")
+_LONGEST = 10_000  # words: which sentences are too long is decided after the halves are made
 T5 = {"t5": "T5ForConditionalGeneration"}
 
 
@@ -75,6 +91,23 @@ SCALES = {
         eval_size=80,
         micro_batch_size=20,
         max_tokens=64,
+        pretraining=Pretraining(steps=1_000, batch_size=32, lr=5e-3),
+    ),
+    "desk": TranslationConfig(
+        pairs=10_240,
+        min_words=4,
+        max_words=20,
+        vocabulary=5_120,
+        d_model=160,
+        d_ff=640,
+        d_kv=40,
+        layers=3,
+        heads=4,
+        batch_size=64,
+        eval_size=96,
+        micro_batch_size=24,
+        max_tokens=64,
+        pretraining=Pretraining(steps=2_000, batch_size=32, lr=2e-3),
     ),
     "gpu": TranslationConfig(
         pairs=10_240,
@@ -90,6 +123,7 @@ SCALES = {
         eval_size=128,
         micro_batch_size=64,
         max_tokens=128,
+        pretraining=Pretraining(steps=4_000, batch_size=64, lr=1e-3),
     ),
     "paper": TranslationConfig(
         pairs=10_240,
@@ -100,12 +134,15 @@ SCALES = {
         micro_batch_size=16,
         max_tokens=512,
         activation=None,
+        set_apart=False,
+        start="pretrained",
         checkpoint="google-t5/t5-small",
     ),
 }
-"""Sizes: for tests, for two cores (0.36 million parameters), for one GPU (27.9 million: T5-small's depth at three
-quarters of its width and a quarter of its vocabulary, 40 steps an epoch), and the paper's own model and data (60.5
-million), which need the Hub or copies of them."""
+"""Sizes: for tests, for two cores (0.36 million parameters), for an afternoon on them (2.97 million, T5-small's share
+of embedding, 27%), for one GPU (27.9 million: T5-small's depth at three quarters of its width and a quarter of its
+vocabulary, 40 steps an epoch), and the paper's own model and data (60.5 million), which need the Hub or copies of
+them."""
 
 
 def translation(config: TranslationConfig, *, seed: int = 0, source: str = "auto") -> Task:
@@ -126,15 +163,18 @@ def translation(config: TranslationConfig, *, seed: int = 0, source: str = "auto
     """
     _check(config)
     pretrained = published_text(config, T5, "a T5")
-    pairs, origin = load_pairs(source, min_words=config.min_words, max_words=config.max_words)
-    used = chosen(pairs, config.pairs)
+    pairs, origin = load_pairs(source, min_words=1, max_words=_LONGEST)
+    pairs, apart = halves(pairs, _sides) if config.set_apart else (pairs, [])
+    used = chosen(clean_pairs(pairs, min_words=config.min_words, max_words=config.max_words), config.pairs)
+    if not used:
+        raise UsageError(f"no pair of {config.min_words} to {config.max_words} words: set min_words and max_words")
     tokens = tokens_of(pretrained, [PREFIX, *(side for pair in used for side in pair)], config.vocabulary)
     if pretrained is not None:
         start = pretrained.config.decoder_start_token_id
         start = tokens.pad if start is None else start
         model = undropped(pretrained.config, pad_token_id=tokens.pad, decoder_start_token_id=start)
     else:
-        model = _t5(config, tokens.tokenizer.get_vocab_size())
+        model = _t5(config, tokens.tokenizer.get_vocab_size() + SENTINELS)
 
     def encode(text: str) -> list[int]:
         return [*tokens.encoded(text)[: config.max_tokens - 1], tokens.end]
@@ -147,9 +187,39 @@ def translation(config: TranslationConfig, *, seed: int = 0, source: str = "auto
         model=model,
         make=T5["t5"],
         pretrained=pretrained,
+        lesson=_lesson(config, apart, tokens, encode) if config.pretrained_here else None,
         pad=tokens.pad,
         source=origin,
     )
+
+
+def _sides(pair: Pair) -> list[tuple[str, int]]:
+    """The sentences of a pair, each with its language."""
+    return [(text, side) for side, text in enumerate(pair)]
+
+
+def _lesson(
+    config: TranslationConfig, apart: Sequence[Pair], tokens: Tokens, encode: Callable[[str], list[int]]
+) -> TextLesson[tuple[list[int], list[int]]]:
+    """The published T5's own mixture (Raffel et al., section 3.5.3): spans of sentences to fill in, and translations.
+
+    An example without a target is a sentence.
+    """
+    # Of any length up to the task's: one long sentence pads its whole batch.
+    apart = clean_pairs(apart, min_words=1, max_words=config.max_words)[: config.pretraining.examples]
+    examples = [
+        example
+        for english, french in apart
+        for example in ((encode(english), []), (encode(french), []), (encode(PREFIX + english), encode(french)))
+    ]
+    first = tokens.tokenizer.get_vocab_size()
+
+    def example(pair: tuple[list[int], list[int]], draw: Random) -> Example:
+        text, target = pair
+        return pair if target else corrupted_spans(text[:-1], first_sentinel=first, end=text[-1], draw=draw)
+
+    title = f"span corruption and translation on {len(apart):,} other pairs"
+    return TextLesson(title, T5["t5"], examples, example)
 
 
 def _check(config: TranslationConfig) -> None:
