@@ -4,6 +4,7 @@ from stepscope.measuring.breakdown import Grouping, grouping
 from stepscope.measuring.edge import Edge, edge
 from stepscope.measuring.gauss_newton_matrix import chosen_names, gauss_newton
 from stepscope.measuring.hessian_rows import Coordinate, hessian_rows
+from stepscope.measuring.layer_multipliers import LayerMultipliers, layer_multipliers
 from stepscope.measuring.measurement import Measurement, measure, measure_units
 from stepscope.measuring.selfcheck import ANOTHER_GRADIENT, SelfCheck, self_check
 from stepscope.measuring.smoothness import check_removal, removals
@@ -14,6 +15,7 @@ __all__ = [
     "Coordinate",
     "Edge",
     "Grouping",
+    "LayerMultipliers",
     "Measurement",
     "SelfCheck",
     "check_removal",
@@ -23,6 +25,7 @@ __all__ = [
     "gauss_newton",
     "grouping",
     "hessian_rows",
+    "layer_multipliers",
     "measure",
     "measure_units",
     "removals",
