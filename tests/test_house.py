@@ -82,7 +82,8 @@ def test_help_and_wrong_arguments_load_no_torch():
 import contextlib, io, sys
 from stepscope import cli
 from stepscope.paper.experiments.command_lines import EXPERIMENTS
-helps = [[], ["demo"], ["run"], ["reproduce"], ["report"], ["findings"], *(["run", name] for name in EXPERIMENTS)]
+helps = [[], ["demo"], ["run"], ["reproduce"], ["report"], ["findings"]]
+helps += (["run", name] for name in [*EXPERIMENTS, "calibration"])
 wrong = [["demos"], ["run", "thoery"], ["demo", "--seeds", "x"], ["report"], ["findings"]]
 statuses = []
 for arguments in [*([*one, "--help"] for one in helps), ["--version"], *wrong]:
@@ -94,7 +95,7 @@ for arguments in [*([*one, "--help"] for one in helps), ["--version"], *wrong]:
 loaded = {"torch", "transformers", "rich"} & set(sys.modules)
 print(len(helps) + 1, statuses.count(0), statuses.count(2), sorted(loaded))
 """
-    assert in_a_fresh_process(code).stdout == "12 12 5 []\n"
+    assert in_a_fresh_process(code).stdout == "13 13 5 []\n"
 
 
 def test_the_top_leads_to_its_rooms_and_shows_its_public_names_alone():
@@ -141,7 +142,7 @@ def test_the_tree_shows_the_rooms():
     rooms = {each.name for each in package.iterdir() if (each / "__init__.py").exists()}
     assert rooms == {
         "objective", "clipping", "directions", "measuring", "runs", "judging", "report", "probe", "integrations",
-        "paper", "cli",
+        "paper", "calibration", "cli",
     }  # fmt: skip
     assert {each.name for each in package.glob("*.py*")} == {"__init__.py", "__main__.py", "errors.py"}
 

@@ -72,6 +72,21 @@ seeds on the same settings says which verdicts are unstable; any other has colum
 """
 
 
+CALIBRATION = """\
+Says how far the verdict on a learning rate can be believed: it runs small trainings whose best rate is known, because
+each is done at nine rates, with the probe attached, and counts how often the verdict was right. Ten tasks (language
+models, translation, classification, pictures, regression, fine-tunings) x SGD, AdamW, Lion, Muon x three schedules x
+two batch sizes x three seeds, and again with dropout and in bfloat16.
+
+  stepscope run calibration --curves 1     nine trainings of a few seconds each, to see that it works
+  stepscope run calibration --curves 100   900 trainings, most of an hour on one core
+  stepscope run calibration                the whole study: 1,200 curves, 10,800 trainings
+
+The order is random with a fixed seed, and the tasks take turns in it, so that any part of the study stands for the
+whole. The same command in several processes shares the trainings out; one that was interrupted goes on when it is given
+again. The directory holds trainings.jsonl (one training a line, with its measured steps) and confidence.json.
+"""
+
 FINDINGS = """\
 Says what the records of a training show, at most three things, each with its evidence, what to try, what that costs,
 and what speaks against it. RUN is the run directory of a probe; the training may still be going on.
@@ -134,16 +149,20 @@ def _add_demo(chosen: Any) -> None:
 
 def _add_run(chosen: Any) -> None:
     """A command for each experiment."""
-    summary = f"run one of the paper's experiments: {', '.join(EXPERIMENTS)}"
-    experiments = _command(chosen, "run", summary, "Runs one of the paper's experiments.").add_subparsers(
-        dest="experiment", required=True, metavar="EXPERIMENT"
-    )
+    summary = f"run one of the paper's experiments ({', '.join(EXPERIMENTS)}), or the calibration of findings"
+    experiments = _command(
+        chosen, "run", summary, "Runs one of the paper's experiments, or the calibration."
+    ).add_subparsers(dest="experiment", required=True, metavar="EXPERIMENT")
     for name, entry in EXPERIMENTS.items():
         command = _command(experiments, name, entry.summary, entry.description + CONTINUED, commands.run)
         _add_scale(command, name)
         entry.add_options(command)
         if entry.parallel:
             _add_jobs(command, "trainings", "one at the smoke scale")
+    summary = "how often the verdict on a learning rate is right, from small trainings whose best rate is known"
+    calibration = _command(experiments, "calibration", summary, CALIBRATION, commands.calibration)
+    calibration.add_argument("--curves", type=int, metavar="N", help="how many, of nine trainings each (default: all)")
+    calibration.add_argument("--out", metavar="DIR", help="where the results go (default: runs/calibration)")
 
 
 def _add_reproduce(chosen: Any) -> None:

@@ -46,6 +46,25 @@ def run(options: argparse.Namespace) -> None:
     _run(experiment, Path(options.out or f"runs/{experiment.run_name}-{options.scale}"), jobs)
 
 
+def calibration(options: argparse.Namespace) -> None:
+    """``stepscope run calibration``."""
+    for module in ("rich", "filelock"):
+        require(module, "cli")
+    from stepscope.calibration.analysis import cases_of, confidence_table
+    from stepscope.calibration.study import RECORDS_FILE, run_study
+    from stepscope.calibration.tables import tables_of
+    from stepscope.report import print_tables
+    from stepscope.runs import write_atomically
+
+    require("torch", "all").set_num_threads(1)
+    out = Path(options.out or "runs/calibration")
+    with shown_progress() as progress:
+        records, count = run_study(out, options.curves, progress)
+    write_atomically(out / "confidence.json", json.dumps(confidence_table(cases_of(records)), indent=1).encode())
+    print_tables(tables_of(records))
+    print(f"{count} new trainings.\nRecords: {out / RECORDS_FILE}")
+
+
 def _run(experiment: Experiment[Any], out: Path, jobs: int) -> None:
     """Runs an experiment, or continues one, and shows what was measured."""
     from stepscope.paper.experiments import experiment as experiments
