@@ -34,13 +34,13 @@ def test_it_runs(name, tmp_path, monkeypatch, capsys):
     runpy.run_path(str(FOLDER / name), run_name="__main__")
     printed = capsys.readouterr().out
     if name == "learning_rate.py":
-        ratios = [float(line.split()[-1]) for line in printed.splitlines()[1:]]
-        assert ratios == sorted(ratios)  # a larger learning rate goes further past the best step
-        # What docs/reading.md says of them.
-        assert ratios[0] < 0.01
-        assert 0.1 < ratios[2] < 1 < ratios[3]
-        losses = [float(line.split()[1]) for line in printed.splitlines()[1:]]
+        said = re.findall(r"^lr=\S+ loss (\S+): (\w+)$", printed, re.MULTILINE)
+        losses, kinds = [float(loss) for loss, _ in said], [kind for _, kind in said]
         assert losses[2] == min(losses)
+        # On a machine that is busy with other things fewer steps are measured: then it can't be told.
+        assert {*kinds[:2]} <= {"step_too_short", "cannot_tell"}
+        assert kinds[2] in ("healthy", "cannot_tell")
+        assert kinds[3] in ("step_too_long", "cannot_tell")
     elif name == "edge.py":
         multiples = [float(line.split()[3]) for line in printed.splitlines()[1:]]
         assert multiples == sorted(multiples, reverse=True)  # a longer step is nearer to the edge
