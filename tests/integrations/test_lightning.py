@@ -1,5 +1,7 @@
 """A probe in a Lightning `Trainer`, which always steps by a closure."""
 
+import re
+
 import pytest
 
 from stepscope import UsageError
@@ -46,6 +48,28 @@ def test_training_is_bit_identical(loop, lightning, tmp_path):
     assert logged == [(r["step"], r["sharpness"]) for r in own]
 
 
+@pytest.mark.parametrize("loop", LOOPS)
+def test_the_loss_on_the_steps_own_batch_is_the_trainings(loop, lightning, tmp_path, monkeypatch):
+    """With its dropout, batch statistics and precision."""
+    losses, step = [], lightning.Module.training_step
+
+    def noted(*args):
+        losses.append(step(*args))
+        return losses[-1]
+
+    monkeypatch.setattr(lightning.Module, "training_step", noted)
+    callback = lightning.probe(max_overhead=None)
+    lightning.train(tmp_path, callback, **LOOPS[loop])
+    count = LOOPS[loop].get("accumulate_grad_batches", 1)
+    records = callback.probe.step_records
+    assert len(records) >= 3
+    for record in records:
+        own = losses[(record["step"] - 1) * count : record["step"] * count]
+        assert record["steps"] == 12 // count
+        assert record["batch_loss"] == pytest.approx(sum(own).item() / count, rel=1e-6)
+        assert record["batch_slope"] < 0
+
+
 @pytest.mark.parametrize("source", ["validation data", "training data"])
 def test_the_examples_are_drawn_from_the_held_out_data_or_else_the_training_data(source, lightning, tmp_path):
     data = lightning.data(48, 1) if source == "training data" else lightning.data(40, 2)
@@ -64,7 +88,9 @@ def test_the_examples_are_drawn_from_the_held_out_data_or_else_the_training_data
 def test_the_end_of_a_training_is_summed_up_but_not_that_of_one_that_failed(lightning, tmp_path, capsys, monkeypatch):
     lightning.train(tmp_path, lightning.probe(every=6, max_overhead=None, quiet=False, run_dir=tmp_path / "run"))
     lines = capsys.readouterr().err
-    assert "stepscope: measured at 2 of 12 steps, from 6 to 12, 4 directions on the run's own evaluation" in lines
+    assert re.search(
+        r"of 12 steps, \d+ measured on their own batches, and 2 beside others on the run's own eval", lines
+    )
     assert f"stepscope: the page is {tmp_path / 'run' / 'report.html'}" in lines
 
     step = lightning.Module.training_step
@@ -78,7 +104,7 @@ def test_the_end_of_a_training_is_summed_up_but_not_that_of_one_that_failed(ligh
     callback = lightning.probe(every=6, max_overhead=None, quiet=False, run_dir=tmp_path / "failed")
     with pytest.raises(RuntimeError, match="out of patience"):
         lightning.train(tmp_path, callback)
-    assert "measured at" not in capsys.readouterr().err
+    assert "measured on their own" not in capsys.readouterr().err
     assert [r.step for r in read_run(tmp_path / "failed", DirectionRecord)[1] if r.direction == "sgd"] == [6]
 
 

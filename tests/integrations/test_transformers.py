@@ -16,7 +16,7 @@ from transformers import (
 
 from stepscope import Objective, UsageError
 from stepscope.integrations.transformers import ProbeCallback
-from stepscope.runs import DirectionRecord, read_head, read_run
+from stepscope.runs import DirectionRecord, read_head, read_run, read_steps
 from traces import outcome, same
 
 VOCABULARY = 40
@@ -127,6 +127,45 @@ def test_the_numbers_are_those_of_the_trainers_loss(tmp_path):
     assert own["loss"] == pytest.approx(by_hand.loss(), rel=1e-6)
 
 
+def run_once(trainer, **settings):
+    callback = ProbeCallback(trainer, **{"every": 1, "max_overhead": None, "directions": {}, "quiet": True} | settings)
+    trainer.add_callback(callback)
+    trainer.train()
+    trainer.remove_callback(callback)
+    return callback.probe
+
+
+def half_as_much(outputs, labels, num_items_in_batch=None):
+    """Sums over the accumulated batch, as a `compute_loss_func` does."""
+    losses = torch.nn.functional.cross_entropy(
+        outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum"
+    )
+    return losses / num_items_in_batch / 2
+
+
+@pytest.mark.parametrize(
+    ("name", "loop"),
+    [("t5", "default"), ("t5", "accumulating")]
+    + [("gpt-2", loop) for loop in (*LOOPS, "accumulating smoothed labels", "a loss function")],
+)
+def test_the_loss_on_the_steps_own_batch_is_the_trainers(name, loop, tmp_path):
+    """With its dropout, label smoothing, accumulation and precision: the one that the trainer logs."""
+    both = {**LOOPS["accumulating"], **LOOPS["smoothed labels"]}
+    arguments = {**LOOPS, "accumulating smoothed labels": both, "a loss function": LOOPS["accumulating"]}[loop]
+    trainer = trainer_of(name, tmp_path / "out", **arguments | {"logging_steps": 1})
+    if loop == "a loss function":
+        trainer.compute_loss_func = half_as_much
+    run_once(trainer, run_dir=tmp_path / "run")
+    logged = {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
+    steps = read_steps(tmp_path / "run")
+    assert len(steps) >= 3
+    assert {record.steps for record in steps} == {trainer.state.max_steps}
+    for record in steps:
+        assert record.batch_loss == pytest.approx(logged[record.step], abs=6e-5)
+        assert record.batch_slope < 0
+    assert "compute_loss" not in vars(trainer)
+
+
 class Augmented(torch.utils.data.Dataset):
     """Draws from torch's random numbers when it is read."""
 
@@ -201,14 +240,6 @@ def test_a_loss_that_may_do_more_is_not_called_unasked(tmp_path):
     assert callback.probe.records
 
 
-def run_once(trainer, *, steps=1, **settings):
-    callback = ProbeCallback(trainer, **{"every": 1, "max_overhead": None, "directions": {}, "quiet": True} | settings)
-    trainer.add_callback(callback)
-    trainer.train()
-    trainer.remove_callback(callback)
-    return callback.probe
-
-
 @pytest.mark.parametrize("source", ["eval_dataset", "train_dataset", "named"])
 def test_the_examples_are_drawn_from_the_held_out_data_or_else_the_training_data(source, tmp_path):
     trainer = trainer_of("gpt-2", tmp_path, max_steps=1)
@@ -243,7 +274,10 @@ def test_the_end_of_a_training_is_summed_up(tmp_path, capsys, monkeypatch):
     trainer = trainer_of("gpt-2", tmp_path / "out", max_steps=2)
     run_once(trainer, quiet=False, run_dir=tmp_path / "run")
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("stepscope: ")]
-    assert "measured at 2 of 2 steps, from 1 to 2, 1 directions on 10 random examples of eval_dataset" in lines[1]
+    said = (
+        "of 2 steps, 2 measured on their own batches, and 2 beside others on 10 random examples of eval_dataset, seed 0"
+    )
+    assert any(said in line for line in lines)
     assert lines[-1] == f"stepscope: the page is {tmp_path / 'run' / 'report.html'}"
     assert 4 <= len(lines) <= 6  # with the announcement
     assert "own AdamW" in (tmp_path / "run" / "report.html").read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from torch import nn
@@ -25,6 +26,7 @@ class Attachment:
     Attributes:
         probe: of the newest training; ``None`` before the first.
         is_on: whether the training goes on.
+        during: what is entered for the time of the training.
 
     Raises:
         UsageError: `Probe` doesn't know a setting.
@@ -37,10 +39,11 @@ class Attachment:
         self.probe: Probe | None = None
         self._settings = dict(settings)
         self.is_on = False
+        self.during = ExitStack()
 
     def begin(
         self, model: nn.Module, optimizer: Any, loss_fn: LossFunction | None, batches: Iterable[Any], **defaults: Any
-    ) -> None:
+    ) -> Probe:
         """Attaches a probe; `defaults` are settings that give way to the user's."""
         self.remove()  # of a training that was interrupted
         settings = defaults | self._settings
@@ -49,6 +52,7 @@ class Attachment:
             settings["overwrite"] = False
         self.probe = Probe(model, optimizer, loss_fn, batches, **settings)
         self.is_on = True
+        return self.probe
 
     def end(self) -> None:
         """Takes the probe off after a training that came to its end, and sums up what it measured."""
@@ -59,5 +63,6 @@ class Attachment:
     def remove(self) -> None:
         """Takes the probe off; its records stay."""
         self.is_on = False
+        self.during.close()
         if self.probe is not None:
             self.probe.close()

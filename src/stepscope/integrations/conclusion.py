@@ -6,6 +6,7 @@ import logging
 import sys
 
 from stepscope.errors import UsageError
+from stepscope.judging import Finding
 from stepscope.objective import random_state
 from stepscope.probe import Probe
 from stepscope.report.escaping import printable
@@ -27,7 +28,7 @@ def conclude(probe: Probe, *, quiet: bool = False) -> None:
     try:
         with random_state():
             where = _page(probe)
-            lines = [_measured(probe), *(f"{found.summary} ({found.sureness})" for found in probe.findings()), where]
+            lines = [_measured(probe), *map(_found, probe.findings()), where]
     except Exception as error:
         _logger.warning("what was measured can't be summed up (%s: %s)", type(error).__name__, error)
         return
@@ -36,14 +37,16 @@ def conclude(probe: Probe, *, quiet: bool = False) -> None:
 
 
 def _measured(probe: Probe) -> str:
-    steps = sorted({record["step"] for record in probe.records})
-    if not steps:
-        return f"nothing was measured in {probe.step} steps ({probe.overhead:.1%} of the time spent on it)"
-    directions = len({record["direction"] for record in probe.records})
+    own, compared = (len({record["step"] for record in records}) for records in (probe.step_records, probe.records))
     return (
-        f"measured at {len(steps)} of {probe.step} steps, from {steps[0]} to {steps[-1]}, {directions} directions on "
-        f"{probe.source}; it took {probe.overhead:.1%} of the training's time"
+        f"of {probe.step} steps, {own} measured on their own batches, and {compared} beside others on {probe.source}; it "
+        f"took {probe.overhead:.1%} of the training's time"
     )
+
+
+def _found(finding: Finding) -> str:
+    what = f"try {finding.change}" if finding.change else finding.evidence
+    return f"{finding.summary} ({finding.sureness}): {what}"
 
 
 def _page(probe: Probe) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
@@ -62,6 +64,7 @@ class ProbeCallback(Callback):  # type: ignore[misc]
         **settings: Any,
     ) -> None:
         self._attachment = Attachment(settings)
+        self._batch = ExitStack()
         self._loss_fn = loss_fn
         self._eval_batches = eval_batches
         self._optimizer = optimizer
@@ -87,11 +90,25 @@ class ProbeCallback(Callback):  # type: ignore[misc]
 
         # It counts the steps of all optimizers together.
         defaults: dict[str, Any] = {"log": log, "step": trainer.global_step // len(trainer.optimizers)}
+        if math.isfinite(steps := trainer.estimated_stepping_batches):
+            defaults["steps"] = int(steps)
         batches = self._eval_batches
         if batches is None:
             batches, defaults["source"] = self._drawn(trainer)
         optimizer = trainer.optimizers[self._optimizer]
         self._attachment.begin(pl_module, optimizer, self._loss_fn, batches, **defaults)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """The step that comes is made of this batch."""
+        del pl_module, batch_idx
+        self._batch.close()
+        if self._attachment.is_on and self.probe is not None:
+            with trainer.precision_plugin.train_step_context():  # as the training step computes its loss
+                self._batch.enter_context(self.probe.batch(batch))
+
+    def on_train_batch_end(self, *_: Any, **__: Any) -> None:
+        """The batch has been used."""
+        self._batch.close()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes the probe off, writes the page, and says what was found."""
@@ -105,7 +122,8 @@ class ProbeCallback(Callback):  # type: ignore[misc]
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Takes the probe off after a training that failed."""
-        del trainer, pl_module, exception
+        del trainer, pl_module
+        self._batch.__exit__(type(exception), exception, exception.__traceback__)
         self._attachment.remove()
 
     def _drawn(self, trainer: Trainer) -> tuple[list[Any], str]:

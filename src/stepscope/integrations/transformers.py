@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from stepscope.errors import UsageError, require
 from stepscope.integrations.attachment import Attachment
 from stepscope.integrations.examples import RandomExamples
+from stepscope.integrations.told_batches import ITEMS, items_in, told_batches
 from stepscope.objective import LossFunction
 from stepscope.probe import Probe
 
@@ -77,6 +78,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             )
         self._attachment = Attachment(settings)
         self._trainer = trainer
+        self._compute_loss = trainer.compute_loss
         self._eval_batches = eval_batches
         self._loss_fn: LossFunction = loss_fn or self._trainers_loss
         self._examples = RandomExamples(micro_batches, seed)
@@ -98,10 +100,13 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             raise UsageError("a model sharded by FSDP or DeepSpeed can't be measured: take the probe off")
         defaults: dict[str, Any] = {"log": self._log if args.report_to else None, "step": state.global_step}
+        defaults["steps"] = state.max_steps
         batches = self._eval_batches
         if batches is None:
             batches, defaults["source"] = self._drawn(kwargs["train_dataloader"], args.per_device_train_batch_size)
-        self._attachment.begin(trainer.model, trainer.optimizer, self._loss_fn, batches, **defaults)
+        probe = self._attachment.begin(trainer.model, trainer.optimizer, self._loss_fn, batches, **defaults)
+        self._compute_loss = trainer.compute_loss
+        self._attachment.during.enter_context(told_batches(trainer, probe))
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any
@@ -131,7 +136,8 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         self._attachment.end()
 
     def _trainers_loss(self, model: nn.Module, batch: Any) -> Tensor:
-        return self._trainer.compute_loss(model, batch)  # type: ignore[no-any-return]
+        inputs = {name: value for name, value in batch.items() if name != ITEMS}
+        return self._compute_loss(model, inputs, num_items_in_batch=items_in(self._trainer, batch))  # type: ignore[no-any-return]
 
     def _log(self, values: dict[str, float], step: int) -> None:
         """To the trackers alone: subclasses of the trainer do more in their `log`."""
