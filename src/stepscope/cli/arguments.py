@@ -47,6 +47,7 @@ Makes every table and figure of the paper, and says of each of its claims whethe
   stepscope reproduce --scale paper --dry-run        the plan; at the scales for two cores also minutes and memory
   stepscope reproduce --tasks code sentiment         A on these; of sentiment the paper measures no directions
   stepscope reproduce --as code                      as the published code has it, where it differs from the text
+  stepscope reproduce --with padding-labels          in this alone
 
 A plan is printed first. What was interrupted goes on when the same command is given again. The directory holds a run
 directory for each run, claims.json, report.html, tables/ (CSV and LaTeX) and figures/ (PDF).

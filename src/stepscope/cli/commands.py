@@ -112,6 +112,7 @@ def reproduce(options: argparse.Namespace) -> None:
         settings=options.settings,
         sources=sources_of(options.source),
         tasks=options.tasks,
+        released=options.released,
     )
     on_cores = options.scale in _ON_CORES
     jobs = options.jobs if options.jobs is not None else (os.cpu_count() or 1) if on_cores else 1

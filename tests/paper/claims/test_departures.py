@@ -17,6 +17,7 @@ def test_departures_are_read_off_the_head():
         "trajectory-code: dropout is off; the paper trains with its models' own",
         "trajectory-code: the evaluation batch has 64 examples, not 1024",
         "trajectory-code: padding is masked; the published code gives no mask",
+        "trajectory-code: padding is no label; in the published code it is a label",
         "trajectory-code: all tokens weigh the same; in the published code all examples do, whatever their length",
         "trajectory-code: sgd trains at a learning rate of 1, not 3e-05",
         "trajectory-code: measured at steps 10, 60 (epochs 1, 6), not in epochs 2, 5, 10, 20",
@@ -38,14 +39,15 @@ PAPERS = {
 def test_the_papers_own_settings_are_no_departure(kind):
     name, title, start = PAPERS[kind]
     configuration = {"experiment": "trajectory", "kind": kind, "steps": [15, 45, 95, 195], "masked": False,
+                     "released": ["padding-labels", "equal-weights", "small-norm-batches"],
                      "task": {"batch_size": 1000 if kind == "images" else 1024}}  # fmt: skip
     context = {"source": {"name": name, "title": title, "examples": 10_240}, "evaluation": {"examples": 1024},
                "model": {"title": "A model", "initialisation": start}}  # fmt: skip
     found = departures([Run("run", head(configuration, **context), [])])
-    # Whatever the mask, tokens weigh the same here, and nothing is dropped out.
-    assert [each for each in found if "tokens weigh" not in each and "dropout" not in each] == []
+    # Whatever is asked for, nothing is dropped out here, and a ResNet's head is new.
+    assert [each for each in found if "head is new" not in each and "dropout" not in each] == []
     assert any("dropout" in each for each in found) == (kind != "images")
-    assert any("tokens weigh" in each for each in found) == (kind != "images")
+    assert any("head is new" in each for each in found) == (kind == "images")
 
 
 @pytest.mark.parametrize(("steps", "told"), [(190, ["trained to step 190 (epoch 19)"]), (191, [])])

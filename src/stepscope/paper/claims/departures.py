@@ -9,6 +9,10 @@ from typing import Any
 from stepscope.paper.reproduction_runs import Run, section
 from stepscope.runs import Record
 
+EQUAL_WEIGHTS, PADDING_LABELS = "equal-weights", "padding-labels"
+WIDE_HEAD, SMALL_NORM_BATCHES = "wide-head", "small-norm-batches"
+"""What a run may have as the published code does, by the names in its configuration (``released``)."""
+
 Settings = Mapping[str, Any]
 """``{field: value}``; a field that one side lacks is not compared."""
 
@@ -29,8 +33,16 @@ _TOKENS: Settings = {"weights": "examples"}
 
 PAPER: Mapping[str, Settings] = {
     "translation": {**_ALL, **_TEXT, **_TOKENS, "data": "opus_books", "model": "t5-small", "batch": 1024, "sgd": 1e-3},
-    "code": {**_ALL, **_TEXT, **_TOKENS, "data": "the-stack-smol", "model": "gpt-neo-125M-code-clippy", "sgd": 3e-5},
-    "images": {**_ALL, "data": "CIFAR-10", "model": "ResNet-152", "batch": 1000},
+    "code": {
+        **_ALL,
+        **_TEXT,
+        **_TOKENS,
+        "data": "the-stack-smol",
+        "model": "gpt-neo-125M-code-clippy",
+        "padding": "a label",
+        "sgd": 3e-5,
+    },
+    "images": {**_ALL, "data": "CIFAR-10", "model": "ResNet-152", "batch": 1000, "head": "kept", "norm": "8 images"},
     "sentiment": {**_ALL, **_TEXT, "data": "IMDb", "model": "BERT-base", "directions": "none"},
 }
 """What the paper uses, by task, as far as it says."""
@@ -44,6 +56,9 @@ TEMPLATES: Mapping[str, str] = {
     "batch": "training batches have {ours} examples, not {paper}",
     "evaluation": "the evaluation batch has {ours} examples, not {paper}",
     "masked": "padding is masked; the published code gives no mask",
+    "padding": "padding is {ours}; in the published code it is {paper}",
+    "head": "the head is {ours}; the published code keeps its 1,000 classes",
+    "norm": "batch norm sees {ours} at a time; in the published code {paper}",
     "weights": "all tokens weigh the same; in the published code all examples do, whatever their length",
     "sgd": "sgd trains at a learning rate of {ours:g}, not {paper:g}",
     "adam": "adam trains at a learning rate of {ours:g}, not {paper:g}",
@@ -130,11 +145,15 @@ def _start(task: str, context: Settings) -> Settings:
 
 def _loss(context: Settings, own: Settings, asked: Settings) -> Settings:
     """How the loss is taken."""
+    released = asked.get("released") or ()
     return {
         "batch": own.get("batch_size") or "unknown",
         "evaluation": section(context, "evaluation").get("examples") or "unknown",
         "masked": _masks(asked),
-        "weights": "tokens",
+        "weights": "examples" if EQUAL_WEIGHTS in released else "tokens",
+        "padding": _as("a label", PADDING_LABELS in released, "no label"),
+        "head": f"new, with {'1,000' if WIDE_HEAD in released else 'its own'} classes",
+        "norm": _as("8 images", SMALL_NORM_BATCHES in released, "the whole batch"),
     }
 
 

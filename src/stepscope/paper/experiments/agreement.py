@@ -26,6 +26,7 @@ from stepscope.objective import IGNORED_LABEL
 from stepscope.paper.experiments.along_trajectories import AlongTrajectories, Point
 from stepscope.paper.experiments.command_lines import AGREEMENT, sources_of
 from stepscope.paper.experiments.compared_optimizers import measured_directions
+from stepscope.paper.experiments.example_weights import MeanOfExamples
 from stepscope.paper.experiments.experiment import Asked, Progress, Unit, described
 from stepscope.paper.experiments.training import sources_by_task
 from stepscope.paper.experiments.trajectory import TrajectoryExperiment
@@ -193,6 +194,8 @@ class _InFloat64(TorchFunctionMode):
 
 def _terms(model: nn.Module, batch: Batch) -> int:
     """What the batch's mean loss averages over: its label tokens; its examples where each has one label."""
+    if isinstance(model, MeanOfExamples):
+        return len(batch["labels"])
     labels = batch["labels"]
     if "CausalLM" in type(model).__name__:
         labels = labels[:, 1:]  # each token is the target of the one before it

@@ -93,11 +93,23 @@ def add_seeds(command: argparse.ArgumentParser, *default: int) -> None:
     )
 
 
+NO_MASKS, PADDING_LABELS, EQUAL_WEIGHTS = "no-masks", "padding-labels", "equal-weights"
+WIDE_HEAD, SMALL_NORM_BATCHES, PLAIN_STEPS = "wide-head", "small-norm-batches", "plain-steps"
+RELEASED = (NO_MASKS, PADDING_LABELS, EQUAL_WEIGHTS, WIDE_HEAD, SMALL_NORM_BATCHES, PLAIN_STEPS)
+"""In what the published code differs from the text, see `stepscope.paper.experiments.as_released`."""
+
+
 def add_settings(command: argparse.ArgumentParser) -> None:
-    """``--as``: whose settings."""
-    command.add_argument(
-        "--as", dest="settings", default="ours", metavar="SETTINGS", help="text, code or ours (the default)"
-    )
+    """``--as``: whose settings; and ``--with``."""
+    text = f"text, code (with all of {', '.join(RELEASED)}) or ours (the default)"
+    command.add_argument("--as", dest="settings", default="ours", metavar="SETTINGS", help=text)
+    add_released(command)
+
+
+def add_released(command: argparse.ArgumentParser) -> None:
+    """``--with``: single departures of the published code."""
+    text = f"as the published code has it, one by one: {', '.join(RELEASED)}"
+    command.add_argument("--with", dest="released", nargs="+", default=[], metavar="NAME", help=text)
 
 
 def add_start(command: argparse.ArgumentParser) -> None:
@@ -113,6 +125,7 @@ def _trajectory_options(command: argparse.ArgumentParser) -> None:
         "--task", default="translation", metavar="TASK", help="translation (the default), code, sentiment or images"
     )
     add_start(command)
+    add_released(command)
 
 
 def _agreement_options(command: argparse.ArgumentParser) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from stepscope.clipping import Target, clipped
 from stepscope.directions import ACClip, Adafactor, Factory, Lion, NormalizedSGD, SignSGD, muon_with_adamw
 from stepscope.errors import UsageError
+from stepscope.paper.experiments.command_lines import PLAIN_STEPS
 
 Parameters = list[torch.nn.Parameter]
 Build = Callable[[Parameters, float], Any]
@@ -22,8 +23,8 @@ SETTINGS = ("text", "code", "ours")
 """Whose optimizers the convergence experiment compares.
 
 ``text``: as the paper's text has it, the gradient is clipped before everything else. ``code``: as its published
-classes do it on the path that clips (as released, they don't take that path), and the models get no attention mask.
-``ours``: the code's optimizers on masked batches, with the baselines.
+classes do it on the path that clips, and all else as in `stepscope.paper.experiments.as_released`: there these classes
+don't take that path. ``ours``: the code's optimizers on masked batches, with the baselines.
 """
 
 MAX_NORM = 1.0
@@ -124,6 +125,24 @@ Clip fractions are the paper's. ``first moment`` and ``numerator`` are what its 
 sees the gradient as it is. Clipping before both (``gradient``) is another algorithm. Lion's variant clips in the place
 of the sign. ``clip by norm`` and ``acclip`` are baselines (Zhang et al., 2020, arXiv 1912.03194).
 """
+
+
+_AS_RELEASED = {
+    "sgd clip 10%": "sgd", "normalized sgd": "sgd", "signsgd": "sgd", "adam clip 50% (first moment)": "adam",
+}  # fmt: skip
+
+
+def training_rule(name: str, released: Iterable[str] = ()) -> Rule:
+    """The rule that trains under an optimizer's name.
+
+    The published classes for clipped SGD, clipped Adam, sign SGD and normalized SGD do what their names say on one path
+    alone, which its convergence script never takes: as released they make steps of plain SGD and Adam.
+
+    Args:
+        name: in `RULES`.
+        released: with ``"plain-steps"`` among them, those four do.
+    """
+    return RULES[_AS_RELEASED.get(name, name) if PLAIN_STEPS in released else name]
 
 
 def measured_directions() -> dict[str, Factory]:

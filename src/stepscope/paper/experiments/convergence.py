@@ -20,11 +20,12 @@ from typing_extensions import override
 from stepscope.errors import UsageError
 from stepscope.objective import Objective
 from stepscope.paper.claims.losses import conclusion, finals_of, pairs_of
-from stepscope.paper.experiments.command_lines import CONVERGENCE, sources_of
-from stepscope.paper.experiments.compared_optimizers import RULES, contenders
+from stepscope.paper.experiments.as_released import as_released, check_released
+from stepscope.paper.experiments.command_lines import CONVERGENCE, NO_MASKS, RELEASED, sources_of
+from stepscope.paper.experiments.compared_optimizers import RULES, contenders, training_rule
 from stepscope.paper.experiments.experiment import Asked, Experiment, Progress, Unit, described
 from stepscope.paper.experiments.search import Search
-from stepscope.paper.experiments.training import accumulate, at_home, check_settings, count_of, part_size, unmasked
+from stepscope.paper.experiments.training import accumulate, at_home, check_settings, count_of, part_size
 from stepscope.paper.records import LossRecord
 from stepscope.paper.report.loss_tables import TERMS, loss_figures, loss_numbers, loss_table, verdict_table
 from stepscope.paper.tasks import Task
@@ -82,6 +83,7 @@ class ConvergenceExperiment(Experiment[LossRecord]):
         search: how learning rates are looked for.
         seeds: one training of each optimizer a seed.
         masked: whether the models get an attention mask. The published code gives none.
+        released: in what else all is as the published code has it, see `stepscope.paper.experiments.as_released`.
     """
 
     entry = CONVERGENCE
@@ -99,11 +101,15 @@ class ConvergenceExperiment(Experiment[LossRecord]):
     search: Search = field(default_factory=Search)
     seeds: tuple[int, ...] = (0, 1, 2)
     masked: bool = True
+    released: tuple[str, ...] = ()
 
     @override
     def configuration(self) -> dict[str, Any]:
         settings = super().configuration()
         settings["search"]["rungs"] = [[str(part), kept] for part, kept in self.search.rungs]
+        if not self.released:
+            # As before there were names for it, so that runs of then are continued.
+            del settings["released"]
         return settings
 
     @override
@@ -113,7 +119,8 @@ class ConvergenceExperiment(Experiment[LossRecord]):
     @override
     def make_task(self, name: str, source: str) -> Task:
         task = TASKS[name].make(self.tasks[name], seed=SEARCH_SEED, source=source)
-        return at_home(task if self.masked else unmasked(task), self.scale)
+        names = self.released if self.masked else (*self.released, NO_MASKS)
+        return at_home(as_released(task, name, self.tasks[name], names), self.scale)
 
     @override
     def context(self, tasks: Mapping[str, Task]) -> dict[str, Any]:
@@ -177,6 +184,7 @@ class ConvergenceExperiment(Experiment[LossRecord]):
             sources=sources_of(options.source),
             seeds=tuple(options.seeds),
             start=options.start,
+            released=options.released,
         )
 
     @classmethod
@@ -185,7 +193,12 @@ class ConvergenceExperiment(Experiment[LossRecord]):
         given = {task: asked.sources[task] for task in ("translation", "code")}
         return [
             convergence_experiment(
-                asked.scale, settings=asked.settings, tasks=tuple(given), sources=given, seeds=asked.seeds
+                asked.scale,
+                settings=asked.settings,
+                tasks=tuple(given),
+                sources=given,
+                seeds=asked.seeds,
+                released=asked.released,
             )
         ]
 
@@ -204,6 +217,7 @@ def convergence_experiment(
     sources: Mapping[str, str] | None = None,
     seeds: tuple[int, ...] = (0, 1, 2),
     start: str = "pretrained",
+    released: Sequence[str] = (),
 ) -> ConvergenceExperiment:
     """The experiment at one of its sizes.
 
@@ -215,6 +229,7 @@ def convergence_experiment(
         sources: ``{task: where its data come from}``; ``"auto"`` for those not named.
         seeds: see `ConvergenceExperiment`.
         start: ``"pretrained"`` or ``"random"`` weights.
+        released: names in `stepscope.paper.experiments.command_lines.RELEASED`; with the settings ``"code"`` all.
 
     Raises:
         UsageError: an unknown name, or seeds that can't be used.
@@ -232,7 +247,7 @@ def convergence_experiment(
         raise UsageError(f"tasks are {', '.join(tasks) or 'none'}: choose of {', '.join(TASKS)}, each once")
     if unused := set(sources or {}) - set(tasks):
         raise UsageError(f"a source is given for {', '.join(sorted(unused))}, which isn't among the tasks")
-    size = _SIZES[scale]
+    size, names = _SIZES[scale], check_released(RELEASED if settings == "code" else released)
     return ConvergenceExperiment(
         scale=scale,
         settings=settings,
@@ -243,7 +258,8 @@ def convergence_experiment(
         every=size.every,
         search=size.search,
         seeds=seeds,
-        masked=settings != "code",
+        masked=NO_MASKS not in names,
+        released=tuple(name for name in names if name != NO_MASKS),
     )
 
 
@@ -332,12 +348,13 @@ class Training:
         bracketed: bool | None = None,
     ) -> None:
         self.phase, self.lr = phase, lr
-        self._part = part_size(experiment.tasks[unit.task or ""], experiment.scale)
+        self._part = part_size(experiment.tasks[unit.task or ""], experiment.scale, experiment.released)
         self._unit, self._seed, self._bracketed, self._every = unit, seed, bracketed, experiment.every
         task = task.seeded(seed)
         self._model, self._batches = task.model, task.training_batches()
         self._objective = Objective(task.model, None, task.eval_batches)
-        self._optimizer = RULES[unit.optimizer].build(list(self._objective.parameters.values()), lr)
+        rule = training_rule(unit.optimizer, experiment.released)
+        self._optimizer = rule.build(list(self._objective.parameters.values()), lr)
         self._step = 0
         self._start: float | None = None
         self.diverged = False

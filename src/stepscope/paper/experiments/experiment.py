@@ -51,6 +51,8 @@ class Asked:
         settings: ``"text"``, ``"code"`` or ``"ours"``: `stepscope.paper.experiments.compared_optimizers.SETTINGS`.
         sources: ``{task: where its data come from}``, of all tasks.
         tasks: those along whose trainings directions are measured.
+        released: names in `stepscope.paper.experiments.command_lines.RELEASED`: in what all is as the published code
+            has it.
     """
 
     scale: str
@@ -58,6 +60,7 @@ class Asked:
     settings: str
     sources: Mapping[str, str]
     tasks: tuple[str, ...]
+    released: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

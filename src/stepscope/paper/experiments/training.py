@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stepscope.errors import UsageError
-from stepscope.objective import averaged_over, predicts_next_token
+from stepscope.paper.experiments.command_lines import SMALL_NORM_BATCHES
+from stepscope.paper.experiments.example_weights import terms_of
 from stepscope.paper.tasks import Batch, Task
 from stepscope.paper.tasks.catalogue import TASKS
 from stepscope.paper.tasks.images import ImagesConfig
@@ -40,20 +40,6 @@ def count_of(seeds: Sequence[int]) -> str:
     return f"{len(seeds)} seeds" if len(seeds) > 1 else "1 seed"
 
 
-def unmasked(task: Task) -> Task:
-    """The task as the published code has it: padded tokens are attended to."""
-
-    def without(batch: Batch) -> Batch:
-        return {name: value for name, value in batch.items() if name != "attention_mask"}
-
-    return replace(
-        task,
-        training_batches=lambda: map(without, task.training_batches()),
-        eval_batches=tuple(map(without, task.eval_batches)),
-        seeded=lambda seed: unmasked(task.seeded(seed)),
-    )
-
-
 GPU_SCALES = ("gpu", "paper")
 """Sizes for one GPU: what is made at these goes there, if there is one."""
 
@@ -63,16 +49,23 @@ def at_home(task: Task, scale: str) -> Task:
     return placed(task, "cuda") if scale in GPU_SCALES and torch.cuda.is_available() else task
 
 
-def part_size(config: Any, scale: str) -> int | None:
+NORM_BATCH = 8
+"""Images that batch norm sees at a time in the published code."""
+
+
+def part_size(config: Any, scale: str, released: Collection[str] = ()) -> int | None:
     """How many examples of a training batch are in memory at a time: None is the whole batch.
 
     A training batch of the paper's doesn't fit with its activations. One that batch norm sees stays whole, since its
-    statistics are the batch's.
+    statistics are the batch's, unless it is as the published code has it.
 
     Args:
         config: the settings of a task.
         scale: the name of its size.
+        released: names in `stepscope.paper.experiments.command_lines.RELEASED`.
     """
+    if isinstance(config, ImagesConfig) and SMALL_NORM_BATCHES in released:
+        return NORM_BATCH
     whole = scale not in GPU_SCALES or isinstance(config, ImagesConfig)
     return None if whole else int(config.micro_batch_size)
 
@@ -110,7 +103,7 @@ def accumulate(model: nn.Module, batch: Batch, size: int | None = None) -> float
         loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
     micro_batches = [{name: value[i : i + size] for name, value in batch.items()} for i in range(0, examples, size)]
-    terms = [averaged_over(micro_batch, shifted=predicts_next_token(model)) for micro_batch in micro_batches]
+    terms = [terms_of(model, micro_batch) for micro_batch in micro_batches]
     total = 0.0
     for micro_batch, count in zip(micro_batches, terms, strict=True):
         weighted: Tensor = model(**micro_batch).loss * (count / sum(terms))

@@ -16,10 +16,11 @@ from typing_extensions import override
 from stepscope.errors import UsageError
 from stepscope.measuring import measure
 from stepscope.paper.experiments.along_trajectories import AlongTrajectories, Point
-from stepscope.paper.experiments.command_lines import TRAJECTORY
+from stepscope.paper.experiments.as_released import as_released, check_released, concerning
+from stepscope.paper.experiments.command_lines import NO_MASKS, TRAJECTORY
 from stepscope.paper.experiments.compared_optimizers import demonstrated, measured_directions, papers_directions
 from stepscope.paper.experiments.experiment import Asked, Progress, Unit, described
-from stepscope.paper.experiments.training import at_home, check_settings, count_of, part_size, unmasked
+from stepscope.paper.experiments.training import at_home, check_settings, count_of, part_size
 from stepscope.paper.report.directions import direction_figures, direction_numbers, direction_tables
 from stepscope.paper.tasks import Task
 from stepscope.paper.tasks.catalogue import TASKS
@@ -100,10 +101,15 @@ class TrajectoryExperiment(AlongTrajectories[DirectionRecord]):
     def data_sources(self) -> Mapping[str, str]:
         return {self.kind: self.source}
 
+    @property
+    def differences(self) -> tuple[str, ...]:
+        """In what it is as the published code has it."""
+        return () if self.masked else (NO_MASKS,)
+
     @override
     def make_task(self, name: str, source: str) -> Task:
         task = TASKS[self.kind].make(self.task, seed=self.seeds[0], source=source)
-        return at_home(task if self.masked else unmasked(task), self.scale)
+        return at_home(as_released(task, self.kind, self.task, self.differences), self.scale)
 
     @override
     def context(self, tasks: Mapping[str, Task]) -> dict[str, Any]:
@@ -132,7 +138,7 @@ class TrajectoryExperiment(AlongTrajectories[DirectionRecord]):
 
     @override
     def in_memory(self, unit: Unit) -> int | None:
-        return part_size(self.task, self.scale)
+        return part_size(self.task, self.scale, self.differences)
 
     @override
     def measure_at(
@@ -178,16 +184,25 @@ class TrajectoryExperiment(AlongTrajectories[DirectionRecord]):
     def from_options(cls, options: argparse.Namespace) -> TrajectoryExperiment:
         seeds = tuple(options.seeds)
         return trajectory_experiment(
-            options.scale, options.task, source=options.source, seeds=seeds, start=options.start
+            options.scale,
+            options.task,
+            source=options.source,
+            seeds=seeds,
+            start=options.start,
+            released=options.released,
         )
 
     @classmethod
     @override
     def of_reproduction(cls, asked: Asked) -> list[TrajectoryExperiment]:
-        masked = asked.settings != "code"
         runs = [
             trajectory_experiment(
-                asked.scale, kind, source=asked.sources[kind], seeds=asked.seeds, start=start, masked=masked
+                asked.scale,
+                kind,
+                source=asked.sources[kind],
+                seeds=asked.seeds,
+                start=start,
+                released=asked.released,
             )
             for start in STARTS
             for kind in asked.tasks
@@ -201,6 +216,27 @@ class TrajectoryExperiment(AlongTrajectories[DirectionRecord]):
         return f"{places} × {len(self.directions)} directions × {count_of(self.seeds)}"
 
 
+@dataclass(frozen=True)
+class TrajectoryAsReleased(TrajectoryExperiment):
+    """One with more of what the published code does than the lack of masks.
+
+    Attributes:
+        released: in what.
+    """
+
+    released: tuple[str, ...] = ()
+
+    @property
+    @override
+    def differences(self) -> tuple[str, ...]:
+        return (*super().differences, *self.released)
+
+    @property
+    @override
+    def run_name(self) -> str:
+        return "-".join((super().run_name, *self.released))
+
+
 def trajectory_experiment(
     scale: str = "cpu",
     kind: str = "translation",
@@ -208,7 +244,7 @@ def trajectory_experiment(
     source: str = "auto",
     seeds: tuple[int, ...] = (0,),
     start: str = "pretrained",
-    masked: bool = True,
+    released: Sequence[str] = (),
 ) -> TrajectoryExperiment:
     """The experiment on one task, at one of its sizes.
 
@@ -220,7 +256,8 @@ def trajectory_experiment(
         source: where its data come from.
         seeds: see `TrajectoryExperiment`.
         start: ``"pretrained"``, as the paper's models are, or ``"random"``, the contrast.
-        masked: see `TrajectoryExperiment`.
+        released: names in `stepscope.paper.experiments.command_lines.RELEASED`; those that don't concern the task
+            change nothing.
 
     Raises:
         UsageError: an unknown scale, task or start, or seeds that can't be used.
@@ -235,7 +272,10 @@ def trajectory_experiment(
     check_start(start)
     task = replace(TASKS[kind].scales[scale], start=start)
     rates = _RATES[start][kind]
-    return TrajectoryExperiment(scale, kind, task, source, rates, steps=_STEPS[scale], seeds=seeds, masked=masked)
+    masked = NO_MASKS not in check_released(released)
+    run = TrajectoryExperiment(scale, kind, task, source, rates, steps=_STEPS[scale], seeds=seeds, masked=masked)
+    rest = tuple(name for name in concerning(released, kind) if name != NO_MASKS)
+    return TrajectoryAsReleased(**vars(run), released=rest) if rest else run
 
 
 def demonstration(scale: str = "cpu", *, source: str = "auto", seeds: tuple[int, ...] = (0,)) -> TrajectoryExperiment:

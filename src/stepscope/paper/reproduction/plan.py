@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from stepscope.errors import UsageError
-from stepscope.paper.experiments.command_lines import EXPERIMENTS, MEASURED_TASKS, letters
+from stepscope.paper.experiments.as_released import check_released
+from stepscope.paper.experiments.command_lines import EXPERIMENTS, MEASURED_TASKS, RELEASED, letters
 from stepscope.paper.experiments.experiment import Asked, Experiment, Progress, run
 from stepscope.paper.experiments.training import sources_by_task
 from stepscope.paper.experiments.workers import Tell, check_processes, run_jobs
@@ -40,6 +41,7 @@ def reproduction(
     settings: str = "ours",
     sources: Mapping[str, str] | None = None,
     tasks: Sequence[str] = MEASURED_TASKS,
+    released: Sequence[str] = (),
 ) -> list[Experiment[Any]]:
     """The runs of a reproduction.
 
@@ -52,6 +54,7 @@ def reproduction(
             attention mask.
         sources: ``{task: where its data come from}``; ``"auto"`` for those not named.
         tasks: those along whose trainings A measures directions.
+        released: names in `stepscope.paper.experiments.command_lines.RELEASED`; with the settings ``"code"`` all.
 
     Raises:
         UsageError: an unknown letter, task, scale or setting, or seeds that can't be used.
@@ -68,7 +71,8 @@ def reproduction(
         raise UsageError(f"no experiment is asked for: choose of {', '.join(known)}")
     if unknown := [task for task in tasks if task not in TASKS]:
         raise UsageError(f"no task {unknown[0]!r}: choose {', '.join(TASKS)}")
-    asked = Asked(scale, seeds, settings, sources_by_task(sources or {}), tuple(dict.fromkeys(tasks)))
+    names = check_released(RELEASED if settings == "code" else released)
+    asked = Asked(scale, seeds, settings, sources_by_task(sources or {}), tuple(dict.fromkeys(tasks)), names)
     return [
         experiment
         for entry in EXPERIMENTS.values()
@@ -146,7 +150,8 @@ def prepare_directory(plan: Sequence[Experiment[Any]], out: str | os.PathLike[st
         out: the directory. Claims are judged by all runs in it.
 
     Raises:
-        UsageError: it can't be made, or it holds runs of another scale or with another attention mask.
+        UsageError: it can't be made, or it holds runs of another scale, or as the published code has it in other
+            respects.
     """
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
@@ -154,6 +159,7 @@ def prepare_directory(plan: Sequence[Experiment[Any]], out: str | os.PathLike[st
         raise UsageError(f"cannot create {out} ({error.strerror or error}): give another directory (--out)") from error
     wanted = {experiment.scale for experiment in plan}
     masked = {mask for experiment in plan if (mask := getattr(experiment, "masked", None)) is not None}
+    released = {_what(own): own.get("released") for own in (experiment.configuration() for experiment in plan)}
     for file in sorted(Path(out).glob("*/run.json")):
         try:
             configuration = read_head(file.parent)["configuration"]
@@ -162,9 +168,16 @@ def prepare_directory(plan: Sequence[Experiment[Any]], out: str | os.PathLike[st
         scale, mask = configuration.get("scale"), configuration.get("masked")
         other = f"at the scale {scale}" if scale not in wanted else ""
         if masked and mask is not None and mask not in masked:
-            other = "with another attention mask (--as)"
+            other = "with another attention mask (--as, --with)"
+        if list(configuration.get("released") or ()) != list(released.get(_what(configuration), ()) or ()):
+            other = "as the published code has it in other respects (--as, --with)"
         if other:
             raise UsageError(f"{out} holds a run {other}: {file.parent.name}; give another directory (--out)")
+
+
+def _what(configuration: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a run is of, whatever its settings."""
+    return tuple(configuration.get(name) for name in ("experiment", "kind", "factor"))
 
 
 def _carry_out(job: tuple[Experiment[Any], str], tell: Tell) -> None:
