@@ -185,7 +185,7 @@ class Objective:
             finally:
                 self.parameters = parameters
                 self._measuring, self._displaced, self._scratch, self._measured = 0, 0, [], None
-                self._as_trained = False
+                self._as_trained, self._loss_eps = False, 0.0
 
     def modules(self) -> dict[str, nn.Module]:
         """All modules that the loss is known to reach, the model's among them, by the path that leads to them."""
@@ -247,7 +247,8 @@ class Objective:
         """The loss of each micro-batch, of which `loss` is the mean."""
         with self.measuring():
             try:
-                kernels = self._kernels if self._fused and not self._differentiates else [SDPBackend.MATH]
+                fused = self._as_trained or (self._fused and not self._differentiates)
+                kernels = self._kernels if fused else [SDPBackend.MATH]
                 with torch.set_grad_enabled(self._differentiates), sdpa_kernel(kernels):
                     return self._values()
             except RuntimeError as error:
