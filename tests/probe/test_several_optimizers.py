@@ -1,6 +1,7 @@
 """Optimizers that share a model's parameters out between them are one step: measured as one, trained as without."""
 
 import logging
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -80,7 +81,8 @@ def train(
         probe = Probe(model, given(optimizers), loss_fn, data(2, seed=9), **settings)
     for step, batch in enumerate(data(steps), 1):
         model.zero_grad()
-        scaler.scale(loss_fn(model, batch)).backward()
+        with probe.batch(batch) if probe else nullcontext():
+            scaler.scale(loss_fn(model, batch)).backward()
         if (index := spoil(step)) is not None:
             optimizers[index].param_groups[0]["params"][0].grad[0] = float("inf")
         for optimizer in [container] if contained else optimizers[::-1] if turned(step) else optimizers:
@@ -112,6 +114,10 @@ def test_two_halves_are_measured_as_the_whole(loop, fused):
     assert {r["direction"] for r in probe.records} == {"own AdamW", "own AdamW clip 50%", "sgd", "adam"}
     assert {r["step"] for r in probe.records} == {3, 6, 9}
     assert numbers(probe) == numbers(single)
+    own, of_single = probe.step_records, single.step_records
+    assert len(own) == len(of_single) >= 3
+    for name in ("step", "norm", "batch_loss", "batch_change", "batch_slope"):
+        assert [r[name] for r in own] == pytest.approx([r[name] for r in of_single], rel=1e-5)
     assert all(r["step_error"] < 1e-5 for r in probe.records if r["direction"] == "own AdamW")
 
 
@@ -149,7 +155,8 @@ def test_optimizers_that_step_in_turns_make_no_step_together(kept, caplog):
         probe = Probe(model, optimizers, loss_fn, data(2, seed=9), **settings) if probed else None
         for index, batch in enumerate(data(12)):
             model.zero_grad(set_to_none=not kept)
-            loss_fn(model, batch).backward()
+            with probe.batch(batch) if probe else nullcontext():
+                loss_fn(model, batch).backward()
             optimizers[index % 2].step()
         return [tensor for optimizer in optimizers for tensor in outcome(model, optimizer)], probe
 
@@ -157,8 +164,8 @@ def test_optimizers_that_step_in_turns_make_no_step_together(kept, caplog):
         (plain, _), (probed, probe) = turns(False), turns(True)
     assert same(plain, probed)
     assert probe.records == []
-    said = "the step that AdamW makes differs" if kept else "the optimizers of AdamW step in turns"
-    assert [said in message for message in caplog.messages] == [True]
+    assert not [r for r in probe.step_records if r["batch_slope"] is not None]
+    assert ["the optimizers of AdamW step in turns" in message for message in caplog.messages] == [True]
 
 
 def test_the_direction_of_several_is_that_of_each():

@@ -99,7 +99,7 @@ class JointStepHook:
         self._optimizers = tuple(optimizers)
         self._callbacks = before, after, broken
         self._stepped: list[Optimizer] = []
-        self._gradients: dict[Optimizer, Tensor | None] = {}
+        self._watches: dict[Optimizer, _GradientWatch] = {}
         self._broken_in_a_row = 0
         self._hooks = [StepHook(optimizer, self._before, self._after) for optimizer in self._optimizers]
 
@@ -107,34 +107,60 @@ class JointStepHook:
         """Removes the hooks; removing twice does nothing."""
         for hook in self._hooks:
             hook.remove()
-        self._gradients = {}
+        self._end_watches()
 
     def _before(self, optimizer: Optimizer, entered: float) -> None:
         if self._stepped:
-            if optimizer not in self._stepped and not self._has_new_gradients(optimizer):
+            if optimizer not in self._stepped and not self._watches[optimizer].saw():
                 return
             self._stepped = []
             self._broken_in_a_row += 1
             self._callbacks[2](self._broken_in_a_row)
-        self._gradients = {part: _smallest_gradient(part) for part in self._optimizers if part is not optimizer}
+        self._end_watches()
         self._callbacks[0](optimizer, entered)
+        self._watches = {part: _GradientWatch(part) for part in self._optimizers if part is not optimizer}
 
     def _after(self, optimizer: Optimizer, entered: float) -> None:
         if optimizer not in self._stepped:
             self._stepped.append(optimizer)
         if len(self._stepped) == len(self._optimizers):
-            self._stepped, self._gradients, self._broken_in_a_row = [], {}, 0
+            self._stepped, self._broken_in_a_row = [], 0
+            self._end_watches()
             self._callbacks[1](optimizer, entered)
 
-    def _has_new_gradients(self, optimizer: Optimizer) -> bool:
-        """Whether its gradients have come since the first of the optimizers stepped: they are other tensors then."""
-        then, now = self._gradients[optimizer], [p.grad for p in _parameters(optimizer) if p.grad is not None]
-        return bool(now) if then is None else all(gradient is not then for gradient in now)
+    def _end_watches(self) -> None:
+        for watch in self._watches.values():
+            watch.end()
+        self._watches = {}
 
 
-def _smallest_gradient(optimizer: Optimizer) -> Tensor | None:
-    """The gradient of the fewest numbers, which the training can't free before the step is made."""
-    return min((p.grad for p in _parameters(optimizer) if p.grad is not None), key=Tensor.numel, default=None)
+class _GradientWatch:
+    """Notices gradients that come in for an optimizer, from the step of the first to its own: none in most trainings.
+
+    It can't be seen by the gradients: a scaler and clipping may write to them in between.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer, self._seen = optimizer, False
+        given: list[Any] = [p for p in _parameters(optimizer) if p.grad is not None and p.requires_grad]
+        self._parameter = given[0] if given else None
+        if self._parameter is not None:
+            self._hooks = self._parameter._post_accumulate_grad_hooks
+            self._handle = self._parameter.register_post_accumulate_grad_hook(self._note)
+
+    def saw(self) -> bool:
+        """Whether there were any."""
+        return self._seen or (self._parameter is None and any(p.grad is not None for p in _parameters(self._optimizer)))
+
+    def end(self) -> None:
+        """Takes the hook off, and leaves no trace of it."""
+        if self._parameter is not None:
+            self._handle.remove()
+            if self._hooks is None:
+                self._parameter._post_accumulate_grad_hooks = None
+
+    def _note(self, _: Tensor) -> None:
+        self._seen = True
 
 
 def _parameters(optimizer: Optimizer) -> list[Tensor]:
