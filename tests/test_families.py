@@ -85,6 +85,7 @@ def attach_trapped(what, traps):
         trap = Trap(own_loss(c), 10, what)
         traps.append(trap)
         probe = attach(3, directions={})(replace(c, loss_fn=trap), optimizer)
+        assert probe.check.repeatable
         trap.armed = True
         return probe
 

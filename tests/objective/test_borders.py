@@ -576,7 +576,10 @@ class Detector(nn.Module):
 def _attached(model=None, loss=cross_entropy, batches=None, **settings):
     model = net() if model is None else model
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    Probe(model, optimizer, loss, [labelled()] if batches is None else batches, quiet=True, **settings).close()
+    with Probe(
+        model, optimizer, loss, [labelled()] if batches is None else batches, quiet=True, **settings
+    ) as attached:
+        assert attached.check.repeatable
 
 
 def _reformer():
@@ -606,7 +609,8 @@ def _other(name):
     package = pytest.importorskip("pytorch_optimizer")
     model = net()
     optimizer = package.load_optimizer(name)(model.parameters(), lr=1e-2)
-    Probe(model, optimizer, cross_entropy, [labelled()], quiet=True).close()
+    with Probe(model, optimizer, cross_entropy, [labelled()], quiet=True) as attached:
+        assert attached.check.repeatable
 
 
 def _heavyball():

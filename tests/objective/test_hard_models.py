@@ -131,7 +131,7 @@ def test_a_probe_refuses_scripted_modules_for_they_compute_otherwise_after_some_
     model = nn.Linear(4, 3)
     distilled = lambda m, b: (m(b[0]) - scripted(b[0]).detach()).square().mean()  # noqa: E731
     with pytest.raises(UsageError, match="scripted is scripted"):
-        Probe(model, torch.optim.SGD(model.parameters()), distilled, [batch], quiet=True)
+        Probe(model, torch.optim.SGD(model.parameters()), distilled, [batch], quiet=True).measure()
     before = {name: tensor.clone() for name, tensor in scripted.state_dict().items()}
     measured(scripted, batch)
     assert all(torch.equal(tensor, before[name]) for name, tensor in scripted.state_dict().items())
@@ -217,6 +217,7 @@ def test_a_gradient_that_is_not_the_losss_own_is_said(kind, dtype, caplog):
     batch = (torch.randn(5, 6, dtype=dtype), torch.randint(0, 3, (5,)))
     with caplog.at_level("WARNING", "stepscope"):
         probe = Probe(model, torch.optim.SGD(model.parameters(), lr=0.1), loss_fn, [batch], quiet=True)
+        assert probe.check.repeatable
     assert (probe.check.gradient_agrees, len(probe.check.suspicions)) == (False, 1)
     assert "the gradient isn't that of the loss" in caplog.text
     objective = Objective(model, loss_fn, [batch])

@@ -23,9 +23,11 @@ def loss_fn(model, batch):
 
 
 def probe(model, batches=(BATCH,), loss=loss_fn, optimizer=None, **settings):
-    return Probe(
+    attached = Probe(
         model, optimizer or torch.optim.SGD(model.parameters(), lr=0.1), loss, list(batches), quiet=True, **settings
     )
+    assert attached.check.repeatable
+    return attached
 
 
 def refusal(work, cause=None):

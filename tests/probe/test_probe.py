@@ -13,7 +13,7 @@ from torch import nn
 
 import stepscope
 from stepscope import Objective, Probe, UsageError
-from stepscope.probe import probe as module
+from stepscope.probe import measurer as module
 from stepscope.runs import DirectionRecord, read_run
 from traces import fingerprint, outcome, same
 
@@ -260,7 +260,7 @@ def test_closing_takes_it_off():
 def test_the_announcement_comes_before_the_first_measurement(capsys):
     train(OPTIMIZERS["sgd"], attached(quiet=False))
     first, second = capsys.readouterr().err.splitlines()
-    assert first.startswith("stepscope: a measurement takes about ")
+    assert first.startswith("stepscope: the step is measured on its own batch from step 5 on; ")
     assert second.endswith("put `with probe.batch(batch):` around forward, backward and step")
 
 
@@ -303,7 +303,9 @@ def test_refusals():
         Probe(model, "adam", loss_fn, batches)
     drawing = Random()
     with pytest.raises(UsageError, match="draws random numbers"):
-        Probe(drawing, torch.optim.SGD(drawing.parameters(), lr=1.0), lambda m, b: m(b), [torch.ones(1)], quiet=True)
+        Probe(
+            drawing, torch.optim.SGD(drawing.parameters(), lr=1.0), lambda m, b: m(b), [torch.ones(1)], quiet=True
+        ).measure()
     with pytest.raises(UsageError, match="give another label"):
         Probe(model, OPTIMIZERS["sgd"](model.parameters()), loss_fn, batches, directions={"own SGD": torch.optim.SGD})
     with pytest.raises(UsageError, match="give a function"):
@@ -312,7 +314,7 @@ def test_refusals():
         Probe(model, OPTIMIZERS["sgd"](net().parameters()), loss_fn, batches, quiet=True)
     both = [*model.parameters(), *net().parameters()]
     with pytest.raises(UsageError, match="can't follow: boom"):
-        Probe(model, OPTIMIZERS["sgd"](both), loss_fn, batches, directions={"bad": Failing}, quiet=True)
+        Probe(model, OPTIMIZERS["sgd"](both), loss_fn, batches, directions={"bad": Failing}, quiet=True).measure()
 
 
 class WrongSecond(torch.autograd.Function):
@@ -488,7 +490,7 @@ def test_memory_that_does_not_suffice_is_said_at_once():
 
     model = net()
     with pytest.raises(UsageError, match=r"give memory=0\.5, or smaller batches"):
-        Probe(model, OPTIMIZERS["sgd"](model.parameters()), greedy, data(1), quiet=True)
+        Probe(model, OPTIMIZERS["sgd"](model.parameters()), greedy, data(1), quiet=True).measure()
 
 
 def test_the_memory_counts_what_half_precision_is_raised_to():

@@ -94,6 +94,20 @@ def test_each_measurement_has_been_followed_up_to(clock, follow_cost):
     assert schedule.overhead <= 0.05
 
 
+def test_the_cost_is_in_steps_until_it_is_known(clock):
+    schedule = Schedule(1, 0.1, None, 0, cost_in_steps=3.0)
+    for step in range(1, 40):
+        clock.now += 2.0
+        with schedule.turn(step) as turn:
+            if turn.plan == "measure":
+                schedule.expect(20.0, 0.0)
+                turn.reconsider()
+                break
+    assert (step, turn.plan) == (30, "pass")  # 6 s of 60, and not 20
+    plans = train(schedule, clock, steps=80, step_seconds=2.0, cost=20.0, first=31)
+    assert plans.index("measure") == 69  # 20 s of 200
+
+
 def test_a_step_that_is_not_made_comes_again(clock):
     schedule = Schedule(4, None, 1.0, 2)
     plans = []
@@ -155,10 +169,12 @@ def test_what_could_not_be_measured_is_due_at_the_next_step(clock):
 
 def test_what_to_expect_in_words(clock):
     schedule = Schedule(10, 0.05, 2.0, 5)
-    assert schedule.described(0) == "a measurement takes about 2 s"
+    assert schedule.described(0) == "a full measurement takes about 2 s"
     train(schedule, clock, steps=5, step_seconds=0.5, cost=2.0)
-    often = "a measurement takes about 2 s, at 5% overhead not more often than every 80 steps"
+    often = "a full measurement takes about 2 s, at 5% overhead not more often than every 80 steps"
     assert schedule.described(5) == f"{often}, so first at about step 80"
+    assert schedule.described(5, 80) == schedule.described(5)
+    assert "so first at about step 80, after the end: a larger max_overhead=" in schedule.described(5, 79)
     resumed = Schedule(10, 0.05, 2.0, 5, first=1001)
     train(resumed, clock, steps=5, step_seconds=0.5, cost=2.0, first=1001)
     assert resumed.described(1005) == f"{often}, so first at about step 1,080"

@@ -1,6 +1,7 @@
 """The loss as a function of the parameters, of a model that is made measurable and left exactly as it was."""
 
-from stepscope.objective.checks import reached
+from stepscope.objective.batches import moved
+from stepscope.objective.checks import check_before, reached
 from stepscope.objective.interrupts import held
 from stepscope.objective.loss_calls import LossFunction, is_out_of_memory, model_output
 from stepscope.objective.loss_denominators import IGNORED_LABEL, averaged_over, predicts_next_token
@@ -24,12 +25,14 @@ __all__ = [
     "WatchedWrites",
     "accumulator",
     "averaged_over",
+    "check_before",
     "check_objective",
     "emptied",
     "held",
     "is_out_of_memory",
     "memory_of",
     "model_output",
+    "moved",
     "predicts_next_token",
     "random_state",
     "reached",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from stepscope.errors import UsageError
 from stepscope.objective import vectors
+from stepscope.objective.randomness import random_state
 from stepscope.objective.sharding import sharded, sharded_module
 from stepscope.objective.shared_memory import shared_memory
 from stepscope.objective.vectors import Direction
@@ -43,6 +44,15 @@ def check_parameters(parameters: Mapping[str, nn.Parameter]) -> None:
         if first == second:
             raise UsageError(f"parameter {first} holds elements that share memory (expanded?): clone it")
         raise UsageError(f"parameters {first} and {second} share memory: tie them as one Parameter object")
+
+
+def check_before(model: Any, batches: Any) -> list[Any]:
+    """Refuses what an `Objective` would refuse without evaluating anything. Gives the micro-batches, read once."""
+    check_model(model)
+    check_parameters({name: p for name, p in model.named_parameters() if p.requires_grad})
+    # Iterating a DataLoader draws a seed from the global RNG, and its data set may draw more.
+    with random_state():
+        return read_batches(batches)
 
 
 def read_batches(batches: Any) -> list[Any]:

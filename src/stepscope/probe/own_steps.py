@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from stepscope.errors import UsageError, said
 from stepscope.objective import held, random_state
@@ -141,11 +141,27 @@ class OwnSteps:
     def note_rates(self) -> None:
         """Looks at the learning rates of a step that is about to be made: each group's largest is its peak."""
         rates = [group.get("lr") for group in self._groups()]
+        if any(isinstance(rate, Tensor) for rate in rates) and not self.is_due:
+            return  # on a GPU reading it would wait for all that is queued
         self._rates = [None if rate is None else float(rate) for rate in rates]
         self._peaks += [None] * (len(rates) - len(self._peaks))
         for group, rate in enumerate(self._rates):
             peak = self._peaks[group]
             self._peaks[group] = rate if peak is None or (rate is not None and rate > peak) else peak
+
+    def stop(self) -> None:
+        """No step is measured from now on."""
+        self.drop()
+        self._failures = _MAX_FAILURES
+
+    @property
+    def steps(self) -> int | None:
+        """The length of the training, where it is known."""
+        return self._schedule.steps
+
+    def described(self) -> str:
+        """What will be done, in words."""
+        return self._schedule.described()
 
     def drop(self) -> None:
         """The step that has begun won't be made, or the probe is taken off."""

@@ -6,8 +6,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -18,29 +18,23 @@ from torch.optim import Optimizer
 
 from stepscope.clipping import JointStepHook, parts_of
 from stepscope.directions import Factory
-from stepscope.errors import UsageError, said
+from stepscope.errors import UsageError
 from stepscope.judging import Findings, findings
 from stepscope.measuring import (
-    ANOTHER_GRADIENT,
     Grouping,
     Measurement,
     SelfCheck,
-    grouping,
-    measure_units,
-    self_check,
 )
 from stepscope.objective import (
     HALF,
     Direction,
     LossFunction,
-    Objective,
-    UnitDirection,
     held,
-    is_out_of_memory,
     random_state,
 )
 from stepscope.objective.replay import Replay
 from stepscope.probe.compared_updates import ComparedUpdates, NoUpdateError
+from stepscope.probe.measurer import Measurer
 from stepscope.probe.own_step import OwnStep
 from stepscope.probe.own_steps import OwnSteps
 from stepscope.probe.recorder import Recorder
@@ -96,11 +90,9 @@ class Probe:
         quiet: whether to keep the announcement of cost to itself.
 
     Attributes:
-        eval_batches: the micro-batches that are measured on.
         source: which examples they are.
         run_dir: the directory that the records go to: `run_dir`, or the numbered one that it became.
         step: steps of the training so far. A record's step is that of the update before which it was measured.
-        check: what the self-check found.
 
     Raises:
         UsageError: the model can't be measured (see `Objective`), its loss is random, the optimizer works by
@@ -144,46 +136,35 @@ class Probe:
         optimizers = parts_of(optimizer)
         if any(isinstance(part, torch.optim.LBFGS) for part in optimizers):
             raise UsageError("LBFGS reevaluates the loss within its step, so its update can't be known in advance")
-        self._weight_fn, self._modules = weight_fn, list(modules)
-        self._objective = Objective(model, loss_fn, eval_batches, weight_fn, modules=self._modules, memory=memory)
-        _refuse_scripted(self._objective)
-        self.eval_batches: list[Any] = self._objective.batches
-        self.source = source
-        self._layer = grouping(layer, self._objective.parameters)
+        modules = list(modules)
         self._clip_fractions = None if clip_fractions is None else list(clip_fractions)
         self._compared = ComparedUpdates(optimizers, directions, self._clip_fractions)
+        self._measurer = Measurer(
+            model, loss_fn, eval_batches, self._compared,
+            weight_fn=weight_fn, modules=modules, layer=layer, memory=memory,
+        )  # fmt: skip
+        self.source = source
         as_log(log)  # refuses what is no tracker before anything is measured
-        self._quiet = quiet
+        self._quiet = self._silent = quiet
         self.step = step
         self._expected: ExpectedStep | None = None
         self._failures = 0
         self._off = False
         self._closed = False
-        self._remarked = self._idle = self._surrogate = False  # what is said once has been said
+        self._remarked = self._idle = False  # what is said once has been said
         # A little of each weight, until a step is seen or something is measured.
         self._untrained = [(p, _beginning(p).clone()) for p in self._held().values()]
-        with _refusing(f"{self._compared.name} can't step on copies", "its update can't be known in advance"):
-            followers = self._compared.rehearse(self._objective.parameters)
-        with _refusing("this model can't be measured", "call loss_fn(model.eval(), batch).backward() to see it"):
-            self.check: SelfCheck = self_check(self._objective)
-        if not self.check.repeatable:
-            raise UsageError(f"this model can't be measured: {self.check.suspicions[0]}")
-        for suspicion in self.check.suspicions:
-            _logger.warning("%s", suspicion)
-        zeros = {name: torch.zeros_like(p) for name, p in self._held().items()}
         self._schedule = Schedule(
             every,
             max_overhead,
-            # Seconds of a measurement, from those of the self-check, until one has been timed.
-            self._compared.count * (9 * self.check.seconds_loss + 3 * self.check.seconds_gradient),
+            None,
             FOLLOWED_STEPS if self._compared.others else 0,
-            follow_cost=_seconds(lambda: followers.step(zeros)),
+            cost_in_steps=self._measurer.steps_of_first,
             first=step + 1,
         )
-        replay = Replay(model, loss_fn, self._modules)
-        step_schedule = StepSchedule(self._schedule, steps, step + 1)
         self._own_steps = OwnSteps(
-            BatchWatch(model), OwnStep(replay), step_schedule, self._compared.name, lambda: self._compared.groups,
+            BatchWatch(model), OwnStep(Replay(model, loss_fn, modules)), StepSchedule(self._schedule, steps, step + 1),
+            self._compared.name, lambda: self._compared.groups,
             lambda text: None if quiet else print(f"stepscope: {text}", file=sys.stderr),
         )  # fmt: skip
         run = None
@@ -194,6 +175,23 @@ class Probe:
         self._hook = JointStepHook(optimizers, self._before_step, self._after_step, self._broken_step)
         self._schedule.begin(time.perf_counter() - started)
         self._own_steps.begin(step + 1, self._held)
+
+    @property
+    def eval_batches(self) -> list[Any]:
+        """The micro-batches that are measured on."""
+        return self._measurer.batches
+
+    @property
+    def check(self) -> SelfCheck:
+        """What the self-check finds; made when it is first asked for, and before the first full measurement.
+
+        Raises:
+            UsageError: the model can't be measured.
+        """
+        if not self._measurer.is_ready:
+            with paused(), held():
+                self._prepare()
+        return self._measurer.check
 
     @property
     def records(self) -> list[dict[str, Any]]:
@@ -241,9 +239,11 @@ class Probe:
         if self._closed:
             raise UsageError("the probe is closed: make another")
         with paused(), held(), random_state():
+            if not self._measurer.is_ready:
+                self._prepare()
             self._refresh()
-            gradient = self._objective.gradient()[1] if gradients == "evaluation" else None
-            updates = self._compared.updates(self._objective.parameters, gradient)
+            gradient = self._measurer.objective.gradient()[1] if gradients == "evaluation" else None
+            updates = self._compared.updates(self._measurer.parameters, gradient)
             measurements, records = self._measured(updates, self.step + 1, gradients, within_layers)
             self._untrained = []
             self._recorder.keep(records)
@@ -257,8 +257,7 @@ class Probe:
     def loss(self) -> float:
         """The loss on the evaluation batches, as the model is now."""
         with paused(), held(), random_state():
-            self._refresh()
-            return self._objective.loss()
+            return self._measurer.objective.loss()
 
     def findings(self) -> Findings:
         """What the records so far say about the training: see `stepscope.findings`."""
@@ -309,23 +308,23 @@ class Probe:
 
     def _before_step(self, _: Optimizer, entered: float) -> None:
         """A step of the training is about to be made, its gradients on the parameters."""
-        if self._off:
-            return
         self._untrained = []
         self.step += 1
         self._own_steps.note_rates()
         try:
             with self._schedule.turn(self.step, entered) as turn:
                 self._expected = None
-                if self._own_steps.is_due:
-                    _synchronize(self._held())
-                    turn.settle()
-                    with turn.aside():
-                        self._own_steps.before(self.step, self._held)
-                self._recorder.keep_waiting()  # the step before was not made
                 if not self._quiet and (turn.plan == "measure" or self._schedule.step_seconds is not None):
                     self._quiet = True
                     self._announce()
+                if self._own_steps.is_due:
+                    self._look_at_own_step(turn)
+                if self._off:
+                    turn.plan = "pass"
+                    return
+                self._recorder.keep_waiting()  # the step before was not made
+                if turn.plan != "pass" and not self._measurer.is_ready:
+                    self._prepare_in(turn)
                 if turn.plan == "pass":
                     self._compared.lose()
                 else:
@@ -337,6 +336,33 @@ class Probe:
             self.step -= 1
             raise
 
+    def _look_at_own_step(self, turn: Turn) -> None:
+        _synchronize(self._held())
+        turn.settle()
+        with turn.aside():
+            self._own_steps.before(self.step, self._held)
+
+    def _prepare_in(self, turn: Turn) -> None:
+        _synchronize(self._held())
+        turn.settle()
+        try:
+            with turn.aside(), held():
+                self._prepare()
+        except Exception as error:
+            self._off = True
+            turn.plan = "pass"
+            why = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
+            _logger.warning("nothing is measured on the evaluation batches, and training goes on: %s", why)
+        else:
+            turn.reconsider()
+
+    def _prepare(self) -> None:
+        """Makes what full measurements need, and says it in the records."""
+        self._schedule.expect(*self._measurer.prepare())
+        if (plan := self._measurer.objective.memory) is not None and not self._silent:
+            print(f"stepscope: {plan}", file=sys.stderr)
+        self._recorder.describe(self._measurer.context())
+
     def _after_step(self, _: Optimizer, entered: float) -> None:
         """The step has been made: was it the one that was measured?"""
         if self._recorder.waiting:
@@ -345,7 +371,7 @@ class Probe:
                 self._recorder.keep_waiting()
             except Exception as error:
                 self._failed(error)
-        if not self._off:
+        if not self._closed:
             if (record := self._own_steps.after(self.step)) is not None:
                 self._recorder.keep_step(record)
             self._own_steps.begin(self.step + 1, self._held)
@@ -358,6 +384,7 @@ class Probe:
         self._own_steps.drop()
         if in_a_row == _MAX_FAILURES and not self._off:
             self._off = True
+            self._own_steps.stop()
             _logger.warning(
                 "the probe is off: the optimizers of %s step in turns, and make no step together: give each a probe "
                 "of its own",
@@ -365,7 +392,7 @@ class Probe:
             )
 
     def _carry_out(self, turn: Turn) -> None:
-        _synchronize(self._objective.parameters)
+        _synchronize(self._measurer.parameters)
         turn.settle()
         with random_state():
             if self._compared.skipped():
@@ -377,15 +404,15 @@ class Probe:
                 if turn.plan == "measure":
                     self._measure_step(turn)
             except Exception:
-                self._compared.follow(self._objective.parameters)
+                self._compared.follow(self._measurer.parameters)
                 raise
             # The others see every gradient once; after Ctrl-C it comes again.
-            self._compared.follow(self._objective.parameters)
-        _synchronize(self._objective.parameters)
+            self._compared.follow(self._measurer.parameters)
+        _synchronize(self._measurer.parameters)
 
     def _measure_step(self, turn: Turn) -> None:
         try:
-            updates = self._compared.updates(self._objective.parameters)
+            updates = self._compared.updates(self._measurer.parameters)
         except NoUpdateError as error:
             if not self._idle:
                 self._idle = True
@@ -397,26 +424,13 @@ class Probe:
         if own is not None:
             self._expected = ExpectedStep(self._held(), own)
         self._failures = 0
-        _synchronize(self._objective.parameters)
+        _synchronize(self._measurer.parameters)
         turn.measured()
 
     def _measured(
         self, updates: dict[str, Direction], step: int, source: str, within_layers: bool = False
     ) -> tuple[dict[str, Measurement], list[DirectionRecord]]:
-        with self._objective.measuring():
-            # Each update becomes its unit direction and goes: two copies of a model for each would be many.
-            parameters = self._objective.parameters
-            units = {label: UnitDirection.of(updates.pop(label), parameters) for label in list(updates)}
-            measurements = measure_units(
-                self._objective,
-                units,
-                self.check.method,
-                landscape=True,
-                breakdown=True,
-                within_layers=within_layers,
-                layer=self._layer,
-            )
-        self._warn_of_another_gradient(measurements)
+        measurements = self._measurer.measured(updates, within_layers)
         rates = [group.get("lr") for group in self._compared.groups]
         place = {
             "trajectory": self._compared.name,
@@ -428,19 +442,6 @@ class Probe:
         }
         records = [DirectionRecord.of(m.record(), direction=label, **place) for label, m in measurements.items()]
         return measurements, records
-
-    def _warn_of_another_gradient(self, measurements: Mapping[str, Measurement]) -> None:
-        """Says once that along a direction the loss has another slope than its gradient says."""
-        if not self.check.gradient_agrees or self._surrogate:
-            return
-        for label, measurement in measurements.items():
-            if measurement.gradient_agrees is False:
-                self._surrogate = True
-                _logger.warning(
-                    "along %s the loss has the slope %.4g, and its gradient says %.4g: %s",
-                    label, measurement.loss_slope, measurement.slope, ANOTHER_GRADIENT,
-                )  # fmt: skip
-                return
 
     def _compare_with_made(self) -> None:
         """Hooks of the optimizer can make the step another than was measured: then that is withdrawn."""
@@ -478,33 +479,26 @@ class Probe:
             _logger.warning("the probe is off after %d failures in a row; training goes on", self._failures)
 
     def _held(self) -> dict[str, nn.Parameter]:
-        return self._compared.held(self._objective.parameters)
+        return self._compared.held(self._measurer.parameters)
 
     def _refresh(self) -> None:
-        """Where parameters were frozen, unfrozen or added since, others are measured from now on."""
-        model = self._objective.model
-        trainable = [p for p in model.parameters() if p.requires_grad]
-        if list(map(id, trainable)) != list(map(id, self._objective.parameters.values())):
-            loss_fn = self._objective.loss_fn
-            self._objective = Objective(model, loss_fn, self.eval_batches, self._weight_fn, modules=self._modules)
-            grouping(self._layer, self._objective.parameters)
-        if self._compared.lost_track(self._objective.parameters):
+        """Where parameters were frozen, unfrozen or added since, the others begin anew."""
+        if self._compared.lost_track(self._measurer.parameters):
             self._compared.lose()
             self._schedule.forget()
 
     def _announce(self) -> None:
-        """Says once, before the first measurement, what measuring costs here."""
+        """Says once, before anything is measured, what will be measured here and what it costs."""
         memory = self._memory() / 2**20
-        chosen = f"; {self._objective.memory}" if self._objective.memory else ""
+        full = self._schedule.described(self.step, self._own_steps.steps)
         print(
-            f"stepscope: {self._schedule.described(self.step)}; up to about {memory:,.0f} MiB beside activations"
-            f"{chosen}",
+            f"stepscope: {self._own_steps.described()}; {full}; up to about {memory:,.0f} MiB beside activations",
             file=sys.stderr,
         )
 
     def _memory(self) -> int:
         """Bytes that a measurement needs at most, beside activations: see docs/performance.md."""
-        raised = sum(4 * p.numel() for p in self._objective.model.parameters() if p.dtype in HALF)
+        raised = sum(4 * p.numel() for p in self._measurer.model.parameters() if p.dtype in HALF)
         held = sum(p.numel() * max(p.element_size(), 4) for p in self._held().values())
         others = len(self._compared.others)
         following = bool(others) + 2 * others
@@ -516,56 +510,25 @@ class Probe:
     def _configuration(self) -> dict[str, Any]:
         return {
             "experiment": "probe",
-            "model": type(self._objective.model).__name__,
-            "parameters": sum(p.numel() for p in self._objective.parameters.values()),
+            "model": type(self._measurer.model).__name__,
+            "parameters": sum(p.numel() for p in self._measurer.parameters.values()),
             "optimizer": self._compared.name,
             "directions": list(self._compared.others),
             **({} if self._clip_fractions is None else {"clip_fractions": self._clip_fractions}),
         }
 
     def _context(self) -> dict[str, Any]:
-        name = type(self._objective.model).__name__
+        name = type(self._measurer.model).__name__
         return {
             "source": {"title": self.source},
             "model": {"title": f"Optimizing {name}"},
-            "weights": {"by": self._objective.weighting.by, "check": self._objective.weighting.check},
-            "self_check": {**vars(self.check), "suspicions": list(self.check.suspicions)},
+            **self._measurer.context(),
             "versions": versions(),
         }
 
 
-def _refuse_scripted(objective: Objective) -> None:
-    for path, module in objective.modules().items():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise UsageError(
-                f"{path} is scripted (torch.jit): it computes otherwise after its first calls, so that measuring would "
-                "change the training by rounding; give the module that it was made of"
-            )
-
-
-@contextmanager
-def _refusing(refusal: str, remedy: str) -> Iterator[None]:
-    """Makes one line of whatever goes wrong inside, at the start of a training."""
-    try:
-        yield
-    except UsageError:
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise UsageError("not enough memory to measure: give memory=0.5, or smaller batches") from error
-        raise UsageError(f"{refusal} ({type(error).__name__}: {said(error)}): {remedy}") from error
-
-
 def _beginning(parameter: Tensor) -> Tensor:
     return parameter.detach().reshape(-1)[:64]
-
-
-def _seconds(work: Callable[[], Any]) -> float:
-    """The time that it takes the second time."""
-    work()
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 def _synchronize(parameters: Mapping[str, nn.Parameter]) -> None:

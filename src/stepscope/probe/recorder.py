@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -64,6 +64,11 @@ class Recorder:
             self._run.append(smoothed)
         with random_state():
             self._log(values_of(smoothed), smoothed[0].step)
+
+    def describe(self, context: Mapping[str, Any]) -> None:
+        """Adds to what the run directory says of its records."""
+        if self._run is not None:
+            self._run.describe(context)
 
     def keep_step(self, record: StepRecord) -> None:
         """Keeps the record of a step: in memory and on the disk."""

@@ -58,7 +58,8 @@ class Schedule:
         every: measure at each ``every``-th step, or ``every(step) -> bool``. The function is called once for each step,
             in order, up to `window` steps ahead.
         max_overhead: measuring may take this part of the training time; ``None`` for no limit.
-        cost: seconds that a measurement will take, until one has been timed.
+        cost: seconds that a measurement will take, until one has been timed; ``None``: as `cost_in_steps` says.
+        cost_in_steps: the same in steps of the training.
         window: how many steps before a measurement others follow the run.
         follow_cost: seconds that following takes a step, until it has been timed.
         first: the first step.
@@ -82,9 +83,10 @@ class Schedule:
         self,
         every: int | Callable[[int], bool],
         max_overhead: float | None,
-        cost: float,
+        cost: float | None,
         window: int,
         *,
+        cost_in_steps: float = 0.0,
         follow_cost: float = 0.0,
         first: int = 1,
     ) -> None:
@@ -97,7 +99,8 @@ class Schedule:
             )
         self._every: Callable[[int], bool] = every if callable(every) else lambda step: step % every == 0
         self._max_overhead = math.inf if max_overhead is None else max_overhead
-        self._cost = cost
+        self._cost_known = cost
+        self._cost_in_steps = cost_in_steps
         self._window = window
         self._follow_cost = follow_cost
         self._due_ahead: deque[bool] = deque()
@@ -133,6 +136,16 @@ class Schedule:
     def cost(self) -> float:
         """Seconds that a measurement will take, with what goes before it."""
         return self._cost + self._window * self._follow_cost
+
+    @property
+    def _cost(self) -> float:
+        if self._cost_known is not None:
+            return self._cost_known
+        return self._cost_in_steps * self.step_seconds if self.step_seconds else math.inf
+
+    def expect(self, cost: float, follow_cost: float) -> None:
+        """Seconds that a measurement will take, and following at a step, are known better now."""
+        self._cost_known, self._follow_cost = cost, follow_cost
 
     @property
     def overhead(self) -> float:
@@ -179,17 +192,24 @@ class Schedule:
         self._promised = False
         self._unbroken = False
 
-    def described(self, step: int) -> str:
-        """What to expect, in words."""
-        text = f"a measurement takes about {self._cost:.2g} s"
+    def described(self, step: int, steps: int | None = None) -> str:
+        """What to expect, in words.
+
+        Args:
+            step: the step that is about to be made.
+            steps: the length of the training, where it is known.
+        """
+        about = "a full measurement takes about"
         if math.isinf(self._max_overhead) or not self.step_seconds:
-            return text
-        cost = self.cost
-        interval = cost / self._max_overhead / self.step_seconds
-        first = self._first - 1 + (self._measuring + cost) / self._max_overhead / self.step_seconds
+            return f"{about} {self._cost:.2g} s" if math.isfinite(self._cost) else "full measurements are made when due"
+        interval = self.cost / self._max_overhead / self.step_seconds
+        first = self._first - 1 + (self._measuring + self.cost) / self._max_overhead / self.step_seconds
         due = next((step + i for i, due in enumerate(self._due_ahead, 1) if due), step + len(self._due_ahead))
-        text += f", at {100 * self._max_overhead:g}% overhead not more often than every {max(interval, 1):,.0f} steps"
-        return f"{text}, so first at about step {max(first, due):,.0f}"
+        text = f"{about} {self._cost:.2g} s, at {100 * self._max_overhead:g}% overhead not more often than every "
+        text += f"{max(interval, 1):,.0f} steps, so first at about step {max(first, due):,.0f}"
+        if steps is not None and first > steps:
+            text += ", after the end: a larger max_overhead= makes one in time, and probe.measure() at once"
+        return text
 
     def _arrive(self, at: float | None) -> None:
         self._arrived = self._left + (_standstill.seconds - self._standstill_then)
@@ -284,7 +304,15 @@ class Turn:
 
     def measured(self) -> None:
         """A measurement has been made, in the time since the training's."""
-        self._schedule._cost = time.perf_counter() - self._schedule._arrived
+        self._schedule._cost_known = time.perf_counter() - self._schedule._arrived
+
+    def reconsider(self) -> None:
+        """The cost is known better now: what can't be afforded yet is put off, and nothing is done at this step."""
+        schedule = self._schedule
+        if not schedule._affordable(schedule._training, schedule.cost):
+            schedule._owed = schedule._owed or self.plan == "measure"
+            schedule.forget()
+            self.plan = "pass"
 
     def postpone(self) -> None:
         """Nothing could be measured at this step, through no fault of the model's: the next one is due."""

@@ -281,6 +281,18 @@ class RunDirectory(Generic[AnyRecord]):
         self._append(self._file, records)
         self._records.extend(records)
 
+    def describe(self, context: Mapping[str, Any]) -> None:
+        """Adds to the context what became known since the run began; what is there already stays.
+
+        Raises:
+            UsageError: it can't be written.
+        """
+        added = {name: value for name, value in plain(context, "context").items() if name not in self.context}
+        if added:
+            self.context |= added
+            run = _read_run_file(self.path) | {"context": self.context}
+            _write_run_file(self.path, run)
+
     def append_step(self, record: StepRecord) -> None:
         """Adds the record of a step to `steps.jsonl`, as `append` does."""
         if self._steps is None and not self._file.closed:
@@ -404,9 +416,13 @@ def _create_or_continue(directory: Path, wanted: dict[str, Any], context: dict[s
         context.setdefault("versions", versions())
         created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         run = {"schema_version": SCHEMA_VERSION, "created": created, "configuration": wanted, "context": context}
+    _write_run_file(directory, run)
+    return run
+
+
+def _write_run_file(directory: Path, run: Head) -> None:
     text = json.dumps(run, indent=2, allow_nan=False)
     write_atomically(directory / RUN_FILE, text.encode() + b"\n")
-    return run
 
 
 def _differences(stored: Any, wanted: Any, name: str = "") -> list[str]:
