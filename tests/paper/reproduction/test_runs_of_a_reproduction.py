@@ -17,16 +17,16 @@ from stepscope.paper.reproduction.plan import reproduction, run_reproduction
 from stepscope.paper.tasks.catalogue import TASKS
 from stepscope.paper.tasks.pretraining import STARTS
 
-NAMES = [f"trajectory-{task}-{start}" for start in STARTS for task in MEASURED_TASKS]
+NAMES = [f"trajectory-{task}-{start}" for start in STARTS for task in MEASURED_TASKS][:-1]
 
 
 def test_the_plan_has_every_experiment():
     plan = reproduction("cpu", seeds=(0, 1))
     assert [planned.run_name for planned in plan] == [*NAMES, "agreement", "convergence", "robustness", "theory"]
-    assert "".join(planned.entry.letter for planned in plan) == "AAAAAAABCD"
+    assert "".join(planned.entry.letter for planned in plan) == "AAAAAABCD"
     assert all(planned.scale == "cpu" for planned in plan)
     assert pickle.loads(pickle.dumps(plan)) == plan, "they can be sent to other processes"
-    assert [planned.task.start for planned in plan[:6]] == ["pretrained"] * 3 + ["random"] * 3
+    assert [planned.task.start for planned in plan[:5]] == ["pretrained"] * 3 + ["random"] * 2
     assert all(planned.seeds == (0, 1) for planned in plan if planned.run_name != "agreement")
 
 
@@ -134,6 +134,11 @@ def test_every_run_has_a_cost(scale):
             cost = measured_cost(planned, len(seeds))
             assert cost.minutes > 0
             assert 0.2 < cost.memory < 6
+
+
+def test_the_plan_for_two_cores_takes_as_long_as_is_said():
+    """`stepscope reproduce`: within 100 minutes, if both have something to do all the time."""
+    assert sum(measured_cost(planned, 5).minutes for planned in reproduction("cpu")) < 200
 
 
 def test_whatever_fails_in_a_run_the_others_are_made(sources, tmp_path, monkeypatch, capsys):
