@@ -247,12 +247,20 @@ def test_the_page_opens_with_them_and_escapes_names(tmp_path):
     assert "Nothing measured yet" not in steps_alone
 
 
-def test_a_probe_has_findings():
-    model = nn.Linear(2, 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with stepscope.Probe(model, optimizer, lambda m, b: m(b).square().mean(), [torch.ones(4, 2)], quiet=True) as probe:
-        assert stepscope.findings(probe) == probe.findings()
-        assert probe.findings()[0].kind == "cannot_tell"
+def test_a_probe_has_findings_of_its_own_steps_and_shows_them_on_its_page(tmp_path):
+    pytest.importorskip("altair")
+    model, batch = nn.Linear(2, 1), torch.ones(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    given = {"steps": 100, "max_overhead": None, "quiet": True}
+    with stepscope.Probe(model, optimizer, lambda m, b: m(b).square().mean(), [batch], **given) as probe:
+        for _ in range(100):
+            with probe.batch(batch):
+                optimizer.zero_grad()
+                model(batch).square().mean().backward()
+                optimizer.step()
+    assert stepscope.findings(probe) == probe.findings()
+    assert probe.findings()[0].kind == "step_too_short"
+    assert probe.findings()[0].evidence in probe.report(tmp_path / "page.html").read_text()
 
 
 def test_what_is_not_finite_counts_as_thrown_off():

@@ -285,7 +285,7 @@ class Probe:
 
         self._remark_unseen()
         run = {"configuration": self._configuration(), "context": self._context()}
-        page = render_report(run, latest(self._recorder.records))
+        page = render_report(run, latest(self._recorder.records), latest(self._recorder.steps))
         write_atomically(path, page.encode(errors="replace"))
         return Path(path)
 
