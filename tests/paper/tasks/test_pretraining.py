@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -147,6 +148,18 @@ def test_divergence_is_said(cache):
 MODULES = {"translation": translation, "code": code, "sentiment": sentiment}
 
 
+def repeating(kind, data):
+    """Data that say a part of it twice, so that a half of it isn't simply other than the rest."""
+    if kind == "code":
+        line = "import os, sys  # a line of every program\n"
+        return line * 40 + data + line * 40
+    if kind == "translation":
+        return data + "\n" + "\n".join(f"{line} encore" for line in data.splitlines()[::2])
+    texts = [line.partition("\t")[2] + " and so on" * 30 for line in data.splitlines()[::2]]
+    # The same where they are cut.
+    return "\n".join([data, *(f"bad\t{text} no" for text in texts), *(f"good\t{text} yes" for text in texts)])
+
+
 @pytest.fixture(params=MODULES)
 def given(request, tmp_path, monkeypatch):
     """What a text task gives to train on, and to pretrain on."""
@@ -160,13 +173,10 @@ def given(request, tmp_path, monkeypatch):
 
     monkeypatch.setattr(MODULES[kind], "text_task", spy)
     config = replace(TASKS[kind].scales["smoke"], start="pretrained")
-    source = data_of(kind, tmp_path)
-    if kind == "code":  # a second program, which says much of what the first one says
-        (tmp_path / "x.py").write_text(
-            "import os, sys  # a line of every program\n" * 40 + (tmp_path / "x.py").read_text()
-        )
-    caught["task"] = TASKS[kind].make(config, source=source)
-    caught["random"] = TASKS[kind].make(replace(config, start="random"), source=source)
+    source = Path(data_of(kind, tmp_path))
+    source.write_text(repeating(kind, source.read_text()))
+    caught["task"] = TASKS[kind].make(config, source=str(source))
+    caught["random"] = TASKS[kind].make(replace(config, start="random"), source=str(source))
     return kind, caught
 
 
