@@ -47,7 +47,8 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             ``None``.
         seed: of the draw of those examples.
         settings: what `Probe` takes beside these: ``every``, ``directions``, ``clip_fractions``, ``run_dir``,
-            ``overwrite``, ``log``, ``max_overhead``, ``weight_fn``, ``modules``, ``layer``, ``quiet``.
+            ``overwrite``, ``log``, ``max_overhead``, ``weight_fn``, ``modules``, ``layer``, ``memory``, ``source``,
+            ``quiet``.
 
     At the end of a training the page is written into the run directory, and at most five lines are printed; ``quiet``
     prints none.
