@@ -162,7 +162,7 @@ TRAJECTORY = Entry(
 Measures the directions of 17 optimizers along two trainings of one task, by SGD with momentum and by Adam, after as
 many updates as the paper (Tables 1, 4-7 and 9, Figures 1-4).
 
-  stepscope run trajectory --task code               about 4 minutes a seed
+  stepscope run trajectory --task code               about 6 minutes a seed, a minute and a half of it pretraining
   stepscope run trajectory --task images --start random --seeds 0 1 2
   stepscope run trajectory --scale smoke             seconds, to see that it works
 """,
