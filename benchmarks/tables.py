@@ -14,6 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from performance import performance
+from stepscope.calibration.analysis import cases_of, confidence_table
+from stepscope.calibration.study import read_study
+from stepscope.calibration.tables import tables_of
+from stepscope.calibration.training import TrainingRecord
 from stepscope.paper.claims import (
     claims_table,
     conclusion,
@@ -34,7 +38,12 @@ from stepscope.report import Table, sharpness_rows
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
-PAGES = tuple(DOCS / f"{name}.md" for name in ("performance", "convergence", "smoothness", "theory", "reproduction"))
+PAGES = tuple(
+    DOCS / f"{name}.md"
+    for name in ("performance", "convergence", "smoothness", "theory", "reproduction", "calibration")
+)
+CALIBRATION = DOCS / "calibration" / "trainings.jsonl"
+CONFIDENCE = HERE.parent / "src" / "stepscope" / "judging" / "confidence.json"
 RESULTS = DOCS / "reproduction"
 WAYS = {
     "this threshold": "`fraction_threshold`",
@@ -128,7 +137,19 @@ def stored_tables() -> dict[str, str]:
     made["sharpness"] = sharpness(runs)
     for name in ("agreement", "robustness", "theory"):
         made[name] = "\n\n".join(map(markdown, EXPERIMENTS[name].load().tables(read(RESULTS / name)[1])))
+    made |= {table.name: f"{markdown(table)}\n\n{table.note}" for table in tables_of(trainings())}
     return made
+
+
+@cache
+def trainings() -> list[TrainingRecord]:
+    """The trainings of the calibration."""
+    return read_study(CALIBRATION)
+
+
+def confidence() -> str:
+    """What a finding takes its confidence from."""
+    return json.dumps(confidence_table(cases_of(trainings())), indent=1) + "\n"
 
 
 def _stored(name: str) -> dict[str, Any]:
@@ -138,3 +159,4 @@ def _stored(name: str) -> dict[str, Any]:
 if __name__ == "__main__":
     for page in PAGES:
         page.write_text(filled(page.read_text()))
+    CONFIDENCE.write_text(confidence())

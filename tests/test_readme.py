@@ -68,6 +68,7 @@ def test_the_figures_are_those_that_were_stored(monkeypatch):
 
     for stored in tables.PAGES:
         assert tables.filled(stored.read_text()) == stored.read_text(), stored.name
+    assert tables.CONFIDENCE.read_text() == tables.confidence()
     assert (ROOT / "docs" / "convergence.md").read_text().count("<!-- end -->") == 2
     page = (ROOT / "docs" / "performance.md").read_text()
     stored = json.loads((ROOT / "benchmarks" / "performance.json").read_text())

@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from stepscope.calibration.analysis import SHIPPED, TRIED, Case, Errors, cases_of, errors_of
+from stepscope.calibration.jobs import OPTIMIZERS, SCHEDULES, VARIANTS
 from stepscope.calibration.splits import Split, part, splits
 from stepscope.calibration.study import complete_curves
+from stepscope.calibration.tasks import TASKS
 from stepscope.calibration.training import TrainingRecord
 from stepscope.report import NOTHING, Table
 
@@ -74,8 +76,11 @@ def parts(cases: Sequence[Case]) -> Table:
         for name in sorted({value(case.record) for case in cases}):
             found = [case for case in cases if value(case.record) == name]
             rows.append((before + name, *_cells(errors_of(found))))
+    there = {row[0] for row in rows}
+    left = [name for name in (*TASKS, *OPTIMIZERS, *SCHEDULES, *VARIANTS) if name not in there]
+    note = f"{_NOTE} Not among these trainings: {', '.join(left)}." if left else _NOTE
     return Table(
-        "The rule that ships, by part of the study", ("trainings", *_COLUMNS), tuple(rows), _NOTE, "calibration-parts"
+        "The rule that ships, by part of the study", ("trainings", *_COLUMNS), tuple(rows), note, "calibration-parts"
     )
 
 

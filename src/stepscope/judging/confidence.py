@@ -12,7 +12,7 @@ FILE = "confidence.json"
 PROBES = (5, 10, 20)
 """From how many measured steps on a verdict is counted by itself."""
 
-_FEWEST = 10
+_FEWEST = 30
 
 
 def confidence_of(kind: str, probes: int) -> float | None:
