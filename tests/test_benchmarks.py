@@ -11,10 +11,12 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import costs  # noqa: E402
+import edge  # noqa: E402
 import measure  # noqa: E402
 import models  # noqa: E402
 import products  # noqa: E402
 from performance import performance  # noqa: E402
+from stepscope import Objective  # noqa: E402
 
 SMALL = {"width": 16, "length": 8, "examples": 2, "rounds": 1}
 
@@ -151,3 +153,11 @@ def test_a_worker_measures_the_source_it_is_given(tmp_path):
     with pytest.raises(SystemExit, match="failed"):
         worker.measure(measure.Case("memory", "GPT-2", ways=("vhp loop",), directions=1, **SMALL))
     worker.close()
+
+
+def test_the_scan_of_an_edge_meets_the_closed_form():
+    model = torch.nn.ParameterDict({"w": torch.nn.Parameter(torch.tensor([3.0]))})
+    objective = Objective(model, lambda m, _: m["w"].square().sum(), [0], lambda _: 1.0)
+    assert edge.scanned(objective, {"w": torch.tensor([-1.5])}) == pytest.approx(4, rel=1e-3)
+    assert edge.scanned(objective, {"w": torch.tensor([-12.0])}) == pytest.approx(0.5, rel=1e-3)
+    assert edge.scanned(objective, {"w": torch.tensor([1.0])}) is None
