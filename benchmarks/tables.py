@@ -19,9 +19,11 @@ from stepscope.calibration.study import read_study
 from stepscope.calibration.tables import tables_of
 from stepscope.calibration.training import TrainingRecord
 from stepscope.paper.claims import (
+    ALONG_TRAJECTORIES,
     claims_table,
     conclusion,
     departures_table,
+    factor_tables,
     finals_of,
     judge,
     later_rules_table,
@@ -134,6 +136,9 @@ def stored_tables() -> dict[str, str]:
     claims, others = judge(runs), read_others(RESULTS)
     made |= {"claims": markdown(claims_table(claims, others)), "departures": markdown(departures_table(claims))}
     made |= {"later rules": markdown(later_rules_table()), "learned": learned(claims, others)}
+    factors = factor_tables(runs, ALONG_TRAJECTORIES)
+    shown = [f"{table.title}\n\n{markdown(table)}\n\n{table.note}" for table in factors]
+    made["factors"] = "\n\n".join(shown) or "Not measured yet."
     made["sharpness"] = sharpness(runs)
     for name in ("agreement", "robustness", "theory"):
         made[name] = "\n\n".join(map(markdown, EXPERIMENTS[name].load().tables(read(RESULTS / name)[1])))

@@ -95,7 +95,7 @@ for arguments in [*([*one, "--help"] for one in helps), ["--version"], *wrong]:
 loaded = {"torch", "transformers", "rich"} & set(sys.modules)
 print(len(helps) + 1, statuses.count(0), statuses.count(2), sorted(loaded))
 """
-    assert in_a_fresh_process(code).stdout == "13 13 5 []\n"
+    assert in_a_fresh_process(code).stdout == "14 14 5 []\n"
 
 
 def test_the_top_leads_to_its_rooms_and_shows_its_public_names_alone():

@@ -43,6 +43,7 @@ Makes every table and figure of the paper, and says of each of its claims whethe
   stepscope reproduce                                within 100 minutes on two cores, five seeds
   stepscope reproduce --scale smoke                  within 3 minutes, to see that it works: claims cannot be told
   stepscope reproduce --only A C --seeds 3           some of the experiments
+  stepscope reproduce --only A E                     also what decides: one factor at a time
   stepscope reproduce --scale desk --only A          an afternoon on two cores: models ten times as large
   stepscope reproduce --scale paper --dry-run        the plan; at the scales for two cores also minutes and memory
   stepscope reproduce --tasks code sentiment         A on these; of sentiment the paper measures no directions
@@ -170,7 +171,7 @@ def _add_reproduce(chosen: Any) -> None:
     listed = "\n".join(f"  {entry.letter}  {name}: {entry.summary}" for name, entry in EXPERIMENTS.items())
     text, summary = REPRODUCE.format(experiments=listed), "every table, figure and claim of the paper, by one command"
     reproduce = _command(chosen, "reproduce", summary, text, commands.reproduce)
-    default = letters()
+    default = letters(whole=False)
     reproduce.add_argument("--only", nargs="+", default=default, metavar="LETTER", help=f"default: {' '.join(default)}")
     _add_scale(reproduce, "reproduce", "smoke, cpu (the default), desk, gpu or paper")
     reproduce.add_argument(

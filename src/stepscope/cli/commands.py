@@ -173,6 +173,7 @@ def _reproduced(out: Path, *, draw: bool = True) -> None:
     claims = about.judge(runs)
     table, opening = about.claims_table(claims, others), about.learned(claims, others)
     tables = [table, about.parts_table(claims), about.later_rules_table(), about.departures_table(claims)]
+    tables += about.factor_tables(runs, about.ALONG_TRAJECTORIES)
     with shown_progress() as progress:
         write_reproduction(out, runs, tables, progress, opening=opening, draw=draw)
     _write_claims(out / "claims.json", claims)

@@ -17,6 +17,7 @@ from stepscope.paper.experiments.command_lines import (
     PADDING_LABELS,
     PLAIN_STEPS,
     RELEASED,
+    SHORT_TEXTS,
     SMALL_NORM_BATCHES,
     WIDE_HEAD,
 )
@@ -105,6 +106,17 @@ def test_examples_weigh_the_same_as_one_by_one(made, kind):
     assert list(task.model.state_dict()) == list(plain.model.state_dict())
 
 
+def test_short_texts_keep_their_beginnings_and_at_least_a_quarter(made):
+    task, plain = made("code", SHORT_TEXTS), made("code")
+    for one, two in zip(plain.eval_batches, task.eval_batches, strict=True):
+        lengths, longest = two["attention_mask"].sum(1), one["input_ids"].shape[1]
+        assert bool((lengths >= one["attention_mask"].sum(1).clamp(max=longest // 4)).all())
+        assert torch.equal((two["labels"] == IGNORED_LABEL), two["attention_mask"] == 0)
+        assert torch.equal(two["labels"][two["attention_mask"] == 1], one["labels"][two["attention_mask"] == 1])
+    assert sum(map(labelled, task.eval_batches)) < sum(map(labelled, plain.eval_batches))
+    assert torch.equal(first(task)["labels"], first(task.seeded(3))["labels"])
+
+
 def test_a_wide_head_has_a_thousand_classes_of_which_ten_are_there(made):
     task, plain = made("images", WIDE_HEAD), made("images")
     logits = task.model(**first(task)).logits
@@ -134,12 +146,12 @@ def test_what_is_asked_for_is_in_the_configuration_and_what_is_not_leaves_it_as_
     assert "released" not in plain.configuration()
     assert code.configuration() == plain.configuration() | {
         "masked": False,
-        "released": (PADDING_LABELS, EQUAL_WEIGHTS),
+        "released": (SHORT_TEXTS, PADDING_LABELS, EQUAL_WEIGHTS),
     }
-    assert code.run_name == "trajectory-code-pretrained-padding-labels-equal-weights"
+    assert code.run_name == "trajectory-code-pretrained-short-texts-padding-labels-equal-weights"
     convergence = convergence_experiment("smoke", settings="code")
     assert convergence.released == tuple(name for name in RELEASED if name != NO_MASKS)
     assert "released" not in convergence_experiment("smoke", settings="text").configuration()
     assert json.dumps(convergence_experiment("smoke", settings="text", released=[PLAIN_STEPS]).configuration())
-    with pytest.raises(UsageError, match="--with magic: choose of no-masks, "):
+    with pytest.raises(UsageError, match="--with magic: choose of short-texts, "):
         check_released(["magic"])

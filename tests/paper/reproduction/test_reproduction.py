@@ -171,6 +171,7 @@ LEAST = [
     ("robustness", SmoothnessRecord(batch=0, group="all", cut=4.0, **PLACE)),
     ("theory", CorrelationRecord(group="code, all", diagonal=Rank(), row_norm=Rank(), **PLACE)),
     ("theory", bound(0, clipped=None, plain=None)),
+    ("factors", record("sgd", 1, "sgd")),
 ]
 
 

@@ -1,17 +1,20 @@
 """What the records say of the paper's twelve claims."""
 
 from stepscope.paper.claims.beside import BESIDE, read_others
-from stepscope.paper.claims.claims import judge
+from stepscope.paper.claims.claims import ALONG_TRAJECTORIES, judge
+from stepscope.paper.claims.factors import factor_tables
 from stepscope.paper.claims.learned import learned
 from stepscope.paper.claims.losses import conclusion, finals_of, pairs_of
 from stepscope.paper.claims.tables import claims_json, claims_table, departures_table, later_rules_table, parts_table
 
 __all__ = [
+    "ALONG_TRAJECTORIES",
     "BESIDE",
     "claims_json",
     "claims_table",
     "conclusion",
     "departures_table",
+    "factor_tables",
     "finals_of",
     "judge",
     "later_rules_table",

@@ -152,6 +152,10 @@ CLAIMS = (
 """Each with what it is tested on, the statistics of one seed, and their thresholds."""
 
 
+ALONG_TRAJECTORIES = CLAIMS[:6]
+"""Those about directions on transformers alone."""
+
+
 def judge(runs: Sequence[Run[Record]], claims: Sequence[Claim] = CLAIMS) -> list[JudgedClaim]:
     """What these runs say of each claim.
 

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from stepscope.errors import UsageError
+from stepscope.objective import IGNORED_LABEL
 from stepscope.paper.experiments.command_lines import (
     EQUAL_WEIGHTS,
     NO_MASKS,
     PADDING_LABELS,
     PLAIN_STEPS,
     RELEASED,
+    SHORT_TEXTS,
     SMALL_NORM_BATCHES,
     WIDE_HEAD,
 )
@@ -30,6 +32,7 @@ HEAD = 1_000
 """Classes of ImageNet: the published code keeps that head for the ten of CIFAR-10."""
 
 _CONCERNS = {
+    SHORT_TEXTS: ("code",),
     NO_MASKS: ("translation", "code", "sentiment"),
     PADDING_LABELS: ("code",),
     EQUAL_WEIGHTS: ("translation", "code"),
@@ -72,6 +75,8 @@ def as_released(task: Task, kind: str, config: Any, names: Iterable[str]) -> Tas
         names: of `RELEASED`; those that don't concern the task change nothing.
     """
     chosen = concerning(names, kind)
+    if SHORT_TEXTS in chosen:
+        task = _with_batches(task, shorten)
     if PADDING_LABELS in chosen:
         task = _with_batches(task, partial(label_padding, length=config.max_tokens))
     if NO_MASKS in chosen:
@@ -86,6 +91,24 @@ def as_released(task: Task, kind: str, config: Any, names: Iterable[str]) -> Tas
 def unmasked(batch: Batch) -> Batch:
     """Without a mask: padded tokens are attended to."""
     return {name: value for name, value in batch.items() if name != "attention_mask"}
+
+
+def shorten(batch: Batch) -> Batch:
+    """Cuts texts to unlike lengths, from a quarter of the longest to all of it, which their own tokens decide.
+
+    The paper's texts are whole files, the shorter ones padded. Pieces of files, as they are here, have hardly any
+    padding. How much the paper's have isn't known: this is three eighths on average.
+    """
+    ids = batch["input_ids"]
+    longest = ids.shape[1]
+    least = max(2, longest // 4)
+    lengths = least + ids.sum(1) % (longest - least + 1)
+    kept = (torch.arange(longest, device=ids.device) < lengths[:, None]) & (batch["attention_mask"] == 1)
+    return {
+        "input_ids": ids,
+        "attention_mask": kept.long(),
+        "labels": torch.where(kept, batch["labels"], IGNORED_LABEL),
+    }
 
 
 def label_padding(batch: Batch, length: int) -> Batch:

@@ -29,6 +29,7 @@ class Entry:
         add_options: adds the options of `stepscope run` that only this experiment has.
         experiment: where its class is, as ``"module:class"``.
         parallel: whether its units, and not only whole runs, are measured side by side by default.
+        asked_for: whether `stepscope reproduce` leaves it out unless its letter is given.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Entry:
     add_options: Callable[[argparse.ArgumentParser], None]
     experiment: str
     parallel: bool = False
+    asked_for: bool = False
 
     def load(self) -> type[Experiment[Any]]:
         """The experiment's class.
@@ -95,7 +97,8 @@ def add_seeds(command: argparse.ArgumentParser, *default: int) -> None:
 
 NO_MASKS, PADDING_LABELS, EQUAL_WEIGHTS = "no-masks", "padding-labels", "equal-weights"
 WIDE_HEAD, SMALL_NORM_BATCHES, PLAIN_STEPS = "wide-head", "small-norm-batches", "plain-steps"
-RELEASED = (NO_MASKS, PADDING_LABELS, EQUAL_WEIGHTS, WIDE_HEAD, SMALL_NORM_BATCHES, PLAIN_STEPS)
+SHORT_TEXTS = "short-texts"
+RELEASED = (SHORT_TEXTS, NO_MASKS, PADDING_LABELS, EQUAL_WEIGHTS, WIDE_HEAD, SMALL_NORM_BATCHES, PLAIN_STEPS)
 """In what the published code differs from the text, see `stepscope.paper.experiments.as_released`."""
 
 
@@ -245,8 +248,34 @@ the gradient with those of the Hessian (the paper's section 4.2), exactly on sma
 )
 
 
+def _factors_options(command: argparse.ArgumentParser) -> None:
+    add_source(command)
+    add_seeds(command, 0)
+    command.add_argument("--task", default="code", metavar="TASK", help="translation or code (the default)")
+    command.add_argument("--factor", default="vocabulary", metavar="NAME", help="default: vocabulary")
+
+
+FACTORS = Entry(
+    name="factors",
+    letter="E",
+    summary="what decides C1 to C6: one factor at a time (only where asked for)",
+    description="""\
+Measures the paper's optimizers along trajectories that differ by one factor from those of a reproduction: random-start,
+hot-sgd, twice-as-wide, vocabulary, batch, short-texts and padding-labels (of code), equal-weights. Their table is on
+the page of the reproduction that they are made in.
+
+  stepscope reproduce --only E --out runs/reproduce-cpu     beside the trajectories that are there
+  stepscope run factors --task code --factor vocabulary     one of them alone
+  stepscope run factors --scale smoke                       seconds, to see that it works
+""",
+    add_options=_factors_options,
+    experiment="stepscope.paper.experiments.factors:FactorExperiment",
+    asked_for=True,
+)
+
+
 EXPERIMENTS: dict[str, Entry] = {
-    entry.name: entry for entry in (TRAJECTORY, AGREEMENT, CONVERGENCE, ROBUSTNESS, THEORY)
+    entry.name: entry for entry in (TRAJECTORY, AGREEMENT, CONVERGENCE, ROBUSTNESS, THEORY, FACTORS)
 }
 """In the paper's order: that of the plan of `stepscope reproduce`, and of its page."""
 
@@ -255,11 +284,14 @@ MEASURED_TASKS = ("translation", "code", "images")
 """Along whose trainings a reproduction measures directions: those of the paper. It measures none on sentiment."""
 
 
-def letters() -> list[str]:
+def letters(*, whole: bool = True) -> list[str]:
     """The parts of a reproduction.
 
+    Args:
+        whole: whether also those that have to be asked for.
+
     Example:
-        >>> letters()
-        ['A', 'B', 'C', 'D']
+        >>> letters(), letters(whole=False)
+        (['A', 'B', 'C', 'D', 'E'], ['A', 'B', 'C', 'D'])
     """
-    return list(dict.fromkeys(entry.letter for entry in EXPERIMENTS.values()))
+    return list(dict.fromkeys(entry.letter for entry in EXPERIMENTS.values() if whole or not entry.asked_for))

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
+from torch import nn
+
 from stepscope.errors import UsageError
 from stepscope.paper.experiments.command_lines import Entry
 from stepscope.paper.experiments.workers import Tell, check_processes, run_jobs
@@ -257,16 +259,23 @@ def described(task: Task, title: str, seeds: Sequence[int] = ()) -> dict[str, An
     """
     count = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
     pretrained = [{"seed": seed, **(task.seeded(seed).pretraining or {})} for seed in seeds if task.pretraining]
+    embedding = sum(p.numel() for p in input_embedding.parameters()) if (input_embedding := _embedding(task)) else 0
     return {
         "source": asdict(task.source),
         "model": {
             "title": f"{title} of {count:,} parameters",
             "initialisation": task.initialisation,
             "parameters": count,
+            **({"embedding": embedding / count} if embedding else {}),
         },
         "evaluation": {"examples": sum(len(batch["labels"]) for batch in task.eval_batches)},
         **({"pretraining": pretrained} if pretrained else {}),
     }
+
+
+def _embedding(task: Task) -> nn.Module | None:
+    """What a text model looks its tokens up in."""
+    return next((module for module in task.model.modules() if isinstance(module, nn.Embedding)), None)
 
 
 def run(

@@ -47,7 +47,7 @@ def reproduction(
 
     Args:
         scale: the size of all of them.
-        only: which parts, by their letters; None for all.
+        only: which parts, by their letters; None for all but those that have to be asked for.
         seeds: of each run.
         settings: of A and B: ``"text"``, ``"code"`` or ``"ours"``, see
             `stepscope.paper.experiments.compared_optimizers.SETTINGS`. As the published code has it, models get no
@@ -64,7 +64,11 @@ def reproduction(
         ['robustness', 'theory']
     """
     known = letters()
-    wanted = known if only is None else [letter.upper() for word in only for letter in word.split(",") if letter]
+    wanted = (
+        letters(whole=False)
+        if only is None
+        else [letter.upper() for word in only for letter in word.split(",") if letter]
+    )
     if unknown := [letter for letter in wanted if letter not in known]:
         raise UsageError(f"no experiment {unknown[0]!r}: choose of {', '.join(known)}")
     if not wanted:
