@@ -5,6 +5,7 @@ import functools
 import logging
 import math
 import pickle
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -328,3 +329,33 @@ def test_autocast_and_its_error():
         # The slope is so small a part that the step is straight.
         errors.append((record["batch_change"] - record["batch_slope"]) / record["batch_noise"])
     assert 0.02 < math.sqrt(sum(e * e for e in errors) / len(errors)) < 1
+
+
+@pytest.mark.parametrize("how", ["wrapper", "in place"])
+@pytest.mark.parametrize("named", [False, True])
+def test_compiled_code_is_used_as_it_is(how, named):
+    """Compiling takes seconds to minutes: neither hooks nor switches may make that necessary again."""
+    found = []
+    for probed in (False, True):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        raw = Own().train()
+        model = torch.compile(raw, backend="aot_eager", fullgraph=True) if how == "wrapper" else raw
+        if how == "in place":
+            raw.compile(backend="aot_eager", fullgraph=True)
+        optimizer = torch.optim.SGD(raw.parameters(), lr=0.1)
+        batches = [{"x": x, "labels": y} for x, y in data(4)]
+        torch.manual_seed(5)
+        settings = {"every": 10**9, "max_overhead": None, "quiet": True, "steps": 4}
+        probe = Probe(model, optimizer, None, batches[:1], **settings) if probed else None
+        for batch in batches:
+            optimizer.zero_grad()
+            with probe.batch(batch) if named and probe is not None else nullcontext():
+                model(**batch)["loss"].backward()
+            optimizer.step()
+        found.append((torch._dynamo.utils.counters["stats"]["unique_graphs"], outcome(raw, optimizer)))
+    (plain_graphs, plain), (probed_graphs, probed) = found
+    assert same(plain, probed)
+    assert plain_graphs == probed_graphs
+    assert probe is not None
+    assert len(probe.step_records) == (4 if named or how == "wrapper" else 0)

@@ -33,7 +33,7 @@ from stepscope.objective.loss_calls import LossFunction, loss_in, loss_of, scala
 from stepscope.objective.measurable import is_compiled
 from stepscope.objective.randomness import RandomState, random_state
 from stepscope.objective.state import State
-from stepscope.objective.switches import as_trained, eager, emptied, gradients_enabled
+from stepscope.objective.switches import as_compiled, eager, emptied
 from stepscope.objective.vectors import Direction
 from stepscope.objective.writes import WatchedWrites, memory_of
 
@@ -129,7 +129,7 @@ class Replay:
         Raises:
             UsageError: the loss isn't a scalar, or evaluating it changes a weight, or what can't be put back.
         """
-        with held(), random_state(), self._left_as_found(), gradients_enabled(), as_trained():
+        with held(), random_state(), self._left_as_found(), as_compiled():
             if self._watched:
                 return self._evaluated(passes, differentiate)
             return self._watch(lambda: self._evaluated(passes, differentiate))
@@ -169,8 +169,7 @@ class Replay:
         given = moved(one.given, device, lambda dtype: dtype)
         with ExitStack() as stack:
             for kind, enabled, dtype in one.autocast:
-                # Without its cache, which would hold the weights of another point.
-                stack.enter_context(torch.autocast(kind, dtype, enabled, cache_enabled=False))
+                stack.enter_context(torch.autocast(kind, dtype, enabled, torch.is_autocast_cache_enabled()))
             one.random.resume()
             yield given
 

@@ -52,6 +52,7 @@ class State:
     def __init__(self, roots: Mapping[str, Any], through: tuple[type, ...] = ()) -> None:
         self._walk = Walk(through)
         self._iterates = False
+        self._restored: list[Place] = []
         self.modules, self.tensors = self._walk.modules, self._walk.tensors
         self.add(roots)
 
@@ -109,7 +110,8 @@ class State:
 
     def restore(self) -> None:
         """Restores the first state of everything."""
-        for place in self._walk.places:
+        self._restored = [place for place in self._walk.places if not place.is_restored()]
+        for place in self._restored:
             place.restore()
         for tensor, grad in self._walk.grads:
             if tensor.grad is not grad:
@@ -152,7 +154,7 @@ class State:
 
     def unrestored(self) -> list[str]:
         """After `restore`, the paths to all that couldn't be restored."""
-        return [place.path for place in self._walk.places if not place.is_restored()]
+        return [place.path for place in self._restored if not place.is_restored()]
 
     def written(self) -> dict[str, Tensor]:
         """The tensors that were written to since they were met, by path."""

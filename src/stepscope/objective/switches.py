@@ -77,6 +77,22 @@ def as_trained() -> Iterator[None]:
 
 
 @contextmanager
+def as_compiled() -> Iterator[None]:
+    """Inside, the loss can be differentiated as training does. Compiled code stays as it is: it depends on switches."""
+    torch.clear_autocast_cache()  # of weights at another point
+    try:
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            _reentrant_checkpointing_off(),
+            _parametrizations_uncached(),
+        ):
+            yield
+    finally:
+        torch.clear_autocast_cache()
+
+
+@contextmanager
 def eager() -> Iterator[None]:
     """Inside, compiled code runs as it is written."""
     with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
