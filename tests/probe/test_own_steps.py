@@ -359,3 +359,21 @@ def test_compiled_code_is_used_as_it_is(how, named):
     assert plain_graphs == probed_graphs
     assert probe is not None
     assert len(probe.step_records) == (4 if named or how == "wrapper" else 0)
+
+
+def test_a_full_measurement_says_how_far_the_step_is_from_the_edge_of_the_evaluation_examples():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    probe = attached(model, optimizer, every=2)
+    for batch in data(4):
+        with probe.batch(batch):
+            optimizer.zero_grad()
+            loss_fn(model, batch).backward()
+            optimizer.step()
+    own = {r["step"]: r for r in probe.records if r["direction"] == "own SGD"}
+    edges = {r["step"]: r["edges"]["evaluation"] for r in probe.step_records if r["edges"]}
+    assert set(edges) == set(own) == {2, 4}
+    for step, found in edges.items():
+        assert found["loss"] == pytest.approx(own[step]["loss"])
+        assert found["realized_change"] == pytest.approx(own[step]["lr_loss"] - own[step]["loss"])
+        assert found["predicted_change"] == pytest.approx(own[step]["slope"] * own[step]["norm"])

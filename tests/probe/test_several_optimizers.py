@@ -114,7 +114,7 @@ def test_two_halves_are_measured_as_the_whole(loop, fused):
     assert {r["direction"] for r in probe.records} == {"own AdamW", "own AdamW clip 50%", "sgd", "adam"}
     assert {r["step"] for r in probe.records} == {3, 6, 9}
     assert numbers(probe) == numbers(single)
-    own, of_single = probe.step_records, single.step_records
+    own, of_single = ([r for r in p.step_records if r["batch_loss"] is not None] for p in (probe, single))
     assert len(own) == len(of_single) >= 3
     for name in ("step", "norm", "batch_loss", "batch_change", "batch_slope"):
         assert [r[name] for r in own] == pytest.approx([r[name] for r in of_single], rel=1e-5)

@@ -393,9 +393,13 @@ class Objective:
 
     def _copy(self, batch: Any) -> Any:
         """A micro-batch as it is measured: its tensors follow the parameters where these have changed their dtype."""
-        if self._as_trained:
-            return moved(batch, next(iter(self.parameters.values())).device, lambda dtype: dtype)
         first = next(iter(self.parameters.values()))
+        if self._as_trained:
+            then, now = self._first_dtype, measured_dtype(first.dtype, None)
+            follow = now != then
+            return moved(
+                batch, first.device, lambda d: first.dtype if follow and measured_dtype(d, None) == then else d
+            )
 
         def dtype_of(dtype: torch.dtype) -> torch.dtype:
             measured = measured_dtype(dtype, self.dtype)

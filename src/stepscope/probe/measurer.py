@@ -21,6 +21,7 @@ from stepscope.measuring import (
     Grouping,
     Measurement,
     SelfCheck,
+    edge,
     grouping,
     measure_units,
     self_check,
@@ -36,6 +37,7 @@ from stepscope.objective import (
     random_state,
 )
 from stepscope.probe.compared_updates import ComparedUpdates
+from stepscope.runs import RecordedEdge
 
 _logger = logging.getLogger("stepscope")
 
@@ -183,6 +185,15 @@ class Measurer:
             )
         self._warn_of_another_gradient(measurements)
         return measurements
+
+    def edge(self, step: Direction, measurement: Measurement) -> RecordedEdge:
+        """How far an update is from where it would raise the loss of the evaluation batches.
+
+        Args:
+            step: the update.
+            measurement: of the same, for its slope.
+        """
+        return RecordedEdge(**edge(self.objective, step, slope=measurement.slope * measurement.norm).record())
 
     def context(self) -> dict[str, Any]:
         """What the records of a run should say of its measurements."""

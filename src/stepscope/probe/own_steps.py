@@ -15,7 +15,7 @@ from stepscope.objective import held, random_state
 from stepscope.probe.own_step import OwnStep
 from stepscope.probe.step_batch import BatchWatch
 from stepscope.probe.step_schedule import StepSchedule
-from stepscope.runs import StepRecord
+from stepscope.runs import RecordedEdge, StepRecord
 
 _logger = logging.getLogger("stepscope")
 
@@ -108,8 +108,29 @@ class OwnSteps:
             self.drop()
             raise
 
-    def after(self, step: int) -> StepRecord | None:
-        """The step has been made: its record, where it was measured."""
+    def after(self, step: int, edges: dict[str, RecordedEdge] | None = None) -> StepRecord | None:
+        """The step has been made: its record, where it was measured.
+
+        Args:
+            step: its number.
+            edges: the loss at multiples of it, by the name of the examples, where that was measured.
+        """
+        terms = self._terms(step)
+        if terms is None and not edges:
+            return None
+        return StepRecord(
+            trajectory=self._trajectory,
+            seed=0,
+            step=step,
+            steps=self._schedule.steps,
+            lr=tuple(self._rates),
+            peak_lr=tuple(self._peaks),
+            edges=edges,
+            **(terms or {"norm": next(iter((edges or {}).values())).norm}),
+        )
+
+    def _terms(self, step: int) -> dict[str, Any] | None:
+        """What the step does to the loss of its own batch, where that was measured."""
         if self._seconds is None:
             return None
         started, seconds, self._seconds = time.perf_counter(), self._seconds, None
@@ -126,17 +147,7 @@ class OwnSteps:
         if terms is None:
             return None
         self._failures = 0
-        return StepRecord(
-            trajectory=self._trajectory,
-            seed=0,
-            step=step,
-            steps=self._schedule.steps,
-            lr=tuple(self._rates),
-            peak_lr=tuple(self._peaks),
-            norm=norm,
-            seconds=seconds,
-            **vars(terms),
-        )
+        return {"norm": norm, "seconds": seconds, **vars(terms)}
 
     def note_rates(self) -> None:
         """Looks at the learning rates of a step that is about to be made: each group's largest is its peak."""

@@ -44,7 +44,7 @@ from stepscope.probe.step_batch import BatchWatch
 from stepscope.probe.step_check import ExpectedStep
 from stepscope.probe.step_schedule import StepSchedule
 from stepscope.probe.trackers import as_log
-from stepscope.runs import DirectionRecord, latest, versions, write_atomically
+from stepscope.runs import DirectionRecord, RecordedEdge, latest, versions, write_atomically
 
 _logger = logging.getLogger("stepscope")
 
@@ -148,6 +148,7 @@ class Probe:
         self._quiet = self._silent = quiet
         self.step = step
         self._expected: ExpectedStep | None = None
+        self._edges: dict[str, RecordedEdge] = {}
         self._failures = 0
         self._off = False
         self._closed = False
@@ -313,7 +314,7 @@ class Probe:
         self._own_steps.note_rates()
         try:
             with self._schedule.turn(self.step, entered) as turn:
-                self._expected = None
+                self._expected, self._edges = None, {}
                 if not self._quiet and (turn.plan == "measure" or self._schedule.step_seconds is not None):
                     self._quiet = True
                     self._announce()
@@ -372,7 +373,8 @@ class Probe:
             except Exception as error:
                 self._failed(error)
         if not self._closed:
-            if (record := self._own_steps.after(self.step)) is not None:
+            edges, self._edges = self._edges, {}
+            if (record := self._own_steps.after(self.step, edges or None)) is not None:
                 self._recorder.keep_step(record)
             self._own_steps.begin(self.step + 1, self._held)
         self._schedule.count(time.perf_counter() - entered)
@@ -419,9 +421,10 @@ class Probe:
                 _logger.warning("nothing to measure at step %d: %s", self.step, error)
             return
         own = updates.get(self._compared.own)
-        _, self._recorder.waiting = self._measured(updates, self.step, "training")
+        measurements, self._recorder.waiting = self._measured(updates, self.step, "training")
         self._untrained = []
         if own is not None:
+            self._edges = {"evaluation": self._measurer.edge(own, measurements[self._compared.own])}
             self._expected = ExpectedStep(self._held(), own)
         self._failures = 0
         _synchronize(self._measurer.parameters)
@@ -450,6 +453,8 @@ class Probe:
         made = self._expected.compared_with(self._held())
         self._expected = None
         withdrawn = self._compared.of_the_optimizer if made.is_another else ()
+        if made.is_another:
+            self._edges = {}
         self._recorder.check(self._compared.own, made.error, withdrawn)
         remark = made.remark(self._compared.name)
         if remark is not None and not self._remarked:  # its percentage changes from step to step

@@ -16,6 +16,9 @@ from stepscope.probe.schedule import Schedule
 PHASES = ((0.03, 2), (0.30, 20), (0.50, 5), (1.0, 5))
 """Up to which part of the training how many measurements are wanted."""
 
+MARGIN = 0.9
+"""The part of the limit that is planned with: steps may become faster, and a measurement slower."""
+
 SPARSER = 1.12
 """Of a training of unknown length, each is so many times as late as the one before: 20 from a tenth to the whole."""
 
@@ -85,7 +88,7 @@ class StepSchedule:
         anyway = (SECONDS_ANYWAY - self._spent) / self._cost if len(self._made) < ANYWAY else 0.0
         if seconds is None:
             return anyway
-        budget = limit * seconds * self._length(step)
+        budget = MARGIN * limit * seconds * self._length(step)
         share = 0.5 if self._schedule.cost <= budget / 2 else 1.0
         return max(min(share * budget - self._spent, budget - self._schedule.spent) / self._cost, anyway)
 
