@@ -245,7 +245,7 @@ def main() -> None:
     for name in parser.parse_args().families:
         stored = [row for row in stored if row["family"] != name] + list(measured(name))
         found = {"environment": environment(), "summary": summary(stored), "rows": stored}
-        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+        RESULTS.write_text(json.dumps(found) + "\n")
     print(json.dumps(summary(stored), indent=1))
 
 

@@ -161,3 +161,10 @@ def test_the_scan_of_an_edge_meets_the_closed_form():
     assert edge.scanned(objective, {"w": torch.tensor([-1.5])}) == pytest.approx(4, rel=1e-3)
     assert edge.scanned(objective, {"w": torch.tensor([-12.0])}) == pytest.approx(0.5, rel=1e-3)
     assert edge.scanned(objective, {"w": torch.tensor([1.0])}) is None
+
+
+def test_the_stored_summary_of_edges_is_that_of_its_rows():
+    stored = json.loads(edge.RESULTS.read_text())
+    assert {row["family"] for row in stored["rows"]} <= set(edge.FAMILIES)
+    assert stored["summary"] == json.loads(json.dumps(edge.summary(stored["rows"])))
+    assert all(row[way]["forwards"] <= 8 for row in stored["rows"] for way in edge.SLOPES)
