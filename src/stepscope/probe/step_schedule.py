@@ -2,8 +2,8 @@
 
 What says whether a rate is right lies between 3% and 30% of a training (`judging/rate.py`), so most measurements do.
 Where the length of a training is known, they are paid from what the whole training will earn, so that the first comes
-within its first 2%. Where it isn't, the training is taken to go on for as long again, and they become sparser as it
-goes.
+within its first 2%. Where it isn't, they are paid from what it has earned, as if it had 200 steps at least, and become
+sparser as it goes.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ PHASES = ((0.03, 2), (0.30, 20), (0.50, 5), (1.0, 5))
 MARGIN = 0.9
 """The part of the limit that is planned with: steps may become faster, and a measurement slower."""
 
-SPARSER = 1.12
-"""Of a training of unknown length, each is so many times as late as the one before: 20 from a tenth to the whole."""
+DENSEST, SPARSEST = 1.12, 1.5
+"""Of a training of unknown length, each is so many times as late as the one before: between 20 and 6 from a tenth of it
+to the whole, as the limit allows."""
 
 SHORTEST = 200
 """Steps that a training of unknown length is taken to have, at least."""
@@ -81,26 +82,34 @@ class StepSchedule:
         return f"the step is measured on its own batch from step {self._next}{length} on"
 
     def _affordable(self, step: int) -> float:
-        """How many measurements the rest of the training can pay for."""
+        """How many measurements can be made in the rest of the training."""
+        anyway = 0.0
+        if self._cost and len(self._made) < ANYWAY:
+            anyway = (SECONDS_ANYWAY - self._spent) / self._cost
+        return max(self._earned(step), anyway)
+
+    def _earned(self, step: int) -> float:
+        """How many more measurements the training pays for, if it is at this step."""
         limit, seconds = self._schedule.max_overhead, self._schedule.step_seconds
         if math.isinf(limit) or not self._cost:
             return math.inf
-        anyway = (SECONDS_ANYWAY - self._spent) / self._cost if len(self._made) < ANYWAY else 0.0
         if seconds is None:
-            return anyway
+            return 0.0
         budget = MARGIN * limit * seconds * self._length(step)
         share = 0.5 if self._schedule.cost <= budget / 2 else 1.0
-        return max(min(share * budget - self._spent, budget - self._schedule.spent) / self._cost, anyway)
+        return min(share * budget - self._spent, budget - self._schedule.spent) / self._cost
 
     def _length(self, step: int) -> float:
         """Steps that this process will have made at the end."""
         if self.steps is None:
-            return max(SHORTEST, 2 * (step - self._first + 1))
+            return max(SHORTEST, step - self._first + 1)
         return max(self.steps, step) - self._first + 1
 
     def _interval(self, step: int) -> int:
         if self.steps is None:
-            return max(1, round(step * (SPARSER - 1)))
+            # What is earned until twice this step is spread over it.
+            doublings = 1 / max(self._earned(2 * step), 1)
+            return max(1, round(step * (min(max(2**doublings, DENSEST), SPARSEST) - 1)))
         left = self._left(step)
         wanted = sum(count for _, count in left)
         if not wanted:

@@ -1,0 +1,59 @@
+"""When the own step is measured, on a clock that the test moves."""
+
+import pytest
+
+from stepscope.probe import schedule as module
+from stepscope.probe.schedule import Schedule
+from stepscope.probe.step_schedule import StepSchedule
+
+
+class Clock:
+    now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+
+def train(monkeypatch, *, length, known, cost, limit=0.05):
+    """The steps that are measured in a training whose steps take a second each, and the part of the time they take."""
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    schedule = Schedule(10**9, limit, cost=1e9, window=0)
+    steps = StepSchedule(schedule, length if known else None)
+    measured = []
+    for step in range(1, length + 1):
+        clock.now += 1.0
+        due = steps.is_due(step)
+        with schedule.turn(step):
+            if due:
+                clock.now += cost
+        if due:
+            steps.made(step, cost)
+            measured.append(step)
+    return measured, len(measured) * cost / length
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("length", [200, 300, 1000, 10_000])
+def test_two_forward_passes_a_step_are_ten_measurements_within_the_limit(monkeypatch, known, length):
+    """Two of three forward passes of a training step: at least ten, and five where the rate is judged."""
+    measured, part = train(monkeypatch, length=length, known=known, cost=0.67)
+    assert len(measured) >= 10
+    assert part <= 0.05
+    assert measured[0] <= max(5, 0.02 * length)
+    assert sum(0.03 * length <= step <= 0.30 * length for step in measured) >= 5
+
+
+def test_thirty_measurements_in_ten_thousand_steps(monkeypatch):
+    measured, part = train(monkeypatch, length=10_000, known=True, cost=2.0)
+    assert len(measured) >= 30
+    assert part <= 0.05
+
+
+def test_of_an_unknown_length_the_limit_thins_them_out(monkeypatch):
+    """Each comes at most half as late again as the one before, and a tenth as late again where it can be paid."""
+    dear, _ = train(monkeypatch, length=2_000, known=False, cost=3.0)
+    cheap, part = train(monkeypatch, length=2_000, known=False, cost=0.1)
+    assert len(dear) < len(cheap)
+    assert part <= 0.05
+    assert all(later <= 1.13 * step + 1 for step, later in zip(cheap, cheap[1:], strict=False) if step > 20)
