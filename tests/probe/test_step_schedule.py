@@ -1,5 +1,7 @@
 """When the own step is measured, on a clock that the test moves."""
 
+import itertools
+
 import pytest
 
 from stepscope.probe import schedule as module
@@ -56,4 +58,4 @@ def test_of_an_unknown_length_the_limit_thins_them_out(monkeypatch):
     cheap, part = train(monkeypatch, length=2_000, known=False, cost=0.1)
     assert len(dear) < len(cheap)
     assert part <= 0.05
-    assert all(later <= 1.13 * step + 1 for step, later in zip(cheap, cheap[1:], strict=False) if step > 20)
+    assert all(later <= 1.13 * step + 1 for step, later in itertools.pairwise(cheap) if step > 20)
