@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from stepscope.errors import UsageError, said
 from stepscope.objective import held, random_state
-from stepscope.probe.own_step import OwnStep
 from stepscope.probe.step_batch import BatchWatch
+from stepscope.probe.step_meter import StepMeter
 from stepscope.probe.step_schedule import StepSchedule
 from stepscope.runs import RecordedEdge, StepRecord
 
@@ -39,7 +39,7 @@ class OwnSteps:
     def __init__(
         self,
         watch: BatchWatch,
-        measure: OwnStep,
+        measure: StepMeter,
         schedule: StepSchedule,
         trajectory: str,
         groups: Callable[[], Sequence[Mapping[str, Any]]],

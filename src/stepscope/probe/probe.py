@@ -35,13 +35,13 @@ from stepscope.objective import (
 from stepscope.objective.replay import Replay
 from stepscope.probe.compared_updates import ComparedUpdates, NoUpdateError
 from stepscope.probe.measurer import Measurer
-from stepscope.probe.own_step import OwnStep
 from stepscope.probe.own_steps import OwnSteps
 from stepscope.probe.recorder import Recorder
 from stepscope.probe.run_directories import open_run
 from stepscope.probe.schedule import Schedule, Turn, paused
 from stepscope.probe.step_batch import BatchWatch
 from stepscope.probe.step_check import ExpectedStep
+from stepscope.probe.step_meter import StepMeter
 from stepscope.probe.step_schedule import StepSchedule
 from stepscope.probe.trackers import as_log
 from stepscope.runs import DirectionRecord, RecordedEdge, latest, versions, write_atomically
@@ -164,8 +164,8 @@ class Probe:
             first=step + 1,
         )
         self._own_steps = OwnSteps(
-            BatchWatch(model), OwnStep(Replay(model, loss_fn, modules)), StepSchedule(self._schedule, steps, step + 1),
-            self._compared.name, lambda: self._compared.groups,
+            BatchWatch(model), StepMeter(Replay(model, loss_fn, modules)),
+            StepSchedule(self._schedule, steps, step + 1), self._compared.name, lambda: self._compared.groups,
             lambda text: None if quiet else print(f"stepscope: {text}", file=sys.stderr),
         )  # fmt: skip
         run = None

@@ -41,7 +41,7 @@ class BatchTerms:
     slope_by: Way
 
 
-class OwnStep:
+class StepMeter:
     """Measures steps on the batches that made them, each between `before` and `after`.
 
     Args:
