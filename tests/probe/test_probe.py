@@ -260,7 +260,8 @@ def test_closing_takes_it_off():
 def test_the_announcement_comes_before_the_first_measurement(capsys):
     train(OPTIMIZERS["sgd"], attached(quiet=False))
     first, second = capsys.readouterr().err.splitlines()
-    assert first.startswith("stepscope: the step is measured on its own batch from step 5 on; ")
+    own = "stepscope: your step is measured on its own batch from step 5; "
+    assert re.fullmatch(own + r"in full when due \([\d.e-]+ s\)", first)
     assert second.endswith("put `with probe.batch(batch):` around forward, backward and step")
 
 

@@ -171,7 +171,7 @@ class OwnSteps:
         return self._schedule.steps
 
     def described(self) -> str:
-        """What will be done, in words."""
+        """When the first step is measured, in words."""
         return self._schedule.described()
 
     def drop(self) -> None:

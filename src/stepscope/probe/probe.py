@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import time
@@ -493,11 +494,13 @@ class Probe:
             self._schedule.forget()
 
     def _announce(self) -> None:
-        """Says once, before anything is measured, what will be measured here and what it costs."""
-        memory = self._memory() / 2**20
+        """Says once, before anything is measured, when that will be and what it costs."""
+        seconds, mebibytes = self._schedule.cost, self._memory() / 2**20
+        costs = [f"{seconds:.2g} s"] * math.isfinite(seconds) + [f"up to {mebibytes:,.0f} MiB"] * (mebibytes >= 1)
         full = self._schedule.described(self.step, self._own_steps.steps)
         print(
-            f"stepscope: {self._own_steps.described()}; {full}; up to about {memory:,.0f} MiB beside activations",
+            f"stepscope: your step is measured on its own batch {self._own_steps.described()}; "
+            f"in full {full}{' (' + ', '.join(costs) + ')' if costs else ''}",
             file=sys.stderr,
         )
 

@@ -193,23 +193,22 @@ class Schedule:
         self._unbroken = False
 
     def described(self, step: int, steps: int | None = None) -> str:
-        """What to expect, in words.
+        """When measurements will be made, in words.
 
         Args:
             step: the step that is about to be made.
             steps: the length of the training, where it is known.
         """
-        about = "a full measurement takes about"
         if math.isinf(self._max_overhead) or not self.step_seconds:
-            return f"{about} {self._cost:.2g} s" if math.isfinite(self._cost) else "full measurements are made when due"
+            return "when due"
         interval = self.cost / self._max_overhead / self.step_seconds
-        first = self._first - 1 + (self._measuring + self.cost) / self._max_overhead / self.step_seconds
+        earned = self._first - 1 + (self._measuring + self.cost) / self._max_overhead / self.step_seconds
         due = next((step + i for i, due in enumerate(self._due_ahead, 1) if due), step + len(self._due_ahead))
-        text = f"{about} {self._cost:.2g} s, at {100 * self._max_overhead:g}% overhead not more often than every "
-        text += f"{max(interval, 1):,.0f} steps, so first at about step {max(first, due):,.0f}"
+        first = max(earned, due)
         if steps is not None and first > steps:
-            text += ", after the end: a larger max_overhead= makes one in time, and probe.measure() at once"
-        return text
+            return f"not before step {first:,.0f}, after the end: raise max_overhead=, or call probe.measure()"
+        often = f", at most every {interval:,.0f} steps" if interval >= 2 else ""
+        return f"from about step {first:,.0f}{often}"
 
     def _arrive(self, at: float | None) -> None:
         self._arrived = self._left + (_standstill.seconds - self._standstill_then)

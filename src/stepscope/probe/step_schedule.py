@@ -77,9 +77,9 @@ class StepSchedule:
         self._next = step + self._interval(step)
 
     def described(self) -> str:
-        """What will be done, in words."""
+        """When the first step is measured, in words."""
         length = "" if self.steps is None else f" of {self.steps:,}"
-        return f"the step is measured on its own batch from step {self._next}{length} on"
+        return f"from step {self._next}{length}"
 
     def _affordable(self, step: int) -> float:
         """How many measurements can be made in the rest of the training."""
