@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import stepscope
+from stepscope.runs import StepRecord
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_the_code_of_the_readme_runs(capsys, tmp_path, monkeypatch):
@@ -31,14 +33,24 @@ def test_the_code_of_the_readme_runs(capsys, tmp_path, monkeypatch):
     }
     assert len(BLOCKS) == 4
     exec(BLOCKS[0].replace("run_dir", "every=1, max_overhead=None, run_dir"), names)
-    assert len(names["probe"].records) == 4 * len(loader)
-    assert (tmp_path / "report.html").exists()
+    probe = names["probe"]
+    assert len(probe.records) == 4 * len(loader)
+    assert len(probe.step_records) == len(loader)
+    assert capsys.readouterr().out == f"{probe.findings()}\n"
+    probe.close()
     assert (tmp_path / "runs/probe/measurements.jsonl").exists()
     exec(BLOCKS[1], names)
     assert capsys.readouterr().out.count("Measurement(") == len(loader)
     exec(BLOCKS[2], names)
     assert set(names["directions"]) == {"sgd", "adam"}
     exec(BLOCKS[3], names)
+
+
+def test_the_findings_that_are_shown_are_as_printed():
+    shown = re.search(r"```\n(The learning rate.*?)```", README, re.DOTALL)[1]
+    terms = {"trajectory": "Adam", "seed": 0, "steps": 100, "lr": (1.0,), "batch_loss": 1.0, "batch_slope": -1.0}
+    steps = [StepRecord(**terms, step=n, batch_change=-0.2 - n / 1000) for n in range(5, 25)]
+    assert re.match(".*".join(map(re.escape, shown.split("…"))), f"{stepscope.findings(steps)}\n")
 
 
 PAGES = sorted(str(path.relative_to(ROOT)) for folder in (ROOT, ROOT / "docs") for path in folder.glob("*.md"))
