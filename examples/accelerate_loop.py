@@ -24,12 +24,13 @@ loader = torch.utils.data.DataLoader(data(0), batch_size=32, shuffle=True)
 held_out = torch.utils.data.DataLoader(data(1), batch_size=64)
 model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
 
-probe = stepscope.Probe(model, optimizer, loss_fn, held_out, every=8, max_overhead=None, quiet=True)
-for _ in range(4):
+probe = stepscope.Probe(model, optimizer, loss_fn, held_out, every=16, max_overhead=None, steps=32, quiet=True)
+for _ in range(8):
     for batch in loader:
-        with accelerator.accumulate(model):
+        with probe.batch(batch), accelerator.accumulate(model):
             accelerator.backward(loss_fn(model, batch))
             optimizer.step()
             optimizer.zero_grad()
 for record in probe.records:
     print(f"step {record['step']}: {record['direction']}: sharpness {record['sharpness']:.3g}")
+print(probe.findings())

@@ -22,13 +22,16 @@ model = nn.Sequential(nn.Linear(8, 32), nn.LayerNorm(32), nn.GELU(), nn.Linear(3
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
 scaler = torch.amp.GradScaler(device, init_scale=2.0**40)  # too large: the first steps are skipped
 held_out = [batch(seed) for seed in range(100, 104)]
-with stepscope.Probe(model, optimizer, loss_fn, held_out, every=30, max_overhead=None, quiet=True) as probe:
+with stepscope.Probe(model, optimizer, loss_fn, held_out, every=30, max_overhead=None, steps=60, quiet=True) as probe:
     for step in range(60):
-        optimizer.zero_grad()
-        with torch.autocast(device, torch.float16 if device == "cuda" else torch.bfloat16):
-            loss = loss_fn(model, batch(step))
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
+        data = batch(step)
+        with probe.batch(data):
+            optimizer.zero_grad()
+            with torch.autocast(device, torch.float16 if device == "cuda" else torch.bfloat16):
+                loss = loss_fn(model, data)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
 for record in probe.records:
     print(f"step {record['step']}: {record['direction']}: sharpness {record['sharpness']:.3g}")
+print(probe.findings())
