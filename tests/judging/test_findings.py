@@ -69,6 +69,7 @@ def test_the_trust_ratio_is_that_of_the_quadratic():
         (lambda records: [], "no step was measured on the batch that made it"),
         (lambda records: [replace(r, batch_change=None, batch_loss=None) for r in records], "no step was measured"),
         (lambda records: records[:6], "4 of the 6 measured steps lie between steps 3 and 30"),
+        (lambda records: [replace(r, steps=None) for r in records[:4]], "`steps=` tells the probe how long"),
         (lambda records: [replace(r, steps=1000) for r in records], "0 of the 25 measured steps"),
         (lambda records: [replace(r, batch_slope=-r.batch_slope) for r in records], "don't go downhill"),
         (lambda records: [replace(r, batch_change=-r.step / 250) for r in records], "reaches past"),

@@ -186,9 +186,11 @@ def _reason_to_be_silent(records: Sequence[StepRecord], counted: Sequence[StepRe
         return "the learning rate was still rising at the last measured step"
     if len(counted) < rule.least_probes:
         first, last = (part * _length(records) for part in rule.window)
+        unknown = all(record.steps is None for record in records)
         return (
             f"{len(counted)} of the {len(measured)} measured steps lie between steps {first:.0f} and {last:.0f}, at a "
             f"rate near the peak, and {rule.least_probes} are needed"
+            + ("; `steps=` tells the probe how long the training is" if unknown else "")
         )
     return ""
 
