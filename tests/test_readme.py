@@ -40,7 +40,7 @@ def test_the_code_of_the_readme_runs(capsys, tmp_path, monkeypatch):
     probe.close()
     assert (tmp_path / "runs/probe/measurements.jsonl").exists()
     exec(BLOCKS[1], names)
-    assert capsys.readouterr().out.count("Measurement(") == len(loader)
+    assert [len(line.split()) for line in capsys.readouterr().out.splitlines()] == [4] * len(loader)
     exec(BLOCKS[2], names)
     assert set(names["directions"]) == {"sgd", "adam"}
     exec(BLOCKS[3], names)
