@@ -99,9 +99,9 @@ and what speaks against it. RUN is the run directory of a probe; the training ma
 The first is about the learning rate:
   step_too_short  probably at least three times too small    step_too_long  probably at least three times too large
   healthy         no sign of a tenfold error, no more        cannot_tell    and why
-It comes from the trust ratio T: the part of the change that its gradient foretells which a step brings about, on the
-batch that made the step. T is 1 where the loss is straight along the step, and falls as the step nears the edge. It
-needs that batch: Hugging Face models give it by themselves, another loop by `with probe.batch(batch):`.
+It comes from the trust ratio T: how far a step changes the loss of the batch that made it, divided by the change that
+the gradient foretells. T is 1 where the loss is straight along the step, and falls as the step nears the edge. It needs
+that batch: Hugging Face models give it by themselves, another loop by `with probe.batch(batch):`.
 The confidence is how often such a verdict was right in trainings whose best rate is known (docs/calibration.md); other
 findings describe, without a verdict.
 """
@@ -118,7 +118,8 @@ def parser() -> argparse.ArgumentParser:
     """The parser of the whole command line; ``run`` of what it gives is the function that does the command."""
     whole = _Parser(
         prog="stepscope",
-        description="See why an optimizer's step is good or bad, on your own model, while it trains.",
+        description="See why an optimizer's step is good or bad, on your own model, while it trains. The paper is "
+        "Pan and Li, Toward Understanding Why Adam Converges Faster Than SGD for Transformers (arXiv 2306.00204).",
     )
     whole.add_argument("--version", action="version", version=f"stepscope {__version__}")
     chosen = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
