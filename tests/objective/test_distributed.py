@@ -3,6 +3,7 @@
 import datetime
 import os
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -43,11 +44,14 @@ def train(rank, every):
         probe = Probe(model, optimizer, loss_fn, batches[:2], every=every, max_overhead=None, quiet=True)
     for batch in batches:
         optimizer.zero_grad()
-        loss_fn(model, batch).backward()
+        with probe.batch(batch) if probe else nullcontext():
+            loss_fn(model, batch).backward()
         optimizer.step()
     state = [t.clone() for t in inside.state_dict().values()]
     if probe:
         probe.close()
+        # The gradient is that of both processes' batches, and known of neither.
+        assert not any(record["batch_slope"] is not None for record in probe.step_records)
     return state, sorted({r["step"] for r in probe.records}) if probe else []
 
 

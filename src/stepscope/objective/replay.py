@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from stepscope.errors import UsageError
 from stepscope.objective import interrupts, vectors
-from stepscope.objective.batches import mapped, moved
+from stepscope.objective.batches import mapped, moved, tensors
 from stepscope.objective.interrupts import held
 from stepscope.objective.loss_calls import LossFunction, loss_in, loss_of, scalar, without_communication
 from stepscope.objective.measurable import is_compiled
@@ -57,16 +57,29 @@ class Pass:
         given: a batch, or the arguments of a call of the model. Its tensors are the training's own.
         random: the random state at its beginning.
         autocast: as it was when the model was called.
+        versions: how often each tensor had been written to.
     """
 
     given: Any
     random: RandomState
     autocast: Autocast
+    versions: list[int]
 
     @classmethod
     def beginning(cls, given: Any) -> Pass:
         """The pass that begins now. Containers are copied, since a loss may take labels out of its batch."""
-        return cls(mapped(given, lambda tensor: tensor), RandomState(), autocast_now())
+        kept = mapped(given, lambda tensor: tensor)
+        return cls(kept, RandomState(), autocast_now(), _versions(kept))
+
+    @property
+    def is_as_given(self) -> bool:
+        """Whether nothing has been written to its tensors since."""
+        return self.versions == _versions(self.given)
+
+
+def _versions(given: Any) -> list[int]:
+    # Inference tensors don't count.
+    return [0 if tensor.is_inference() else tensor._version for tensor in tensors(given)]
 
 
 def autocast_now() -> Autocast:

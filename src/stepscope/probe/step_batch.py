@@ -8,6 +8,7 @@ gradient scalers change it before the step, and averaging over processes makes i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,11 +30,13 @@ class StepBatch:
         norms: by the name of each parameter, the norm of its gradient as ``backward`` left it. None of a parameter
             without one, or with a sparse one.
         is_named: whether the loop has said that this is the batch, and not only called the model with it.
+        backwards: how many backward passes have added to its gradient.
     """
 
     passes: tuple[Pass, ...]
     norms: Mapping[str, Tensor]
     is_named: bool
+    backwards: int = 1
 
 
 class BatchWatch:
@@ -84,7 +87,10 @@ class BatchWatch:
     def end(self) -> StepBatch | None:
         """The step is about to be made, or won't be: hooks are taken off. Gives its batch, where it is known."""
         self._take_off()
-        kept = StepBatch(tuple(self._passes), self._norms, self._named) if self._passes else None
+        passes, backwards = tuple(self._passes), self._accumulation.backwards
+        kept = StepBatch(passes, self._norms, self._named, backwards) if passes else None
+        if not all(one.is_as_given for one in passes):
+            kept, self.lacking = None, "the batch was written to after the model was called with it"
         self._forget()
         return kept
 
@@ -121,6 +127,7 @@ class BatchWatch:
             return
         if self._accumulation.is_new(name, gradient):
             del self._passes[: self._accumulation.passes]
+            self._accumulation = _Accumulation()
         self._accumulation.note(name, gradient, len(self._passes))
         if not gradient.is_sparse:
             self._norms[name] = torch.linalg.vector_norm(gradient.detach(), dtype=_wide(gradient))
@@ -151,7 +158,13 @@ class _Accumulation:
         self._name: str | None = None
         self._gradient: Tensor | None = None
         self._version = 0
+        self._counts = Counter[str]()
         self.passes = 0
+
+    @property
+    def backwards(self) -> int:
+        """How many backward passes have added to the gradients."""
+        return max(self._counts.values(), default=0)
 
     def is_new(self, name: str, gradient: Tensor) -> bool:
         """Whether the gradient holds nothing of the backward pass before. The first parameter speaks for all."""
@@ -163,6 +176,7 @@ class _Accumulation:
         """A backward pass has added to a gradient, after so many forward passes."""
         if self._name in (None, name):
             self._name, self._gradient, self._version, self.passes = name, gradient, gradient._version, passes
+        self._counts[name] += 1
 
 
 class _Hook:

@@ -2,13 +2,16 @@
 
 The loss is evaluated before the step and after it, as training evaluates it. The slope needs the batch's gradient. It
 is what ``backward`` left on the parameters, which clipping multiplies, and other things change more. Whether the loss
-that is evaluated is the one that was differentiated is tried at the first steps: its gradient is computed and compared
-with what ``backward`` left. Where that doesn't agree, nothing is said of the batch.
+that is evaluated is the one that was differentiated is tried: its gradient is computed and compared with what
+``backward`` left, at the first step of a kind, and at each that doubles the number of such steps, since a training may
+change its loss. Where that doesn't agree, nothing is said of the batch. Of several processes, a gradient that is
+changed after ``backward`` is taken to be averaged over them, and isn't that of the batch.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -23,11 +26,14 @@ from stepscope.probe.step_batch import StepBatch
 
 Way = Literal["step", "recomputed"]
 
+Kind = tuple[int, int]
+"""How many forward and backward passes have made a step."""
+
 _AGREES = 0.02
 """How far gradients may be from one another that differ by rounding alone."""
 
 _TRIALS = 3
-"""After so many steps whose gradient wasn't that of the loss, no more are tried."""
+"""After so many steps in a row whose gradient wasn't that of the loss, no more are tried."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,8 @@ class StepMeter:
 
     def __init__(self, replay: Replay) -> None:
         self._replay = replay
-        self._ways: dict[int, tuple[Way, float]] = {}
+        self._ways: dict[Kind, tuple[Way, float]] = {}
+        self._looked = Counter[Kind]()
         self._trials = 0
         self._copies = False
         self._start: dict[str, tuple[nn.Parameter, Tensor]] = {}
@@ -104,12 +111,16 @@ class StepMeter:
         self._start, self._gradient, self._batch, self._before = {}, {}, None, None
 
     def _look(self, batch: StepBatch, parameters: Mapping[str, nn.Parameter]) -> None:
-        way, self._scale = self._ways.get(len(batch.passes), ("recomputed", 1.0))
+        kind = _kind(batch)
+        way, self._scale = self._ways.get(kind, ("recomputed", 1.0))
+        self._looked[kind] += 1
+        again = self._looked[kind].bit_count() == 1
         now = {name: p.grad.detach() for name, p in parameters.items() if p.grad is not None}
         dense = not any(gradient.is_sparse for gradient in now.values())
         clipped = _factor(_norms(now), _numbers(batch.norms)) if dense and batch.norms else None
-        if way == "recomputed" or clipped is None:
-            self._recompute(batch, parameters, now if clipped else None)
+        if way == "recomputed" or clipped is None or again:
+            bound = clipped is not None or _among_others()
+            self._recompute(batch, parameters, _dense(now) if bound else None)
             return
         self._before = self._replay.evaluated(batch.passes)
         # A step may change its gradients: a fused one undoes their scale.
@@ -125,25 +136,27 @@ class StepMeter:
         Args:
             batch: what made the step.
             parameters: what it will move.
-            now: the gradients that it gets, where they are a multiple of those that ``backward`` left.
+            now: the gradients that it gets, where they have to be a multiple of those that ``backward`` left.
         """
         before = self._replay.evaluated(batch.passes, differentiate=True)
         found = {name: gradient for name, gradient in (before.gradient or {}).items() if name in parameters}
         left = _numbers(batch.norms) or _norms(now or {})
         factor = _factor(left, _norms({name: gradient for name, gradient in found.items() if name in left}))
         if factor is None or (now is not None and not _are_parallel(now, found)):
-            self._disagrees()
+            self._disagrees(_kind(batch))
             return
+        self._trials = 0
         count = len(batch.passes)
         # The loop adds the losses of the passes up, or takes their mean.
         self._scale = float(count) if _is_near(factor, count) else 1.0
-        self._ways[count] = ("step" if _is_near(factor, self._scale) else "recomputed"), self._scale
+        self._ways[_kind(batch)] = ("step" if _is_near(factor, self._scale) else "recomputed"), self._scale
         self._before, self._gradient, self._versions = before, found, {}
         self._way, self._factor = "recomputed", self._scale
 
-    def _disagrees(self) -> None:
+    def _disagrees(self, kind: Kind) -> None:
+        self._ways.pop(kind, None)
         self._trials += 1
-        if self._trials == _TRIALS and not self._ways:
+        if self._trials == _TRIALS:
             self.refusal = (
                 "the loss of the batch, evaluated again, has another gradient than the one that made the step, so that "
                 "nothing can be said of the step on its own batch"
@@ -167,6 +180,20 @@ class StepMeter:
         return any(
             gradient._version != self._versions.get(n, gradient._version) for n, gradient in self._gradient.items()
         )
+
+
+def _dense(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: g.to_dense() if g.is_sparse else g for name, g in gradients.items()}
+
+
+def _kind(batch: StepBatch) -> Kind:
+    return len(batch.passes), batch.backwards
+
+
+def _among_others() -> bool:
+    """Whether there are other processes whose gradients may come in."""
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def _numbers(norms: Mapping[str, Tensor]) -> dict[str, float]:
