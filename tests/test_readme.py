@@ -74,6 +74,15 @@ def test_the_table_of_places_names_what_exists():
     assert [name for name in named if not (ROOT / "src/stepscope" / name).exists()] == []
 
 
+def test_what_the_published_code_does_otherwise_is_named():
+    """The names of `--with`, in docs/reproduction.md."""
+    from stepscope.paper.experiments.command_lines import RELEASED
+
+    page = (ROOT / "docs/reproduction.md").read_text()
+    table = page[page.index("`--with NAME`") : page.index("## The scales for a GPU")]
+    assert tuple(re.findall(r"^\| `([a-z-]+)` \|", table, re.MULTILINE)) == RELEASED
+
+
 def test_the_figures_are_those_that_were_stored(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import tables
