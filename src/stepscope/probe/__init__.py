@@ -1,4 +1,4 @@
-"""What attaches to a training loop: the schedule, the updates that are compared, the step check, trackers."""
+"""What attaches to a training loop: schedules, compared updates, own steps on their own batches, trackers."""
 
 from stepscope.probe.probe import Probe
 
