@@ -68,6 +68,7 @@ def test_the_trust_ratio_is_that_of_the_quadratic():
     [
         (lambda records: [], "no step was measured on the batch that made it"),
         (lambda records: [replace(r, batch_change=None, batch_loss=None) for r in records], "no step was measured"),
+        (lambda records: [replace(r, batch_change=math.nan) for r in records], "wasn't finite"),
         (lambda records: records[:6], "4 of the 6 measured steps lie between steps 3 and 30"),
         (lambda records: [replace(r, steps=None) for r in records[:4]], "`steps=` tells the probe how long"),
         (lambda records: [replace(r, steps=1000) for r in records], "0 of the 25 measured steps"),
@@ -182,6 +183,7 @@ def in_layers(part):
         ([replace(r, edges=edge(None, 0.1)) for r in training(0.9)], "noise_limited", "at 25 of 25 measured steps"),
         ([replace(r, edges=edge(None, -0.1)) for r in training(0.9)], None, ""),
         ([replace(r, batch_slope=0.1) for r in training(0.9)], "poorly_aligned", "at 25 of 25"),
+        ([replace(r, batch_slope=0.0) for r in training(0.9)], None, ""),
         (list(clipped(2.0, 0.4)), "few_coordinates", "by a median factor of 2"),
         (list(clipped(2.0, 0.9)), None, ""),
         (list(clipped(0.9, 0.4)), None, ""),

@@ -21,7 +21,7 @@ NEAR = 1.25
 def uphill(steps: Sequence[StepRecord]) -> Finding | None:
     """The steps don't go downhill on the batches that made them."""
     slopes = [step.batch_slope for step in steps if step.batch_slope is not None]
-    up = sum(slope >= 0 for slope in slopes)
+    up = sum(slope > 0 for slope in slopes)
     if len(slopes) < FEWEST_STEPS or up < len(slopes) / 2:
         return None
     return Finding(

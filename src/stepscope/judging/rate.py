@@ -180,6 +180,8 @@ def _part_of_peak(record: StepRecord, peaks: Sequence[float]) -> float:
 
 def _reason_to_be_silent(records: Sequence[StepRecord], counted: Sequence[StepRecord], rule: Rule) -> str:
     measured = [record for record in records if terms_of(record) is not None]
+    if not measured and any(map(_thrown_off, records)):
+        return "after the measured steps, or before, the loss of their batches wasn't finite"
     if not measured:
         return "no step was measured on the batch that made it: put `with probe.batch(batch):` around each step"
     if _warming_up(records):
