@@ -2,6 +2,9 @@
 
 import copy
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -136,7 +139,7 @@ class Net(nn.Module):
         return self.outer(self.inner(x).tanh())
 
 
-def test_each_forward_is_counted_compiled_or_not():
+def count_forwards_compiled_or_not():
     torch.manual_seed(0)
     model = Net()
     batch, frames = torch.randn(16, 4), []
@@ -163,6 +166,13 @@ def test_each_forward_is_counted_compiled_or_not():
         assert fingerprint(called) == before
         assert found.status == "found"
         assert len(frames) == (called is not model)  # once for all points
+
+
+def test_each_forward_is_counted_compiled_or_not():
+    """In a process of its own: after hundreds of other tests, what was compiled wasn't always counted."""
+    here = Path(__file__)
+    script = "import sys; sys.path[:0] = sys.argv[1:]; import test_edge; test_edge.count_forwards_compiled_or_not()"
+    subprocess.run([sys.executable, "-c", script, here.parent, here.parent.parent], check=True)
 
 
 def test_under_autocast_it_is_the_loss_of_training_and_no_cached_weight():
