@@ -106,7 +106,7 @@ def sharpness(runs: list[Run[Any]]) -> str:
                     found.setdefault(row.direction, {}).setdefault(run.name, []).append(row.sharpness)
     names = [run.name.removeprefix("trajectory-") for run in along]
     rows = tuple(
-        (direction, *(f"{min(by[run.name]):.2g} to {max(by[run.name]):.2g}" for run in along))
+        (direction, *(f"{min(r):.2g} to {max(r):.2g}" if (r := by.get(run.name)) else "–" for run in along))
         for direction, by in found.items()
     )
     return markdown(Table("", ("direction", *names), rows, ""))
