@@ -46,6 +46,14 @@ def test_two_forward_passes_a_step_are_ten_measurements_within_the_limit(monkeyp
     assert sum(0.03 * length <= step <= 0.30 * length for step in measured) >= 5
 
 
+def test_what_is_made_beyond_the_limit_is_spread_too(monkeypatch):
+    """A long warm-up is judged by what comes after it."""
+    monkeypatch.setattr("stepscope.probe.step_schedule.SECONDS_ANYWAY", 1e9)
+    measured, _ = train(monkeypatch, length=240, known=True, cost=3.0)
+    assert len(measured) == 10
+    assert max(measured) > 0.30 * 240
+
+
 def test_thirty_measurements_in_ten_thousand_steps(monkeypatch):
     measured, part = train(monkeypatch, length=10_000, known=True, cost=2.0)
     assert len(measured) >= 30

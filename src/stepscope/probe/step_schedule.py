@@ -85,7 +85,7 @@ class StepSchedule:
         """How many measurements can be made in the rest of the training."""
         anyway = 0.0
         if self._cost and len(self._made) < ANYWAY:
-            anyway = (SECONDS_ANYWAY - self._spent) / self._cost
+            anyway = min((SECONDS_ANYWAY - self._spent) / self._cost, ANYWAY - len(self._made))
         return max(self._earned(step), anyway)
 
     def _earned(self, step: int) -> float:
