@@ -58,12 +58,14 @@ class Pass:
         random: the random state at its beginning.
         autocast: as it was when the model was called.
         versions: how often each tensor had been written to.
+        loss: what the model itself said that its loss was, where it did.
     """
 
     given: Any
     random: RandomState
     autocast: Autocast
     versions: list[int]
+    loss: Tensor | None = None
 
     @classmethod
     def beginning(cls, given: Any) -> Pass:

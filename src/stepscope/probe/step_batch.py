@@ -38,6 +38,14 @@ class StepBatch:
     is_named: bool
     backwards: int = 1
 
+    @property
+    def loss(self) -> float | None:
+        """The mean of what the model said that the losses were, as `Replay` takes it; ``None`` where it didn't."""
+        told = [one.loss for one in self.passes]
+        if any(loss is None for loss in told):
+            return None
+        return sum(float(loss) / len(told) for loss in told if loss is not None)
+
 
 class BatchWatch:
     """Keeps what a step is made of, between `begin` and `end`.
@@ -58,6 +66,8 @@ class BatchWatch:
         self._accumulation = _Accumulation()
         self._named = False
         self._entered: Pass | None = None
+        self._called: Pass | None = None
+        self._weights: list[list[int]] = []
         self.lacking = ""
 
     @property
@@ -76,6 +86,7 @@ class BatchWatch:
         if self._model._compiled_call_impl is None:  # else a hook would have the model compiled again
             on_call = _Hook(self._on_call)
             self._handles.append(self._model.register_forward_pre_hook(on_call, with_kwargs=True))
+            self._handles.append(self._model.register_forward_hook(_Hook(self._on_output)))
         for name, parameter in parameters.items():
             if not parameter.requires_grad:
                 continue
@@ -91,6 +102,9 @@ class BatchWatch:
         kept = StepBatch(passes, self._norms, self._named, backwards) if passes else None
         if not all(one.is_as_given for one in passes):
             kept, self.lacking = None, "the batch was written to after the model was called with it"
+        if any(then != self._written() for then in self._weights):
+            for one in passes:
+                one.loss = None  # it was that of other weights
         self._forget()
         return kept
 
@@ -117,9 +131,22 @@ class BatchWatch:
     def _on_call(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._entered is not None:
             # The random state is that of the entry, before a loss that draws numbers itself.
-            self._entered.autocast, self._entered = autocast_now(), None
+            self._entered.autocast = autocast_now()
+            self._called, self._entered = self._entered, None
         elif not self._named and model.training and torch.is_grad_enabled():
             self._keep(Arguments(args, kwargs))
+            self._called = self._passes[-1] if self._passes else None
+
+    def _on_output(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        called, self._called = self._called, None
+        loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+        if called is not None and isinstance(loss, Tensor) and loss.numel() == 1:
+            called.loss = loss.detach()
+            self._weights.append(self._written())
+
+    def _written(self) -> list[int]:
+        """How often each weight has been written to."""
+        return [parameter._version for parameter in self._model.parameters()]
 
     def _on_gradient(self, name: str, parameter: nn.Parameter) -> None:
         gradient = parameter.grad
@@ -141,6 +168,7 @@ class BatchWatch:
     def _forget(self) -> None:
         self._take_off()
         self._passes, self._norms, self._accumulation, self._entered = [], {}, _Accumulation(), None
+        self._called, self._weights = None, []
 
     def _take_off(self) -> None:
         for handle in self._handles:

@@ -3,9 +3,12 @@
 The loss is evaluated before the step and after it, as training evaluates it. The slope needs the batch's gradient. It
 is what ``backward`` left on the parameters, which clipping multiplies, and other things change more. Whether the loss
 that is evaluated is the one that was differentiated is tried: its gradient is computed and compared with what
-``backward`` left, at the first step of a kind, and at each that doubles the number of such steps, since a training may
+``backward`` left, at the first step of a kind, and at each that triples the number of such steps, since a training may
 change its loss. Where that doesn't agree, nothing is said of the batch. Of several processes, a gradient that is
 changed after ``backward`` is taken to be averaged over them, and isn't that of the batch.
+
+A model whose output has a ``loss``, as those of Hugging Face do, has said what it is before the step. Where that is
+what the evaluation found when gradients were compared, to the last bit, it isn't evaluated until they are again.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -32,6 +35,9 @@ Kind = tuple[int, int]
 _AGREES = 0.02
 """How far gradients may be from one another that differ by rounding alone."""
 
+_MANY = 3**20
+"""Gradients are compared at the steps whose number divides it: the powers of 3."""
+
 _TRIALS = 3
 """After so many steps in a row whose gradient wasn't that of the loss, no more are tried."""
 
@@ -47,6 +53,23 @@ class BatchTerms:
     slope_by: Way
 
 
+@dataclass(frozen=True)
+class _Known:
+    """What was found of steps of a kind when gradients were compared.
+
+    Attributes:
+        way: how the slope is had.
+        scale: what the mean loss of the passes is multiplied by in the training.
+        evaluation: of that mean, without a gradient.
+        is_told: whether the model's output had it.
+    """
+
+    way: Way
+    scale: float
+    evaluation: Evaluation
+    is_told: bool
+
+
 class StepMeter:
     """Measures steps on the batches that made them, each between `before` and `after`.
 
@@ -59,7 +82,7 @@ class StepMeter:
 
     def __init__(self, replay: Replay) -> None:
         self._replay = replay
-        self._ways: dict[Kind, tuple[Way, float]] = {}
+        self._known: dict[Kind, _Known] = {}
         self._looked = Counter[Kind]()
         self._trials = 0
         self._copies = False
@@ -112,21 +135,22 @@ class StepMeter:
 
     def _look(self, batch: StepBatch, parameters: Mapping[str, nn.Parameter]) -> None:
         kind = _kind(batch)
-        way, self._scale = self._ways.get(kind, ("recomputed", 1.0))
+        known = self._known.get(kind)
         self._looked[kind] += 1
-        again = self._looked[kind].bit_count() == 1
+        again = _MANY % self._looked[kind] == 0
         now = {name: p.grad.detach() for name, p in parameters.items() if p.grad is not None}
         dense = not any(gradient.is_sparse for gradient in now.values())
         clipped = _factor(_norms(now), _numbers(batch.norms)) if dense and batch.norms else None
-        if way == "recomputed" or clipped is None or again:
+        if known is None or known.way == "recomputed" or clipped is None or again:
             bound = clipped is not None or _among_others()
             self._recompute(batch, parameters, _dense(now) if bound else None)
             return
-        self._before = self._replay.evaluated(batch.passes)
+        told = batch.loss if known.is_told else None
+        self._before = self._replay.evaluated(batch.passes) if told is None else replace(known.evaluation, loss=told)
         # A step may change its gradients: a fused one undoes their scale.
         self._gradient = {name: g.clone() if self._copies else g for name, g in now.items()}
         self._versions = {} if self._copies else {name: g._version for name, g in now.items()}
-        self._way, self._factor = "step", 1 / clipped
+        self._way, self._factor, self._scale = "step", 1 / clipped, known.scale
 
     def _recompute(
         self, batch: StepBatch, parameters: Mapping[str, nn.Parameter], now: Mapping[str, Tensor] | None
@@ -149,12 +173,15 @@ class StepMeter:
         count = len(batch.passes)
         # The loop adds the losses of the passes up, or takes their mean.
         self._scale = float(count) if _is_near(factor, count) else 1.0
-        self._ways[_kind(batch)] = ("step" if _is_near(factor, self._scale) else "recomputed"), self._scale
+        way: Way = "step" if _is_near(factor, self._scale) else "recomputed"
+        self._known[_kind(batch)] = _Known(
+            way, self._scale, replace(before, gradient=None), is_told=batch.loss == before.loss
+        )
         self._before, self._gradient, self._versions = before, found, {}
         self._way, self._factor = "recomputed", self._scale
 
     def _disagrees(self, kind: Kind) -> None:
-        self._ways.pop(kind, None)
+        self._known.pop(kind, None)
         self._trials += 1
         if self._trials == _TRIALS:
             self.refusal = (
