@@ -11,6 +11,7 @@ import json
 import re
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from performance import performance
@@ -112,6 +113,39 @@ def sharpness(runs: list[Run[Any]]) -> str:
     return markdown(Table("", ("direction", *names), rows, ""))
 
 
+PARTS = {
+    "embedding": ("shared", "wte", "wpe", "embed"),
+    "attention": ("attention",),
+    "feed-forward": ("mlp", "densereludense"),
+}
+"""Parts of a transformer, by what stands in a layer's name."""
+
+
+def parts_of_sharpness(runs: list[Run[Any]]) -> str:
+    """A row for each start, trajectory and step: SGD's sharpness, and which part of it lies where. Means over seeds."""
+    rows = []
+    for run in runs:
+        points: dict[tuple[str, int], list[Any]] = {}
+        if run.experiment != "trajectory" or not re.match("trajectory-(translation|code)", run.name):
+            continue
+        for record in run.records:
+            if record.direction == "sgd":
+                points.setdefault((record.trajectory, record.step), []).append(record)
+        for (trajectory, step), records in points.items():
+            shares = [fmean(_share(record, part) for record in records) for part in PARTS]
+            cells = [f"{share:.0%}" for share in (*shares, 1 - sum(shares))]
+            mean = f"{fmean(record.sharpness for record in records):.3g}"
+            rows.append((run.name.removeprefix("trajectory-"), trajectory, str(step), mean, *cells))
+    headers = ("task", "trajectory", "step", "SGD's sharpness", *PARTS, "norms and others")
+    return markdown(Table("", headers, tuple(rows), ""))
+
+
+def _share(record: Any, part: str) -> float:
+    words = PARTS[part]
+    inside = [value for name, value in record.layers.items() if any(word in name.lower() for word in words)]
+    return float(sum(inside) / record.sharpness)
+
+
 def markdown(table: Table) -> str:
     """A table of text."""
     rows = [table.headers, ("---",) * len(table.headers), *table.rows]
@@ -139,7 +173,7 @@ def stored_tables() -> dict[str, str]:
     factors = factor_tables(runs, ALONG_TRAJECTORIES)
     shown = [f"{table.title}\n\n{markdown(table)}\n\n{table.note}" for table in factors]
     made["factors"] = "\n\n".join(shown) or "Not measured yet."
-    made["sharpness"] = sharpness(runs)
+    made |= {"sharpness": sharpness(runs), "parts of sharpness": parts_of_sharpness(runs)}
     for name in ("agreement", "robustness", "theory"):
         made[name] = "\n\n".join(map(markdown, EXPERIMENTS[name].load().tables(read(RESULTS / name)[1])))
     made |= {table.name: f"{markdown(table)}\n\n{table.note}" for table in tables_of(trainings())}
