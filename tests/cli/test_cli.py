@@ -234,6 +234,7 @@ def test_interruption_is_status_130(pairs, tmp_path, capsys, monkeypatch):
         ["--help"],
         ["demo", "--help"],
         ["report", "--help"],
+        ["summary", "--help"],
         ["run", "--help"],
         *(["run", name, "--help"] for name in EXPERIMENTS),
         ["--version"],

@@ -106,6 +106,14 @@ The confidence is how often such a verdict was right in trainings whose best rat
 findings describe, without a verdict.
 """
 
+SUMMARY = """\
+Prints a training in a screenful: what was trained, what it shows, its own steps, and the directions at the last
+measurement. RUN is the run directory of a probe or of a demo; it may still be going on.
+
+  stepscope summary runs/probe
+  stepscope summary runs/probe --json | jq .trained
+"""
+
 
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the usage in front of it."""
@@ -136,6 +144,9 @@ def parser() -> argparse.ArgumentParser:
     found = _command(chosen, "findings", "what a training's records show, and what to try", FINDINGS, commands.findings)
     found.add_argument("run_directory", metavar="RUN", help="the run directory of a probe")
     found.add_argument("--json", action="store_true", help="a JSON list of the findings")
+    summed = _command(chosen, "summary", "a training in a screenful", SUMMARY, commands.summary)
+    summed.add_argument("run_directory", metavar="RUN", help="the run directory of a probe or of a demo")
+    summed.add_argument("--json", action="store_true", help="the same as a JSON object")
     return whole
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from stepscope.paper.experiments.experiment import Experiment
     from stepscope.paper.reproduction.costs import Cost
     from stepscope.report import Table
+    from stepscope.runs import Training
 
 
 _ON_CORES = ("smoke", "cpu", "desk")
@@ -235,3 +236,30 @@ def findings(options: argparse.Namespace) -> None:
         print(json.dumps(found.as_json(), indent=1))
     else:
         print("\n".join(printable(line) for line in str(found).splitlines()))
+
+
+def summary(options: argparse.Namespace) -> None:
+    """``stepscope summary``."""
+    from stepscope.report import print_tables, run_summary
+    from stepscope.report.escaping import printable
+
+    summed = run_summary(_training(options.run_directory))
+    if options.json:
+        print(json.dumps(summed.as_json(), indent=1))
+        return
+    paragraphs = filter(None, ("\n".join(summed.lines), str(summed.findings)))
+    for line in "\n\n".join(paragraphs).split("\n"):
+        print(printable(line))
+    print()
+    print_tables(summed.tables)
+
+
+def _training(path: str) -> Training:
+    """The records of a run directory that holds directions."""
+    from stepscope.paper.experiments.command_lines import EXPERIMENTS, TRAJECTORY
+    from stepscope.runs import read_head, read_training, show
+
+    experiment = read_head(path)["configuration"].get("experiment")
+    if isinstance(experiment, str) and EXPERIMENTS.get(experiment, TRAJECTORY) is not TRAJECTORY:
+        raise UsageError(f"{show(path)} is a run of {experiment}, and of no training: stepscope report shows it")
+    return read_training(path)

@@ -10,7 +10,7 @@ from stepscope.judging.confidence import confidence_of
 from stepscope.judging.descriptions import OF_DIRECTIONS, OF_STEPS
 from stepscope.judging.finding import Finding, Findings
 from stepscope.judging.rate import RateVerdict, judge_rate
-from stepscope.runs import DirectionRecord, Record, StepRecord, latest, read_run, read_steps
+from stepscope.runs import DirectionRecord, Record, StepRecord, latest, read_training
 
 MOST_FINDINGS = 3
 
@@ -49,7 +49,8 @@ def findings(run: str | os.PathLike[str] | Recorded | Iterable[Record]) -> Findi
     if isinstance(run, Recorded):
         return run.findings()
     if isinstance(run, str | os.PathLike):
-        records: list[Record] = [*read_run(run, DirectionRecord)[1], *read_steps(run)]
+        training = read_training(run)
+        records: list[Record] = [*training.directions, *training.steps]
     else:
         records = latest(run)
     return _of_records(records)

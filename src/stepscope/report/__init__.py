@@ -14,6 +14,7 @@ from stepscope.report.looks import Looks, categories, symbols
 from stepscope.report.magnitude_charts import concentration, concentration_over_steps, magnitudes
 from stepscope.report.names import distinct, file_name
 from stepscope.report.run_page import facts_of, render, render_report, title_of, write_report
+from stepscope.report.run_summary import RunSummary, run_summary
 from stepscope.report.step_charts import decrease_against_sharpness, landscapes, sharpness_over_steps
 from stepscope.report.summary import summary_sentence
 from stepscope.report.tables import Cell, Table, write_csv, write_tables
@@ -26,6 +27,7 @@ __all__ = [
     "Cell",
     "Figure",
     "Looks",
+    "RunSummary",
     "Table",
     "alt",
     "baseline_scale",
@@ -53,6 +55,7 @@ __all__ = [
     "render",
     "render_report",
     "rule",
+    "run_summary",
     "save",
     "sharpness_over_steps",
     "sharpness_rows",

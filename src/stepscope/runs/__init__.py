@@ -22,7 +22,8 @@ from stepscope.runs.directory import (
 )
 from stepscope.runs.records import Record, latest
 from stepscope.runs.step_record import RecordedEdge, StepRecord
-from stepscope.runs.storage import show, versions, write_atomically
+from stepscope.runs.storage import plain, show, versions, write_atomically
+from stepscope.runs.training import Training, read_training
 
 __all__ = [
     "MEASUREMENTS_FILE",
@@ -37,14 +38,17 @@ __all__ = [
     "RecordedShare",
     "RunDirectory",
     "StepRecord",
+    "Training",
     "family",
     "holds_measurements",
     "is_own",
     "is_run",
     "latest",
+    "plain",
     "read_head",
     "read_run",
     "read_steps",
+    "read_training",
     "show",
     "versions",
     "write_atomically",
