@@ -21,6 +21,7 @@ Values = dict[str, Any]
 
 _STEP_HOOKS = (
     "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
 )  # fmt: skip
 _HELD = re.compile(r"\._(?:modules|buffers|parameters)\['([^']+)'\]")
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, enum.Enum, slice)

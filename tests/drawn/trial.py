@@ -36,6 +36,9 @@ projection after it. A write rounds by at most half a unit in the last place, ``
 
 EVERY = 2
 
+_OUTSIDE = "something else than the step"
+"""Stands in the line that says that the step which is measured isn't all that moves the weights."""
+
 _TRACEBACK = re.compile(
     r"(nothing measured at step \d+|step \d+ wasn't measured on its own batch) "
     r"\((?!UsageError)\w*(Error|Exception|Warning|Interrupt): "
@@ -71,6 +74,7 @@ class Step:
     Attributes:
         refused: the error that it raised instead.
         error: ``‖(x' − x) − d‖ / ‖x' − x‖``.
+        moved: ``‖x' − x‖``.
         tolerance: what `error` may be.
     """
 
@@ -78,6 +82,7 @@ class Step:
     refused: str | None = None
     crashed: str | None = None
     error: float = 0.0
+    moved: float = 0.0
     tolerance: float = 0.0
 
 
@@ -89,7 +94,7 @@ class Run:
     losses: list[float] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
-    own: dict[int, float | None] = field(default_factory=dict)
+    own: dict[int, tuple[float | None, float]] = field(default_factory=dict)
     refused: str | None = None
     crashed: str | None = None
 
@@ -155,7 +160,7 @@ def tried(combination: Combination, attach: Attach = attach_probe, ask: Ask = st
 
 def _agreement(run: Run) -> str:
     asked = [s for s in run.steps if s.refused is None]
-    errors = [s.error for s in asked] or [e for e in run.own.values() if e is not None]
+    errors = [s.error for s in asked] or [e for e, _ in run.own.values() if e is not None]
     line = f"identical, direction equal (error {max(errors, default=0.0):.0e}"
     if asked and (loosest := max(s.tolerance for s in asked)) > 2 * RELATIVE:
         line += f", weights round by {loosest:.0e}"
@@ -205,11 +210,12 @@ def _wrongs(run: Run) -> list[str]:
         worst = max(wrong, key=lambda s: s.error if math.isfinite(s.error) else math.inf)
         steps = [s.number for s in wrong]
         return [f"WRONG: error {worst.error:.2g} (allowed {worst.tolerance:.0e}) at steps {steps}"]
-    tolerances = {s.number: s.tolerance for s in run.steps}
-    recorded = {step: e for step, e in run.own.items() if e is not None and not e <= tolerances.get(step, math.inf)}
-    if recorded:
-        step, error = max(recorded.items(), key=lambda item: item[1])
-        return [f"WRONG: error {error:.2g} recorded at step {step}, where next_update alone is right"]
+    for step in (s for s in run.steps if s.number in run.own and s.moved > 0):
+        error, norm = run.own[step.number]
+        if error is not None and not error * norm <= step.tolerance * step.moved:
+            return [f"WRONG: error {error:.2g} recorded at step {step.number}, where next_update alone is right"]
+        if abs(norm / step.moved - 1) > 0.01 + 3 * step.tolerance and not any(_OUTSIDE in line for line in run.said):
+            return [f"WRONG: a step of {norm:.3g} recorded at step {step.number}, which is of {step.moved:.3g}"]
     missing = [step for step in range(EVERY, STEPS + 1, EVERY) if step not in run.own]
     if missing and not run.said:
         return [f"WRONG: no own direction in the records of steps {missing}, and no line says why"]
@@ -329,10 +335,10 @@ class _Probes:
         self._attached = []
 
 
-def own_errors(probe: Any) -> dict[int, float | None]:
-    """The steps at which the optimizer's own direction stands in the records, and how far it was from the step."""
+def own_errors(probe: Any) -> dict[int, tuple[float | None, float]]:
+    """The steps at which the own direction stands in the records: how far it was from the step, and its norm."""
     own = [r for r in probe.records if r["direction"].startswith("own ") and " clip " not in r["direction"]]
-    return {r["step"]: r["step_error"] for r in own if not r.get("withdrawn")}
+    return {r["step"]: (r["step_error"], r["norm"]) for r in own if not r.get("withdrawn")}
 
 
 class _Watch:
@@ -389,6 +395,7 @@ class _Watch:
         rounding = WRITES * 0.5 * eps * math.sqrt(weights)
         if moved == 0 and math.sqrt(missed) <= rounding:
             self._step.tolerance = math.inf  # a step that rounds to nothing can't be compared
+        self._step.moved = math.sqrt(moved)
         if missed == 0 or self._step.tolerance:
             return
         self._step.error = math.sqrt(missed / moved) if moved > 0 else math.inf

@@ -288,6 +288,24 @@ def test_a_training_that_comes_to_do_something_else_is_noticed(change):
     assert [r["step"] for r in probe.step_records] == list(range(1, last + 1))
 
 
+@pytest.mark.parametrize("after", [True, False])
+def test_weights_that_are_written_to_after_the_step_are_said_once(after, caplog):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with caplog.at_level(logging.WARNING, "stepscope"), attached(model, optimizer) as probe:
+        for batch in data(4):
+            with probe.batch(batch):
+                optimizer.zero_grad()
+                loss_fn(model, batch).backward()
+                optimizer.step()
+            if after:
+                with torch.no_grad():
+                    model[0].weight.mul_(0.99)
+    assert ["between steps 1 and 2 something else than the step of SGD" in text for text in caplog.messages] == (
+        [True] if after else []
+    )
+
+
 def test_without_a_batch_it_is_said_what_to_do(capsys):
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

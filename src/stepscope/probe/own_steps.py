@@ -51,11 +51,14 @@ class OwnSteps:
         self._trajectory = trajectory
         self._groups = groups
         self._say = say
+        self._parameters: Callable[[], Mapping[str, nn.Parameter]] = dict
         self._peaks: list[float | None] = []
         self._rates: list[float | None] = []
         self._failures = 0
         self._has_said = False
         self._seconds: float | None = None
+        self._left: list[tuple[nn.Parameter, int]] = []
+        self._has_said_written = False
 
     def batch(self, batch: Any) -> AbstractContextManager[None]:
         """See `Probe.batch`."""
@@ -68,6 +71,7 @@ class OwnSteps:
             step: its number.
             parameters: gives those that it will move.
         """
+        self._parameters = parameters
         if self._is_on and self._schedule.is_due(step):
             try:
                 self._watch.begin(parameters())
@@ -118,6 +122,7 @@ class OwnSteps:
         terms = self._terms(step)
         if terms is None and not edges:
             return None
+        self._left = [(parameter, parameter._version) for parameter in self._parameters().values()]
         return StepRecord(
             trajectory=self._trajectory,
             seed=0,
@@ -149,6 +154,20 @@ class OwnSteps:
         self._failures = 0
         return {"norm": norm, "seconds": seconds, **vars(terms)}
 
+    def look_back(self, step: int) -> None:
+        """A step is about to be made: says once if the weights were written to since the one before was measured.
+
+        Decay or a projection that follows the step, in a loop or a replaced ``step``, is no part of what is measured.
+        """
+        left, self._left = self._left, []
+        if not self._has_said_written and any(parameter._version != version for parameter, version in left):
+            self._has_said_written = True
+            _logger.warning(
+                "between steps %d and %d something else than the step of %s wrote to the weights (a decay, a "
+                "projection, averages): what is measured is the step without that",
+                step - 1, step, self._trajectory,
+            )  # fmt: skip
+
     def note_rates(self) -> None:
         """Looks at the learning rates of a step that is about to be made: each group's largest is its peak."""
         rates = [group.get("lr") for group in self._groups()]
@@ -176,6 +195,7 @@ class OwnSteps:
 
     def drop(self) -> None:
         """The step that has begun won't be made, or the probe is taken off."""
+        self._left = []
         self._watch.end()
         self._measure.drop()
         self._seconds = None

@@ -312,6 +312,7 @@ class Probe:
         """A step of the training is about to be made, its gradients on the parameters."""
         self._untrained = []
         self.step += 1
+        self._own_steps.look_back(self.step)
         self._own_steps.note_rates()
         try:
             with self._schedule.turn(self.step, entered) as turn:
