@@ -11,7 +11,7 @@ EXAMPLES = sorted(path.name for path in FOLDER.glob("*.py"))
 
 
 def test_there_are_some():
-    assert len(EXAMPLES) >= 8
+    assert len(EXAMPLES) >= 12
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +45,19 @@ def test_it_runs(name, tmp_path, monkeypatch, capsys):
         multiples = [float(line.split()[3]) for line in printed.splitlines()[1:]]
         assert multiples == sorted(multiples, reverse=True)  # a longer step is nearer to the edge
         assert multiples[-1] > 1
+    elif name == "noise.py":
+        small, large = re.findall(r"of 10 steps (\d+) lower .* and (\d+) that", printed)
+        assert int(small[0]) > int(small[1])  # a step fits its own batch better than others
+        assert int(large[1]) > int(small[1])
+    elif name == "no_descent.py":
+        assert _signs(printed) == {
+            "none": ["--", "--"], "labels": ["--", "++"], "decay": ["++", "++"], "reversal": ["-+", "-+"],
+        }  # fmt: skip
+    elif name == "clipping.py":
+        losses = [float(loss) for loss in re.findall(r"held-out loss (\S+)", printed)]
+        assert losses[0] == min(losses[:3])
+        assert losses[5] == min(losses[3:])  # a clipped gradient bears a larger rate
+        assert "best decrease" in printed
     elif name == "muon_vs_adam.py":
         rows = re.findall(r"(adam|muon) .* (\S+) = (\S+) \+ (\S+)", printed)
         assert [name for name, *_ in rows] == ["adam"] * 4 + ["muon"] * 4
@@ -55,3 +68,11 @@ def test_it_runs(name, tmp_path, monkeypatch, capsys):
         assert len(values) >= 3
         assert any(float(value) != 0 for value in values)
     assert list(tmp_path.iterdir()) == []  # nothing is left lying about
+
+
+def _signs(printed):
+    """Of each cause the signs of slope and change: on the step's own batch, and on other examples."""
+    signs = {}
+    for cause, slope, change in re.findall(r"^(\w+), .*: slope (.).*, change (.)", printed, re.MULTILINE):
+        signs.setdefault(cause, []).append(slope + change)
+    return signs
