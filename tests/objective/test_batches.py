@@ -12,7 +12,7 @@ from torch import nn
 
 from stepscope import Objective, UsageError
 from stepscope.objective import averaged_over
-from stepscope.objective.batches import moved, tensors
+from stepscope.objective.batches import digest, moved, tensors
 
 
 def doubled(batch):
@@ -168,3 +168,14 @@ def test_of_an_object_the_first_dimension_says_nothing():
     with pytest.raises(UsageError, match="cannot tell how many examples a Graph holds"):
         averaged_over(Graph(x=torch.ones(5, 2)), shifted=False)
     assert averaged_over((Graph(x=torch.ones(5, 2)), torch.ones(3)), shifted=False) == 3
+
+
+def test_a_digest_tells_examples_from_others_however_they_are_cut():
+    x, y = torch.randn(4, 3), torch.arange(4)
+    whole = digest([(x, y)])
+    assert digest([(x[:1], y[:1]), (x[1:].clone(), y[1:])]) == whole
+    assert digest([(x.T.contiguous().T, y)]) == whole
+    others = [[(y, x)], [(x, y + 1)], [(x, y.to(torch.int32))], [(x[:3], y[:3])], []]
+    assert whole not in [digest(other) for other in others]
+    assert digest([(x.to_sparse(), y)]) is None
+    assert digest([x.bfloat16()]) != digest([x.half()])

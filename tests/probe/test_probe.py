@@ -195,6 +195,7 @@ def test_records_report_and_log(tmp_path):
     head, records = read_run(tmp_path / "run", DirectionRecord)
     assert len(records) == len(probe.records) == 16
     assert head["context"]["self_check"]["second_derivative"] in ("agrees", "kinked")
+    assert len(head["context"]["evaluation"]["sha256"]) == 64
     record = next(r for r in records if r.direction == "own SGD")
     assert sum(record.layers.values()) == pytest.approx(record.sharpness, rel=1e-4)
     assert record.overshoot == pytest.approx(record.lr_step / record.best_step)

@@ -1,4 +1,4 @@
-"""The command line: ``stepscope demo``, ``run``, ``reproduce``, ``report``, ``findings`` and ``summary``.
+"""The command line: ``stepscope demo``, ``run``, ``reproduce``, ``report``, ``findings``, ``summary`` and ``compare``.
 
 A mistake of the user's is one line on standard error and exit status 2; an interruption is 130 and loses nothing.
 """

@@ -114,6 +114,15 @@ measurement. RUN is the run directory of a probe or of a demo; it may still be g
   stepscope summary runs/probe --json | jq .trained
 """
 
+COMPARE = """\
+Puts trainings beside one another, before and after a change: what differs in their configuration, and what was measured
+at the same steps of all. The first is what the others are compared with. Values are paired by step and seed; what
+depends on the evaluation examples, or on the units of a model, is compared only where those are the same.
+
+  stepscope compare runs/probe runs/probe-2
+  stepscope compare runs/probe runs/probe-2 --json | jq '.compared[].what'
+"""
+
 
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the usage in front of it."""
@@ -147,6 +156,9 @@ def parser() -> argparse.ArgumentParser:
     summed = _command(chosen, "summary", "a training in a screenful", SUMMARY, commands.summary)
     summed.add_argument("run_directory", metavar="RUN", help="the run directory of a probe or of a demo")
     summed.add_argument("--json", action="store_true", help="the same as a JSON object")
+    beside = _command(chosen, "compare", "trainings before and after a change", COMPARE, commands.compare)
+    beside.add_argument("run_directories", nargs="+", metavar="RUN", help="two or more run directories")
+    beside.add_argument("--json", action="store_true", help="the same as a JSON object")
     return whole
 
 

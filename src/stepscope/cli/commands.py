@@ -254,6 +254,26 @@ def summary(options: argparse.Namespace) -> None:
     print_tables(summed.tables)
 
 
+def compare(options: argparse.Namespace) -> None:
+    """``stepscope compare``."""
+    from stepscope.report import compare as beside
+    from stepscope.report import print_tables
+    from stepscope.report.escaping import printable
+
+    paths = options.run_directories
+    if len({Path(path).resolve() for path in paths}) < len(paths):
+        raise UsageError("a run is given twice: there is nothing to compare")
+    short = [Path(path).resolve().name for path in paths]
+    names = short if len(set(short)) == len(short) else paths
+    comparison = beside({name: _training(path) for name, path in zip(names, paths, strict=True)})
+    if options.json:
+        print(json.dumps(comparison.as_json(), indent=1))
+        return
+    print_tables(comparison.tables())
+    for refusal in comparison.refusals:
+        print(printable(f"Not compared: {refusal}"))
+
+
 def _training(path: str) -> Training:
     """The records of a run directory that holds directions."""
     from stepscope.paper.experiments.command_lines import EXPERIMENTS, TRAJECTORY

@@ -1,6 +1,6 @@
 """The loss as a function of the parameters, of a model that is made measurable and left exactly as it was."""
 
-from stepscope.objective.batches import moved
+from stepscope.objective.batches import digest, moved
 from stepscope.objective.checks import check_before, reached
 from stepscope.objective.interrupts import held
 from stepscope.objective.loss_calls import LossFunction, is_out_of_memory, model_output
@@ -27,6 +27,7 @@ __all__ = [
     "averaged_over",
     "check_before",
     "check_objective",
+    "digest",
     "emptied",
     "held",
     "is_out_of_memory",

@@ -32,6 +32,7 @@ from stepscope.objective import (
     Objective,
     UnitDirection,
     check_before,
+    digest,
     is_out_of_memory,
     moved,
     random_state,
@@ -201,6 +202,7 @@ class Measurer:
             return {}
         weighting = self.objective.weighting
         return {
+            "evaluation": {"sha256": digest(self.batches)},
             "weights": {"by": weighting.by, "check": weighting.check},
             "self_check": {**vars(self._check), "suspicions": list(self._check.suspicions)},
         }

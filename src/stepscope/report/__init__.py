@@ -1,6 +1,7 @@
 """One run: its tables, charts, summary and page, as pure functions of its records."""
 
 from stepscope.report.axes import log_axis, powers_of_ten
+from stepscope.report.beside import Comparison, compare
 from stepscope.report.comparison import (
     BASELINE,
     baseline_scale,
@@ -25,6 +26,7 @@ __all__ = [
     "BASELINE",
     "NOTHING",
     "Cell",
+    "Comparison",
     "Figure",
     "Looks",
     "RunSummary",
@@ -32,6 +34,7 @@ __all__ = [
     "alt",
     "baseline_scale",
     "categories",
+    "compare",
     "concentration",
     "concentration_over_steps",
     "concentration_tables",
