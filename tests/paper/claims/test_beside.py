@@ -72,6 +72,6 @@ def test_what_is_learned_names_what_the_start_and_the_reading_turn():
     text = learned(judge(runs))
     assert "From pretrained weights C1, C2, C3, C4, C5 and C6 hold." in text
     assert "From random weights C2, C3, C4, C5 and C6 hold; C1 does not hold." in text
-    assert "The start turns C1: pretrained translation, every point 0.375" in text
-    assert "Read as the median of the points, C1 holds (random weights)" in text
+    assert "The start matters to C1: from pretrained weights it holds, from random ones it does not hold." in text
+    assert "Read as the median of the points, C1 holds from random weights." in text
     assert "Whatever the weights, C12 holds." in learned(judge(everything()))

@@ -22,7 +22,7 @@ def learned(claims: Sequence[JudgedClaim], others: Sequence[Other] = ()) -> str:
         others: reproductions that stand beside.
 
     Returns:
-        Some sentences; each number in them stands in the tables.
+        Some sentences; the numbers behind them stand in the tables.
 
     Example:
         >>> learned([])
@@ -46,7 +46,7 @@ def _by_start(claims: Sequence[JudgedClaim]) -> Iterator[str]:
 
 
 def _turned(claims: Sequence[JudgedClaim]) -> Iterator[str]:
-    """Claims that are another thing from each start, with their numbers."""
+    """Claims that are another thing from each start."""
     same = []
     for claim in claims:
         pretrained, random = (_strict(claim, start) for start in STARTS)
@@ -55,9 +55,10 @@ def _turned(claims: Sequence[JudgedClaim]) -> Iterator[str]:
         if pretrained.verdict == random.verdict:
             same.append(claim.id)
         else:
-            yield f"The start turns {claim.id}: pretrained {pretrained.statistic}; random {random.statistic}."
+            one, other = (_SAID[judgment.verdict][0] for judgment in (pretrained, random))
+            yield f"The start matters to {claim.id}: from pretrained weights it {one}, from random ones it {other}."
     if same:
-        yield f"From both starts the verdict is the same of {_list(same)}."
+        yield f"It changes no verdict of {_list(same)}."
 
 
 def _read_weaker(claims: Sequence[JudgedClaim]) -> Iterator[str]:
@@ -65,8 +66,8 @@ def _read_weaker(claims: Sequence[JudgedClaim]) -> Iterator[str]:
         for judgment in claim.judgments:
             strict = _strict(claim, judgment.start)
             if judgment.reading and strict and judgment.verdict != strict.verdict:
-                said, start = _SAID[judgment.verdict][0], f" ({judgment.start} weights)" if judgment.start else ""
-                yield f"Read as the {judgment.reading}, {claim.id} {said}{start}: {judgment.statistic}."
+                said, start = _SAID[judgment.verdict][0], f" from {judgment.start} weights" if judgment.start else ""
+                yield f"Read as the {judgment.reading}, {claim.id} {said}{start}."
 
 
 def _unstable(claims: Sequence[JudgedClaim], others: Sequence[Other]) -> Iterator[str]:
