@@ -29,9 +29,7 @@ for lr in (1e-5, 1e-4, 1e-2, 1.0):
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     with stepscope.Probe(model, optimizer, loss_fn, [batch(-1)], steps=STEPS, quiet=True) as probe:
         for step in range(STEPS):
-            data = batch(step)
-            with probe.batch(data):
-                optimizer.zero_grad()
-                loss_fn(model, data).backward()
-                optimizer.step()
+            optimizer.zero_grad()
+            probe.loss_fn(model, batch(step)).backward()  # in place of loss_fn
+            optimizer.step()
     print(f"lr={lr:g}, loss {loss_fn(model, batch(-1)):.2f}: {probe.findings()[0].kind}\n{probe.findings()}\n")

@@ -28,24 +28,35 @@ class StandIn:
     """Measures every step on its own batch, as the formulas say."""
 
     def __init__(self, model, optimizers, loss_fn, steps):
-        self.model, self.optimizers, self.loss_fn, self.steps = model, optimizers, loss_fn, steps
-        self.step_records = []
+        self.model, self.optimizers, self.loss, self.steps = model, optimizers, loss_fn, steps
+        self.begun, self.records = None, []
 
-    @contextmanager
-    def batch(self, batch):
-        before = [p.detach().clone() for p in self.model.parameters()]
-        loss = self.loss_fn(self.model, batch)
-        gradient = torch.autograd.grad(loss, list(self.model.parameters()))
-        loss = loss.item()
-        yield
+    def loss_fn(self, model, batch):
+        self.finish()
+        before = [p.detach().clone() for p in model.parameters()]
+        loss = self.loss(model, batch)
+        gradient = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+        self.begun = batch, before, gradient, loss.item()
+        return loss
+
+    def finish(self):
+        """The step has been made."""
+        if self.begun is None:
+            return
+        (batch, before, gradient, loss), self.begun = self.begun, None
         moved = zip(self.model.parameters(), before, gradient, strict=True)
         slope = sum(float(((p.detach() - x).double() * g).sum()) for p, x, g in moved)
         with torch.no_grad():
-            change = float(self.loss_fn(self.model, batch)) - loss
+            change = float(self.loss(self.model, batch)) - loss
         rates = tuple(group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups)
-        place = {"trajectory": "own", "seed": 0, "step": len(self.step_records) + 1, "steps": self.steps}
+        place = {"trajectory": "own", "seed": 0, "step": len(self.records) + 1, "steps": self.steps}
         terms = {"batch_loss": loss, "batch_change": change, "batch_slope": slope}
-        self.step_records.append(StepRecord(**place, **terms, lr=rates).as_json())
+        self.records.append(StepRecord(**place, **terms, lr=rates).as_json())
+
+    @property
+    def step_records(self):
+        self.finish()
+        return self.records
 
 
 @contextmanager

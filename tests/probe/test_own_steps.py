@@ -216,6 +216,35 @@ def test_a_model_that_is_called_with_its_batch_needs_nothing_and_is_left_as_it_w
     assert [r.step for r in read_steps(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_loss_computed_by_the_probe_is_the_loops_own_and_is_known():
+    """In place of the loop's function: the same training, batch and loss known, one evaluation a step less."""
+
+    def trained(probed):
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9)
+        probe = attached(model, optimizer) if probed else None
+        torch.manual_seed(5)
+        losses = []
+        for batch in data(8):
+            optimizer.zero_grad()
+            loss = probe.loss_fn(model, batch) if probed else loss_fn(model, batch)
+            loss.backward()
+            losses.append(loss.item())
+            optimizer.step()
+        if probed:
+            assert [r["batch_loss"] for r in probe.step_records] == losses
+            with torch.no_grad():
+                probe.loss_fn(model, batch)  # a validation makes no step
+            probe.close()
+            assert probe.loss_fn(model.eval(), batch).item() == loss_fn(model, batch).item()
+            model.train()
+        return outcome(model, optimizer), losses
+
+    (plain, losses), (probed, again) = trained(False), trained(True)
+    assert same(plain, probed)
+    assert losses == again
+
+
 @pytest.mark.parametrize("loop", ["plain", "other loss", "weights moved"])
 def test_a_loss_that_the_model_has_told_is_not_evaluated_again(loop, monkeypatch):
     torch.manual_seed(0)
@@ -315,7 +344,7 @@ def test_without_a_batch_it_is_said_what_to_do(capsys):
             loss_fn(model, batch).backward()
             optimizer.step()
     assert probe.step_records == []
-    assert capsys.readouterr().err.count("put `with probe.batch(batch):` around") == 1
+    assert capsys.readouterr().err.count("compute the loss by `probe.loss_fn(model, batch)`") == 1
 
 
 def test_an_iterator_can_not_be_read_twice(capsys):

@@ -263,7 +263,7 @@ def test_the_announcement_comes_before_the_first_measurement(capsys):
     first, second = capsys.readouterr().err.splitlines()
     own = "stepscope: your step is measured on its own batch from step 5; "
     assert re.fullmatch(own + r"in full when due \([\d.e-]+ s\)", first)
-    assert second.endswith("put `with probe.batch(batch):` around forward, backward and step")
+    assert second.endswith("compute the loss by `probe.loss_fn(model, batch)`, or inside `with probe.batch(batch):`")
 
 
 def test_other_directions_and_a_kept_history():

@@ -70,8 +70,8 @@ class TrainingRecord(Record):
 class Attached(Protocol):
     """What measures the steps of a training: a probe."""
 
-    def batch(self, batch: Any) -> AbstractContextManager[Any]:
-        """Forward, backward and step of this batch are inside."""
+    def loss_fn(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        """The loss of a training batch."""
         ...
 
     @property
@@ -105,15 +105,14 @@ def train(job: Job, attach: Attach) -> TrainingRecord:
         for step in range(1, task.steps + 1):
             batch = task.batch(False, generator, curve.batch_size)
             _set_rates(optimizers, peaks, part_of_peak(curve.schedule, step, task.steps))
-            with attached.batch(batch):
-                loss = loss_fn(model, batch)
-                for optimizer in optimizers:
-                    optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                if task.clip is not None:
-                    nn.utils.clip_grad_norm_(model.parameters(), task.clip)
-                for optimizer in optimizers:
-                    optimizer.step()
+            loss = attached.loss_fn(model, batch)
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            if task.clip is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), task.clip)
+            for optimizer in optimizers:
+                optimizer.step()
             if not math.isfinite(loss.item()):
                 losses.append(math.inf)
                 break

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from stepscope.errors import UsageError, said
-from stepscope.objective import held, random_state
+from stepscope.objective import LossFunction, held, random_state
 from stepscope.probe.step_batch import BatchWatch
 from stepscope.probe.step_meter import StepMeter
 from stepscope.probe.step_schedule import StepSchedule
@@ -21,7 +21,7 @@ _logger = logging.getLogger("stepscope")
 
 _MAX_FAILURES = 3
 
-NO_BATCH = "put `with probe.batch(batch):` around forward, backward and step"
+NO_BATCH = "compute the loss by `probe.loss_fn(model, batch)`, or inside `with probe.batch(batch):`"
 
 
 class OwnSteps:
@@ -63,6 +63,10 @@ class OwnSteps:
     def batch(self, batch: Any) -> AbstractContextManager[None]:
         """See `Probe.batch`."""
         return self._watch.given(batch)
+
+    def loss(self, loss_fn: LossFunction | None, model: nn.Module, batch: Any) -> Tensor:
+        """See `Probe.loss_fn`."""
+        return self._watch.loss(loss_fn, model, batch)
 
     def begin(self, step: int, parameters: Callable[[], Mapping[str, nn.Parameter]]) -> None:
         """A step begins: where it is to be measured, its batch is kept.

@@ -144,6 +144,7 @@ class Probe:
             model, loss_fn, eval_batches, self._compared,
             weight_fn=weight_fn, modules=modules, layer=layer, memory=memory,
         )  # fmt: skip
+        self._loss_fn = loss_fn
         self.source = source
         as_log(log)  # refuses what is no tracker before anything is measured
         self._quiet = self._silent = quiet
@@ -205,18 +206,33 @@ class Probe:
         """The optimizer's own steps that were measured on the batches that made them, as `steps.jsonl` has them."""
         return [record.as_json() for record in self._recorder.steps]
 
-    def batch(self, batch: Any) -> AbstractContextManager[None]:
-        """Inside, the loop computes the loss of this batch, and its gradient for the next step.
+    def loss_fn(self, model: nn.Module, batch: Any) -> Tensor:
+        """The loss of a training batch, by the ``loss_fn`` that the probe was given: for ``backward``, in place of it.
 
-        At the steps that are measured on their own batches it is kept, by reference, until the step has been made. A
-        Hugging Face model that is called as ``model(**batch)`` needs none of this. Where gradients are accumulated,
-        each batch of a step is given.
+        At the steps that are measured on their own batches, batch and loss are kept, by reference, until the step has
+        been made. Where gradients are accumulated, each batch of a step is given. A Hugging Face model that is called
+        as ``model(**batch)`` needs none of this.
 
         Args:
-            batch: what `loss_fn` gets.
+            model: what the loop trains.
+            batch: of the training.
 
         Example:
-            ``with probe.batch(batch): loss_fn(model, batch).backward(); optimizer.step(); optimizer.zero_grad()``
+            ``probe.loss_fn(model, batch).backward(); optimizer.step(); optimizer.zero_grad()``
+        """
+        return self._own_steps.loss(self._loss_fn, model, batch)
+
+    def batch(self, batch: Any) -> AbstractContextManager[None]:
+        """Inside, the loop computes the loss of this batch in its own way.
+
+        As `loss_fn`, for loops whose training loss is more than that: autocast around it, or a factor. It costs a
+        forward pass more at each measured step.
+
+        Args:
+            batch: what the probe's ``loss_fn`` gets; the gradient has to be that of this loss, or a multiple of it.
+
+        Example:
+            ``with probe.batch(batch): (loss_fn(model, batch) / 4).backward()``
         """
         return self._own_steps.batch(batch)
 

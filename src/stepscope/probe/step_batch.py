@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from stepscope.errors import said
+from stepscope.objective.loss_calls import LossFunction, loss_of
 from stepscope.objective.replay import Arguments, Pass, autocast_now
 
 
@@ -128,6 +129,23 @@ class BatchWatch:
         finally:
             self._entered = None
 
+    def loss(self, loss_fn: LossFunction | None, model: nn.Module, batch: Any) -> Tensor:
+        """The loss of a batch, computed by the loop's own function; both are kept.
+
+        Args:
+            loss_fn: see `Replay`.
+            model: what the loop calls it with.
+            batch: the batch.
+        """
+        if not self._handles or not torch.is_grad_enabled():
+            return loss_of(model, loss_fn, batch)
+        with self.given(batch):
+            one = self._entered
+            loss = loss_of(model, loss_fn, batch)
+        if one is not None:
+            self._told(one, loss)
+        return loss
+
     def _on_call(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._entered is not None:
             # The random state is that of the entry, before a loss that draws numbers itself.
@@ -139,9 +157,13 @@ class BatchWatch:
 
     def _on_output(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
         called, self._called = self._called, None
-        loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-        if called is not None and isinstance(loss, Tensor) and loss.numel() == 1:
-            called.loss = loss.detach()
+        if called is not None:
+            loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+            self._told(called, loss)
+
+    def _told(self, one: Pass, loss: Any) -> None:
+        if isinstance(loss, Tensor) and loss.numel() == 1:
+            one.loss = loss.detach()
             self._weights.append(self._written())
 
     def _written(self) -> list[int]:
