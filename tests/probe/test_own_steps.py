@@ -231,14 +231,14 @@ def test_a_loss_computed_by_the_probe_is_the_loops_own_and_is_known():
             loss.backward()
             losses.append(loss.item())
             optimizer.step()
+        end = outcome(model, optimizer)
         if probed:
             assert [r["batch_loss"] for r in probe.step_records] == losses
             with torch.no_grad():
                 probe.loss_fn(model, batch)  # a validation makes no step
             probe.close()
             assert probe.loss_fn(model.eval(), batch).item() == loss_fn(model, batch).item()
-            model.train()
-        return outcome(model, optimizer), losses
+        return end, losses
 
     (plain, losses), (probed, again) = trained(False), trained(True)
     assert same(plain, probed)
