@@ -13,6 +13,7 @@ from torch import nn
 
 from cases import CASES, case
 from stepscope import Objective, UsageError, edge, measure, next_update
+from stepscope.directions import decay_part
 from stepscope.runs import RecordedEdge
 from traces import Log, fingerprint
 
@@ -96,6 +97,27 @@ def test_full_batch_gradient_descent_sharpens_up_to_the_edge_and_stays_there():
         optimizer.step()
     assert multiples.pop(500) > 10
     assert list(multiples.values()) == pytest.approx([1, 1, 1], abs=0.05)  # arXiv 2103.00065
+
+
+def test_what_weight_decay_adds_is_the_closed_form():
+    curvature = torch.tensor([3.0, 1.0], dtype=torch.float64)
+    model = nn.ParameterDict({"w": nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))})
+    objective = Objective(model, lambda m, _: 0.5 * (curvature * m["w"] ** 2).sum(), [0], lambda _: 1)
+    x, optimizer = model["w"].detach(), torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
+    objective.loss_fn(model, 0).backward()
+    d, w = next_update(optimizer, objective.parameters), decay_part(optimizer, objective.parameters)
+    found = edge(objective, d, slope="gradient", decay=w)
+    # f(x + d) − f(x + d − w) = wᵀH(x + d) − ½wᵀHw, with w = −0.05·x
+    end = x + d["w"]
+    assert found.decay_slope == pytest.approx(-0.05 * float(curvature @ x**2))
+    assert found.decay_change == pytest.approx(float(-0.05 * curvature @ (x * end) - 0.5 * 0.05**2 * curvature @ x**2))
+    assert found.forwards <= 8
+    assert edge(objective, d, decay=w).decay_slope is None
+    assert edge(objective, d, slope="gradient", decay={}).decay_change == 0
+    assert edge(objective, d, slope="gradient").decay_slope is None
+    linear = Objective(nn.Linear(2, 1), lambda m, b: m(b).mean(), [torch.ones(3, 2)])
+    with pytest.raises(UsageError, match="decay names 'bias', which the step doesn't move"):
+        edge(linear, {"weight": torch.ones(1, 2)}, decay={"bias": torch.ones(1)})
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -484,3 +484,22 @@ def test_a_full_measurement_says_how_far_the_step_is_from_the_edge_of_the_evalua
         assert found["loss"] == pytest.approx(own[step]["loss"])
         assert found["realized_change"] == pytest.approx(own[step]["lr_loss"] - own[step]["loss"])
         assert found["predicted_change"] == pytest.approx(own[step]["slope"] * own[step]["norm"])
+        assert found["decay_change"] == 0
+
+
+def test_an_edge_says_what_weight_decay_adds():
+    model, batch = net(), data(1)[0]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.3)
+    probe = attached(model, optimizer, every=1)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    loss_fn(model, batch).backward()
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    optimizer.step()
+    losses = []
+    for undone in (0.0, 0.03):
+        there = copy.deepcopy(model).eval()
+        there.load_state_dict(buffers | {n: p.detach() + undone * before[n] for n, p in model.named_parameters()})
+        losses.append(loss_fn(there, probe.eval_batches[0]).item())
+    found = probe.step_records[0]["edges"]["evaluation"]
+    assert found["decay_change"] == pytest.approx(losses[0] - losses[1], rel=1e-6)
+    assert found["decay_slope"] is None

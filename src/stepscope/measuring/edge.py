@@ -17,7 +17,7 @@ from torch import Tensor
 from stepscope.errors import UsageError
 from stepscope.measuring.crossing import Bracket, Crossing
 from stepscope.measuring.slopes import slopes_at
-from stepscope.objective import Objective, check_objective, vectors
+from stepscope.objective import Direction, Objective, check_objective, vectors
 
 Status = Literal["found", "beyond the last", "no descent", "within noise"]
 
@@ -58,6 +58,9 @@ class Edge:
             ``None`` without a slope.
         slope_stderr: the standard error of ``gᵀd`` over micro-batches; ``None`` without a slope of each.
         signal_to_noise: ``|gᵀd| / slope_stderr``; ``None`` likewise.
+        decay_slope: ``gᵀw``, the part of ``gᵀd`` that is due to weight decay, whose part of the step is ``w``; ``None``
+            without that part, and unless the slope was asked for.
+        decay_change: ``f(x + d) − f(x + d − w)``: what weight decay adds to the change; ``None`` without that part.
         noise: a difference of two losses of this size or less may be rounding, as measured near ``x``.
         forwards: how often the micro-batches were evaluated.
 
@@ -80,6 +83,8 @@ class Edge:
     directional_smoothness: float | None
     slope_stderr: float | None
     signal_to_noise: float | None
+    decay_slope: float | None
+    decay_change: float | None
     noise: float
     forwards: int
 
@@ -93,6 +98,7 @@ def edge(
     direction: Mapping[str, Tensor],
     *,
     slope: float | Sequence[float] | Literal["gradient"] | None = None,
+    decay: Mapping[str, Tensor] | None = None,
 ) -> Edge:
     """How far a step is from where it would raise the loss, for at most 8 forward passes.
 
@@ -105,6 +111,8 @@ def edge(
         direction: the step ``d`` itself, with the learning rate in it. A parameter that is left out doesn't move.
         slope: ``gᵀd`` where it is known, or that of each micro-batch, or ``"gradient"``: computed, for one gradient of
             the micro-batches (about three forward passes more), in the precision of `measure`.
+        decay: the part of the step that weight decay makes (`stepscope.directions.decay_part`), for one of the forward
+            passes; ``None`` where it isn't known.
 
     Returns:
         The `Edge`.
@@ -122,24 +130,33 @@ def edge(
     """
     check_objective(objective)
     objective.check_direction("step", direction)
-    slopes = _slopes(objective, direction, slope)
+    if decay:
+        objective.check_direction("decay", decay)
+        if others := decay.keys() - direction.keys():
+            raise UsageError(f"decay names {min(others)!r}, which the step doesn't move")
+    slopes, decay_slope = _slopes(objective, direction, slope, decay)
     with objective.measuring(as_trained=True):
-        return _Step(objective, direction, slopes).edge()
+        return _Step(objective, direction, slopes, decay, decay_slope).edge()
 
 
 def _slopes(
-    objective: Objective, direction: Mapping[str, Tensor], slope: float | Sequence[float] | str | None
-) -> float | list[float] | None:
-    """``gᵀd``, of each micro-batch where that is known.
+    objective: Objective,
+    direction: Mapping[str, Tensor],
+    slope: float | Sequence[float] | str | None,
+    decay: Mapping[str, Tensor] | None,
+) -> tuple[float | list[float] | None, float | None]:
+    """``gᵀd``, of each micro-batch where that is known, and the decay's part of it.
 
     Raises:
         UsageError: it is neither a finite number, nor one for each micro-batch, nor ``"gradient"``.
     """
     if slope is None:
-        return None
+        return None, None
     if slope == "gradient":
+        gradient: Direction = {}
         with objective.measuring():
-            return slopes_at(objective, dict(direction), 0.0)[1]
+            each_slope = slopes_at(objective, dict(direction), 0.0, gradient if decay else None, 1.0)[1]
+        return each_slope, None if decay is None else vectors.dot(decay, gradient)
     each = isinstance(slope, Sequence) and not isinstance(slope, str)
     try:
         values = [float(value) for value in (slope if each else [slope])]  # type: ignore[union-attr, arg-type]
@@ -151,7 +168,7 @@ def _slopes(
         raise UsageError(
             f"slope has {len(values)} values for {len(objective.batches)} micro-batches: give one for each"
         )
-    return values if each else values[0]
+    return values if each else values[0], None
 
 
 class _Step:
@@ -161,12 +178,20 @@ class _Step:
         objective: the loss.
         direction: the step.
         slopes: ``gᵀd``, or that of each micro-batch, or ``None``.
+        decay: the part of the step that weight decay makes, or ``None``.
+        decay_slope: the slope along it, or ``None``.
     """
 
     def __init__(
-        self, objective: Objective, direction: Mapping[str, Tensor], slopes: float | list[float] | None
+        self,
+        objective: Objective,
+        direction: Mapping[str, Tensor],
+        slopes: float | list[float] | None,
+        decay: Mapping[str, Tensor] | None,
+        decay_slope: float | None,
     ) -> None:
         self._objective, self._direction = objective, direction
+        self._decay, self._decay_slope, self._decay_change = decay, decay_slope, None if decay is None else 0.0
         self._each = slopes if isinstance(slopes, list) else None
         self._slope = objective.mean(slopes) if isinstance(slopes, list) else slopes
         self._norm = vectors.norm(direction)
@@ -180,6 +205,8 @@ class _Step:
         if not math.isfinite(loss):
             raise UsageError(f"the loss is {loss} at the present parameters: nothing can be measured there")
         self._evaluate(1.0)
+        if self._decay:
+            self._decay_change = self._change_by(self._decay)
         near = self._near()
         self._at(near)
         while self._forwards < FORWARDS:
@@ -193,10 +220,20 @@ class _Step:
 
     def _at(self, t: float) -> list[float]:
         """``f(x + t·d)`` of each micro-batch."""
-        with self._objective.displaced(self._direction, t):
-            self._losses[t] = self._objective.values()
-        self._forwards += 1
+        self._losses[t] = self._values(self._direction, t)
         return self._losses[t]
+
+    def _values(self, direction: Mapping[str, Tensor], t: float) -> list[float]:
+        with self._objective.displaced(direction, t):
+            self._forwards += 1
+            return self._objective.values()
+
+    def _change_by(self, part: Mapping[str, Tensor]) -> float:
+        """``f(x + d) − f(x + d − w)``: what a part of the step adds to its change; infinite where that isn't finite."""
+        rest = {name: d - part[name] if name in part else d for name, d in self._direction.items()}
+        pairs = zip(self._losses[1.0], self._values(rest, 1.0), strict=True)
+        change = self._objective.mean([there - here for there, here in pairs])
+        return change if math.isfinite(change) else math.inf
 
     def _change(self, t: float) -> float:
         """``f(x + t·d) − f(x)``, infinite where that isn't finite."""
@@ -245,6 +282,8 @@ class _Step:
             directional_smoothness=2 * (realized - slope) / self._norm**2 if slope is not None else None,
             slope_stderr=slope_stderr,
             signal_to_noise=abs(slope) / slope_stderr if slope is not None and slope_stderr else None,
+            decay_slope=self._decay_slope,
+            decay_change=self._decay_change,
             noise=crossing.noise,
             forwards=self._forwards,
         )

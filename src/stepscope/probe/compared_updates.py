@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from stepscope.clipping import check_fraction, clamp_, fraction_threshold, name_of, parts_of
-from stepscope.directions import Factory, PseudoUpdates, own_update
+from stepscope.directions import Factory, PseudoUpdates, decay_part, own_update
 from stepscope.errors import UsageError, said
 from stepscope.objective import Direction, vectors
 from stepscope.probe import gradient_scales
@@ -176,6 +176,10 @@ class ComparedUpdates:
         if self.others:
             updates |= (self._followers or PseudoUpdates(held, self.others)).peek(dense)
         return self._moving(updates, dense)
+
+    def decay(self, trainable: Mapping[str, nn.Parameter]) -> Direction | None:
+        """The part of the optimizer's own update that weight decay makes; ``None`` where it can't be told apart."""
+        return decay_part(self._optimizers, self.held(trainable))
 
     def _gradients(
         self, held: Mapping[str, nn.Parameter], given: Mapping[str, Tensor] | None = None

@@ -187,14 +187,16 @@ class Measurer:
         self._warn_of_another_gradient(measurements)
         return measurements
 
-    def edge(self, step: Direction, measurement: Measurement) -> RecordedEdge:
+    def edge(self, step: Direction, measurement: Measurement, decay: Direction | None) -> RecordedEdge:
         """How far an update is from where it would raise the loss of the evaluation batches.
 
         Args:
             step: the update.
             measurement: of the same, for its slope.
+            decay: the part of it that weight decay makes, where that is known.
         """
-        return RecordedEdge(**edge(self.objective, step, slope=measurement.slope * measurement.norm).record())
+        slope = measurement.slope * measurement.norm
+        return RecordedEdge(**edge(self.objective, step, slope=slope, decay=decay).record())
 
     def context(self) -> dict[str, Any]:
         """What the records of a run should say of its measurements."""

@@ -442,7 +442,8 @@ class Probe:
         measurements, self._recorder.waiting = self._measured(updates, self.step, "training")
         self._untrained = []
         if own is not None:
-            self._edges = {"evaluation": self._measurer.edge(own, measurements[self._compared.own])}
+            decay = self._compared.decay(self._measurer.parameters)
+            self._edges = {"evaluation": self._measurer.edge(own, measurements[self._compared.own], decay)}
             self._expected = ExpectedStep(self._held(), own)
         self._failures = 0
         _synchronize(self._measurer.parameters)

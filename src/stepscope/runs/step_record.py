@@ -27,6 +27,8 @@ class RecordedEdge:
     directional_smoothness: float | None = None
     slope_stderr: float | None = None
     signal_to_noise: float | None = None
+    decay_slope: float | None = None
+    decay_change: float | None = None
     noise: float | None = None
     forwards: int | None = None
 
