@@ -1,6 +1,6 @@
 # Each target alone, on a machine with Python ≥ 3.11 and make, makes the environment it needs and does its job.
 #
-#   make demo      the main job: about two minutes on two cores, beyond downloads
+#   make demo      the main job: about a minute and a half on two cores, beyond downloads
 #   make test      all tests; offline once the environment is installed
 #   make check     lint, format, types, import rules
 #   make performance   what a measurement costs, beside other packages: at most half an hour on two idle cores

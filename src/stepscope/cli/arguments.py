@@ -26,7 +26,7 @@ Measures how sharp each optimizer's update direction is, how well it descends an
 on a small T5 that learns English-French sentences. Two trajectories are followed, one trained by SGD with momentum
 and one by Adam; at two steps of each, 14 optimizers say which update they would make of the same gradients.
 
-  stepscope demo                          about 2 minutes on two cores
+  stepscope demo                          about a minute and a half
   stepscope demo --scale smoke            seconds, to see that it works
   stepscope demo --seeds 0 1 2            three runs; the table shows mean and spread
   stepscope demo --source my_pairs.tsv    your own sentences, one "english<TAB>french" a line

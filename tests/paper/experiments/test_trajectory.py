@@ -145,7 +145,8 @@ def test_tasks_that_there_are_not():
 
 def test_the_demo_is_a_part_of_the_experiment():
     whole, part = trajectory_experiment("cpu", start="random"), demonstration("cpu")
-    assert (part.task, part.training_lr) == (whole.task, whole.training_lr)
+    evaluated = dataclasses.replace(whole.task, eval_size=whole.task.eval_size // 2)
+    assert (part.task, part.training_lr) == (evaluated, whole.training_lr)
     assert set(part.directions) < set(whole.directions)
     assert {"adagrad", "amsgrad", "adamw", "muon"} < set(whole.directions)
 

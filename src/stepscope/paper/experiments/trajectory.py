@@ -37,7 +37,9 @@ _STEPS = {
     "gpu": _PAPERS,
     "paper": _PAPERS,
 }
-_DEMO_STEPS = {"smoke": (2, 6), "cpu": (10, 60)}
+_DEMO_STEPS = {"smoke": (2, 6), "cpu": (10, 40)}
+_DEMO_PART = 2
+"""The demo evaluates one in so many of the experiment's examples."""
 
 _RATES: dict[str, dict[str, dict[str, float]]] = {
     "pretrained": {
@@ -281,7 +283,7 @@ def trajectory_experiment(
 
 
 def demonstration(scale: str = "cpu", *, source: str = "auto", seeds: tuple[int, ...] = (0,)) -> TrajectoryExperiment:
-    """The demo: the experiment on the translation task from random weights, with fewer steps and directions.
+    """The demo: the experiment on the translation task from random weights, with fewer steps, directions and examples.
 
     Args:
         scale: see `trajectory_experiment`.
@@ -297,4 +299,5 @@ def demonstration(scale: str = "cpu", *, source: str = "auto", seeds: tuple[int,
     """
     check_settings(scale, _DEMO_STEPS, seeds)
     whole = trajectory_experiment(scale, source=source, seeds=seeds, start="random")
-    return replace(whole, steps=_DEMO_STEPS[scale], directions=demonstrated())
+    task = replace(whole.task, eval_size=whole.task.eval_size // _DEMO_PART)
+    return replace(whole, steps=_DEMO_STEPS[scale], directions=demonstrated(), task=task)
