@@ -21,12 +21,12 @@ def performance(stored: dict[str, Any]) -> dict[str, str]:
     }
     made = {name: f"Not measured: `python benchmarks/measure.py --sections {name}`." for name in tables}
     for name, section in stored.items():
-        made[name] = "\n\n".join([tables[name](labelled(section)), *reasons(section["rows"]), provenance(section)])
+        made[name] = "\n\n".join([tables[name](labeled(section)), *reasons(section["rows"]), provenance(section)])
     made["errors"] = by_way(stored["models"]["rows"], lambda row: row["model"], error)
     return {f"performance {name}": content for name, content in made.items()}
 
 
-def labelled(section: dict[str, Any]) -> list[Row]:
+def labeled(section: dict[str, Any]) -> list[Row]:
     """The rows of a section, and those of the other source with its name."""
     label = f", at {section['against']}"
     before = [row | {"label": label} for row in section["before"]]

@@ -1,4 +1,4 @@
-"""Small models with the hard parts (normalisation, attention, tied, frozen, unused parameters, ragged batches).
+"""Small models with the hard parts (normalization, attention, tied, frozen, unused parameters, ragged batches).
 
 The dense reference for them is `torch.autograd.functional.hessian` (reverse over reverse) of a loss that is pooled by
 hand; never `torch.func.hessian`, which is wrong on layer norm.
@@ -144,7 +144,7 @@ def _cross_entropy_terms(call: Callable[..., Any], batch: tuple[Tensor, Tensor])
     return F.cross_entropy(call(batch[0]), batch[1], reduction="sum"), len(batch[1])
 
 
-def _labelled(shape: tuple[int, ...], sizes: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
+def _labeled(shape: tuple[int, ...], sizes: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
     return [(torch.randn(n, *shape, dtype=torch.float64), torch.randint(0, 3, (n,))) for n in sizes]
 
 
@@ -278,7 +278,7 @@ def _bert_batches() -> list[dict[str, Tensor]]:
 
 
 def _images(size: int, sizes: tuple[int, ...]) -> list[dict[str, Tensor]]:
-    return [{"pixel_values": x, "labels": y} for x, y in _labelled((2, size, size), sizes)]
+    return [{"pixel_values": x, "labels": y} for x, y in _labeled((2, size, size), sizes)]
 
 
 def _sentences(sizes: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
@@ -292,9 +292,9 @@ def _quadratic() -> Case:
 
 CASES: dict[str, Callable[[], Case]] = {
     "quadratic": _quadratic,
-    "mlp": lambda: Case(Mlp(norm=False), _cross_entropy, _labelled((5,), (7, 2)), _cross_entropy_terms),
-    "layer norm": lambda: Case(Mlp(norm=True), _cross_entropy, _labelled((5,), (7, 2, 1)), _cross_entropy_terms),
-    "batch norm": lambda: Case(batchnorm_conv(), _cross_entropy, _labelled((2, 6, 6), (5, 2)), _cross_entropy_terms),
+    "mlp": lambda: Case(Mlp(norm=False), _cross_entropy, _labeled((5,), (7, 2)), _cross_entropy_terms),
+    "layer norm": lambda: Case(Mlp(norm=True), _cross_entropy, _labeled((5,), (7, 2, 1)), _cross_entropy_terms),
+    "batch norm": lambda: Case(batchnorm_conv(), _cross_entropy, _labeled((2, 6, 6), (5, 2)), _cross_entropy_terms),
     "t5 gelu": lambda: Case(t5("gelu"), None, _ragged(11, (2, 4), source=True), _token_terms(0), 1e-6),
     "t5 relu": lambda: Case(t5("relu"), None, _ragged(11, (2, 4), source=True), _token_terms(0), 1e-6),
     "bert": lambda: Case(bert(), None, _bert_batches(), _classification_terms),

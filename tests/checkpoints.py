@@ -10,7 +10,7 @@ import tokenizers
 import torch
 import transformers
 
-from stepscope.paper.tasks.catalogue import TASKS
+from stepscope.paper.tasks.catalog import TASKS
 from stepscope.paper.tasks.resnet import classifier, resnet_config
 from stepscope.paper.tasks.sources import source
 from stepscope.paper.tasks.sources.pictures import CIFAR10

@@ -128,7 +128,7 @@ def test_a_kink_shows_in_the_difference_bar_and_in_the_finite_sharpness():
 
 
 def test_closed_form_of_the_motivating_example():
-    """½Σhᵢxᵢ²: along e₁ the curvature is 100, along the others 1, along the normalised gradient Σhᵢ³xᵢ²/Σhᵢ²xᵢ²."""
+    """½Σhᵢxᵢ²: along e₁ the curvature is 100, along the others 1, along the normalized gradient Σhᵢ³xᵢ²/Σhᵢ²xᵢ²."""
     c = case("quadratic")
     mean = (1 + 2 + 4) / 3
     h, x = c.model.h, c.model.x.detach()

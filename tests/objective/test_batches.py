@@ -81,7 +81,7 @@ class Graph:
         raise AssertionError
 
 
-def test_a_constructor_that_normalises_does_not_run_again():
+def test_a_constructor_that_normalizes_does_not_run_again():
     batch = Normalizing(torch.randn(5, 6) * 64 + 128, torch.randint(0, 3, (5,)))
     batch.temperature = 3.0
     model = nn.Linear(6, 3)

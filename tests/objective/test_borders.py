@@ -31,7 +31,7 @@ def cross_entropy(model, batch):
     return F.cross_entropy(model(batch[0]), batch[1])
 
 
-def labelled(n=8, dtype=torch.float32):
+def labeled(n=8, dtype=torch.float32):
     return torch.randn(n, 6, dtype=dtype), torch.randint(0, 3, (n,))
 
 
@@ -130,7 +130,7 @@ def test_a_criterion_with_a_running_mean_is_not_moved_whether_refused_or_not(in_
             return loss / (self.mean + 1)
 
     def build(probed):
-        model, criterion, batch = net(), Criterion(), labelled()
+        model, criterion, batch = net(), Criterion(), labeled()
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
 
         def loss(model, batch):
@@ -208,7 +208,7 @@ def test_a_table_made_at_the_first_call_is_made_by_the_training():
             return self.inside(x * self.scale - self.shift)
 
     def build(probed):
-        model, (x, y) = Lazy().bfloat16(), labelled()
+        model, (x, y) = Lazy().bfloat16(), labeled()
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         attached = probe(model, optimizer, cross_entropy, [(x.bfloat16() + 1, y)]) if probed else None
         for _ in range(3):
@@ -254,7 +254,7 @@ def test_a_rule_by_hand_is_measured_rightly_or_refused(name):
 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "Adafactor"])
 def test_a_rate_of_zero_is_said(name):
-    model, batch = net(), labelled()
+    model, batch = net(), labeled()
     optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.0)
     with listening() as said:
         attached = probe(model, optimizer, cross_entropy, [batch], every=1)
@@ -349,7 +349,7 @@ def test_a_summed_loss_is_no_mean():
     def loss(model, batch):
         return F.cross_entropy(model(batch["x"]), batch["y"], reduction="sum")
 
-    parts = [{"x": x, "y": y} for x, y in (labelled(2, torch.float64), labelled(6, torch.float64))]
+    parts = [{"x": x, "y": y} for x, y in (labeled(2, torch.float64), labeled(6, torch.float64))]
     assert _pooled_as_joined(net().double(), loss, parts, _joined) is not False
 
 
@@ -357,7 +357,7 @@ def test_an_ordinary_loss_is_not_refused():
     def loss(model, batch):
         return F.cross_entropy(model(batch["x"]), batch["y"])
 
-    parts = [{"x": x, "y": y} for x, y in (labelled(2, torch.float64), labelled(6, torch.float64))]
+    parts = [{"x": x, "y": y} for x, y in (labeled(2, torch.float64), labeled(6, torch.float64))]
     assert _pooled_as_joined(net().double(), loss, parts, _joined) is True
 
 
@@ -409,7 +409,7 @@ FOREIGN = {
 @pytest.mark.parametrize("name", FOREIGN)
 def test_a_gradient_that_is_not_the_loss_s_is_named(name):
     kind, loss = FOREIGN[name]
-    objective = Objective(kind().double(), loss, [labelled(5, torch.float64)])
+    objective = Objective(kind().double(), loss, [labeled(5, torch.float64)])
     gradient = objective.gradient()[1]
     direction = {n: -g for n, g in gradient.items()}
     step = 1e-3 / length(gradient)
@@ -475,7 +475,7 @@ BATCHES = {
 @pytest.mark.parametrize("kind", BATCHES)
 def test_a_batch_is_copied_not_built_anew(kind):
     make, loss = BATCHES[kind]
-    model, batch = net(), make(*labelled())
+    model, batch = net(), make(*labeled())
     objective = Objective(model, loss, [batch])
     assert objective.loss() == pytest.approx(float(loss(model, batch).detach()), rel=1e-6)
 
@@ -495,7 +495,7 @@ def test_where_double_backward_is_nan_and_differences_are_not_they_are_taken():
 
 
 def test_a_backward_hook_on_all_modules_does_not_change_what_is_measured():
-    model, batch = net().double(), labelled(8, torch.float64)
+    model, batch = net().double(), labeled(8, torch.float64)
     expected = Objective(model, cross_entropy, [batch]).gradient()[1]
     handle = nn.modules.module.register_module_full_backward_hook(
         lambda module, given, came: tuple(None if g is None else 3 * g for g in given)
@@ -532,7 +532,7 @@ def test_a_loss_that_drifts_slowly_is_measured_rightly_or_refused():
 def test_cached_parametrizations_do_not_freeze_the_weights():
     torch.manual_seed(0)
     model = nn.Sequential(parametrizations.spectral_norm(nn.Linear(6, 5)), nn.Tanh(), nn.Linear(5, 3)).double()
-    batch = labelled(8, torch.float64)
+    batch = labeled(8, torch.float64)
     direction = {n: torch.randn_like(p) for n, p in model.named_parameters()}
 
     def sharpness():
@@ -576,9 +576,7 @@ class Detector(nn.Module):
 def _attached(model=None, loss=cross_entropy, batches=None, **settings):
     model = net() if model is None else model
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    with Probe(
-        model, optimizer, loss, [labelled()] if batches is None else batches, quiet=True, **settings
-    ) as attached:
+    with Probe(model, optimizer, loss, [labeled()] if batches is None else batches, quiet=True, **settings) as attached:
         assert attached.check.repeatable
 
 
@@ -593,7 +591,7 @@ def _reformer():
 
 
 def _doubled_midway():
-    model, batch = net(), labelled()
+    model, batch = net(), labeled()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     attached = Probe(model, optimizer, cross_entropy, [batch], quiet=True, every=1, max_overhead=None)
     model.double()
@@ -609,14 +607,14 @@ def _other(name):
     package = pytest.importorskip("pytorch_optimizer")
     model = net()
     optimizer = package.load_optimizer(name)(model.parameters(), lr=1e-2)
-    with Probe(model, optimizer, cross_entropy, [labelled()], quiet=True) as attached:
+    with Probe(model, optimizer, cross_entropy, [labeled()], quiet=True) as attached:
         assert attached.check.repeatable
 
 
 def _heavyball():
     heavyball = pytest.importorskip("heavyball")
     heavyball.utils.compile_mode = None
-    model, batch = net(), labelled()
+    model, batch = net(), labeled()
     optimizer = heavyball.SOAP(model.parameters(), lr=1e-3)
     attached = Probe(model, optimizer, cross_entropy, [batch], quiet=True, every=1, max_overhead=None)
     with listening() as said:
@@ -636,9 +634,9 @@ RAW = {
     "Reformer": _reformer,
     "a lazy layer before its first call": lambda: _attached(nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 3))),
     "a model that is doubled midway": _doubled_midway,
-    "a batch for a list of them": lambda: _attached(batches=labelled()),
+    "a batch for a list of them": lambda: _attached(batches=labeled()),
     "directions in a list": lambda: _attached(directions=[torch.optim.Adam]),
-    "a batch in float64": lambda: _attached(batches=[labelled(dtype=torch.float64)]),
+    "a batch in float64": lambda: _attached(batches=[labeled(dtype=torch.float64)]),
     "a model for an objective": lambda: measure(net(), {"d": {}}),
     "parameters without names": lambda: next_update(
         torch.optim.SGD((model := net()).parameters(), 0.1), model.parameters()
@@ -673,7 +671,7 @@ def test_an_overhead_that_is_meant_in_percent_is_said(given):
 
 
 def test_an_optimizer_that_is_replaced_after_attaching_is_said():
-    model, batch = net(), labelled()
+    model, batch = net(), labeled()
     first = torch.optim.SGD(model.parameters(), 0.1)
     with listening() as said:
         attached = Probe(model, first, cross_entropy, [batch], quiet=True, every=1, max_overhead=None)
@@ -691,7 +689,7 @@ def test_a_gradient_that_is_empty_everywhere_is_no_sharpness_of_zero():
     """The parameters that the loss uses are other tensors than the model's, as when something has flattened them."""
     model = net()
     twin = copy.deepcopy(model)
-    objective = Objective(model, lambda m, b: cross_entropy(twin, b), [labelled()])
+    objective = Objective(model, lambda m, b: cross_entropy(twin, b), [labeled()])
     direction = {n: torch.randn_like(p) for n, p in objective.parameters.items()}
     line = refusal(lambda: measure(objective, {"random": direction}))
     assert line is not None

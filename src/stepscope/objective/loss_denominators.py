@@ -35,8 +35,8 @@ class Weight:
 
 def usual_weights(model: nn.Module, batches: Sequence[Any]) -> list[Weight]:
     """The weights by which losses usually average, as far as these batches have them; the likeliest first."""
-    labelled = [b["labels"] for b in batches if isinstance(b, Mapping) and isinstance(b.get("labels"), Tensor)]
-    tokens = any(labels.dim() >= 2 and not labels.is_floating_point() for labels in labelled)
+    labeled = [b["labels"] for b in batches if isinstance(b, Mapping) and isinstance(b.get("labels"), Tensor)]
+    tokens = any(labels.dim() >= 2 and not labels.is_floating_point() for labels in labeled)
     weights = []
     if tokens:
         shifted = predicts_next_token(model)
@@ -53,7 +53,7 @@ def usual_weights(model: nn.Module, batches: Sequence[Any]) -> list[Weight]:
             index for index, tensor in enumerate(tensors(batches[0])) if tensor.dim() > 1 and _is_zeros_and_ones(tensor)
         ]
         weights += [_ones_at(index) for index in places]
-    if labelled:
+    if labeled:
         weights.append(Weight("examples", lambda b: float(length(b, 0) or math.nan)))
     return weights
 

@@ -41,7 +41,7 @@ def plot(rows: Iterable[Mapping[str, Any]]) -> alt.Chart:
 
 
 def rule(axis: alt.X | alt.Y, **at: float) -> alt.Chart:
-    """A grey line across a chart, at a field's value."""
+    """A gray line across a chart, at a field's value."""
     line: alt.Chart = plot([at]).mark_rule(color="#888", opacity=0.6).encode(axis)
     return line
 

@@ -13,7 +13,7 @@ def test_departures_are_read_off_the_head():
     assert departures([trajectory()]) == (
         "trajectory-code: data are Made code, not the-stack-smol",
         "trajectory-code: the model is A model for code, not gpt-neo-125M-code-clippy",
-        "trajectory-code: initialisation is random, not pretrained",
+        "trajectory-code: initialization is random, not pretrained",
         "trajectory-code: dropout is off; the paper trains with its models' own",
         "trajectory-code: the evaluation batch has 64 examples, not 1024",
         "trajectory-code: padding is masked; the published code gives no mask",
@@ -62,7 +62,7 @@ def test_trainings_as_long_as_the_papers_are_no_departure(steps, told):
 def test_the_same_departure_of_two_runs_is_told_once_with_the_claims():
     claims = judge([trajectory("code"), trajectory("translation")])
     rows = dict(departures_table(claims).rows)
-    both = "trajectory-translation, trajectory-code: initialisation is random, not pretrained"
+    both = "trajectory-translation, trajectory-code: initialization is random, not pretrained"
     assert rows[both] == "C1, C2, C3, C4, C5, C6"
 
 
@@ -98,7 +98,7 @@ def test_other_pretraining_and_other_models_are_told():
         configuration = {"experiment": "trajectory", "kind": kind}
         return " ".join(departures([Run("run", head(configuration, **context), [])]))
 
-    assert "initialisation is pretrained: 9 other images, not ResNet-152's" in told(
+    assert "initialization is pretrained: 9 other images, not ResNet-152's" in told(
         "images", "pretrained: 9 other images"
     )
     assert "not ResNet-152" not in told("images", "pretrained: microsoft/resnet-152")

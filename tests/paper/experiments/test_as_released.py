@@ -25,7 +25,7 @@ from stepscope.paper.experiments.compared_optimizers import RULES, training_rule
 from stepscope.paper.experiments.convergence import convergence_experiment
 from stepscope.paper.experiments.training import accumulate
 from stepscope.paper.experiments.trajectory import trajectory_experiment
-from stepscope.paper.tasks.catalogue import TASKS
+from stepscope.paper.tasks.catalog import TASKS
 
 TEXTS = ("translation", "code", "sentiment")
 
@@ -47,7 +47,7 @@ def first(task):
     return next(task.training_batches())
 
 
-def labelled(batch):
+def labeled(batch):
     return int((batch["labels"] != IGNORED_LABEL).sum())
 
 
@@ -62,10 +62,10 @@ def test_padding_tokens_are_labels_on_the_code_task_and_nowhere_else(made, kind)
                 continue
             assert torch.equal(two["labels"], two["input_ids"]), "a copy of the inputs"
             assert two["labels"].shape[1] == trajectory_experiment("smoke", "code").task.max_tokens
-            assert labelled(one) <= labelled(two) == two["labels"].numel(), "all that is padding counts"
+            assert labeled(one) <= labeled(two) == two["labels"].numel(), "all that is padding counts"
             assert int(two["labels"][:, : one["labels"].shape[1]][one["labels"] == IGNORED_LABEL].abs().sum()) == 0
     if kind == "code":
-        assert sum(map(labelled, plain.eval_batches)) < sum(map(labelled, changed.eval_batches))
+        assert sum(map(labeled, plain.eval_batches)) < sum(map(labeled, changed.eval_batches))
         assert Objective(plain.model, None, plain.eval_batches).loss() != pytest.approx(
             Objective(changed.model, None, changed.eval_batches).loss(), rel=1e-4
         )
@@ -113,7 +113,7 @@ def test_short_texts_keep_their_beginnings_and_at_least_a_quarter(made):
         assert bool((lengths >= one["attention_mask"].sum(1).clamp(max=longest // 4)).all())
         assert torch.equal((two["labels"] == IGNORED_LABEL), two["attention_mask"] == 0)
         assert torch.equal(two["labels"][two["attention_mask"] == 1], one["labels"][two["attention_mask"] == 1])
-    assert sum(map(labelled, task.eval_batches)) < sum(map(labelled, plain.eval_batches))
+    assert sum(map(labeled, task.eval_batches)) < sum(map(labeled, plain.eval_batches))
     assert torch.equal(first(task)["labels"], first(task.seeded(3))["labels"])
 
 

@@ -16,7 +16,7 @@ from stepscope.paper.experiments.convergence import SEARCH_SEED, Training, conve
 from stepscope.paper.experiments.experiment import run as run_experiment
 from stepscope.paper.experiments.search import Search
 from stepscope.paper.records import LossRecord
-from stepscope.paper.tasks.catalogue import TASKS
+from stepscope.paper.tasks.catalog import TASKS
 from stepscope.runs.directory import read_run
 
 OPTIMIZERS = ("sgd", "sgd clip 10%")

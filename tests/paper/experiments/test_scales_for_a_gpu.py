@@ -22,7 +22,7 @@ from stepscope.paper.experiments.search import Search
 from stepscope.paper.experiments.training import accumulate, at_home, part_size
 from stepscope.paper.experiments.trajectory import TrajectoryExperiment, trajectory_experiment
 from stepscope.paper.reproduction.plan import reproduction, run_reproduction
-from stepscope.paper.tasks.catalogue import TASKS
+from stepscope.paper.tasks.catalog import TASKS
 
 MODELS = {
     "translation": checkpoints.translation,

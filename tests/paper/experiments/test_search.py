@@ -9,7 +9,7 @@ from stepscope.paper.experiments.search import Search
 
 
 def parabola(best, penalty=0.0):
-    """A loss with its minimum at `best` after a full training; short trainings favour larger rates."""
+    """A loss with its minimum at `best` after a full training; short trainings favor larger rates."""
 
     def loss(rate, part):
         return (math.log2(rate / best) - penalty * (1 - part)) ** 2 + 1 - part

@@ -14,7 +14,7 @@ from stepscope.paper.experiments.run_files import read
 from stepscope.paper.reproduction import plan as module
 from stepscope.paper.reproduction.costs import measured_cost
 from stepscope.paper.reproduction.plan import reproduction, run_reproduction
-from stepscope.paper.tasks.catalogue import TASKS
+from stepscope.paper.tasks.catalog import TASKS
 from stepscope.paper.tasks.pretraining import STARTS
 
 NAMES = [f"trajectory-{task}-{start}" for start in STARTS for task in MEASURED_TASKS][:-1]

@@ -16,7 +16,7 @@ pytest.importorskip("safetensors")
 import transformers
 
 from stepscope.paper.tasks import code, sentiment, translation
-from stepscope.paper.tasks.catalogue import TASKS
+from stepscope.paper.tasks.catalog import TASKS
 from stepscope.paper.tasks.resnet import classifier, resnet_config
 from stepscope.paper.tasks.small import SMALL, small_task
 from stepscope.paper.tasks.task import placed

@@ -20,7 +20,7 @@ from stepscope import Objective
 from stepscope.errors import UsageError
 from stepscope.paper.tasks import batching
 from stepscope.paper.tasks import images as module
-from stepscope.paper.tasks.images import SCALES, images, normalised
+from stepscope.paper.tasks.images import SCALES, images, normalized
 from stepscope.paper.tasks.resnet import classifier, resnet_config
 
 SMOKE = SCALES["smoke"]
@@ -86,7 +86,7 @@ def seen_in_pretraining(config, file, monkeypatch):
 
 
 def test_pretraining_sees_other_images_of_other_classes(file, monkeypatch):
-    monkeypatch.setattr(module, "normalised", lambda pixels: pixels.float())  # the first pixel tells the class
+    monkeypatch.setattr(module, "normalized", lambda pixels: pixels.float())  # the first pixel tells the class
     task, caught = seen_in_pretraining(PRETRAINED, file, monkeypatch)
 
     def classes(batches):
@@ -103,7 +103,7 @@ def test_pretraining_sees_other_images_of_other_classes(file, monkeypatch):
     assert task.initialisation == "pretrained: 16 steps of 96 other images of 2 other classes"
 
 
-def test_both_initialisations_train_on_the_same_images(file):
+def test_both_initializations_train_on_the_same_images(file):
     first, second = images(SMOKE, source=file), images(PRETRAINED, source=file)
     assert all(map(equal, islice(first.training_batches(), 10), second.training_batches()))
     assert all(map(equal, first.eval_batches, second.eval_batches))
@@ -176,7 +176,7 @@ def test_measuring_uses_running_statistics_and_a_copy_without_them_those_of_the_
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_pixels_are_normalised_by_the_training_images(tmp_path, channels):
+def test_pixels_are_normalized_by_the_training_images(tmp_path, channels):
     save_file(made_up(channels=channels), tmp_path / "x.safetensors")
     task = images(replace(SMOKE, batch_size=128), source=str(tmp_path / "x.safetensors"))  # all of them
     pixels = next(task.training_batches())["pixel_values"].double()
@@ -186,7 +186,7 @@ def test_pixels_are_normalised_by_the_training_images(tmp_path, channels):
 
 
 def test_a_channel_without_contrast_becomes_zero():
-    assert not normalised(torch.full((2, 1, 3, 3), 7, dtype=torch.uint8)).any()
+    assert not normalized(torch.full((2, 1, 3, 3), 7, dtype=torch.uint8)).any()
 
 
 @pytest.mark.parametrize("config", [SMOKE, PRETRAINED])
@@ -203,7 +203,7 @@ def test_all_classes_where_none_are_set_apart(file):
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """A colour model with a head for 7 classes, in a directory of the Hub's format."""
+    """A color model with a head for 7 classes, in a directory of the Hub's format."""
     config = resnet_config(layer_type="basic", depths=(1, 1), widths=(4, 8), embedding=4, channels=3)
     model = classifier(config, classes=7, seed=4)
     model(pixel_values=torch.randn(8, 3, 12, 12), labels=torch.zeros(8, dtype=torch.int64))
@@ -212,7 +212,7 @@ def checkpoint(tmp_path):
 
 
 def test_a_checkpoint(file, checkpoint):
-    """Grey images are given to a model of colours in each of them."""
+    """Gray images are given to a model of colors in each of them."""
     config = replace(PRETRAINED, checkpoint=checkpoint[0], set_apart=False)
     task = images(config, source=file)
     assert equal(task.model.resnet.state_dict(), checkpoint[1].resnet.state_dict())

@@ -22,7 +22,7 @@ import checkpoints
 from stepscope import Objective
 from stepscope.errors import UsageError
 from stepscope.paper.tasks import pretrained
-from stepscope.paper.tasks.catalogue import TASKS
+from stepscope.paper.tasks.catalog import TASKS
 
 
 @pytest.fixture

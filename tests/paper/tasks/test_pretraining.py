@@ -18,8 +18,8 @@ pytest.importorskip("safetensors")
 
 from stepscope.errors import UsageError
 from stepscope.paper.tasks import code, sentiment, text, translation
-from stepscope.paper.tasks.batching import initialised
-from stepscope.paper.tasks.catalogue import TASKS
+from stepscope.paper.tasks.batching import initialized
+from stepscope.paper.tasks.catalog import TASKS
 from stepscope.paper.tasks.pretraining import Lesson, Pretraining, pretrained_here
 
 SETTINGS = Pretraining(steps=20, batch_size=4, lr=0.1)
@@ -44,7 +44,7 @@ def batches(seed):
 
 LESSON = Lesson(
     title="lines",
-    model=lambda seed: initialised(Line, seed),
+    model=lambda seed: initialized(Line, seed),
     kept=lambda model: model.body,
     batches=batches,
     held_out={"x": X, "y": X[:, :1]},

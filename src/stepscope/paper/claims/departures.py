@@ -50,8 +50,8 @@ PAPER: Mapping[str, Settings] = {
 TEMPLATES: Mapping[str, str] = {
     "data": "data are {ours}, not {paper}",
     "model": "the model is {ours}, not {paper}",
-    "start": "initialisation is {ours}, not {paper}",
-    "pretraining": "initialisation is {ours}, not {paper}'s",
+    "start": "initialization is {ours}, not {paper}",
+    "pretraining": "initialization is {ours}, not {paper}'s",
     "dropout": "dropout is off; the paper trains with its models' own",
     "batch": "training batches have {ours} examples, not {paper}",
     "evaluation": "the evaluation batch has {ours} examples, not {paper}",

@@ -33,7 +33,7 @@ from stepscope.paper.experiments.trajectory import TrajectoryExperiment
 from stepscope.paper.records import AgreementRecord
 from stepscope.paper.report.evidence import agreement_tables
 from stepscope.paper.tasks import Batch, Task
-from stepscope.paper.tasks.catalogue import TASKS
+from stepscope.paper.tasks.catalog import TASKS
 
 DISPLACEMENT = 1e-10
 """Half-length of the difference, relative to ``‖x‖``: hardly any rectifier changes sides within it, each of which would

@@ -70,7 +70,7 @@ def as_released(task: Task, kind: str, config: Any, names: Iterable[str]) -> Tas
 
     Args:
         task: what is changed; its model itself.
-        kind: its name in `stepscope.paper.tasks.catalogue.TASKS`.
+        kind: its name in `stepscope.paper.tasks.catalog.TASKS`.
         config: its settings.
         names: of `RELEASED`; those that don't concern the task change nothing.
     """

@@ -29,7 +29,7 @@ from stepscope.paper.experiments.training import accumulate, at_home, check_sett
 from stepscope.paper.records import LossRecord
 from stepscope.paper.report.loss_tables import TERMS, loss_figures, loss_numbers, loss_table, verdict_table
 from stepscope.paper.tasks import Task
-from stepscope.paper.tasks.catalogue import TASKS
+from stepscope.paper.tasks.catalog import TASKS
 from stepscope.paper.tasks.pretraining import check_start
 from stepscope.report import Table
 
@@ -225,7 +225,7 @@ def convergence_experiment(
         scale: ``"smoke"`` (to see that it works), ``"cpu"`` (within an hour on two cores), ``"desk"``, ``"gpu"``
             or ``"paper"``.
         settings: ``"text"``, ``"code"`` or ``"ours"``.
-        tasks: names in `stepscope.paper.tasks.catalogue.TASKS`.
+        tasks: names in `stepscope.paper.tasks.catalog.TASKS`.
         sources: ``{task: where its data come from}``; ``"auto"`` for those not named.
         seeds: see `ConvergenceExperiment`.
         start: ``"pretrained"`` or ``"random"`` weights.

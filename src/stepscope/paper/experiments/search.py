@@ -20,7 +20,7 @@ class Search:
 
     Rates are ``first · factor^k`` at first. All of them train for a part of the steps, and the grid grows while the
     best lies at its edge. The best go on, fewer and fewer, until the last train for all steps (successive halving,
-    Jamieson and Talwalkar, 2016, arXiv 1502.07943). Short trainings favour rates that are wrong later, so the end is
+    Jamieson and Talwalkar, 2016, arXiv 1502.07943). Short trainings favor rates that are wrong later, so the end is
     a climb: the neighbours of the best, at a distance of ``√factor``, train for all steps too, until none is better.
 
     Attributes:

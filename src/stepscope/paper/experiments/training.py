@@ -13,7 +13,7 @@ from stepscope.errors import UsageError
 from stepscope.paper.experiments.command_lines import SMALL_NORM_BATCHES
 from stepscope.paper.experiments.example_weights import terms_of
 from stepscope.paper.tasks import Batch, Task
-from stepscope.paper.tasks.catalogue import TASKS
+from stepscope.paper.tasks.catalog import TASKS
 from stepscope.paper.tasks.images import ImagesConfig
 from stepscope.paper.tasks.task import placed
 

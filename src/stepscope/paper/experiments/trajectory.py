@@ -23,7 +23,7 @@ from stepscope.paper.experiments.experiment import Asked, Progress, Unit, descri
 from stepscope.paper.experiments.training import at_home, check_settings, count_of, part_size
 from stepscope.paper.report.directions import direction_figures, direction_numbers, direction_tables
 from stepscope.paper.tasks import Task
-from stepscope.paper.tasks.catalogue import TASKS
+from stepscope.paper.tasks.catalog import TASKS
 from stepscope.paper.tasks.pretraining import STARTS, check_start
 from stepscope.report import directions_of, print_directions, render_report, summary_sentence
 from stepscope.runs import DirectionRecord
@@ -69,7 +69,7 @@ class TrajectoryExperiment(AlongTrajectories[DirectionRecord]):
 
     Attributes:
         scale: name of the size.
-        kind: the task, a name in `stepscope.paper.tasks.catalogue.TASKS`.
+        kind: the task, a name in `stepscope.paper.tasks.catalog.TASKS`.
         task: its settings.
         source: where its data come from.
         training_lr: ``{training optimizer: learning rate}``, one trajectory each.
@@ -256,7 +256,7 @@ def trajectory_experiment(
         scale: ``"smoke"`` (seconds; to see that it works), ``"cpu"`` (minutes on two cores), ``"desk"`` (an
             afternoon on them: models ten times as large, twice the steps), ``"gpu"`` or ``"paper"`` (the paper's own
             models and data, of the Hub).
-        kind: a name in `stepscope.paper.tasks.catalogue.TASKS`.
+        kind: a name in `stepscope.paper.tasks.catalog.TASKS`.
         source: where its data come from.
         seeds: see `TrajectoryExperiment`.
         start: ``"pretrained"``, as the paper's models are, or ``"random"``, the contrast.

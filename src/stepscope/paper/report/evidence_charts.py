@@ -63,7 +63,7 @@ def smoothness_over_steps(records: Sequence[SmoothnessRecord], trajectory: str) 
     seeds = len({record.seed for own in measured.values() for record in own})
     notes = (
         f"Medians over batches and {seeds} seeds, bars from smallest to largest." if seeds > 1 else "One seed.",
-        "Grey: the largest ratio where as many coordinates go at random. Lines: 1 (nothing gained) and 2.",
+        "Gray: the largest ratio where as many coordinates go at random. Lines: 1 (nothing gained) and 2.",
     )
     return finish(layered(*layers), f"Robust smoothness: {trajectory} trajectory", *notes)
 

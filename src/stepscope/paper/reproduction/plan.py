@@ -16,7 +16,7 @@ from stepscope.paper.experiments.command_lines import EXPERIMENTS, MEASURED_TASK
 from stepscope.paper.experiments.experiment import Asked, Experiment, Progress, run
 from stepscope.paper.experiments.training import sources_by_task
 from stepscope.paper.experiments.workers import Tell, check_processes, run_jobs
-from stepscope.paper.tasks.catalogue import TASKS
+from stepscope.paper.tasks.catalog import TASKS
 from stepscope.runs import read_head
 
 

@@ -15,7 +15,7 @@ from stepscope.paper.experiments.command_lines import EXPERIMENTS
 from stepscope.paper.experiments.experiment import Experiment
 from stepscope.paper.experiments.run_files import experiment_of
 from stepscope.paper.reproduction_runs import Run
-from stepscope.paper.tasks.catalogue import TASKS
+from stepscope.paper.tasks.catalog import TASKS
 from stepscope.report import (
     Figure,
     Looks,

@@ -83,7 +83,7 @@ def training_batches(
     return batches
 
 
-def initialised(make: Callable[[], object], seed: int) -> nn.Module:
+def initialized(make: Callable[[], object], seed: int) -> nn.Module:
     """Makes a model with the weights of a seed, in training mode; the global random state is left as it was.
 
     Args:

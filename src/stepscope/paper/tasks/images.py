@@ -3,15 +3,15 @@
 The paper trains a ResNet-152, pretrained on ImageNet, on 10,000 images of CIFAR-10. Here are also sizes for a test and
 for two cores and for one GPU, with a ResNet that is small enough to be pretrained on the spot.
 
-**Pretraining on the spot.** From ImageNet to CIFAR-10 is supervised pretraining on labelled objects, then a new head
+**Pretraining on the spot.** From ImageNet to CIFAR-10 is supervised pretraining on labeled objects, then a new head
 for other labels and other images of the same kind. The same is had from one data set by its classes: the first half of
 them is for pretraining, the task has the second half. So pretraining sees no image and no label of the task, as many
 images as there are, and the true labels of objects rather than a made-up puzzle. What differs: ImageNet has a hundred
-times as many classes, and most of CIFAR-10's are among them. Both initialisations train on the same images of the same
+times as many classes, and most of CIFAR-10's are among them. Both initializations train on the same images of the same
 classes, so that nothing but the weights tells them apart.
 
 **Batch norm.** What is measured is the model in evaluation mode, with running statistics; what trains uses those of
-each batch. A model that was just initialised has running mean 0 and variance 1, which normalise nothing; after `k`
+each batch. A model that was just initialized has running mean 0 and variance 1, which normalize nothing; after `k`
 training steps 0.9ᵏ of that is left. Measurements of a random start are therefore about another function than the one
 that trains during the first few dozen steps (`docs/limits.md`).
 """
@@ -143,9 +143,9 @@ data."""
 
 
 def images(config: ImagesConfig, *, seed: int = 0, source: str = "auto") -> Task:
-    """Makes the task: labelled images and a ResNet with a new head.
+    """Makes the task: labeled images and a ResNet with a new head.
 
-    Pixels are normalised to mean 0 and variance 1 in each colour, by the images that are trained on. Nothing is
+    Pixels are normalized to mean 0 and variance 1 in each color, by the images that are trained on. Nothing is
     augmented: it is the training loss that is measured, on images that training sees as they are.
 
     Args:
@@ -178,14 +178,14 @@ def images(config: ImagesConfig, *, seed: int = 0, source: str = "auto") -> Task
         range(len(labels)),
         seed=seed,
         model=lambda seed, learned: classifier(model_config, classes=classes, seed=seed, backbone=learned or published),
-        collate=_batches_of(normalised(_with_channels(pixels, model_config.num_channels)), labels),
+        collate=_batches_of(normalized(_with_channels(pixels, model_config.num_channels)), labels),
         source=origin,
         initialisation=initialisation,
         lesson=(lesson, config.pretraining) if lesson else None,
     )
 
 
-def normalised(pixels: Tensor) -> Tensor:
+def normalized(pixels: Tensor) -> Tensor:
     """Brings pixels to mean 0 and variance 1 in each channel, over all images.
 
     Args:
@@ -195,7 +195,7 @@ def normalised(pixels: Tensor) -> Tensor:
         float32, of the same shape.
 
     Example:
-        >>> normalised(torch.tensor([0, 0, 2, 2], dtype=torch.uint8).view(2, 1, 1, 2)).flatten().tolist()
+        >>> normalized(torch.tensor([0, 0, 2, 2], dtype=torch.uint8).view(2, 1, 1, 2)).flatten().tolist()
         [-1.0, -1.0, 1.0, 1.0]
     """
     values = pixels.float()
@@ -235,7 +235,7 @@ def _lesson(config: ImagesConfig, model_config: Any, apart: Examples) -> Lesson:
     """The labels of the images that are set apart; a tenth of them at most is held out."""
     count, settings = _classes(apart, "pretraining"), config.pretraining
     pixels, labels = apart[0][: settings.examples], apart[1][: settings.examples]
-    batches = _batches_of(normalised(pixels), labels)
+    batches = _batches_of(normalized(pixels), labels)
     held = max(1, min(settings.batch_size, len(labels) // 10))
     digest = hashlib.sha256(digest_of(model_config.to_dict(), tuple(pixels.shape)).encode())
     for tensor in (pixels, labels):
@@ -273,7 +273,7 @@ def _classes(examples: Examples, whose: str) -> int:
 
 
 def _with_channels(pixels: Tensor, channels: int) -> Tensor:
-    """Grey images for a network that was pretrained on colours: the same in each."""
+    """Gray images for a network that was pretrained on colors: the same in each."""
     if pixels.shape[1] not in (1, channels):
         raise UsageError(f"the images have {pixels.shape[1]} channels, the pretrained model takes {channels}")
     return pixels.expand(-1, channels, -1, -1)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from stepscope.errors import require
-from stepscope.paper.tasks.batching import initialised
+from stepscope.paper.tasks.batching import initialized
 from stepscope.paper.tasks.pretrained import Weights, published
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4  # those of He et al. on ImageNet (2016, arXiv 1512.03385, §3.4)
@@ -53,7 +53,7 @@ def classifier(config: Any, *, classes: int, seed: int, backbone: Weights | None
     for mapping in ("id2label", "label2id", "num_labels"):
         values.pop(mapping, None)
     settings = transformers.ResNetConfig(**values, num_labels=classes)
-    model = initialised(lambda: transformers.ResNetForImageClassification(settings), seed)
+    model = initialized(lambda: transformers.ResNetForImageClassification(settings), seed)
     if backbone is not None:
         backbone_of(model).load_state_dict(backbone)
     return model

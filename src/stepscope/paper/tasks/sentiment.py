@@ -134,7 +134,7 @@ of the paper's code with its data (67 million; the text says BERT, which is
 
 
 def sentiment(config: SentimentConfig, *, seed: int = 0, source: str = "auto") -> Task:
-    """Makes the task: real film reviews, a tokenizer, a BERT with a randomly initialised head.
+    """Makes the task: real film reviews, a tokenizer, a BERT with a randomly initialized head.
 
     Args:
         config: the size, such as ``SCALES["cpu"]``.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stepscope.errors import UsageError
-from stepscope.paper.tasks.batching import DATA_SEED, initialised, task_of
+from stepscope.paper.tasks.batching import DATA_SEED, initialized, task_of
 from stepscope.paper.tasks.task import Batch, Source, Task
 
 _EXAMPLES = 512
@@ -95,7 +95,7 @@ def _sentences(generator: torch.Generator) -> Batch:
 
 
 SMALL: dict[str, tuple[Callable[[], nn.Module], Callable[[torch.Generator], Batch], str]] = {
-    "classifier": (Classifier, _classified, "normal inputs, labelled by a random network"),
+    "classifier": (Classifier, _classified, "normal inputs, labeled by a random network"),
     "language model": (LanguageModel, _sentences, "walks through a random Markov chain of words"),
 }
 """The small tasks, by name: the model, its data, and what these are."""
@@ -121,7 +121,7 @@ def small_task(name: str, *, seed: int = 0) -> Task:
         _SIZES,
         range(_EXAMPLES),
         seed=seed,
-        model=lambda seed, _: initialised(lambda: model().double(), seed),
+        model=lambda seed, _: initialized(lambda: model().double(), seed),
         collate=lambda places: {key: value[torch.tensor(places)] for key, value in data.items()},
         source=Source("made", f"Made data: {title}", "none needed", digest, _EXAMPLES),
     )

@@ -38,7 +38,7 @@ class Task:
 
     Attributes:
         name: such as ``"translation"``.
-        model: as initialised, in training mode; what is random in it comes from the task's seed.
+        model: as initialized, in training mode; what is random in it comes from the task's seed.
             ``model(**batch).loss`` is the mean loss of a batch over its valid label tokens, or its examples.
         training_batches: called without arguments, gives an endless iterator over training batches, the same
             sequence at every call (its order depends on the task's seed alone and draws on no global RNG).

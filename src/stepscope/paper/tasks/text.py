@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from stepscope.errors import UsageError, require
 from stepscope.objective import IGNORED_LABEL
-from stepscope.paper.tasks.batching import DATA_SEED, initialised, task_of, training_batches
+from stepscope.paper.tasks.batching import DATA_SEED, initialized, task_of, training_batches
 from stepscope.paper.tasks.downloads import cache_directory, write_cached
 from stepscope.paper.tasks.pretrained import Pretrained, Weights, check_length, end_token, pad_token, published
 from stepscope.paper.tasks.pretraining import BRIEF, Lesson, Pretraining, check_beginning, digest_of
@@ -188,7 +188,7 @@ def text_task(
         return whole.base_model if new_head else whole
 
     def begun(seed: int, learned: Weights | None) -> nn.Module:
-        whole = initialised(partial(_drawn, make, model), seed)
+        whole = initialized(partial(_drawn, make, model), seed)
         if taken is not None:
             inside(whole).load_state_dict(taken.weights)
         elif learned is not None:
@@ -232,7 +232,7 @@ def _lesson(
 
     return Lesson(
         title=text.title,
-        model=lambda seed: initialised(partial(_drawn, text.make, model), seed),
+        model=lambda seed: initialized(partial(_drawn, text.make, model), seed),
         kept=kept,
         batches=lambda seed: batches(text.examples[held:], seed, settings.batch_size),
         held_out=next(batches(text.examples[:held], DATA_SEED, held)),

@@ -112,7 +112,7 @@ def test_labels_of_other_images(tmp_path, monkeypatch):
         load_pictures("fashion-mnist")
 
 
-COLOURS = torch.randint(0, 256, (4, 3, 5, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+COLORS = torch.randint(0, 256, (4, 3, 5, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
@@ -146,9 +146,9 @@ def cifar(tmp_path, serve_dataset):
 
 @pytest.mark.parametrize("typed", [True, False])
 def test_cifar10(cifar, typed):
-    path = cifar(COLOURS, typed=typed)
+    path = cifar(COLORS, typed=typed)
     found, source = load_pictures("cifar10")
-    assert torch.equal(found.pixels, COLOURS)
+    assert torch.equal(found.pixels, COLORS)
     assert found.labels.tolist() == [5, 6, 7, 8]
     assert source.title == "CIFAR-10, uoft-cs/cifar10 plain_text at 0123456789ab"
     assert source.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -162,10 +162,10 @@ def test_damaged_image_of_cifar10(cifar, typed):
 
 
 def test_cifar10_of_other_forms(cifar):
-    cifar([COLOURS[0], COLOURS[1][:, :4]])
+    cifar([COLORS[0], COLORS[1][:, :4]])
     with pytest.raises(UsageError, match="images of 2 sizes"):
         load_pictures("cifar10")
-    cifar(COLOURS, typed=False, label=str)
+    cifar(COLORS, typed=False, label=str)
     with pytest.raises(UsageError, match="label is '0'"):
         load_pictures("cifar10")
 
@@ -184,29 +184,29 @@ def save(path, **tensors):
 
 
 def test_own_file(tmp_path):
-    path = save(tmp_path / "mine.safetensors", images=COLOURS, labels=torch.tensor([3, 3, 0, 9], dtype=torch.int32))
+    path = save(tmp_path / "mine.safetensors", images=COLORS, labels=torch.tensor([3, 3, 0, 9], dtype=torch.int32))
     found, source = load_pictures(path)
-    assert torch.equal(found.pixels, COLOURS)
+    assert torch.equal(found.pixels, COLORS)
     assert found.labels.tolist() == [3, 3, 0, 9]
     assert found.labels.dtype == torch.int64
     assert (source.name, source.examples) == ("file", 4)
     assert source.sha256 == hashlib.sha256((tmp_path / "mine.safetensors").read_bytes()).hexdigest()
 
 
-GOOD = {"images": COLOURS, "labels": torch.arange(4)}
+GOOD = {"images": COLORS, "labels": torch.arange(4)}
 
 
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"images": COLOURS}, r"has no tensor 'labels' \(it holds images\)"),
-        ({"labels": torch.arange(4), "x": COLOURS}, r"has no tensor 'images' \(it holds labels, x\)"),
-        (GOOD | {"images": COLOURS.float()}, "images are torch.float32, expected torch.uint8"),
+        ({"images": COLORS}, r"has no tensor 'labels' \(it holds images\)"),
+        ({"labels": torch.arange(4), "x": COLORS}, r"has no tensor 'images' \(it holds labels, x\)"),
+        (GOOD | {"images": COLORS.float()}, "images are torch.float32, expected torch.uint8"),
         (GOOD | {"labels": torch.rand(4)}, "labels are torch.float32, expected whole numbers"),
         (GOOD | {"labels": torch.arange(5)}, r"labels of shape \(5,\)"),
-        (GOOD | {"images": COLOURS[:, 0].contiguous()}, r"images of shape \(4, 5, 6\)"),
+        (GOOD | {"images": COLORS[:, 0].contiguous()}, r"images of shape \(4, 5, 6\)"),
         (GOOD | {"labels": torch.arange(4) - 1}, "a label is -1"),
-        ({"images": COLOURS[:0], "labels": torch.arange(0)}, r"images of shape \(0, 3, 5, 6\)"),
+        ({"images": COLORS[:0], "labels": torch.arange(0)}, r"images of shape \(0, 3, 5, 6\)"),
     ],
 )
 def test_own_file_with_mistakes(tmp_path, tensors, message):

@@ -65,7 +65,7 @@ def test_the_hubs_rows(monkeypatch, tmp_path, serve_dataset):
     assert found == [("no good", 0), ("all good", 1)]
     assert source.title == "Film reviews of IMDb, stanfordnlp/imdb plain_text at 0123456789ab"
     assert source.sha256 == hashlib.sha256(b"content").hexdigest()
-    rows.append({"text": "not labelled", "label": -1})
+    rows.append({"text": "not labeled", "label": -1})
     with pytest.raises(UsageError, match="imdb: a label is -1"):
         load_reviews("imdb")
 

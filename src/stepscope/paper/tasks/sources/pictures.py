@@ -65,7 +65,7 @@ class Pictures:
 
 
 def load_pictures(source: str = "auto") -> tuple[Pictures, Source]:
-    """Loads labelled images, in an order that depends on the data alone.
+    """Loads labeled images, in an order that depends on the data alone.
 
     Args:
         source: a key of ``SOURCES``; ``"auto"`` for the first of them that works; or the path of a ``.safetensors``
@@ -83,7 +83,7 @@ def load_pictures(source: str = "auto") -> tuple[Pictures, Source]:
         SOURCES,
         lambda pictures: pictures,
         own=_read_file,
-        things="labelled images",
+        things="labeled images",
         suffix=".safetensors",
         content=".safetensors file with images (uint8, N×C×H×W) and labels (N)",
     )
@@ -107,11 +107,11 @@ def _decoded(cell: Any, pillow: Any) -> Tensor:
     """One image of a Parquet row as uint8 of shape (3, height, width): its file's bytes, or decoded by `datasets`."""
     try:
         picture = pillow.open(io.BytesIO(cell["bytes"])) if isinstance(cell, Mapping) else cell
-        colours = picture.convert("RGB")
+        colors = picture.convert("RGB")
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UnavailableError(f"an image cannot be decoded ({type(error).__name__})") from error
-    flat = torch.frombuffer(bytearray(colours.tobytes()), dtype=torch.uint8)
-    return flat.view(colours.height, colours.width, 3).permute(2, 0, 1)
+    flat = torch.frombuffer(bytearray(colors.tobytes()), dtype=torch.uint8)
+    return flat.view(colors.height, colors.width, 3).permute(2, 0, 1)
 
 
 def _label(row: Mapping[str, Any]) -> int:

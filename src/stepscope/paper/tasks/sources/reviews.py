@@ -45,7 +45,7 @@ class Reviews:
 
 
 def load_reviews(source: str = "auto") -> tuple[list[Review], tuple[str, ...], Source]:
-    """Loads labelled texts, cleaned and in an order that depends on the data alone.
+    """Loads labeled texts, cleaned and in an order that depends on the data alone.
 
     Args:
         source: a key of ``SOURCES``; ``"auto"`` for the first of them that works; or the path of a UTF-8 file with one
@@ -62,7 +62,7 @@ def load_reviews(source: str = "auto") -> tuple[list[Review], tuple[str, ...], S
         SOURCES,
         _clean,
         own=_read_table,
-        things="labelled texts",
+        things="labeled texts",
         suffix=".tsv",
         content="file with one label<TAB>text a line",
     )
