@@ -144,7 +144,7 @@ def test_the_tree_shows_the_rooms():
         "objective", "clipping", "directions", "measuring", "runs", "judging", "report", "probe", "integrations",
         "paper", "calibration", "cli",
     }  # fmt: skip
-    assert {each.name for each in package.glob("*.py*")} == {"__init__.py", "__main__.py", "errors.py"}
+    assert {each.name for each in package.glob("*.py*")} == {"__init__.py", "__main__.py", "errors.py", "shown.py"}
 
 
 def test_importing_needs_torch_alone():

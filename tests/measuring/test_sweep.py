@@ -40,7 +40,7 @@ def test_one_bad_coordinate_is_clipped_away():
         gain = float((h * c).sum() ** 2 / (2 * (h * c**2).sum()))
         assert sweep.measurements[fraction].best_decrease == pytest.approx(gain, rel=1e-6)
     assert sweep.best == 0.05  # the smallest of equals
-    assert str(sweep).splitlines()[2].endswith("<- best")
+    assert str(sweep).splitlines()[2].endswith("best")
 
 
 def test_a_given_direction_and_one_that_does_not_descend():

@@ -205,6 +205,24 @@ def test_records_report_and_log(tmp_path):
     assert "Where the learning rate lands" in page
 
 
+def test_a_probe_shows_itself_its_numbers_and_its_charts():
+    pytest.importorskip("pandas")
+    _, probe = train(OPTIMIZERS["sgd"], attached(every=2), steps=4)
+    assert re.fullmatch(
+        r"Probe\(SGD on \w+, step 4: 2 measured on their own batches, 2 beside others, .*; in memory\)", repr(probe)
+    )
+    frame = probe.to_pandas()
+    assert list(frame["direction"]) == [record["direction"] for record in probe.records]
+    assert list(frame["sharpness"]) == [record["sharpness"] for record in probe.records]
+    assert {"landscape", "layers"}.isdisjoint(frame.columns)
+    assert len(probe.to_pandas(steps=True)) == len(probe.step_records)
+    assert probe.plot().title.text.endswith("SGD trajectory, step 4")
+    assert probe.plot("landscape", step=2).title.text.endswith("SGD trajectory, step 2")
+    assert probe.plot("sharpness").to_dict()
+    with pytest.raises(UsageError, match="no chart 'loss': choose of landscape"):
+        probe.plot("loss")
+
+
 def test_the_overshoot_is_smoothed_geometrically():
     _, probe = train(OPTIMIZERS["sgd"], attached(every=1), steps=4)
     own = [r for r in probe.records if r["direction"] == "own SGD" and r["overshoot"]]

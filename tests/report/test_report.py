@@ -14,7 +14,7 @@ from rich.console import Console
 
 from stepscope.errors import UsageError
 from stepscope.report import print_directions, sharpness_rows, summary, summary_sentence, write_report
-from stepscope.report.direction_tables import format_number, step_tables
+from stepscope.report.direction_tables import step_tables
 from stepscope.report.vega import vega_script
 from synthetic_records import (
     CONTEXT,
@@ -244,14 +244,6 @@ def test_the_terminal_shows_names_as_they_are_and_obeys_none():
 
 
 # The page
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(None, "–"), (1.0, "1.00"), (-0.25, "−0.250"), (123.4, "123"), (1.5e-7, "1.50×10⁻⁷"), (-2e9, "−2.00×10⁹")],
-)
-def test_numbers_are_for_reading(value, text):
-    assert format_number(value) == text
 
 
 @pytest.fixture(scope="module")

@@ -229,7 +229,7 @@ def report(options: argparse.Namespace) -> None:
 def findings(options: argparse.Namespace) -> None:
     """``stepscope findings``."""
     from stepscope.judging import findings as findings_of
-    from stepscope.report.escaping import printable
+    from stepscope.shown import printable
 
     found = findings_of(options.run_directory)
     if options.json:
@@ -241,7 +241,7 @@ def findings(options: argparse.Namespace) -> None:
 def summary(options: argparse.Namespace) -> None:
     """``stepscope summary``."""
     from stepscope.report import print_tables, run_summary
-    from stepscope.report.escaping import printable
+    from stepscope.shown import printable
 
     summed = run_summary(_training(options.run_directory))
     if options.json:
@@ -258,7 +258,7 @@ def compare(options: argparse.Namespace) -> None:
     """``stepscope compare``."""
     from stepscope.report import compare as beside
     from stepscope.report import print_tables
-    from stepscope.report.escaping import printable
+    from stepscope.shown import printable
 
     paths = options.run_directories
     if len({Path(path).resolve() for path in paths}) < len(paths):

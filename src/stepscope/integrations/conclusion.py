@@ -9,7 +9,7 @@ from stepscope.errors import UsageError
 from stepscope.judging import Finding
 from stepscope.objective import random_state
 from stepscope.probe import Probe
-from stepscope.report.escaping import printable
+from stepscope.shown import printable
 
 _logger = logging.getLogger("stepscope")
 

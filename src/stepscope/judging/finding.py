@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from html import escape
 from typing import Any
+
+from stepscope.shown import html_table, printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +46,7 @@ class Finding:
 
 
 class Findings(tuple[Finding, ...]):
-    """Findings, the most important first; printed, they are text for a terminal.
+    """Findings, the most important first; printed, they are text, and in a notebook paragraphs.
 
     Example:
         >>> print(Findings([Finding(kind="healthy", summary="All is well", evidence="T is 0.8.", against="Little.")]))
@@ -64,3 +67,13 @@ class Findings(tuple[Finding, ...]):
             lines.append(f"{finding.summary} ({finding.sureness})")
             lines += [f"  {name + ':':9} {text}" for name, text in finding.parts()]
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return "\n".join(printable(line) for line in str(self).split("\n")) or "no findings"
+
+    def _repr_html_(self) -> str:
+        lines = []
+        for finding in self:
+            lines.append(f"<p><b>{escape(finding.summary)}</b> ({escape(finding.sureness)})</p>")
+            lines.append(html_table((), finding.parts()))
+        return "".join(lines)

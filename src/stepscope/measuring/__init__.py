@@ -6,6 +6,7 @@ from stepscope.measuring.gauss_newton_matrix import chosen_names, gauss_newton
 from stepscope.measuring.hessian_rows import Coordinate, hessian_rows
 from stepscope.measuring.layer_multipliers import LayerMultipliers, layer_multipliers
 from stepscope.measuring.measurement import Measurement, measure, measure_units
+from stepscope.measuring.measurements import Measurements
 from stepscope.measuring.selfcheck import ANOTHER_GRADIENT, SelfCheck, self_check
 from stepscope.measuring.smoothness import check_removal, removals
 from stepscope.measuring.sweep import clip_sweep
@@ -17,6 +18,7 @@ __all__ = [
     "Grouping",
     "LayerMultipliers",
     "Measurement",
+    "Measurements",
     "SelfCheck",
     "check_removal",
     "chosen_names",

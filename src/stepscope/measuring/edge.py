@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from html import escape
 from typing import Any, Literal
 
 from torch import Tensor
@@ -18,6 +19,7 @@ from stepscope.errors import UsageError
 from stepscope.measuring.crossing import Bracket, Crossing
 from stepscope.measuring.slopes import slopes_at
 from stepscope.objective import Direction, Objective, check_objective, vectors
+from stepscope.shown import brief, format_number, html_table
 
 Status = Literal["found", "beyond the last", "no descent", "within noise"]
 
@@ -30,8 +32,11 @@ NEAR_AT_MOST = 1 / 8
 CERTAIN = 4.0
 """A change of the loss has a sign where it is this many times as large as an error that was seen, or a rounding."""
 
+_SHOWN = ("status", "critical_multiple", "critical_bracket", "realized_change", "predicted_change", "trust_ratio")
+"""What is shown of an edge; `Edge.record` has all."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Edge:
     """The loss ``f`` at multiples ``t`` of one step ``d`` from parameters ``x``; multiples are of ``d`` itself.
 
@@ -87,6 +92,14 @@ class Edge:
     decay_change: float | None
     noise: float
     forwards: int
+
+    def __repr__(self) -> str:
+        return brief(self, _SHOWN)
+
+    def _repr_html_(self) -> str:
+        along = zip(self.multiples, self.losses, strict=True)
+        rows = [(f"{multiple:.3g}", format_number(loss - self.loss)) for multiple, loss in along]
+        return f"<p>{escape(repr(self))}</p>{html_table(('multiple of the step', 'change of the loss'), rows)}"
 
     def record(self) -> dict[str, Any]:
         """The edge as plain values, for `stepscope.runs.RecordedEdge`."""

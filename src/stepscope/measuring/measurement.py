@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
@@ -17,6 +17,7 @@ from stepscope.measuring.breakdown import Breakdown, BreakdownObserver, Grouping
 from stepscope.measuring.curvature import Method, curvature
 from stepscope.measuring.curvature_terms import Curvature
 from stepscope.measuring.landscape import Landscape, scan
+from stepscope.measuring.measurements import Measurements
 from stepscope.measuring.slopes import (
     Segment,
     curvature_ahead,
@@ -26,14 +27,21 @@ from stepscope.measuring.slopes import (
     segment_of_losses,
 )
 from stepscope.objective import Direction, Objective, check_objective, vectors
+from stepscope.shown import brief, format_number, html_table
 
 FINITE_STEP = 1e-3
 """Half-length of the segment of `sharpness_finite`, and the displacement of `sharpness_robust`, relative to ``‖x‖``."""
 ACCURATE = 0.1
 """`sharpness_finite` is given where its error bar is below this part of it."""
 
+_SHOWN = (
+    "loss", "slope", "correlation", "sharpness", "sharpness_stderr", "edge_ratio", "best_step", "best_decrease",
+    "lr_step",
+)  # fmt: skip
+"""What is shown of a measurement; `Measurement.record` has all."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Measurement:
     """One direction ``d`` at parameters ``x``, with ``u = d/‖d‖``, ``g = ∇f(x)``, ``H = ∇²f(x)``.
 
@@ -104,17 +112,24 @@ class Measurement:
     edge_ratio: float | None
     best_step: float | None
     best_decrease: float | None
-    landscape: Landscape | None = field(repr=False)
+    landscape: Landscape | None
     lr_step: float
     lr_loss: float | None
     overshoot: float | None
-    breakdown: Breakdown | None = field(repr=False)
+    breakdown: Breakdown | None
     within_layer: float | None
     cross_layer: float | None
     method: str
     method_reason: str
     dtype: str
     seconds: float
+
+    def __repr__(self) -> str:
+        return brief(self, _SHOWN)
+
+    def _repr_html_(self) -> str:
+        values = {name: getattr(self, name) for name in _SHOWN}
+        return html_table((), [(name, format_number(value)) for name, value in values.items() if value is not None])
 
     def record(self) -> dict[str, Any]:
         """The measurement as plain JSON-able values, the breakdown as ``layers``, ``top`` and ``magnitudes``."""
@@ -139,7 +154,7 @@ def measure(
     within_layers: bool = False,
     layer: Grouping | Mapping[str, str] | None = None,
     progress: Callable[[str], None] | None = None,
-) -> dict[str, Measurement]:
+) -> Measurements:
     """Measures update directions at the model's present parameters, which are left as they are.
 
     Args:
@@ -158,7 +173,7 @@ def measure(
         progress: called with each label before that direction is measured (the common work comes first).
 
     Returns:
-        A `Measurement` for each label.
+        A `Measurement` for each label; shown, they are a table.
 
     Raises:
         UsageError: a direction doesn't fit the model or is zero, the loss isn't scalar or finite, or the method doesn't
@@ -201,7 +216,7 @@ def measure_units(
     within_layers: bool = False,
     layer: Grouping | Mapping[str, str] | None = None,
     progress: Callable[[str], None] | None = None,
-) -> dict[str, Measurement]:
+) -> Measurements:
     """`measure` of directions whose unit vectors are computed already: nothing is copied."""
     started = time.perf_counter()
     with objective.measuring():
@@ -211,7 +226,7 @@ def measure_units(
         point = _Point(objective, terms, landscape, segment, observer, layer_of if within_layers else None)
         point.check()
         shared_seconds = (time.perf_counter() - started) / len(units)
-        measured = {}
+        measured = Measurements()
         for label, unit in units.items():
             if progress is not None:
                 progress(label)

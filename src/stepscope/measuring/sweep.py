@@ -11,13 +11,14 @@ from stepscope.clipping import check_fraction, clamp_, fraction_threshold
 from stepscope.errors import UsageError
 from stepscope.measuring.measurement import Measurement, measure
 from stepscope.objective import Objective, check_objective
+from stepscope.shown import format_number, html_table, text_table
 
 FRACTIONS = (0.0, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ClipSweep:
-    """One direction, clipped at several fractions.
+    """One direction, clipped at several fractions; shown, it is a table.
 
     Attributes:
         measurements: ``{fraction: measurement}`` of the direction with that fraction of its coordinates clipped; 0 is
@@ -29,13 +30,22 @@ class ClipSweep:
     measurements: dict[float, Measurement]
     best: float | None
 
-    def __str__(self) -> str:
-        """A table of the sweep."""
-        lines = ["fraction   sharpness  correlation  best decrease"]
-        for fraction, m in self.measurements.items():
-            mark = "  <- best" if fraction == self.best else ""
-            lines.append(f"{fraction:8g} {m.sharpness:11.4g} {m.correlation:12.4f} {m.best_decrease:14.4g}{mark}")
-        return "\n".join(lines)
+    def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        rows = [
+            (
+                f"{fraction:g}",
+                *map(format_number, (m.sharpness, m.correlation, m.best_decrease)),
+                "best" if fraction == self.best else "",
+            )
+            for fraction, m in self.measurements.items()
+        ]
+        return ("fraction", "sharpness", "correlation", "best decrease", ""), rows
+
+    def __repr__(self) -> str:
+        return text_table(*self._table())
+
+    def _repr_html_(self) -> str:
+        return html_table(*self._table())
 
 
 def clip_sweep(

@@ -187,6 +187,14 @@ class Objective:
                 self._measuring, self._displaced, self._scratch, self._measured = 0, 0, [], None
                 self._as_trained, self._loss_eps = False, 0.0
 
+    def __repr__(self) -> str:
+        count = sum(parameter.numel() for parameter in self.parameters.values())
+        loss = (
+            "its own loss" if self.loss_fn is None else getattr(self.loss_fn, "__name__", type(self.loss_fn).__name__)
+        )
+        batches = f"{len(self.batches)} micro-batch{'es' * (len(self.batches) != 1)}"
+        return f"Objective({type(self.model).__name__}, {count:,} trainable parameters; {loss} on {batches})"
+
     def modules(self) -> dict[str, nn.Module]:
         """All modules that the loss is known to reach, the model's among them, by the path that leads to them."""
         return State(self._roots()).modules

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from stepscope.clipping import JointStepHook, parts_of
 from stepscope.directions import Factory
-from stepscope.errors import UsageError
+from stepscope.errors import UsageError, require
 from stepscope.judging import Findings, findings
 from stepscope.measuring import (
     Grouping,
@@ -45,7 +45,7 @@ from stepscope.probe.step_check import ExpectedStep
 from stepscope.probe.step_meter import StepMeter
 from stepscope.probe.step_schedule import StepSchedule
 from stepscope.probe.trackers import as_log
-from stepscope.runs import DirectionRecord, RecordedEdge, latest, versions, write_atomically
+from stepscope.runs import DirectionRecord, Record, RecordedEdge, latest, show, versions, write_atomically
 
 _logger = logging.getLogger("stepscope")
 
@@ -306,6 +306,44 @@ class Probe:
         page = render_report(run, latest(self._recorder.records), latest(self._recorder.steps))
         write_atomically(path, page.encode(errors="replace"))
         return Path(path)
+
+    def to_pandas(self, *, steps: bool = False) -> Any:
+        """What has been measured so far as a `pandas.DataFrame`: a row for each direction and step.
+
+        Args:
+            steps: whether to give the optimizer's own steps on their own batches instead, a row for each.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        records: Sequence[Record] = latest(self._recorder.steps) if steps else latest(self._recorder.records)
+        return require("pandas", "pandas").DataFrame([record.flat() for record in records])
+
+    def plot(self, chart: str = "landscape", step: int | None = None) -> Any:
+        """A chart of the page, for a notebook.
+
+        Args:
+            chart: ``"landscape"``, ``"sharpness"``, ``"overshoot"``, …; another name raises an error that has them all.
+            step: a measured step, where the chart shows one; ``None`` is the last.
+
+        Returns:
+            The chart, of Altair.
+
+        Raises:
+            MissingExtraError: altair is not installed.
+            UsageError: there is no such chart, or what it shows wasn't measured.
+        """
+        from stepscope.report import chart_of
+
+        return chart_of(latest(self._recorder.records), chart, self._compared.name, step)
+
+    def __repr__(self) -> str:
+        own, full = (len({record.step for record in kept}) for kept in (self._recorder.steps, self._recorder.records))
+        where = "in memory" if self.run_dir is None else f"in {show(self.run_dir)}"
+        return (
+            f"Probe({self._compared.name} on {type(self._measurer.model).__name__}, step {self.step:,}: {own} measured "
+            f"on their own batches, {full} beside others, for {self.overhead:.1%} of the training's time; {where})"
+        )
 
     def close(self) -> None:
         """Takes the probe off the optimizer; closing twice does nothing."""

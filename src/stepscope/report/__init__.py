@@ -9,8 +9,8 @@ from stepscope.report.comparison import (
     sharpness_rows,
     trajectories_of,
 )
-from stepscope.report.direction_tables import NOTHING, concentration_tables, decrease_tables, sharpness_tables
-from stepscope.report.figures import Figure, drawn, figures_of
+from stepscope.report.direction_tables import concentration_tables, decrease_tables, sharpness_tables
+from stepscope.report.figures import Figure, chart_of, drawn, figures_of
 from stepscope.report.looks import Looks, categories, symbols
 from stepscope.report.magnitude_charts import concentration, concentration_over_steps, magnitudes
 from stepscope.report.names import distinct, file_name
@@ -21,6 +21,7 @@ from stepscope.report.summary import summary_sentence
 from stepscope.report.tables import Cell, Table, write_csv, write_tables
 from stepscope.report.terminal import print_directions, print_tables
 from stepscope.report.vega import alt, finish, layered, plot, rule, save, tooltips
+from stepscope.shown import NOTHING
 
 __all__ = [
     "BASELINE",
@@ -34,6 +35,7 @@ __all__ = [
     "alt",
     "baseline_scale",
     "categories",
+    "chart_of",
     "compare",
     "concentration",
     "concentration_over_steps",

@@ -10,11 +10,11 @@ from typing import Any
 
 from stepscope.errors import UsageError
 from stepscope.judging import RateVerdict, judge_rate
-from stepscope.report.direction_tables import NOTHING, format_number
 from stepscope.report.run_page import facts_of
 from stepscope.report.run_summary import facts_of_training
 from stepscope.report.tables import Table
 from stepscope.runs import DirectionRecord, StepRecord, Training, is_own, plain
+from stepscope.shown import NOTHING, format_number
 
 Place = tuple[str, int, int]
 """Trajectory, seed, step."""

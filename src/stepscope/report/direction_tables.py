@@ -11,31 +11,13 @@ from stepscope.report.comparison import Row, directions_of, points_of, sharpness
 from stepscope.report.names import file_name
 from stepscope.report.tables import Table
 from stepscope.runs import DirectionRecord
+from stepscope.shown import NOTHING, format_number
 
-NOTHING = "–"
-"""What stands where nothing was measured."""
-
-_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _FOOTNOTES = {
     "robust": "† SGD's sharpness is negative there: the ratios are to its robust sharpness (eq. 4).",
     "negative": "‡ SGD's sharpness is negative there: the ratios are to its absolute value.",
 }
 """What steps are marked with, by `Row.baseline`."""
-
-
-def format_number(value: float | None) -> str:
-    """A number for reading: three significant digits, a true minus sign, powers of ten written out.
-
-    Example:
-        >>> format_number(-0.0000123), format_number(41.26), format_number(None)
-        ('−1.23×10⁻⁵', '41.3', '–')
-    """
-    if value is None:
-        return NOTHING
-    mantissa, _, exponent = f"{value:#.3g}".partition("e")
-    mantissa = mantissa.removesuffix(".")
-    power = f"×10{str(int(exponent)).translate(_SUPERSCRIPTS)}" if exponent else ""
-    return mantissa.replace("-", "−") + power
 
 
 def step_tables(records: Sequence[DirectionRecord], trajectory: str) -> dict[str, Table]:

@@ -1,4 +1,4 @@
-"""What users named, made safe for a script, for XML and for a terminal."""
+"""What users named, made safe for a script and for XML; for a terminal: `stepscope.shown`."""
 
 from __future__ import annotations
 
@@ -32,8 +32,3 @@ def xml_text(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: xml_text(item) for key, item in value.items()}
     return [xml_text(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def printable(name: str) -> str:
-    """A user's name without what a terminal would act on."""
-    return "".join(character if character.isprintable() else "\ufffd" for character in name)

@@ -120,6 +120,32 @@ def figures_of(records: Sequence[DirectionRecord], trajectory: str, *, every_ste
     return figures
 
 
+def chart_of(
+    records: Sequence[DirectionRecord], title: str, trajectory: str, step: int | None = None
+) -> alt.Chart | alt.LayerChart:
+    """One of the charts of a page.
+
+    Args:
+        records: all records of a run.
+        title: of the chart, as the decorator gives it: ``"landscape"``, say.
+        trajectory: the optimizer that moved the weights.
+        step: a measured one, of a chart that shows one step; ``None`` is the last.
+
+    Raises:
+        MissingExtraError: altair is not installed.
+        UsageError: there is no such chart, or what it shows was not measured there.
+    """
+    charts = {chart.title: chart for chart in CHARTS}
+    if title not in charts:
+        raise UsageError(f"no chart {title!r}: choose of {', '.join(charts)}")
+    steps = sorted({record.step for record in records if record.trajectory == trajectory})
+    if not steps:
+        raise UsageError("nothing has been measured yet")
+    if charts[title].of == "trajectory":
+        return charts[title].draw(records, trajectory)
+    return charts[title].draw(records, trajectory, steps[-1] if step is None else step)
+
+
 def drawn(charts: dict[str, Any], figures: Iterable[Figure]) -> list[str]:
     """Adds the charts that a page shows to its others, and gives their places: none where nothing was measured."""
     before = len(charts)

@@ -9,11 +9,12 @@ from typing import Any
 
 from stepscope.judging import Findings, findings
 from stepscope.report.comparison import trajectories_of
-from stepscope.report.direction_tables import format_number, step_tables
+from stepscope.report.direction_tables import step_tables
 from stepscope.report.run_page import title_of
 from stepscope.report.summary import summary_sentence
 from stepscope.report.tables import Table
 from stepscope.runs import DirectionRecord, StepRecord, Training, plain
+from stepscope.shown import format_number
 
 MOST_STEPS = 8
 """So many of the measured steps are in the table, from the first to the last."""
@@ -193,7 +194,6 @@ def _last_directions(records: Sequence[DirectionRecord]) -> list[DirectionRecord
 
 
 def _scalars(record: DirectionRecord | StepRecord) -> dict[str, Any]:
-    values = record.as_json()
     critical = critical_multiple(record) if isinstance(record, StepRecord) else None
-    kept = {name: value for name, value in values.items() if value is not None and not isinstance(value, dict)}
-    return kept if critical is None else {**kept, "critical_multiple": critical}
+    values = {**record.flat(), "critical_multiple": critical}
+    return {name: value for name, value in values.items() if value is not None}

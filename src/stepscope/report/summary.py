@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 from stepscope.report.comparison import BASELINE, points_of
-from stepscope.report.escaping import printable
 from stepscope.runs import DirectionRecord, family
+from stepscope.shown import printable
 
 
 def summary_sentence(records: Sequence[DirectionRecord]) -> str:

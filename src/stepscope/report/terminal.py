@@ -8,9 +8,9 @@ from typing import Any
 from stepscope.errors import require
 from stepscope.report.comparison import trajectories_of
 from stepscope.report.direction_tables import step_tables
-from stepscope.report.escaping import printable
 from stepscope.report.tables import Table
 from stepscope.runs import DirectionRecord
+from stepscope.shown import printable
 
 WHOLE = 31
 """A column of names needs no more room than this."""
