@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from stepscope.objective import random_state
-from stepscope.probe.trackers import as_log, values_of
+from stepscope.probe.trackers import as_log, values_of, values_of_step
 from stepscope.runs import DirectionRecord, RunDirectory, StepRecord, read_steps
 
 _SMOOTHING = 0.7
@@ -71,10 +71,13 @@ class Recorder:
             self._run.describe(context)
 
     def keep_step(self, record: StepRecord) -> None:
-        """Keeps the record of a step: in memory and on the disk."""
+        """Keeps the record of a step: in memory, on the disk, in the tracker."""
         self.steps.append(record)
         if self._run is not None:
             self._run.append_step(record)
+        if values := values_of_step(record):
+            with random_state():
+                self._log(values, record.step)
 
     def close(self) -> None:
         """Keeps what was waiting, and gives the run directory free."""

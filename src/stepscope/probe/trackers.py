@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from stepscope.errors import UsageError
-from stepscope.runs import DirectionRecord
+from stepscope.runs import DirectionRecord, StepRecord
 
 Log = Callable[[Mapping[str, float], int], None]
 """``log(values, step)``."""
@@ -75,6 +75,22 @@ def values_of(records: Iterable[DirectionRecord]) -> dict[str, float]:
             if value is not None and math.isfinite(value):
                 values[f"stepscope/{label}/{name}"] = value
     return values
+
+
+def values_of_step(record: StepRecord) -> dict[str, float]:
+    """The numbers of the optimizer's own step, by names that are the same for every optimizer.
+
+    Example:
+        >>> place = {"trajectory": "SGD", "seed": 0, "step": 1}
+        >>> values_of_step(StepRecord(**place, batch_loss=2.0, batch_change=-0.5, batch_slope=-1.0))
+        {'stepscope/batch_loss': 2.0, 'stepscope/trust_ratio': 0.5}
+    """
+    values = {"batch_loss": record.batch_loss}
+    if record.batch_change is not None and record.batch_slope is not None and record.batch_slope < 0:
+        values["trust_ratio"] = record.batch_change / record.batch_slope
+    if edge := (record.edges or {}).get("evaluation"):
+        values["critical_multiple"] = edge.critical_multiple
+    return {f"stepscope/{name}": v for name, v in values.items() if v is not None and math.isfinite(v)}
 
 
 class _Guarded:
