@@ -202,7 +202,7 @@ def test_records_report_and_log(tmp_path):
     assert ("stepscope/own SGD/sharpness", record.sharpness, record.step) in logged
     page = probe.report(tmp_path / "page.html").read_text()
     assert "own SGD" in page
-    assert "Where the learning rate lands" in page
+    assert "Where the steps land" in page
 
 
 def test_a_probe_shows_itself_its_numbers_and_its_charts():

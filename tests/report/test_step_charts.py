@@ -24,10 +24,25 @@ def records():
 
 
 def layers(chart):
-    """Every layer's rows and encoding."""
+    """Every layer's rows, a row a point, and encoding."""
     spec = chart.to_dict()
     parts = spec.get("layer", [spec])
-    return [(list(spec["datasets"][part["data"]["name"]]), part["encoding"]) for part in parts]
+    return [(unfolded(spec["datasets"][part["data"]["name"]], part), part["encoding"]) for part in parts]
+
+
+def unfolded(rows, part):
+    lists = next((t["flatten"] for t in part.get("transform", []) if "flatten" in t and "part" not in t["flatten"]), [])
+    return [
+        {**row, **{name: row[name][place] for name in lists}}
+        for row in rows
+        for place in range(len(row[lists[0]]) if lists else 1)
+    ]
+
+
+def view(chart):
+    """What is shown at the step that is chosen at first."""
+    params = {param["name"]: param.get("value") for param in chart.to_dict()["params"]}
+    return params["views"][str(params["step"])]
 
 
 def test_a_family_shares_its_color_and_nothing_else():
@@ -39,6 +54,13 @@ def test_a_family_shares_its_color_and_nothing_else():
         assert base.dash == (1, 0)
     assert len(set(looks.values())) == len(looks), "no two directions look the same"
     assert len({looks[family(name)].color for name in DIRECTIONS}) == 7
+
+
+def test_the_optimizers_own_step_has_a_color_of_its_own_whatever_it_is_compared_with():
+    own = [Looks([*others, "own AdamW", "own AdamW clip 50%"]) for others in ([], ["mine"], DIRECTIONS)]
+    assert len({looks["own AdamW"].color for looks in own}) == 1
+    assert all(looks["own AdamW clip 50%"].color == looks["own AdamW"].color for looks in own)
+    assert [look.color for look in own[-1].values()].count(own[0]["own AdamW"].color) == 2
 
 
 def test_unknown_and_many_directions_have_a_look():
@@ -70,21 +92,47 @@ def test_a_landscape_is_relative_to_its_start_and_marked_at_its_minimum():
     ]
     start, lines, minima = (rows for rows, _ in layers(step_charts.landscapes(records, "sgd", 1)))
     assert start == [{"change": 0}]
-    assert {row["direction"]: (row["t"], row["change"]) for row in lines} == {
-        "a": ([0.5, 1.0, 4.0], [-0.5, -1.0, 6.0]),
-        "b": ([0.5, 1.0, 2.0, 4.0], [-0.5, 1.0, 2.0, 3.0]),
-        "up": ([1], [1]),
-    }
-    assert {row["direction"]: (row["t"], row["change"]) for row in minima} == {"a": (1.1, -1.2), "b": (0.5, -0.5)}
+    assert [(row["direction"], row["t"], row["change"]) for row in lines] == [
+        *(("a", *point) for point in ((0.5, -0.5), (1.0, -1.0), (4.0, 6.0))),
+        *(("b", *point) for point in ((0.5, -0.5), (1.0, 1.0), (2.0, 2.0), (4.0, 3.0))),
+        ("up", 1, 1),
+    ]
+    found = {row["direction"]: (row["best_step"], row["best_decrease"]) for row in minima if "found" in row}
+    assert found == {"a": (1.1, 1.2), "b": (0.5, 0.5)}
 
 
 def test_the_second_order_model_leads_to_the_first_measured_step():
     curve = {"steps": [0.0, 1.0, 2.0, 4.0], "losses": [5.0, 4.5, 4.0, 6.0], "status": "bracketed"}
     records = [record("sgd", 1, "a", slope=-1.0, sharpness=1.0, landscape=curve, best_step=2.0, best_decrease=1.0)]
-    _, lines, _, ((model,), _) = layers(step_charts.landscapes(records, "sgd", 1))
-    assert (model["t"][0], model["t"][-1]) == pytest.approx((0.08, 1.0))
-    assert model["change"] == pytest.approx([-t + t**2 / 2 for t in model["t"]])
-    assert lines[0][0]["t"] == [1.0, 2.0, 4.0], "what is modelled is not mixed with what was measured"
+    chart = step_charts.landscapes(records, "sgd", 1)
+    _, (lines, _), ((model,), _), _ = layers(chart)
+    assert [row["t"] for row in lines] == [1.0, 2.0, 4.0], "what is modelled is not mixed with what was measured"
+    assert (model["from"], model["slope"], model["sharpness"]) == (0.08, -1.0, 1.0)
+    assert view(chart)["x"] == [0.08, 3.0]
+
+
+def test_a_slider_chooses_one_of_several_steps():
+    """Each has a part of the axes of its own: losses of a training's start and end differ by orders of magnitude."""
+    curve = {"steps": [0.0, 1.0, 2.0], "losses": [3.0, 2.0, 4.0], "status": "bracketed"}
+    small = {"steps": [0.0, 0.1, 0.2], "losses": [1.0, 0.999, 1.002], "status": "bracketed"}
+    records = [
+        record("sgd", step, "own sgd", loss=start, landscape=landscape, lr_step=length, lr_loss=loss)
+        for step, landscape, start, length, loss in (
+            (1, curve, 3, 1.5, 2.5),
+            (9, small, 1, 8.0, 7.0),
+            (20, None, 1, 1, 1),
+        )
+    ]
+    chart = step_charts.landscapes(records, "sgd", 1, 9, 20)
+    *_, (landings, encoding) = layers(chart)
+    assert [(row["step"], row["t"], row["change"], row["mark"]) for row in landings] == [
+        (1, 1.5, -0.5, "circle"),
+        (9, 8.0, 6.0, "triangle-up"),
+    ]
+    assert encoding["y"]["field"] == "shown"
+    assert landings[1]["shown"] < view(chart)["y"][1], "what lies above the axis is drawn at its end"
+    assert view(chart)["x"][1] == 16.0, "and never past it"
+    assert "step" not in chart.to_dict()["title"]["text"]
 
 
 def test_directions_can_be_left_out_of_a_landscape(records):
@@ -101,12 +149,13 @@ def test_a_landscape_can_be_looked_at_around_one_minimum():
         record("sgd", 1, "sgd", landscape=near, best_step=0.5, best_decrease=0.2),
         record("sgd", 1, "adam", landscape=far, best_step=40.0, best_decrease=2.0, slope=-0.1, sharpness=0.0),
     ]
-    _, (lines, encoding), _, (model, _) = layers(step_charts.landscapes(records, "sgd", 1, around="sgd"))
-    assert encoding["x"]["scale"] == {"domain": [0, 1.5], "nice": False}
-    assert encoding["y"]["scale"]["domain"] == pytest.approx([-0.32, 0.128])
-    assert [row["direction"] for row in lines] == ["sgd", "adam"]
+    chart = step_charts.landscapes(records, "sgd", 1, around="sgd")
+    _, (lines, encoding), (model, _), _ = layers(chart)
+    assert encoding["x"]["scale"]["type"] == "linear"
+    assert (view(chart)["x"], view(chart)["y"]) == ([0, 1.5], pytest.approx([-0.32, 0.128]))
+    assert [*dict.fromkeys(row["direction"] for row in lines)] == ["sgd", "adam"]
     (adam,) = [row for row in model if row["direction"] == "adam"]
-    assert (adam["t"][0], adam["t"][-1], adam["change"][-1]) == (0, 40.0, -4.0)
+    assert (adam["from"], adam["t"][0]) == (0, 40.0)
     with pytest.raises(UsageError, match="no minimum along 'muon'"):
         step_charts.landscapes(records, "sgd", 1, around="muon")
 
@@ -210,21 +259,6 @@ def test_vega_lite_is_the_one_that_altair_writes_for():
 
     assert vega_lite_version() is not None
     assert altair.SCHEMA_VERSION.startswith(f"v{vega_lite_version()}.")
-
-
-def test_where_the_learning_rate_lands():
-    """Points of the training's own updates, their moving average, and the best step at 1."""
-    records = [
-        record("AdamW", step, direction, overshoot=ratio, overshoot_smoothed=smoothed, lr_step=2.0, best_step=1.0)
-        for step, ratio, smoothed in ((10, 2.0, 2.0), (20, 0.5, 1.3), (30, None, 1.3))
-        for direction in ("own AdamW", "own AdamW clip 50%", "sgd")
-    ]
-    best, lines, points = (rows for rows, _ in layers(step_charts.overshoot_over_steps(records, "AdamW")))
-    assert best == [{"overshoot": 1}]
-    assert [(row["step"], row["overshoot_smoothed"]) for row in lines] == [(10, 2.0), (20, 1.3)]
-    assert [(row["step"], row["overshoot"]) for row in points] == [(10, 2.0), (20, 0.5)]
-    with pytest.raises(UsageError, match="no learning rate was compared"):
-        step_charts.overshoot_over_steps(synthetic_records(), "sgd")
 
 
 def test_print_shows_all_that_the_chart_shows(records, tmp_path):

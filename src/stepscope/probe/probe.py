@@ -302,7 +302,7 @@ class Probe:
         from stepscope.report import render_report
 
         self._remark_unseen()
-        run = {"configuration": self._configuration(), "context": self._context()}
+        run = {"configuration": self._configuration(), "context": {**self._context(), **self._spent()}}
         page = render_report(run, latest(self._recorder.records), latest(self._recorder.steps))
         write_atomically(path, page.encode(errors="replace"))
         return Path(path)
@@ -323,7 +323,7 @@ class Probe:
         """A chart of the page, for a notebook.
 
         Args:
-            chart: ``"landscape"``, ``"sharpness"``, ``"overshoot"``, …; another name raises an error that has them all.
+            chart: ``"landscape"``, ``"sharpness"``, ``"magnitudes"``, …; another name raises an error that lists them.
             step: a measured step, where the chart shows one; ``None`` is the last.
 
         Returns:
@@ -351,8 +351,11 @@ class Probe:
         self._closed = True
         self._own_steps.drop()
         self._hook.remove()
-        self._recorder.close()
-        self._compared.lose()
+        try:
+            self._recorder.describe(self._spent())
+        finally:
+            self._recorder.close()
+            self._compared.lose()
 
     def __enter__(self) -> Probe:
         return self
@@ -581,11 +584,17 @@ class Probe:
             **({} if self._clip_fractions is None else {"clip_fractions": self._clip_fractions}),
         }
 
+    def _spent(self) -> dict[str, Any]:
+        """What measuring took, as a part of the training's time, once there is some."""
+        return {"overhead": self.overhead} if self.overhead else {}
+
     def _context(self) -> dict[str, Any]:
         name = type(self._measurer.model).__name__
+        first = next(iter(self._measurer.parameters.values()))
         return {
             "source": {"title": self.source},
             "model": {"title": f"Optimizing {name}"},
+            "device": f"{str(first.dtype).removeprefix('torch.')} on {first.device}",
             **self._measurer.context(),
             "versions": versions(),
         }

@@ -10,11 +10,12 @@ from stepscope.report.comparison import (
     trajectories_of,
 )
 from stepscope.report.direction_tables import concentration_tables, decrease_tables, sharpness_tables
+from stepscope.report.facts import facts_of, title_of
 from stepscope.report.figures import Figure, chart_of, drawn, figures_of
 from stepscope.report.looks import Looks, categories, symbols
 from stepscope.report.magnitude_charts import concentration, concentration_over_steps, magnitudes
 from stepscope.report.names import distinct, file_name
-from stepscope.report.run_page import facts_of, render, render_report, title_of, write_report
+from stepscope.report.run_page import render, render_report, write_report
 from stepscope.report.run_summary import RunSummary, run_summary
 from stepscope.report.step_charts import decrease_against_sharpness, landscapes, sharpness_over_steps
 from stepscope.report.summary import summary_sentence

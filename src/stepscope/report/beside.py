@@ -10,7 +10,7 @@ from typing import Any
 
 from stepscope.errors import UsageError
 from stepscope.judging import RateVerdict, judge_rate
-from stepscope.report.run_page import facts_of
+from stepscope.report.facts import facts_of
 from stepscope.report.run_summary import facts_of_training
 from stepscope.report.tables import Table
 from stepscope.runs import DirectionRecord, StepRecord, Training, is_own, plain

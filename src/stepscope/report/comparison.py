@@ -6,10 +6,13 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from stepscope.runs import DirectionRecord
+from stepscope.runs import DirectionRecord, StepRecord
 
 BASELINE = "sgd"
 """The direction that the others are compared with."""
+
+NO_DESCENT = "no descent"
+"""The status of a landscape along which the loss falls nowhere."""
 
 Point = tuple[str, int, int]
 """Trajectory, step, seed."""
@@ -20,7 +23,7 @@ def directions_of(records: Iterable[DirectionRecord]) -> list[str]:
     return list(dict.fromkeys(record.direction for record in records))
 
 
-def trajectories_of(records: Iterable[DirectionRecord]) -> list[str]:
+def trajectories_of(records: Iterable[DirectionRecord | StepRecord]) -> list[str]:
     """The names of the trajectories, in the order in which they were first measured."""
     return list(dict.fromkeys(record.trajectory for record in records))
 
@@ -76,6 +79,7 @@ class Row:
         best_step: the step length of the first minimum along the unit direction.
         best_decrease: how far the loss falls there.
         best_decrease_spread: standard deviation over seeds; None for one seed.
+        no_descent: whether the loss was found to fall nowhere along the direction, with any seed.
     """
 
     step: int
@@ -89,6 +93,7 @@ class Row:
     best_step: float | None
     best_decrease: float | None
     best_decrease_spread: float | None
+    no_descent: bool
 
 
 def sharpness_rows(records: Sequence[DirectionRecord], trajectory: str, seed: int | None = None) -> list[Row]:
@@ -140,9 +145,11 @@ def _row(step: int, direction: str, seeds: Sequence[dict[str, DirectionRecord]])
         return [value for value in measured if value is not None]
 
     decreases = values("best_decrease")
+    found = [there[direction].landscape for there in seeds if direction in there]
     return Row(
         step, direction, len(ratios), _mean(ratios), _spread(ratios), relative, origin,
         _mean(values("correlation")), _mean(values("best_step")), _mean(decreases), _spread(decreases),
+        all(landscape is not None and landscape.status == NO_DESCENT for landscape in found),
     )  # fmt: skip
 
 

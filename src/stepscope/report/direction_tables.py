@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from stepscope.report.comparison import Row, directions_of, points_of, sharpness_rows, trajectories_of
+from stepscope.report.comparison import NO_DESCENT, Row, directions_of, points_of, sharpness_rows, trajectories_of
 from stepscope.report.names import file_name
 from stepscope.report.tables import Table
 from stepscope.runs import DirectionRecord
@@ -38,8 +38,8 @@ def step_tables(records: Sequence[DirectionRecord], trajectory: str) -> dict[str
                 row.direction,
                 _spread(row.sharpness, row.sharpness_spread),
                 format_number(row.correlation),
-                format_number(row.best_step),
-                _spread(row.best_decrease, row.best_decrease_spread),
+                NOTHING if row.no_descent else format_number(row.best_step),
+                NO_DESCENT if row.no_descent else _spread(row.best_decrease, row.best_decrease_spread),
             )
             for row in rows
         )

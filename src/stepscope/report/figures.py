@@ -35,12 +35,14 @@ class Figure:
         title: what a link to it says.
         draw: makes the chart; raises a `UsageError` where nothing was measured.
         on_page: whether a page shows it, or only links to its file.
+        slides: whether it shows one of several steps.
     """
 
     name: str
     title: str
     draw: Callable[[], alt.Chart | alt.LayerChart]
     on_page: bool = True
+    slides: bool = False
 
     def specification(self) -> dict[str, Any] | None:
         """The chart as Vega-Lite; None where it shows something that wasn't measured.
@@ -67,6 +69,7 @@ class _Chart:
     draw: Callable[..., alt.Chart | alt.LayerChart]
     of: str
     on_page: bool
+    slides: bool = False
 
 
 CHARTS: list[_Chart] = []
@@ -84,9 +87,16 @@ def of_trajectory(title: str, *, on_page: bool = True, **settings: Any) -> Calla
     return partial(_registered, title, "trajectory", on_page, settings)
 
 
-def of_step(title: str, *, on_page: bool = True, **settings: Any) -> Callable[[_Draw], _Draw]:
-    """Shows a chart for each measured step of a trajectory: a function of records, trajectory and step."""
-    return partial(_registered, title, "step", on_page, settings)
+def of_step(title: str, *, on_page: bool = True, slides: bool = False, **settings: Any) -> Callable[[_Draw], _Draw]:
+    """Shows a chart for each measured step of a trajectory: a function of records, trajectory and step.
+
+    Args:
+        title: what it shows.
+        on_page: whether a page shows it, of the last step.
+        slides: whether the function takes several steps: the page of a run shows them all in one chart.
+        settings: further arguments of the function.
+    """
+    return partial(_registered, title, "step", on_page, settings, slides=slides)
 
 
 def of_last_step(title: str, *, on_page: bool = True, **settings: Any) -> Callable[[_Draw], _Draw]:
@@ -94,29 +104,35 @@ def of_last_step(title: str, *, on_page: bool = True, **settings: Any) -> Callab
     return partial(_registered, title, "last step", on_page, settings)
 
 
-def _registered(title: str, of: str, on_page: bool, settings: dict[str, Any], draw: _Draw) -> _Draw:
-    CHARTS.append(_Chart(title, partial(draw, **settings), of, on_page))
+def _registered(
+    title: str, of: str, on_page: bool, settings: dict[str, Any], draw: _Draw, slides: bool = False
+) -> _Draw:
+    CHARTS.append(_Chart(title, partial(draw, **settings), of, on_page, slides))
     return draw
 
 
-def figures_of(records: Sequence[DirectionRecord], trajectory: str, *, every_step: bool = True) -> list[Figure]:
+def figures_of(records: Sequence[DirectionRecord], trajectory: str, *, sliding: bool = False) -> list[Figure]:
     """The figures of one trajectory, in the order in which their charts are defined.
+
+    A page shows those of the last step.
 
     Args:
         records: all records of a run.
         trajectory: the optimizer that moved the weights.
-        every_step: whether a page shows the charts of every step, or those of the last one alone.
+        sliding: whether a chart that can show several steps is one figure of all, and not one of each.
     """
     steps = sorted({record.step for record in records if record.trajectory == trajectory})
     places: dict[str, list[tuple[int, ...]]] = {"trajectory": [()], "step": [(step,) for step in steps]}
     places["last step"] = last = places["step"][-1:]
     figures = []
-    for of, charts in itertools.groupby(CHARTS, key=lambda chart: chart.of):
-        for place, chart in itertools.product(places[of], list(charts)):
-            title = " at step ".join(map(str, (chart.title, *place)))
+    for of, charts in itertools.groupby(CHARTS, key=lambda chart: (chart.of, sliding and chart.slides)):
+        shown = [tuple(steps)] if of[1] else places[of[0]]
+        for place, chart in itertools.product(shown, list(charts)):
+            title = chart.title if of[1] else " at step ".join(map(str, (chart.title, *place)))
             draw = partial(chart.draw, records, trajectory, *place)
-            on_page = chart.on_page and (every_step or of == "trajectory" or [place] == last)
-            figures.append(Figure(file_name(trajectory, title), f"{title}, {trajectory} trajectory", draw, on_page))
+            on_page = chart.on_page and (of[0] == "trajectory" or of[1] or [place] == last)
+            name = file_name(trajectory, title)
+            figures.append(Figure(name, f"{title}, {trajectory} trajectory", draw, on_page, slides=of[1]))
     return figures
 
 

@@ -29,6 +29,8 @@ _COLORS = {
     "amsgrad": "#3d8f8f",
     "acclip": "#e07b9c",
 }
+_OWN = "#8a3ffc"
+"""Of the step that the training optimizer makes: far from the others for all kinds of color vision."""
 _OTHER_COLORS = ("#9a6b3f", "#6f8f1f", "#c2527f", "#4f7d8c", "#a0782c", "#7d62c4", "#5b8c5a", "#b8604a")
 _DASHES = ((1, 0), (6, 3), (2, 2), (8, 3, 2, 3), (4, 2), (1, 3), (10, 4))
 _MARKS = {  # Vega's symbols, with the same as SVG around (0, 0)
@@ -76,7 +78,8 @@ class Looks(dict[str, Look]):
         for name in directions:
             kind, variant = family(name), 0
             if kind not in colors:
-                colors[kind] = next(others)
+                is_own = kind.startswith("own ") and _OWN not in colors.values()
+                colors[kind] = _OWN if is_own else next(others)
             if name != kind:
                 variants[kind] = variants.get(kind, 0) + 1
                 variant = 1 + (variants[kind] - 1) % (len(_DASHES) - 1)
@@ -136,16 +139,16 @@ class Looks(dict[str, Look]):
         return alt.OpacityValue(0.08, condition=[{"param": _PICK, "value": 0.95}])
 
 
-def categories(field: str, names: Sequence[str], title: str) -> alt.Color:
-    """A color for each of other things than directions, in the order of their names."""
+def categories(field: str, names: Sequence[str], title: str, **given: Any) -> alt.Color:
+    """A color for each of other things than directions, in the order of their names; `given` is of `altair.Color`."""
     colors = [color for color, _ in zip(itertools.cycle(_CATEGORIES), names, strict=False)]
-    return alt.Color(field, scale=alt.Scale(domain=list(names), range=colors), title=title)
+    return alt.Color(field, scale=alt.Scale(domain=list(names), range=colors), title=title, **given)
 
 
-def symbols(field: str, names: Sequence[str], title: str) -> alt.Shape:
-    """A mark for each of other things than directions, in the order of their names."""
+def symbols(field: str, names: Sequence[str], title: str, **given: Any) -> alt.Shape:
+    """A mark for each of other things than directions, in the order of their names; `given` is of `altair.Shape`."""
     marks = [mark for mark, _ in zip(itertools.cycle(_MARKS), names, strict=False)]
-    return alt.Shape(field, scale=alt.Scale(domain=list(names), range=marks), title=title)
+    return alt.Shape(field, scale=alt.Scale(domain=list(names), range=marks), title=title, **given)
 
 
 def _swatch(look: Look) -> str:

@@ -13,17 +13,24 @@ from typing import Any
 
 from stepscope.errors import require
 from stepscope.judging import findings
-from stepscope.report.comparison import directions_of, sharpness_rows, trajectories_of
+from stepscope.report.comparison import (
+    baseline_scale,
+    directions_of,
+    points_of,
+    sharpness_rows,
+    trajectories_of,
+)
 from stepscope.report.direction_tables import step_tables
 from stepscope.report.escaping import script_json
+from stepscope.report.facts import Facts, facts_of
 from stepscope.report.figures import drawn, figures_of
 from stepscope.report.looks import Looks
+from stepscope.report.own_step_charts import LANDING, own_step_figures
+from stepscope.report.run_top import title_of_training, top_of
 from stepscope.report.summary import summary_sentence
+from stepscope.report.tables import Table, latex
 from stepscope.report.vega import vega_script
-from stepscope.runs import DirectionRecord, StepRecord, is_own, read_run, read_steps, write_atomically
-
-Facts = list[tuple[str, list[tuple[str, str]]]]
-"""Titled lists of names and values."""
+from stepscope.runs import DirectionRecord, StepRecord, Training, family, read_training, write_atomically
 
 
 def render(
@@ -35,6 +42,7 @@ def render(
     facts: Facts,
     names: Sequence[str],
     charts: Mapping[str, Any],
+    panels: Sequence[Any] = (),
     templates: str = __package__,
     **values: Any,
 ) -> str:
@@ -48,6 +56,7 @@ def render(
         facts: what was run.
         names: of the directions that can be highlighted.
         charts: ``{place: specification}``.
+        panels: of each part where a step can be chosen, what is shown of every step.
         templates: the package that has the folder; what isn't there is this package's.
         values: what else the template uses.
 
@@ -77,6 +86,7 @@ def render(
             script_hashes=[_hash(text) for text in scripts],
             charts=markup(script_json(charts)),
             directions_json=markup(script_json(list(swatches))),
+            panels=markup(script_json([{"steps": steps} for steps in panels])),
             **values,
         )
     )
@@ -92,71 +102,67 @@ def _hash(script: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def title_of(run: Mapping[str, Any]) -> str:
-    """What was measured on which data, from the content of `run.json`."""
-    context = run.get("context") or {}
-    if tasks := context.get("tasks"):
-        kind = str((run.get("configuration") or {}).get("experiment") or "convergence").capitalize()
-        return f"{kind}: " + " and ".join(_name_of(task.get("model")) or name for name, task in tasks.items())
-    named = [_name_of(context.get("model")), _name_of(context.get("source"))]
-    return " on ".join(name for name in named if name) or "Directions of optimizers"
-
-
-def _name_of(value: Any) -> str:
-    if isinstance(value, Mapping):
-        value = value.get("title") or value.get("name")
-    return str(value) if value else ""
-
-
-def facts_of(run: Mapping[str, Any]) -> Facts:
-    """What was run, from the content of `run.json`."""
-    context = dict(run.get("context") or {})
-    tasks = context.pop("tasks", None) or {}
-    groups = {"Data": context.pop("source", None), "Model": context.pop("model", None)}
-    groups |= {f"Task {name}": value for name, value in tasks.items()}
-    groups |= {"Configuration": run.get("configuration"), "Versions": context.pop("versions", None)}
-    groups["Also recorded"] = context
-    listed = [(title, _flat(value)) for title, value in groups.items() if value]
-    if run.get("created"):
-        listed.append(("Run", [("started", str(run["created"]))]))
-    return listed
-
-
-def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
-    if isinstance(value, Mapping):
-        return [pair for key, item in value.items() for pair in _flat(item, f"{name}.{key}" if name else str(key))]
-    if isinstance(value, list) and not any(isinstance(item, (list, dict)) for item in value):
-        return [(name, ", ".join(map(_shown, value)) or "none")]
-    return [(name, _shown(value))]
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int) and abs(value) >= 10_000:
-        return f"{value:,}".replace(",", "\u202f")
-    return "none" if value is None else str(value)
-
-
-def _section(records: Sequence[DirectionRecord], trajectory: str, charts: dict[str, Any]) -> dict[str, Any]:
+def _section(training: Training, trajectory: str, charts: dict[str, Any]) -> dict[str, Any]:
     """One trajectory's part of the page; its charts are added to `charts` under the names of their places."""
+    records = training.directions
     rows = sharpness_rows(records, trajectory)
     tables = step_tables(records, trajectory)
     measured = {row.direction for row in rows}
+    names = [name for name in directions_of(records) if name in measured]
+    own = own_step_figures(training, trajectory)
+    figures = figures_of(records, trajectory, sliding=True)
     return {
         "name": trajectory,
-        "tables": {step: (table, {row[0]: row for row in table.rows}) for step, table in tables.items()},
-        "names": [name for name in directions_of(records) if name in measured],
-        "notes": dict.fromkeys(table.note for table in tables.values()),
-        "charts": drawn(charts, figures_of(records, trajectory)),
-        "seeds": max(row.seeds for row in rows),
+        "landing": drawn(charts, own[:LANDING]),
+        "landscapes": drawn(charts, (figure for figure in figures if figure.slides)),
+        "others": drawn(charts, [*own[LANDING:], *(figure for figure in figures if not figure.slides)]),
+        "names": names,
+        "table": next(reversed(tables.values()), None),
+        "steps": [
+            _step_of(step, label, table, names)
+            for step, (label, table) in zip(sorted({row.step for row in rows}), tables.items(), strict=True)
+        ],
+        "seeds": max((row.seeds for row in rows), default=0),
     }
+
+
+def _step_of(step: int, label: str, table: Table, names: Sequence[str]) -> dict[str, Any]:
+    """What the page shows where one step is chosen: a row for each of the names, or none."""
+    cells = {row[0]: row[1:] for row in table.rows}
+    places = {name: place for place, name in enumerate(names)}
+    columns = {header: place for place, header in enumerate(table.headers[1:])}
+    return {
+        "step": step,
+        "label": label,
+        "headers": table.headers,
+        "rows": [cells.get(name) for name in names],
+        "marks": {f"{places[name]},{columns[header]}": classes for (name, header), classes in table.marks.items()},
+        "note": table.note,
+        "latex": latex(table),
+    }
+
+
+def _words(training: Training) -> set[str]:
+    """What the run has of all that has to be explained."""
+    records, steps = training.directions, training.steps
+    baselines = {baseline_scale(there.values())[1] for there in points_of(records).values()}
+    has = {
+        "own": any(step.batch_slope is not None for step in steps),
+        "edge": any(step.edges for step in steps),
+        "directions": records,
+        "others": any(not record.direction.startswith("own ") for record in records),
+        "relative": baselines - {"none"},
+        "robust": "robust" in baselines,
+        "clipping": any(family(record.direction) != record.direction for record in records),
+        "negative": any((record.sharpness or 0) < 0 for record in records),
+    }
+    return {word for word, present in has.items() if present}
 
 
 def render_report(run: Mapping[str, Any], records: Sequence[DirectionRecord], steps: Sequence[StepRecord] = ()) -> str:
     """The page of a run that measured directions, as HTML that fetches nothing.
 
-    A probe's run opens with its findings.
+    A probe's run opens with what was trained, and with its findings.
 
     Args:
         run: the content of `run.json`.
@@ -167,13 +173,14 @@ def render_report(run: Mapping[str, Any], records: Sequence[DirectionRecord], st
         MissingExtraError: altair, vl-convert or jinja2 is not installed.
     """
     require("altair", "report")
+    training = Training({"configuration": {}, "context": {}, **run}, list(records), list(steps))
     charts: dict[str, Any] = {}
-    names = directions_of(records)
-    parts = [_section(records, trajectory, charts) for trajectory in trajectories_of(records)]
-    probed = bool(steps) or any(map(is_own, records))
+    parts = [_section(training, trajectory, charts) for trajectory in trajectories_of([*records, *steps])]
+    probed = training.is_probed
     return render(
-        "directions.html", title_of(run), summary_sentence(records) if records or not steps else "", parts,
-        facts=facts_of(run), names=names, charts=charts, findings=findings([*records, *steps]) if probed else (),
+        "directions.html", title_of_training(training), "" if probed else summary_sentence(records), parts,
+        facts=facts_of(run), names=directions_of(records), charts=charts, top=top_of(training), words=_words(training),
+        findings=findings([*records, *steps]) if probed else (), panels=[part["steps"] for part in parts],
     )  # fmt: skip
 
 
@@ -191,7 +198,7 @@ def write_report(run_path: str | os.PathLike[str], out_path: str | os.PathLike[s
         UsageError: `run_path` is no run directory, or the page cannot be written.
         MissingExtraError: altair, vl-convert or jinja2 is not installed.
     """
-    run, records = read_run(run_path, DirectionRecord)
-    page = render_report(run, records, read_steps(run_path))
+    training = read_training(run_path)
+    page = render_report(training.head, training.directions, training.steps)
     write_atomically(out_path, page.encode(errors="replace"))
     return Path(out_path)

@@ -10,7 +10,7 @@ from typing import Any
 from stepscope.judging import Findings, findings
 from stepscope.report.comparison import trajectories_of
 from stepscope.report.direction_tables import step_tables
-from stepscope.report.run_page import title_of
+from stepscope.report.facts import title_of
 from stepscope.report.summary import summary_sentence
 from stepscope.report.tables import Table
 from stepscope.runs import DirectionRecord, StepRecord, Training, plain

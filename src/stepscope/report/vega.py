@@ -15,7 +15,19 @@ from stepscope.errors import UsageError, require
 from stepscope.report.escaping import script_json, xml_text
 from stepscope.runs import write_atomically
 
-__all__ = ["alt", "finish", "layered", "plot", "rule", "save", "tooltips", "vega_lite_version", "vega_script"]
+__all__ = [
+    "alt",
+    "finish",
+    "layered",
+    "plot",
+    "plot_folded",
+    "rule",
+    "save",
+    "short",
+    "tooltips",
+    "vega_lite_version",
+    "vega_script",
+]  # fmt: skip
 
 if TYPE_CHECKING:
     import altair as alt
@@ -37,7 +49,33 @@ _Drawn = TypeVar("_Drawn", "alt.Chart", "alt.LayerChart")
 def plot(rows: Iterable[Mapping[str, Any]]) -> alt.Chart:
     """A chart of rows that has no marks yet."""
     # Altair copies lists, and a layered chart is copied again and again; what is in a tuple it takes as it is.
-    return alt.Chart(alt.InlineData(values=tuple(dict(row) for row in rows)))
+    return alt.Chart(alt.InlineData(values=tuple({name: short(value) for name, value in row.items()} for row in rows)))
+
+
+def plot_folded(rows: Iterable[Mapping[str, Any]], *lists: str) -> alt.Chart:
+    """The same, written compactly: what many rows share is written once, beside lists of what differs.
+
+    Args:
+        rows: they may lack a field that is listed.
+        lists: the fields that differ.
+    """
+    given = list(rows)
+    present = [name for name in lists if any(name in row for row in given)]
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in given:
+        rest = {name: value for name, value in row.items() if name not in present}
+        group = groups.setdefault(tuple(rest.items()), {**rest, **{name: [] for name in present}})
+        for name in present:
+            group[name].append(row.get(name))
+    chart = plot(groups.values())
+    return chart.transform_flatten(list[Any](present)) if present else chart
+
+
+def short(value: Any) -> Any:
+    """Five digits are more than a screen shows, and a third of the space."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    return [short(item) for item in value] if isinstance(value, list) else value
 
 
 def rule(axis: alt.X | alt.Y, **at: float) -> alt.Chart:
@@ -46,7 +84,7 @@ def rule(axis: alt.X | alt.Y, **at: float) -> alt.Chart:
     return line
 
 
-def layered(*charts: alt.Chart) -> alt.LayerChart:
+def layered(*charts: alt.Chart | alt.LayerChart) -> alt.LayerChart:
     """Charts on top of one another, the first below."""
     return alt.LayerChart(layer=list(charts))
 

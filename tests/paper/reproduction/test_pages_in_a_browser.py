@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 
@@ -9,6 +10,7 @@ import pytest
 
 from experiment_records import removal
 from stepscope.paper.experiments.run_files import write_page
+from stepscope.report.direction_tables import step_tables
 from synthetic_records import DIRECTIONS, HOSTILE, hostile_run, run_directory, synthetic_records
 
 FLAGS = (
@@ -48,7 +50,7 @@ def test_the_page_draws_every_chart_and_shares_one_highlight(browser, tmp_path, 
     run_directory(tmp_path / "run", synthetic_records(trajectories=["sgd"]))
     path = write_page(tmp_path / "run", tmp_path / "page.html")
     tab, events = opened(browser, path, color_scheme=scheme)
-    assert tab.locator(".chart svg.marks").count() == 5
+    assert tab.locator(".chart svg.marks").count() == 3
     assert tab.locator(".failed").count() == 0
     colors = tab.evaluate(
         "[getComputedStyle(document.querySelector('.card')).backgroundColor,"
@@ -58,7 +60,7 @@ def test_the_page_draws_every_chart_and_shares_one_highlight(browser, tmp_path, 
 
     def clear_minima():
         return tab.evaluate(
-            "[...document.querySelectorAll('#chart-1-sgd-landscape-at-step-60 .mark-symbol.role-mark path')]"
+            "[...document.querySelectorAll('#chart-0-sgd-landscape .mark-symbol.role-mark path')]"
             ".filter((path) => Number(path.getAttribute('opacity')) > 0.5).length"
         )
 
@@ -75,6 +77,44 @@ def test_the_page_draws_every_chart_and_shares_one_highlight(browser, tmp_path, 
     tab.wait_for_function("document.querySelectorAll('[aria-pressed=true]').length === 1")
     tab.wait_for_timeout(200)
     assert clear_minima() == 1
+    assert events == []
+
+
+@pytest.mark.browser
+def test_a_step_is_chosen_its_table_sorted_and_copied(browser, tmp_path):
+    records = synthetic_records(trajectories=["sgd"])
+    run_directory(tmp_path / "run", records)
+    tab, events = opened(browser, write_page(tmp_path / "run", tmp_path / "page.html"))
+    tables = step_tables(records, "sgd")
+
+    def cells():
+        rows = "[...document.querySelectorAll('.panel tbody tr')]"
+        return [
+            *map(tuple, tab.evaluate(f"{rows}.map((row) => [...row.cells].map((cell) => cell.textContent.trim()))"))
+        ]
+
+    assert cells() == [*tables["step 120"].rows]
+    axes = "document.querySelector('[id$=sgd-landscape] svg').textContent"
+    before = tab.evaluate(axes)
+    tab.locator(".panel input").focus()
+    for _ in range(2):
+        tab.keyboard.press("ArrowLeft")
+    assert tab.locator(".panel output").inner_text() == "step 20†"
+    assert cells() == [*tables["step 20†"].rows]
+    assert tab.locator("td.negative").count() == 1, "SGD's sharpness is negative there"
+    tab.wait_for_function(f"{axes} !== {json.dumps(before)}")
+    order = sorted(DIRECTIONS, key=lambda name: DIRECTIONS[name][1])
+    tab.locator(".panel thead button").nth(2).click()
+    assert [row[0] for row in cells()] == order
+    tab.locator(".panel thead button").nth(2).click()
+    assert tab.locator("[aria-sort=descending]").count() == 1
+    assert sorted(row[2] for row in cells()) == sorted(row[2] for row in tables["step 20†"].rows)
+    assert cells()[0][0] == order[-1]
+    for text, kind in (('"direction","sharpness / |SGD|"', "csv"), (r"\begin{tabular}{lrrrr}", "latex")):
+        tab.locator(f"[data-copy={kind}]").click()
+        shown = tab.locator("textarea").input_value()
+        assert text in shown
+        assert shown.index("muon") > shown.index("adafactor"), "in the order that is shown"
     assert events == []
 
 
@@ -104,7 +144,7 @@ def test_a_phone_gets_a_page_of_its_width(browser, tmp_path):
         browser, write_page(tmp_path / "run", tmp_path / "p.html"), viewport={"width": 390, "height": 800}
     )
     assert tab.evaluate("document.documentElement.scrollWidth") == 390
-    assert tab.locator(".chart svg.marks").count() == 5
+    assert tab.locator(".chart svg.marks").count() == 3
     assert tab.locator(".chart .role-legend").count() == 0, "the bar is the legend"
     assert events == []
 

@@ -25,7 +25,7 @@ def direction_figures(records: Sequence[DirectionRecord]) -> list[Figure]:
     A page shows the last step of each trajectory: with every step's landscapes it would be too large.
     """
     names = trajectories_of(records)
-    return distinct(figure for name in names for figure in figures_of(records, name, every_step=False))
+    return distinct(figure for name in names for figure in figures_of(records, name))
 
 
 def direction_tables(records: Sequence[DirectionRecord]) -> list[Table]:
