@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from performance import performance
@@ -37,7 +38,8 @@ from stepscope.paper.experiments.run_files import read, read_runs
 from stepscope.paper.records import LossRecord
 from stepscope.paper.report.loss_tables import loss_table, verdict_table
 from stepscope.paper.reproduction_runs import Run
-from stepscope.report import Table, sharpness_rows
+from stepscope.report import Table
+from stepscope.report.comparison import points_of
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
@@ -97,20 +99,36 @@ def verdicts(records: list[LossRecord]) -> str:
 
 
 def sharpness(runs: list[Run[Any]]) -> str:
-    """A row for each direction, a column for each task: from the least to the greatest mean ratio to |SGD's|."""
-    along = [run for run in runs if run.experiment == "trajectory"]
-    found: dict[str, dict[str, list[float]]] = {}
-    for run in along:
-        for trajectory in run.head["configuration"]["training_lr"]:
-            for row in sharpness_rows(run.records, trajectory):
-                if row.sharpness is not None:
-                    found.setdefault(row.direction, {}).setdefault(run.name, []).append(row.sharpness)
-    names = [run.name.removeprefix("trajectory-") for run in along]
-    rows = tuple(
-        (direction, *(f"{min(r):.2g} to {max(r):.2g}" if (r := by.get(run.name)) else "–" for run in along))
-        for direction, by in found.items()
+    """A row for each direction, a column for each trajectory: its sharpness by SGD's, where that is positive."""
+
+    def cell(own: list[tuple[Any, Any]]) -> str:
+        ratios = [one.sharpness / sgd.sharpness for one, sgd in own if sgd.sharpness > 0]
+        return f"{median(ratios):.2g} ({min(ratios):.2g} to {max(ratios):.2g})"
+
+    return _beside_sgd(runs, cell)
+
+
+def decreases(runs: list[Run[Any]]) -> str:
+    """A row for each direction, a column for each trajectory: where its best step gains more than SGD's."""
+    return _beside_sgd(
+        runs, lambda own: f"{sum(one.best_decrease > sgd.best_decrease for one, sgd in own)} of {len(own)}"
     )
-    return markdown(Table("", ("direction", *names), rows, ""))
+
+
+def _beside_sgd(runs: list[Run[Any]], cell: Callable[[list[tuple[Any, Any]]], str]) -> str:
+    along = [run for run in runs if run.experiment == "trajectory"]
+    pairs: dict[str, dict[str, list[tuple[Any, Any]]]] = {}
+    for run in along:
+        for there in points_of(run.records).values():
+            for direction, record in there.items():
+                if direction != "sgd":
+                    pairs.setdefault(direction, {}).setdefault(run.name, []).append((record, there["sgd"]))
+    rows = tuple(
+        (direction, *(cell(by[run.name]) if run.name in by else "–" for run in along))
+        for direction, by in pairs.items()
+    )
+    headers = ("direction", *(run.name.removeprefix("trajectory-") for run in along))
+    return markdown(Table("", headers, rows, ""))
 
 
 PARTS = {
@@ -173,7 +191,7 @@ def stored_tables() -> dict[str, str]:
     factors = factor_tables(runs, ALONG_TRAJECTORIES)
     shown = [f"{table.title}\n\n{markdown(table)}\n\n{table.note}" for table in factors]
     made["factors"] = "\n\n".join(shown) or "Not measured yet."
-    made |= {"sharpness": sharpness(runs), "parts of sharpness": parts_of_sharpness(runs)}
+    made |= {"sharpness": sharpness(runs), "decreases": decreases(runs), "parts of sharpness": parts_of_sharpness(runs)}
     for name in ("agreement", "robustness", "theory"):
         made[name] = "\n\n".join(map(markdown, EXPERIMENTS[name].load().tables(read(RESULTS / name)[1])))
     made |= {table.name: f"{markdown(table)}\n\n{table.note}" for table in tables_of(trainings())}

@@ -18,7 +18,7 @@ from stepscope.paper.statistics import rank_correlation
 from stepscope.paper.tasks.small import small_task
 from stepscope.runs.directory import read_run
 
-STORED = Path(__file__).parents[3] / "docs" / "reproduction" / "theory"
+STORED = Path(__file__).parents[1] / "version_1" / "theory"
 
 
 @pytest.fixture(scope="module")
