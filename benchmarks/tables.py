@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
 from performance import performance
-from stepscope.calibration.analysis import cases_of, confidence_table
+from stepscope.calibration.analysis import calibrated, cases_of
 from stepscope.calibration.study import read_study
 from stepscope.calibration.tables import tables_of
 from stepscope.calibration.training import TrainingRecord
@@ -206,7 +207,7 @@ def trainings() -> list[TrainingRecord]:
 
 def confidence() -> str:
     """What a finding takes its confidence from."""
-    return json.dumps(confidence_table(cases_of(trainings())), indent=1) + "\n"
+    return json.dumps(asdict(calibrated(cases_of(trainings()))), indent=1) + "\n"
 
 
 def _stored(name: str) -> dict[str, Any]:

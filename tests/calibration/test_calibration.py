@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from stepscope.calibration import study, training
-from stepscope.calibration.analysis import cases_of, confidence_table, errors_of
+from stepscope.calibration.analysis import calibrated, cases_of, errors_of
 from stepscope.calibration.jobs import RATES, Curve, Job, curves
 from stepscope.calibration.splits import splits
 from stepscope.calibration.tables import tables_of
@@ -159,10 +159,10 @@ def test_a_curve_without_its_best_rate_inside_tells_nothing():
 
 
 def test_confidence_counts_what_was_said():
-    table = confidence_table(cases_of(made_curve(Curve("bytes", "sgd", "cosine", 4, "plain", 0), IDEAL)))
-    assert table["step_too_short"] == {"5": [0, 0], "10": [0, 0], "20": [3, 3]}
-    assert table["step_too_long"]["20"] == [3, 3]
-    assert table["healthy"]["20"] == [3, 3]
+    table = calibrated(cases_of(made_curve(Curve("bytes", "sgd", "cosine", 4, "plain", 0), IDEAL)))
+    assert table.verdicts["step_too_short"] == {"5": (0, 0), "10": (0, 0), "20": (3, 3)}
+    assert table.verdicts["step_too_long"]["20"] == table.verdicts["healthy"]["20"] == (3, 3)
+    assert table.trainings == {"SGD": 9}
 
 
 def test_thresholds_are_fixed_on_half_of_the_tasks_all_ways():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 import stepscope
 from stepscope.cli import main
 from stepscope.errors import UsageError
-from stepscope.judging import confidence, findings, judge_rate, trust_ratio
+from stepscope.judging import Calibrated, confidence, findings, judge_rate, trust_ratio
 from stepscope.report import write_report
 from stepscope.runs import DirectionRecord, RecordedEdge, RunDirectory, StepRecord
 
@@ -31,6 +32,16 @@ def training(ratio, *, count=25, steps=100, spread=0.002, lr=0.01):
         )
         for n in range(1, count + 1)
     ]  # fmt: skip
+
+
+KINDS = ("step_too_short", "step_too_long", "healthy")
+
+
+@pytest.fixture(autouse=True)
+def calibrated(monkeypatch):
+    """All verdicts are calibrated, of trainings by SGD."""
+    made = Calibrated({"SGD": 90}, {kind: {"20": (97, 98)} for kind in KINDS})
+    monkeypatch.setattr(confidence, "_calibrated", lambda: made)
 
 
 @pytest.mark.parametrize(
@@ -137,18 +148,53 @@ def test_the_order_of_the_steps_decides_nothing_but_rounding(order, ratio):
 
 
 def test_confidence_is_counted_by_verdict_and_number_of_steps(monkeypatch):
-    counts = {"step_too_short": {"20": [97, 98], "10": [9, 9]}}
-    monkeypatch.setattr(confidence, "_table", lambda: counts)
+    short = {"5": (39, 39), "10": (20, 29), "20": (97, 98)}
+    made = Calibrated(
+        {"SGD": 30, "AdamW": 29}, {"step_too_short": short, "step_too_long": {"5": (9, 9), "20": (20, 20)}}
+    )
+    monkeypatch.setattr(confidence, "_calibrated", lambda: made)
     assert findings(training(0.99))[0].confidence == 0.98
     assert "right in 98% of the calibration's cases" in str(findings(training(0.99)))
-    assert findings(training(0.99, count=15))[0].confidence is None  # said too rarely
-    assert findings(training(0.3))[0].confidence is None
+    assert findings(training(0.99, count=7))[0].confidence == 40 / 41
+    # Said too rarely with so few steps: all count.
+    assert findings(training(0.99, count=15))[0].confidence == (39 + 20 + 97 + 1) / (39 + 29 + 98 + 2)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "optimizer", "said"),
+    [
+        (0.3, "SGD", "at least three times too large, but in the calibration that was said 29 times, fewer than 30"),
+        (0.99, "AdamW", "at least three times too small, but the calibration has too few trainings by AdamW"),
+        (
+            0.9,
+            "Adan",
+            "but the calibration has too few trainings by Adan",
+        ),
+        (0.99, "Muon + Adam", "too few trainings by Adam"),
+    ],
+)
+def test_a_verdict_that_is_not_calibrated_is_not_said(ratio, optimizer, said, monkeypatch):
+    verdicts = {"step_too_short": {"20": (97, 98)}, "step_too_long": {"20": (29, 29)}}
+    made = Calibrated({"SGD": 30, "AdamW": 29, "Muon + Lion": 30}, verdicts)
+    monkeypatch.setattr(confidence, "_calibrated", lambda: made)
+    first, *_ = findings([replace(step, trajectory=optimizer) for step in training(ratio)])
+    assert (first.kind, first.confidence, first.change) == ("cannot_tell", None, None)
+    assert said in first.evidence
+    assert f"{ratio:.3f} of the change" in first.evidence
+
+
+def test_adam_is_calibrated_where_adamw_is(monkeypatch):
+    made = Calibrated({"AdamW": 30}, {"step_too_short": {"20": (97, 98)}})
+    monkeypatch.setattr(confidence, "_calibrated", lambda: made)
+    assert findings([replace(step, trajectory="Adam") for step in training(0.99)])[0].confidence == 0.98
 
 
 def test_each_stored_confidence_is_a_count():
-    for verdict, bins in confidence._table().items():
-        assert verdict in ("step_too_short", "step_too_long", "healthy")
+    stored = Calibrated(**json.loads(Path(confidence.__file__).with_name(confidence.FILE).read_text()))
+    assert set(stored.verdicts) == set(KINDS)
+    for bins in stored.verdicts.values():
         assert all(int(least) in confidence.PROBES and 0 <= right <= said for least, (right, said) in bins.items())
+    assert all(count % 9 == 0 for count in stored.trainings.values())
 
 
 # What describes

@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from stepscope.calibration.jobs import NAMES
 from stepscope.calibration.study import complete_curves
 from stepscope.calibration.training import TrainingRecord
-from stepscope.judging import PROBES, RateEvidence, Rule, bin_of, evidence_of, verdict_of
+from stepscope.judging import PROBES, Calibrated, RateEvidence, Rule, bin_of, evidence_of, verdict_of
 from stepscope.runs import StepRecord
 
 TENFOLD = 2
@@ -149,8 +150,8 @@ def errors_of(cases: Sequence[Case], tried: Tried = SHIPPED) -> Errors:
     )
 
 
-def confidence_table(cases: Sequence[Case]) -> dict[str, dict[str, list[int]]]:
-    """How often each verdict of the rule that ships was right, by the number of steps, as ``[right, said]``.
+def calibrated(cases: Sequence[Case]) -> Calibrated:
+    """How often each verdict of the rule that ships was right, by the number of steps.
 
     ``too short`` is right at rates below the best one, ``too long`` above it, and ``healthy`` less than a factor of ten
     from it.
@@ -163,14 +164,14 @@ def confidence_table(cases: Sequence[Case]) -> dict[str, dict[str, list[int]]]:
         "step_too_long": lambda distance: distance > 0,
         "healthy": lambda distance: abs(distance) < TENFOLD,
     }
-    table = {kind: {str(least): [0, 0] for least in PROBES} for kind in right}
+    table = {kind: {str(least): (0, 0) for least in PROBES} for kind in right}
     for case in cases:
         kind = SHIPPED.verdict(case.evidence)
         if kind in table:
-            counts = table[kind][str(bin_of(case.evidence.trust.probes))]
-            counts[0] += right[kind](case.distance)
-            counts[1] += 1
-    return table
+            least = str(bin_of(case.evidence.trust.probes))
+            before, said = table[kind][least]
+            table[kind][least] = before + right[kind](case.distance), said + 1
+    return Calibrated(dict(Counter(NAMES[case.record.optimizer] for case in cases)), table)
 
 
 def with_thresholds(short: float, long: float) -> Tried:

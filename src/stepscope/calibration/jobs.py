@@ -17,6 +17,9 @@ from stepscope.calibration.tasks import TASKS
 OPTIMIZERS = {"sgd": 0.1, "adamw": 3e-3, "lion": 3e-4, "muon": 3e-2}
 """In the middle of the rates that each is tried at."""
 
+NAMES = {"sgd": "SGD", "adamw": "AdamW", "lion": "Lion", "muon": "Muon + AdamW"}
+"""As a probe names them."""
+
 SCHEDULES = ("constant", "cosine", "wsd")
 VARIANTS = ("plain", "dropout", "bfloat16")
 SEEDS = (0, 1, 2)

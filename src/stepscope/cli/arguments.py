@@ -102,8 +102,8 @@ The first is about the learning rate:
 It comes from the trust ratio T: how far a step changes the loss of the batch that made it, divided by the change that
 the gradient foretells. T is 1 where the loss is straight along the step, and falls as the step nears the edge. It needs
 that batch: Hugging Face models give it by themselves, another loop by `probe.loss_fn(model, batch)`.
-The confidence is how often such a verdict was right in trainings whose best rate is known (docs/calibration.md); other
-findings describe, without a verdict.
+The confidence is how often such a verdict was right in trainings whose best rate is known (docs/calibration.md). What
+isn't calibrated, by an optimizer that it hasn't tried, is cannot_tell. Other findings describe, without a verdict.
 """
 
 SUMMARY = """\

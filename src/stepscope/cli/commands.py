@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,7 @@ def calibration(options: argparse.Namespace) -> None:
     """``stepscope run calibration``."""
     for module in ("rich", "filelock"):
         require(module, "cli")
-    from stepscope.calibration.analysis import cases_of, confidence_table
+    from stepscope.calibration.analysis import calibrated, cases_of
     from stepscope.calibration.study import RECORDS_FILE, run_study
     from stepscope.calibration.tables import tables_of
     from stepscope.report import print_tables
@@ -61,7 +62,7 @@ def calibration(options: argparse.Namespace) -> None:
     out = Path(options.out or "runs/calibration")
     with shown_progress() as progress:
         records, count = run_study(out, options.curves, progress)
-    write_atomically(out / "confidence.json", json.dumps(confidence_table(cases_of(records)), indent=1).encode())
+    write_atomically(out / "confidence.json", json.dumps(asdict(calibrated(cases_of(records))), indent=1).encode())
     print_tables(tables_of(records))
     print(f"{count} new trainings.\nRecords: {out / RECORDS_FILE}")
 

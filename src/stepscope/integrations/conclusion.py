@@ -46,7 +46,7 @@ def _measured(probe: Probe) -> str:
 
 def _found(finding: Finding) -> str:
     what = f"try {finding.change}" if finding.change else finding.evidence
-    return f"{finding.summary} ({finding.sureness}): {what}"
+    return f"{finding.headline}: {what}"
 
 
 def _page(probe: Probe) -> str:

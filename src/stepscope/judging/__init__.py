@@ -1,6 +1,6 @@
 """What records of a training say about it: findings, each with its evidence, and how often it was right."""
 
-from stepscope.judging.confidence import PROBES, bin_of
+from stepscope.judging.confidence import PROBES, Calibrated, bin_of
 from stepscope.judging.finding import Finding, Findings
 from stepscope.judging.findings import findings
 from stepscope.judging.rate import RateEvidence, RateVerdict, Rule, evidence_of, judge_rate, verdict_of
@@ -8,6 +8,7 @@ from stepscope.judging.trust import TrustRatio, trust_ratio
 
 __all__ = [
     "PROBES",
+    "Calibrated",
     "Finding",
     "Findings",
     "RateEvidence",

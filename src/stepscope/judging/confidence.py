@@ -5,28 +5,71 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import json
+from dataclasses import dataclass
 
 FILE = "confidence.json"
-"""``{kind: {least number of steps: [right, said]}}``, written by the calibration from its records."""
+"""What the calibration writes from its records: `Calibrated`."""
 
 PROBES = (5, 10, 20)
 """From how many measured steps on a verdict is counted by itself."""
 
-_FEWEST = 30
+FEWEST = 30
+"""A verdict that was said more rarely isn't calibrated, nor is an optimizer of fewer trainings."""
+
+_ALIKE = {"Adam": "AdamW"}
+"""Optimizers that differ in weight decay alone."""
 
 
-def confidence_of(kind: str, probes: int) -> float | None:
-    """How often a verdict of so many steps was right, by the rule of succession.
+@dataclass(frozen=True)
+class Calibrated:
+    """What the calibration has counted.
+
+    Attributes:
+        trainings: of each optimizer, by the name that a probe gives it.
+        verdicts: ``{kind: {least number of steps: (right, said)}}``.
+    """
+
+    trainings: dict[str, int]
+    verdicts: dict[str, dict[str, tuple[int, int]]]
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """How far a verdict can be believed.
+
+    Attributes:
+        share: how often it was right, by the rule of succession, ``(right + 1) / (said + 2)``; ``None`` where it isn't
+            calibrated.
+        lacking: what the calibration lacks for it; empty where nothing.
+    """
+
+    share: float | None
+    lacking: str
+
+
+def confidence_of(kind: str, probes: int, optimizer: str) -> Confidence:
+    """How often a verdict of so many steps was right, in trainings by optimizers that the calibration has tried.
+
+    Where too few verdicts rest on so many steps, all of the kind are counted.
 
     Args:
         kind: of the verdict.
         probes: how many steps it rests on.
-
-    Returns:
-        ``(right + 1) / (said + 2)``; ``None`` where it was said too rarely to tell.
+        optimizer: its name, as records have it; several are joined by ``" + "``.
     """
-    right, said = _table().get(kind, {}).get(str(bin_of(probes)), (0, 0))
-    return (right + 1) / (said + 2) if said >= _FEWEST else None
+    calibrated = _calibrated()
+    tried = {name for name, count in calibrated.trainings.items() if count >= FEWEST}
+    tried |= {part for name in tried for part in name.split(" + ")}
+    untried = [part for part in optimizer.split(" + ") if _ALIKE.get(part, part) not in tried]
+    if untried:
+        return Confidence(None, f"the calibration has too few trainings by {' and '.join(untried)}")
+    bins = calibrated.verdicts.get(kind, {})
+    right, said = bins.get(str(bin_of(probes)), (0, 0))
+    if said < FEWEST:
+        right, said = (sum(counts) for counts in zip((0, 0), *bins.values(), strict=True))
+    if said < FEWEST:
+        return Confidence(None, f"in the calibration that was said {said} times, fewer than {FEWEST}")
+    return Confidence((right + 1) / (said + 2), "")
 
 
 def bin_of(probes: int) -> int:
@@ -43,7 +86,6 @@ def bin_of(probes: int) -> int:
 
 
 @functools.cache
-def _table() -> dict[str, dict[str, tuple[int, int]]]:
+def _calibrated() -> Calibrated:
     text = (importlib.resources.files("stepscope.judging") / FILE).read_text(encoding="utf-8")
-    table: dict[str, dict[str, tuple[int, int]]] = json.loads(text)
-    return table
+    return Calibrated(**json.loads(text))

@@ -17,7 +17,7 @@ class Finding:
         kind: a word for programs, such as ``"step_too_short"``.
         summary: the finding in a sentence.
         confidence: how often the verdict was right in the calibration, between 0 and 1; ``None`` where nothing is
-            judged: the finding describes, or it was not calibrated.
+            judged.
         evidence: the numbers of this training behind it.
         change: what to change; ``None`` where nothing is to be changed for it.
         cost: what it costs to try that.
@@ -39,10 +39,13 @@ class Finding:
 
     @property
     def sureness(self) -> str:
-        """The confidence in words."""
-        if self.confidence is None:
-            return "no calibrated confidence"
-        return f"right in {self.confidence:.0%} of the calibration's cases"
+        """The confidence in words; empty where there is none."""
+        return "" if self.confidence is None else f"right in {self.confidence:.0%} of the calibration's cases"
+
+    @property
+    def headline(self) -> str:
+        """The summary, and how sure it is."""
+        return f"{self.summary} ({self.sureness})" if self.sureness else self.summary
 
 
 class Findings(tuple[Finding, ...]):
@@ -50,7 +53,7 @@ class Findings(tuple[Finding, ...]):
 
     Example:
         >>> print(Findings([Finding(kind="healthy", summary="All is well", evidence="T is 0.8.", against="Little.")]))
-        All is well (no calibrated confidence)
+        All is well
           Evidence: T is 0.8.
           Against:  Little.
     """
@@ -64,7 +67,7 @@ class Findings(tuple[Finding, ...]):
     def __str__(self) -> str:
         lines = []
         for finding in self:
-            lines.append(f"{finding.summary} ({finding.sureness})")
+            lines.append(finding.headline)
             lines += [f"  {name + ':':9} {text}" for name, text in finding.parts()]
         return "\n".join(lines)
 

@@ -42,9 +42,9 @@ def findings(run: str | os.PathLike[str] | Recorded | Iterable[Record]) -> Findi
     Example:
         >>> place = {"trajectory": "SGD", "seed": 0, "steps": 100, "lr": (0.1,)}
         >>> terms = {"batch_loss": 1.0, "batch_slope": -1.0}
-        >>> steps = [StepRecord(**place, step=n, **terms, batch_change=-0.2 - n / 1000) for n in range(5, 25)]
+        >>> steps = [StepRecord(**place, step=n, **terms, batch_change=-0.2 - n / 1000) for n in range(5, 8)]
         >>> [finding.kind for finding in findings(steps)]
-        ['step_too_long']
+        ['cannot_tell']
     """
     if isinstance(run, Recorded):
         return run.findings()
@@ -69,30 +69,42 @@ def _of_records(records: Iterable[Record]) -> Findings:
 
 
 def rate_finding(steps: list[StepRecord]) -> Finding:
-    """The verdict on the learning rate, in words.
+    """The verdict on the learning rate, in words. One that isn't calibrated isn't said.
 
     Args:
         steps: the steps of one training, in order.
     """
     verdict = judge_rate(steps)
     if verdict.kind == "cannot_tell":
-        return Finding(
-            kind=verdict.kind,
-            summary="Whether the learning rate is right can't be told",
-            evidence=verdict.why + ("" if verdict.evidence.trust.ratio is None else f"; {_evidence(verdict)}"),
-            against="more measured steps may tell",
-        )
+        evidence = verdict.why + ("" if verdict.evidence.trust.ratio is None else f"; {_evidence(verdict)}")
+        return _cannot_tell(evidence, "more measured steps may tell")
+    confidence = confidence_of(verdict.kind, verdict.evidence.trust.probes, steps[-1].trajectory)
     summary, change, against = _WORDS[verdict.kind]
+    if confidence.share is None:
+        sign = summary[0].lower() + summary[1:]
+        return _cannot_tell(
+            f"{_evidence(verdict)}: by the thresholds {sign}, but {confidence.lacking}",
+            "how often that is right isn't known",
+        )
     return Finding(
         kind=verdict.kind,
         summary=summary,
-        confidence=confidence_of(verdict.kind, verdict.evidence.trust.probes),
+        confidence=confidence.share,
         evidence=_evidence(verdict),
         change=change and change.format(_rates(steps)),
         cost=change and "a second training from the same start, as far as this one; keep the one with the lower "
         "held-out loss",
         against=against,
     )  # fmt: skip
+
+
+def _cannot_tell(evidence: str, against: str) -> Finding:
+    return Finding(
+        kind="cannot_tell",
+        summary="Whether the learning rate is right can't be told",
+        evidence=evidence,
+        against=against,
+    )
 
 
 _WORDS = {
