@@ -77,6 +77,7 @@ class Findings(tuple[Finding, ...]):
     def _repr_html_(self) -> str:
         lines = []
         for finding in self:
-            lines.append(f"<p><b>{escape(finding.summary)}</b> ({escape(finding.sureness)})</p>")
+            sure = f" ({escape(finding.sureness)})" if finding.sureness else ""
+            lines.append(f"<p><b>{escape(finding.summary)}</b>{sure}</p>")
             lines.append(html_table((), finding.parts()))
         return "".join(lines)
