@@ -18,7 +18,7 @@ import torch
 
 from made_data import data_of
 from processes import children_of
-from stepscope import UsageError, cli
+from stepscope import Probe, UsageError, cli
 from stepscope.cli.progress import shown_progress
 from stepscope.paper.experiments import trajectory
 from stepscope.paper.experiments.command_lines import EXPERIMENTS
@@ -278,6 +278,28 @@ def test_no_home_and_no_cache(tmp_path, capsys, monkeypatch):
     )
     assert (status, err.count("\n")) == (2, 1)
     assert "set STEPSCOPE_CACHE" in err
+
+
+def test_a_training_of_which_only_its_own_steps_were_measured_has_a_page(tmp_path, capsys):
+    model = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def loss_fn(model, batch):
+        return model(batch).square().mean()
+
+    batch, run = torch.ones(4, 3), tmp_path / "run"
+    with Probe(model, optimizer, loss_fn, [batch], every=10**9, steps=20, run_dir=run, quiet=True) as probe:
+        for _ in range(20):
+            optimizer.zero_grad()
+            probe.loss_fn(model, batch).backward()
+            optimizer.step()
+        probe.report(tmp_path / "own.html")
+    assert probe.step_records
+    assert not probe.records
+    assert call("report", run, capsys=capsys)[0] == 0
+    for page in ((run / "report.html").read_text(), (tmp_path / "own.html").read_text()):
+        assert "Linear, trained by SGD" in page
+        assert "Nothing measured yet" not in page
 
 
 DAMAGES = {

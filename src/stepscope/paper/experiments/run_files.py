@@ -12,7 +12,7 @@ from stepscope.errors import UsageError
 from stepscope.paper.experiments.command_lines import EXPERIMENTS, TRAJECTORY
 from stepscope.paper.experiments.experiment import Experiment
 from stepscope.paper.reproduction_runs import Run
-from stepscope.report import save
+from stepscope.report import save, write_report
 from stepscope.runs import Head, Record, read_run, write_atomically
 
 _logger = logging.getLogger("stepscope")
@@ -88,6 +88,8 @@ def render_run(head: Mapping[str, Any], records: Sequence[Record]) -> str:
 def write_page(run_path: str | os.PathLike[str], out_path: str | os.PathLike[str]) -> Path:
     """`stepscope.report.write_report` for a run of any experiment."""
     head, records = read(run_path)
+    if (head.get("configuration") or {}).get("experiment") == "probe":
+        return write_report(run_path, out_path)  # it has steps as well
     write_atomically(out_path, render_run(head, records).encode(errors="replace"))
     return Path(out_path)
 
