@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stepscope import UsageError
-from stepscope.report import Table, write_tables
+from stepscope.report import Table, print_tables, write_tables
 from stepscope.report.tables import latex, tex, write_csv
 
 NASTY = r"\&%$#_{}~^[]*<>|`'" + '"-−±×†‡…≥⁻⁵¹–\n\x1b\u2028 a1'
@@ -135,3 +135,13 @@ def test_a_table_that_cannot_be_written_is_said(tmp_path):
     (tmp_path / "t.tex").mkdir()
     with pytest.raises(UsageError, match="cannot write"):
         write_tables({"t": Table("t", ("a",), (("x",),), "")}, tmp_path)
+
+
+def test_a_word_without_room_breaks_no_other(capsys):
+    """In a terminal of 80 columns, which doesn't hold all words of the row whole."""
+    row = ("C11", "Coordinates of a matrix are correlated", "not measured", "holds", "x" * 60)
+    console = pytest.importorskip("rich.console").Console(width=80)
+    print_tables([Table("", ("claim", "statement", "pretrained", "random", "statistic"), (row,), "")], console)
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("claim", "correlated", "measured", "holds", "pretrained", "xxxxxxxxxxxx"))
+    assert printed.count("x") == 60

@@ -15,6 +15,9 @@ from stepscope.shown import printable
 WHOLE = 31
 """A column of names needs no more room than this."""
 
+_WORD = 12
+"""So long a word is whole where longer ones have no room."""
+
 
 def print_directions(records: Sequence[DirectionRecord], console: Any = None) -> None:
     """Prints a table for each trajectory and step: sharpness, correlation, best step and best decrease by direction.
@@ -62,8 +65,8 @@ def _drawn(table: Table, width: int) -> Any:
 def _widths(table: Table, width: int) -> list[int]:
     """The widths of the columns. Whatever has no room on one line is folded: rich alone would cut numbers off.
 
-    Names and numbers are whole where there is room for them, else the names alone, else single words. What is left goes
-    to the column that lacks the most.
+    Names and numbers are whole where there is room for them, else the names alone, else single words, else those that
+    aren't very long. What is left goes to the column that lacks the most.
     """
     columns = list(zip(table.headers, *table.rows, strict=True))
     words = [max(len(word) for text in column for word in text.split(" ")) for column in columns]
@@ -71,7 +74,8 @@ def _widths(table: Table, width: int) -> list[int]:
     names = min(WHOLE, longest[0])
     numbers = [word if wordy else long for word, long, wordy in zip(words, longest, table.wordy, strict=True)]
     room = width - 2 * len(columns) - 1  # a space on either side of each column
-    tried = ([names, *numbers[1:]], [names, *words[1:]], words, [1] * len(columns))
+    broken = [min(word, _WORD) for word in words]
+    tried = ([names, *numbers[1:]], [names, *words[1:]], words, broken, [1] * len(columns))
     sizes = next((sizes for sizes in tried if sum(sizes) <= room), tried[-1])
     while sum(sizes) < min(room, sum(longest)):
         lacking = max(range(len(sizes)), key=lambda place: longest[place] / sizes[place])
