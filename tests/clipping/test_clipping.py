@@ -379,7 +379,7 @@ print(extra(lambda: fraction_threshold([gradient], {fraction})), extra(gradient.
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     ours, copying = map(float, done.stdout.split())
-    assert 0 < ours < 0.05
+    assert abs(ours) < 0.05  # a few pages less are read now and then: the kernel sums its counters up late
     assert copying > 0.9
 
 

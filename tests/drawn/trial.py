@@ -338,7 +338,7 @@ class _Probes:
 def own_errors(probe: Any) -> dict[int, tuple[float | None, float]]:
     """The steps at which the own direction stands in the records: how far it was from the step, and its norm."""
     own = [r for r in probe.records if r["direction"].startswith("own ") and " clip " not in r["direction"]]
-    return {r["step"]: (r["step_error"], r["norm"]) for r in own if not r.get("withdrawn")}
+    return {r["step"]: (r["step_error"], r.get("norm", 0.0)) for r in own if not r.get("withdrawn")}
 
 
 class _Watch:

@@ -36,7 +36,7 @@ def values(chart):
 def test_curves_are_means_over_seeds(records):
     rows = values(losses_over_steps(records, "code"))
     ends = {row["direction"]: row["loss"] for row in rows if row["step"] == 10}
-    assert ends == {"sgd": pytest.approx(9.4 / 3), "sgd clip 10%": pytest.approx(2.1)}
+    assert ends == {"sgd": pytest.approx(9.4 / 3, rel=1e-4), "sgd clip 10%": 2.1}  # charts hold five digits
 
 
 def test_the_search_is_drawn_where_it_trained_to_the_end(records):
