@@ -273,6 +273,27 @@ def test_a_loss_that_the_model_has_told_is_not_evaluated_again(loop, monkeypatch
     assert [calls.count(step) for step in range(1, 6)] == ([2, 1, 2, 1, 1] if loop == "plain" else [2] * 5)
 
 
+def test_a_loss_that_the_loop_divides_in_place_is_known_as_it_was(monkeypatch):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    evaluations, losses, evaluated = [], [], Replay.evaluated
+    monkeypatch.setattr(Replay, "evaluated", lambda *a, **b: (evaluations.append(probe.step), evaluated(*a, **b))[1])
+    batches = data(10)
+    with attached(model, optimizer) as probe:
+        for first, second in zip(batches[::2], batches[1::2], strict=True):
+            found = []
+            for batch in (first, second):
+                loss = probe.loss_fn(model, batch)
+                found.append(loss.item())
+                loss /= 2
+                loss.backward()
+            losses.append(sum(found) / 2)
+            optimizer.step()
+            optimizer.zero_grad()
+    assert [r["batch_loss"] for r in probe.step_records] == pytest.approx(losses, rel=1e-12)
+    assert [evaluations.count(step) for step in range(1, 6)] == [2, 1, 2, 1, 1]
+
+
 def test_what_cannot_be_known_is_said_once_and_not_recorded(caplog, capsys):
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

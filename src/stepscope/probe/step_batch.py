@@ -163,7 +163,7 @@ class BatchWatch:
 
     def _told(self, one: Pass, loss: Any) -> None:
         if isinstance(loss, Tensor) and loss.numel() == 1:
-            one.loss = loss.detach()
+            one.loss = loss.detach().clone()  # the loop may divide it in place
             self._weights.append(self._written())
 
     def _written(self) -> list[int]:
