@@ -56,30 +56,50 @@ def double_backward(
         Pearlmutter, *Fast Exact Multiplication by the Hessian*, Neural Computation 6 (1994).
     """
     result = Curvature("autograd", sharpness={label: [] for label in units})
-    with obstacles(), objective.measuring():
-        for weight, loss in objective.losses():
-            result.loss += weight * objective.finite(loss)
-            custom = check_graph(loss)
-            if custom is not None and not trusting:
-                raise SecondDerivativeError(
-                    f"{custom} is a custom autograd function, which may lack a second derivative"
-                )
-            if custom is not None:
-                result.reason = f"asked for; {custom} is a custom autograd function, taken at its word"
-            gradient = objective.derivative(loss, create_graph=True)
-            del loss
-            for left, label in zip(reversed(range(len(units))), units, strict=True):
-                vector, square = units[label].vector, units[label].length ** 2
-                product = hessian_product(objective, gradient, vector, retain_graph=left > 0)
-                result.sharpness[label].append(vectors.dot(vector, product) / square)
-                if observe is not None:
-                    observe(label, weight / square, vector, product)
-                del vector, product  # one product at a time
-            vectors.absorb(result.gradient, gradient, weight)  # and one graph
+    losses: list[float] = []
+    # Of several ranks, what is observed is the product with the Hessian of all.
+    products: dict[str, Direction] = {label: {} for label in units} if observe and not objective.ranks.alone else {}
+    with objective.measuring():
+        with objective.ranks.agreed("double backward", SecondDerivativeError), obstacles():
+            for weight, loss in objective.losses():
+                losses.append(objective.finite(loss))
+                if (custom := _trusted(loss, trusting=trusting)) is not None:
+                    result.reason = f"asked for; {custom} is a custom autograd function, taken at its word"
+                gradient = objective.derivative(loss, create_graph=True)
+                del loss
+                for left, label in zip(reversed(range(len(units))), units, strict=True):
+                    vector, square = units[label].vector, units[label].length ** 2
+                    product = hessian_product(objective, gradient, vector, retain_graph=left > 0)
+                    result.sharpness[label].append(vectors.dot(vector, product) / square)
+                    if label in products:
+                        vectors.add(products[label], product, weight / square)
+                    elif observe is not None:
+                        observe(label, weight / square, vector, product)
+                    del vector, product  # one product at a time
+                vectors.absorb(result.gradient, gradient, weight)  # and one graph
+        result.loss = objective.mean(objective.ranks.concatenated(losses))
+        result.gradient = objective.pooled(result.gradient)
+        for label, own in result.sharpness.items():
+            result.sharpness[label] = objective.ranks.concatenated(own)
+        for label in list(products):
+            assert observe is not None
+            observe(label, 1.0, units[label].vector, objective.pooled(products.pop(label)))
     reached(result.gradient)
     if not all(math.isfinite(value) for values in result.sharpness.values() for value in values):
         raise SecondDerivativeError("double backward gives infinite or NaN values (a root or a norm at zero)")
     return result
+
+
+def _trusted(loss: torch.Tensor, *, trusting: bool) -> str | None:
+    """The name of a custom autograd function in the graph of a loss, which is trusted.
+
+    Raises:
+        SecondDerivativeError: it isn't trusted, or an operation has a wrong second derivative.
+    """
+    custom = check_graph(loss)
+    if custom is not None and not trusting:
+        raise SecondDerivativeError(f"{custom} is a custom autograd function, which may lack a second derivative")
+    return custom
 
 
 def hessian_product(objective: Objective, gradient: Direction, u: Direction, *, retain_graph: bool = True) -> Direction:

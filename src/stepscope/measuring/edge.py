@@ -169,7 +169,7 @@ def _slopes(
         gradient: Direction = {}
         with objective.measuring():
             each_slope = slopes_at(objective, dict(direction), 0.0, gradient if decay else None, 1.0)[1]
-        return each_slope, None if decay is None else vectors.dot(decay, gradient)
+            return each_slope, None if decay is None else vectors.dot(decay, objective.pooled(gradient))
     each = isinstance(slope, Sequence) and not isinstance(slope, str)
     try:
         values = [float(value) for value in (slope if each else [slope])]  # type: ignore[union-attr, arg-type]
@@ -177,9 +177,9 @@ def _slopes(
         values = [math.nan]
     if not all(map(math.isfinite, values)):
         raise UsageError(f"slope is {slope!r}: give a finite number, one for each micro-batch, 'gradient', or None")
-    if each and len(values) != len(objective.batches):
+    if each and len(values) != len(objective.weights):
         raise UsageError(
-            f"slope has {len(values)} values for {len(objective.batches)} micro-batches: give one for each"
+            f"slope has {len(values)} values for {len(objective.weights)} micro-batches: give one for each"
         )
     return values if each else values[0], None
 

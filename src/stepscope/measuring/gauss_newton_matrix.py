@@ -107,6 +107,7 @@ def gauss_newton(objective: Objective, parameters: Chosen = None, *, logits_fn: 
         Pan and Li, *Toward Understanding Why Adam Converges Faster Than SGD for Transformers*, arXiv 2306.00204,
         appendix D.
     """
+    objective.check_alone("a Gauss-Newton matrix")
     names = chosen_names(objective.parameters, parameters)
     rows: dict[str, list[Tensor]] = {name: [] for name in names}
     examples = 0

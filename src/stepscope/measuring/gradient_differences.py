@@ -48,7 +48,7 @@ def difference(objective: Objective, units: Mapping[str, UnitDirection], observe
             slopes = objective.mean(b), s0, objective.mean(a)
             result.slope_checks[label] = slope_check(objective, h, objective.mean(e), slopes, objective.mean(f))
             if observe is not None and product is not None:
-                observe(label, 1 / units[label].length, units[label].vector, product)
+                observe(label, 1 / units[label].length, units[label].vector, objective.pooled(product))
     return result
 
 

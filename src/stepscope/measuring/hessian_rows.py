@@ -38,6 +38,7 @@ def hessian_rows(objective: Objective, coordinates: Sequence[Coordinate]) -> Ite
         >>> [{name: x.tolist() for name, x in row.items()} for row in hessian_rows(f, [("a", 1), ("b", 0)])]
         [{'a': [0.0, 6.0], 'b': [5.0]}, {'a': [0.0, 5.0]}]
     """
+    objective.check_alone("rows of the Hessian")
     for name, index in coordinates:
         if name not in objective.parameters:
             raise UsageError(f"{name!r} is not a trainable parameter: a coordinate is (name, index)")

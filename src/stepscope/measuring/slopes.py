@@ -171,16 +171,19 @@ def slope_check(
 def slopes_at(
     objective: Objective, u: Direction, t: float, total: Direction | None = None, factor: float = 0.0
 ) -> tuple[list[float], list[float]]:
-    """``f(x + tu)`` and ``uᵀ∇f(x + tu)`` of each micro-batch; adds ``factor · ∇f(x + tu)`` to `total`."""
+    """``f(x + tu)`` and ``uᵀ∇f(x + tu)`` of each micro-batch of all ranks.
+
+    Adds ``factor · ∇f(x + tu)`` to `total`, as far as it is of this rank's micro-batches.
+    """
     values, slopes = [], []
-    with objective.displaced(u, t):
+    with objective.displaced(u, t), objective.ranks.agreed("slopes"):
         for weight, loss in objective.losses():
             values.append(objective.finite(loss))  # its gradient may be finite where it isn't
             gradient = objective.derivative(loss)
             slopes.append(vectors.dot(u, gradient))
             if total is not None:
                 vectors.add(total, gradient, weight * factor)
-    return values, slopes
+    return objective.ranks.concatenated(values), objective.ranks.concatenated(slopes)
 
 
 def relative_step(objective: Objective, relative: float) -> float:

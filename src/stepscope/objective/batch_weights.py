@@ -20,8 +20,10 @@ from stepscope.errors import UsageError, said
 from stepscope.objective import vectors
 from stepscope.objective.joined_batches import joined, length, splits
 from stepscope.objective.loss_denominators import Weight, WeightFunction, usual_weights
+from stepscope.objective.process_group import Ranks, number_of
 from stepscope.objective.vectors import Direction
 
+_FOUND = "the loss of two micro-batches together is the mean of theirs"
 _COARSE = 1e-3
 """Losses that differ by less, relatively, don't show how they are weighted; their gradients may."""
 
@@ -31,7 +33,7 @@ class Weighting:
     """How micro-batches are pooled.
 
     Attributes:
-        weights: ``wᵢ / Σ w`` of each micro-batch.
+        weights: ``wᵢ / Σ w`` of each micro-batch of all ranks.
         by: what a micro-batch is weighted by.
         check: the result of the trial: whether the loss of two micro-batches together is the mean of theirs.
     """
@@ -46,43 +48,80 @@ Evaluate = Callable[[Any, bool], tuple[float, Direction]]
 
 
 def weighting(
-    model: nn.Module, batches: Sequence[Any], weight_fn: WeightFunction | None, evaluate: Evaluate
+    model: nn.Module, batches: Sequence[Any], weight_fn: WeightFunction | None, evaluate: Evaluate, ranks: Ranks
 ) -> Weighting:
     """The weights of micro-batches: given, or the first of the usual ones that a trial doesn't contradict.
 
     The trial evaluates two micro-batches together and apart. Where their shapes differ, it takes the rows of one
     micro-batch instead. A mean over examples, labels or tokens is the mean of two batches, weighted by how many each
-    holds.
+    holds. Of several ranks each tries its own micro-batches, and all use the weight that a trial has found.
 
     Args:
         model: the model that is trained.
-        batches: the micro-batches.
+        batches: the micro-batches of this rank.
         weight_fn: the user's own; ``None`` for the usual ones.
         evaluate: the loss of one batch.
+        ranks: all that bring micro-batches.
+
+    Returns:
+        The weights of the micro-batches of all ranks, one rank after another.
 
     Raises:
         UsageError: no batches, weights that can't be used, or none that explains the loss of two micro-batches.
     """
-    if not batches:
+    if not ranks.concatenated([1.0] * len(batches)):
         raise UsageError("no batches: the objective needs at least one micro-batch")
     if weight_fn is not None:
-        return Weighting(_normalized(batches, weight_fn), "weight_fn", "not tried: weight_fn is given")
-    usual = usual_weights(model, batches)
-    if len(batches) == 1:
-        counted = [w for w in usual if w.by != "examples"]
-        if counted:
-            _normalized(batches, counted[0].of)  # raises where no label is valid
-        return Weighting([1.0], "one micro-batch", "not tried: there is one micro-batch")
-    weight, check = _tried(batches, usual, evaluate)
-    return Weighting(_normalized(batches, weight.of), weight.by, check)
+        return Weighting(_normalized(batches, weight_fn, ranks), "weight_fn", "not tried: weight_fn is given")
+    with ranks.agreed("the trial of weights"):
+        usual = usual_weights(model, batches) if batches else []
+        if ranks.alone and len(batches) == 1:
+            counted = [w for w in usual if w.by != "examples"]
+            if counted:
+                _normalized(batches, counted[0].of, ranks)  # raises where no label is valid
+            return Weighting([1.0], "one micro-batch", "not tried: there is one micro-batch")
+        weight, check = _tried(batches, usual, evaluate) if batches else (None, "another rank's")
+    weight, check = _agreed(weight, check, usual, ranks)
+    return Weighting(_normalized(batches, weight.of, ranks), weight.by, check)
 
 
-def _normalized(batches: Sequence[Any], weight_fn: WeightFunction) -> list[float]:
-    """The weights of micro-batches, which add up to 1."""
-    weights = [float(weight_fn(batch)) for batch in batches]
-    for index, weight in enumerate(weights):
-        if not (math.isfinite(weight) and weight >= 0):
-            raise UsageError(f"weight_fn gave {weight} for micro-batch {index}: a weight is a finite number ≥ 0")
+def _agreed(weight: Weight | None, check: str, usual: Sequence[Weight], ranks: Ranks) -> tuple[Weight, str]:
+    """The weight that all ranks use: the one that trials have found, or the likeliest one where none could be made.
+
+    Args:
+        weight: what this rank's micro-batches are weighted by, on their own; ``None`` without any.
+        check: the result of this rank's trial.
+        usual: the weights that its micro-batches have.
+        ranks: all that bring micro-batches.
+    """
+    if ranks.alone:
+        assert weight is not None
+        return weight, check
+    own = [math.nan, math.nan] if weight is None else [float(check == _FOUND), number_of(weight.by)]
+    numbers = ranks.concatenated(own)
+    pairs = list(zip(numbers[::2], numbers[1::2], strict=True))
+    first = max(range(ranks.size), key=lambda rank: (pairs[rank][0] == 1, pairs[rank][0] == 0))
+    tried, by = pairs[first]
+    name, check = ranks.told(weight.by if weight else "", first), ranks.told(check, first)
+    with ranks.agreed("the weight of micro-batches"):
+        if any(other != by for how, other in pairs if how == tried):
+            raise UsageError("some ranks' micro-batches are weighted by one thing, others' by another: give weight_fn")
+        if weight is None:  # no micro-batches that it is a weight of
+            return Weight(name, lambda _: math.nan), check
+        chosen = next((w for w in (weight, *usual) if w.by == name), None)
+        if chosen is None:
+            raise UsageError(f"other ranks weigh their micro-batches by {name}, which isn't in these: give weight_fn")
+        return chosen, check
+
+
+def _normalized(batches: Sequence[Any], weight_fn: WeightFunction, ranks: Ranks) -> list[float]:
+    """The weights of the micro-batches of all ranks, which add up to 1."""
+    with ranks.agreed("the weights of micro-batches"):
+        weights = [float(weight_fn(batch)) for batch in batches]
+        for index, weight in enumerate(weights):
+            if not (math.isfinite(weight) and weight >= 0):
+                raise UsageError(f"weight_fn gave {weight} for micro-batch {index}: a weight is a finite number ≥ 0")
+    weights = ranks.concatenated(weights)
     total = math.fsum(weights)
     if total == 0:
         raise UsageError("all micro-batches have weight 0: they hold no valid label")
@@ -120,7 +159,7 @@ def _tried(batches: Sequence[Any], usual: Sequence[Weight], evaluate: Evaluate) 
         for weight in weights:
             fraction = _first_fraction(trial.pair, weight.of)
             if fraction is not None and _explains(union, first, second, fraction):
-                return weight, "the loss of two micro-batches together is the mean of theirs"
+                return weight, _FOUND
         likeliest = usual[0]
         fraction = _first_fraction(trial.pair, likeliest.of)
         unexplained = unexplained or _unexplained(union, first, second, fraction, likeliest.by)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from stepscope.errors import UsageError
 from stepscope.objective import vectors
+from stepscope.objective.process_group import number_of
 from stepscope.objective.randomness import random_state
 from stepscope.objective.sharding import sharded, sharded_module
 from stepscope.objective.shared_memory import shared_memory
@@ -44,6 +45,16 @@ def check_parameters(parameters: Mapping[str, nn.Parameter]) -> None:
         if first == second:
             raise UsageError(f"parameter {first} holds elements that share memory (expanded?): clone it")
         raise UsageError(f"parameters {first} and {second} share memory: tie them as one Parameter object")
+
+
+def form_of(parameters: Mapping[str, nn.Parameter], options: Any) -> float:
+    """A number that is the same where names, shapes and dtypes of parameters are, and some options.
+
+    Names count with and without the ``module.`` of a `DistributedDataParallel`, and ``_orig_mod.`` of compiled modules.
+    """
+    names = (name.removeprefix("_orig_mod.").removeprefix("module.").replace("_orig_mod.", "") for name in parameters)
+    shapes = [(name, tuple(p.shape), p.dtype) for name, p in zip(names, parameters.values(), strict=True)]
+    return number_of((shapes, options))
 
 
 def check_before(model: Any, batches: Any) -> list[Any]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,10 +31,14 @@ from stepscope.objective.loss_calls import (
 )
 from stepscope.objective.measurable import HALF, Measurable, measurable, measured_dtype
 from stepscope.objective.memory_budget import MemoryPlan, PeakMemory, within
+from stepscope.objective.process_group import Ranks, checksum
 from stepscope.objective.randomness import random_state, seed_everything
 from stepscope.objective.state import State
 from stepscope.objective.switches import attention_kernels
 from stepscope.objective.vectors import Direction
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Output = TypeVar("Output")
 
@@ -60,17 +64,21 @@ class Objective:
             float32. `torch.float64` gives a reference for a float32 model.
         memory: what a measurement may take beside the model and the directions, in bytes, or below 1 as a part of what
             is free: the batches are cut into micro-batches that fit. ``None``: they are measured as they are.
+        process_group: ranks that measure together (`torch.distributed.group.WORLD` for all): each evaluates its own
+            `batches`, any number of them, of which the loss of all ranks is made, weighted as in one process. Each rank
+            makes the Objective and calls what measures it, with the same directions. ``None``: this process alone.
 
     Attributes:
         parameters: ``{name: parameter}`` of the trainable parameters, by the names of ``model.named_parameters()``.
-        weights: ``wᵢ / Σ w`` of each micro-batch.
+        weights: ``wᵢ / Σ w`` of each micro-batch, of all ranks one after another.
         weighting: what they are weighted by, and whether that was tried.
         memory: the micro-batches that were chosen for a budget, and what they need; ``None`` without one.
 
     Raises:
         UsageError: no batches or without end, one batch where several are wanted, no trainable parameters, weights that
-            can't be used, a loss that is no mean by any of the usual weights (give `weight_fn`), or parameters that
-            have no shape yet, are sharded, or share memory without being one parameter.
+            can't be used, a loss that is no mean by any of the usual weights (give `weight_fn`), parameters that
+            have no shape yet, are sharded, or share memory without being one parameter, or ranks whose models or
+            options differ.
 
     Example:
         >>> model = nn.Linear(2, 1)
@@ -89,6 +97,7 @@ class Objective:
         modules: Iterable[nn.Module] = (),
         dtype: torch.dtype | None = None,
         memory: float | None = None,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         checks.check_model(model)
         self.model = model
@@ -100,8 +109,12 @@ class Objective:
         checks.check_parameters(self.parameters)
         self._raised = dtype is None and any(p.dtype in HALF for p in self.parameters.values())
         self._first_dtype = measured_dtype(next(iter(self.parameters.values())).dtype, dtype)
+        device = next(iter(self.parameters.values())).device
+        ranks, self.ranks = Ranks(process_group, device), Ranks(None, device)  # what is tried first is tried alone
+        options = (dtype, weight_fn is None, loss_fn is None, memory is None)
+        ranks.check_same("models or options", [checks.form_of(self.parameters, options)], "give all ranks the same")
         # Iterating a DataLoader draws a seed from the global RNG, and its data set may draw more.
-        with random_state():
+        with ranks.agreed("the batches"), random_state():
             self.batches: list[Any] = checks.read_batches(batches)
         self.dtype = dtype
         self._reached = {f"modules[{index}]": module for index, module in enumerate(modules)}
@@ -117,13 +130,20 @@ class Objective:
         self._evaluated_once: set[Hashable] = set()
         self.memory: MemoryPlan | None = None
         if memory is not None:
-            device = next(iter(self.parameters.values())).device
-            self.batches, self.memory = within(memory, self.batches, self._memory_of, device)
-        self.weighting = weighting(model, self.batches, weight_fn, self._tried)
-        self.weights = self.weighting.weights
+            with ranks.agreed("the memory budget"):
+                self.batches, self.memory = within(memory, self.batches, self._memory_of, device)
+        self.weighting = weighting(model, self.batches, weight_fn, self._tried, ranks)
         # A micro-batch of weight 0 doesn't enter the loss, and its own mean may be NaN.
-        self.batches = [batch for batch, weight in zip(self.batches, self.weights, strict=True) if weight > 0]
-        self.weights = [weight for weight in self.weights if weight > 0]
+        self.weights = [weight for weight in self.weighting.weights if weight > 0]
+        self.ranks = ranks
+        before = ranks.before(len(self.batches))
+        own = zip(self.batches, self.weighting.weights[before:], strict=False)
+        self.batches, self._own_weights = [], []
+        for batch, weight in own:
+            if weight > 0:
+                self.batches.append(batch)
+                self._own_weights.append(weight)
+        self._before = ranks.before(len(self.batches))
 
     def _memory_of(self, batch: Any) -> int:
         """Bytes that the curvature along a direction takes on one of several micro-batches: the most of all levels."""
@@ -178,14 +198,27 @@ class Objective:
         with held():
             parameters, self._kernels = self.parameters, attention_kernels()
             try:
-                with measurable(self.model, self._roots(), self.dtype, as_trained) as measured:
+                with ExitStack() as stack:
+                    with self.ranks.agreed("the beginning of a measurement"):
+                        measured = stack.enter_context(measurable(self.model, self._roots(), self.dtype, as_trained))
                     self._measured, self._measuring, self._as_trained = measured, 1, as_trained
                     self.parameters = {name: measured.stand_ins.get(id(p), p) for name, p in parameters.items()}
+                    self._be_the_same()
                     yield
             finally:
                 self.parameters = parameters
                 self._measuring, self._displaced, self._scratch, self._measured = 0, 0, [], None
                 self._as_trained, self._loss_eps = False, 0.0
+
+    def _be_the_same(self) -> None:
+        """All ranks evaluate the same function: the parameters must agree, and the first rank's buffers are all's.
+
+        Each rank of a `DistributedDataParallel` moves its own running statistics, until the next step of the training.
+        """
+        if not self.ranks.alone:
+            remedy = "they must hold the same weights; DistributedDataParallel sees to that"
+            self.ranks.check_same("the values of parameters", checksum(self.parameters), remedy)
+            self.ranks.share([buffer.detach() for buffer in self._called.buffers()])
 
     def __repr__(self) -> str:
         count = sum(parameter.numel() for parameter in self.parameters.values())
@@ -203,7 +236,7 @@ class Objective:
         return {"model": self.model, "loss_fn": self.loss_fn, **self._reached}
 
     def losses(self) -> Iterator[tuple[float, Tensor]]:
-        """Each micro-batch's weight and its loss, a scalar tensor with its graph, at the present parameters.
+        """The weight of each micro-batch of this rank and its loss, a scalar with its graph, at the present parameters.
 
         Random numbers that the model draws are the same at every evaluation of a micro-batch, so dropout left on is
         a fixed mask. Only inside `measuring`.
@@ -211,17 +244,18 @@ class Objective:
         Raises:
             UsageError: a loss isn't a scalar tensor, or doesn't depend on a trainable parameter.
         """
-        number = itertools.count()
+        number = itertools.count(self._before)
         return self.evaluations(lambda _, batch: scalar(self._loss(batch), next(number)))
 
     def evaluations(self, evaluate: Callable[[nn.Module, Any], Output]) -> Iterator[tuple[float, Output]]:
-        """Each micro-batch's weight, and the result of `evaluate` for it at the present parameters; see `losses`.
+        """The weight of each micro-batch of this rank, and the result of `evaluate` for it; see `losses`.
 
         Args:
             evaluate: ``evaluate(model, batch)``; the tensors of the micro-batch are copies on the model's device.
         """
         assert self._measuring, "an evaluation outside measuring()"
-        for index, (weight, batch) in enumerate(zip(self.weights, self.batches, strict=True)):
+        own = zip(self._own_weights, self.batches, strict=True)
+        for index, (weight, batch) in enumerate(own, self._before):
             interrupts.deliver()
             seed_everything(index)
             copied = self._copy(batch)
@@ -252,19 +286,21 @@ class Objective:
         return self.mean(self.values())
 
     def values(self) -> list[float]:
-        """The loss of each micro-batch, of which `loss` is the mean."""
+        """The loss of each micro-batch of all ranks, of which `loss` is the mean."""
         with self.measuring():
-            try:
-                fused = self._as_trained or (self._fused and not self._differentiates)
-                kernels = self._kernels if fused else [SDPBackend.MATH]
-                with torch.set_grad_enabled(self._differentiates), sdpa_kernel(kernels):
-                    return self._values()
-            except RuntimeError as error:
-                if self._differentiates or "does not require grad" not in str(error):
-                    raise
-                # The loss holds derivatives of its own (a gradient penalty, a differential equation).
-                self._differentiates = True
-                return self._values()
+            with self.ranks.agreed("losses"):
+                try:
+                    fused = self._as_trained or (self._fused and not self._differentiates)
+                    kernels = self._kernels if fused else [SDPBackend.MATH]
+                    with torch.set_grad_enabled(self._differentiates), sdpa_kernel(kernels):
+                        values = self._values()
+                except RuntimeError as error:
+                    if self._differentiates or "does not require grad" not in str(error):
+                        raise
+                    # The loss holds derivatives of its own (a gradient penalty, a differential equation).
+                    self._differentiates = True
+                    values = self._values()
+            return self.ranks.concatenated(values)
 
     def roundings(self) -> tuple[float, float]:
         """The relative rounding of the coarsest type that evaluations computed in, and that of their losses.
@@ -272,7 +308,7 @@ class Objective:
         Only inside `measuring`, after an evaluation there.
         """
         assert self._measured is not None, "roundings() outside measuring()"
-        return self._measured.eps, self._loss_eps
+        return max(self.ranks.concatenated([self._measured.eps])), max(self.ranks.concatenated([self._loss_eps]))
 
     def rehearses(self) -> bool:
         """Whether the first evaluation of a micro-batch evaluates it twice: compiled code is watched as it is written.
@@ -280,7 +316,7 @@ class Objective:
         Only inside `measuring`.
         """
         assert self._measured is not None, "rehearses() outside measuring()"
-        return self._measured.compiled
+        return any(self.ranks.concatenated([float(self._measured.compiled)]))
 
     def loss_beside(self, loss: float) -> float:
         """`loss`, to compare with the same by the kernels that are differentiated.
@@ -315,12 +351,17 @@ class Objective:
         Raises:
             UsageError: the loss isn't finite, or uses no trainable parameter.
         """
-        value, gradient = 0.0, Direction()
+        values, gradient = [], Direction()
         with self.measuring():
-            for weight, loss in self.losses():
-                value += weight * self.finite(loss)
-                vectors.absorb(gradient, self.derivative(loss), weight)
-        return value, checks.reached(gradient)
+            with self.ranks.agreed("a gradient"):
+                for weight, loss in self.losses():
+                    values.append(self.finite(loss))
+                    vectors.absorb(gradient, self.derivative(loss), weight)
+            return self.mean(self.ranks.concatenated(values)), checks.reached(self.pooled(gradient))
+
+    def pooled(self, direction: Direction) -> Direction:
+        """The sum over ranks of what each has summed over its own micro-batches; `direction` is used up."""
+        return self.ranks.summed(direction, self.parameters)
 
     def derivative(self, loss: Tensor, *, create_graph: bool = False) -> Direction:
         """The gradient of one loss from `losses`; a parameter that it doesn't use is left out."""
@@ -383,7 +424,19 @@ class Objective:
         Raises:
             UsageError: a name that isn't a trainable parameter, another shape, a value that isn't finite, or zero.
         """
-        checks.check_direction(label, direction, self.parameters)
+        with self.ranks.agreed("a direction"):
+            checks.check_direction(label, direction, self.parameters)
+        if not self.ranks.alone:
+            self.ranks.check_same(f"direction {label!r}", checksum(direction), "give all ranks the same")
+
+    def check_alone(self, what: str) -> None:
+        """Refuses what is computed from the micro-batches of one process alone.
+
+        Raises:
+            UsageError: the objective is that of several ranks.
+        """
+        if not self.ranks.alone:
+            raise UsageError(f"{what} can't be computed over a process_group: give an Objective without one")
 
     def _tried(self, batch: Any, differentiate: bool) -> tuple[float, Direction]:
         """The loss of one batch, and its gradient.

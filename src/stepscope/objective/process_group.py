@@ -1,0 +1,197 @@
+"""The processes that evaluate one objective together: what they exchange, and that they agree before they go on.
+
+Each rank evaluates micro-batches of its own. What is decided from the results must be decided alike on all ranks, or
+they wait for one another forever. So all results that decisions depend on are gathered, and are the same to the bit on
+all ranks: sums are made of what was gathered, in the order of the ranks, never by a reduction in an order of its own.
+
+Each exchange begins with a few numbers that say what it is and whether all is well. Where a rank has failed on its own,
+all fail with its message. Where ranks are at different exchanges, which is a bug, they say so, and mix no numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from stepscope.errors import UsageError, said
+from stepscope.objective import vectors
+from stepscope.objective.vectors import Direction
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+_LONGEST = 600
+"""Bytes of a message that all ranks are told."""
+
+
+class Ranks:
+    """The ranks of a process group, or this process alone.
+
+    Args:
+        group: the process group; ``None`` for this process alone, which exchanges nothing.
+        device: where what is exchanged lies: that of the parameters.
+
+    Attributes:
+        alone: whether there is no group.
+        rank: of this process in the group.
+        size: of the group.
+
+    Example:
+        >>> ranks = Ranks(None, torch.device("cpu"))
+        >>> ranks.concatenated([1.0, 2.0]), ranks.size
+        ([1.0, 2.0], 1)
+    """
+
+    def __init__(self, group: ProcessGroup | None, device: torch.device) -> None:
+        self.alone = group is None
+        self._group, self._device = group, device
+        self.rank, self.size = (0, 1) if group is None else (group.rank(), group.size())
+        if self.rank < 0:
+            raise UsageError("this process isn't in the process_group: make the Objective on the group's ranks alone")
+
+    @contextmanager
+    def agreed(self, what: str, expected: type[Exception] = UsageError) -> Iterator[None]:
+        """Inside, each rank works alone and exchanges nothing. If one of them fails, all do, by an error of one kind.
+
+        Args:
+            what: is done inside, the same words on all ranks.
+            expected: a kind of error that callers may handle, beside `UsageError`.
+
+        Raises:
+            UsageError: another rank has raised one. The message is that rank's.
+            RuntimeError: another rank has raised what is neither that nor expected.
+        """
+        if self.alone:
+            yield
+            return
+        try:
+            yield
+        except BaseException as error:
+            self._begin(what, error=error, expected=expected)
+            raise
+        self._begin(what, expected=expected)
+
+    def concatenated(self, values: Sequence[float]) -> list[float]:
+        """The numbers of all ranks, one rank after another."""
+        if self.alone:
+            return list(values)
+        counts = self._begin("numbers", len(values))
+        longest = max(counts)
+        gathered = self._gathered([*values, *[0.0] * (longest - len(values))]) if longest else [[]] * self.size
+        return [value for count, own in zip(counts, gathered, strict=True) for value in own[:count]]
+
+    def before(self, count: int) -> int:
+        """The sum of a count over the ranks before this one."""
+        return 0 if self.alone else sum(self._begin("counts", count)[: self.rank])
+
+    def check_same(self, what: str, values: Sequence[float], remedy: str) -> None:
+        """Refuses numbers that aren't the same on all ranks, to the bit.
+
+        Args:
+            what: they are of.
+            values: equally many on all ranks.
+            remedy: what to do where they differ.
+
+        Raises:
+            UsageError: they differ, on all ranks.
+        """
+        if self.alone:
+            return
+        if len(set(self._begin(what, len(values)))) == 1:
+            gathered = self._gathered(values) if values else [[]]
+            if len({struct.pack(f"{len(own)}d", *own) for own in gathered}) == 1:
+                return
+        raise UsageError(f"the ranks of the process group differ in {what}: {remedy}")
+
+    def summed(self, direction: Direction, parameters: Mapping[str, Tensor]) -> Direction:
+        """The sum of a direction over ranks; a tensor that some ranks don't have is zero there.
+
+        Args:
+            direction: this rank's; its tensors are overwritten.
+            parameters: all names, in the same order on all ranks.
+        """
+        if self.alone:
+            return direction
+        self._begin("a sum", len(parameters))
+        present = [max(own) for own in zip(*self._gathered([float(n in direction) for n in parameters]), strict=True)]
+        total = Direction()
+        for there, (name, parameter) in zip(present, parameters.items(), strict=True):
+            if there:
+                own = direction.get(name)
+                total[name] = torch.zeros_like(parameter) if own is None else own.detach().contiguous()
+                torch.distributed.all_reduce(total[name], group=self._group)
+        return total
+
+    def share(self, tensors: Sequence[Tensor]) -> None:
+        """Gives all ranks the first one's content of some tensors, in place."""
+        if self.alone:
+            return
+        self._begin("tensors", len(tensors))
+        for tensor in tensors:
+            torch.distributed.broadcast(tensor, group=self._group, group_src=0)
+
+    def told(self, text: str, rank: int) -> str:
+        """What one rank says, on all of them."""
+        if self.alone:
+            return text
+        encoded = text.encode()[:_LONGEST].ljust(_LONGEST)
+        message = torch.tensor(list(encoded), dtype=torch.uint8, device=self._device)
+        torch.distributed.broadcast(message, group=self._group, group_src=rank)
+        return bytes(message.tolist()).decode(errors="ignore").strip()
+
+    def _begin(
+        self, what: str, count: int = 0, *, error: BaseException | None = None, expected: type[Exception] = UsageError
+    ) -> list[int]:
+        """Begins an exchange: all ranks say which, how it went so far, and a count. Gives all counts."""
+        kinds = (None, expected, UsageError, RuntimeError)
+        own = 0 if error is None else 1 if isinstance(error, expected) else 2 if isinstance(error, UsageError) else 3
+        if own == 1 and expected is UsageError:
+            own = 2
+        everyone = self._gathered([number_of(what), float(own), float(count)])
+        if len({exchange for exchange, _, _ in everyone}) > 1:
+            raise RuntimeError(f"the ranks of the process group are out of step; this one is at {what!r}") from error
+        worst, first = max((int(kind), -rank) for rank, (_, kind, _) in enumerate(everyone))
+        if kind := kinds[worst]:
+            text = self.told(_text_of(error) if error is not None else "", -first)
+            if own < worst:
+                raise kind(f"rank {-first}: {text}") from error
+        return [int(number) for _, _, number in everyone]
+
+    def _gathered(self, values: Sequence[float]) -> list[list[float]]:
+        """The numbers of each rank, equally many."""
+        own = torch.tensor(values, dtype=torch.float64, device=self._device)
+        everyone = [torch.empty_like(own) for _ in range(self.size)]
+        torch.distributed.all_gather(everyone, own, group=self._group)
+        return [numbers.tolist() for numbers in everyone]
+
+
+def number_of(value: Any) -> float:
+    """A number that is the same for what looks the same, exact in double precision.
+
+    Example:
+        >>> number_of(("weight", (3, 2))) == number_of(("weight", (3, 2))), number_of("a") == number_of("b")
+        (True, False)
+    """
+    return float(int.from_bytes(hashlib.sha256(repr(value).encode()).digest()[:6]))
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> list[float]:
+    """Three numbers that are the same for the same tensors, and hardly for others: names, norm, and a sum.
+
+    Example:
+        >>> a, b = {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([2.0, 1.0])}
+        >>> checksum(a) == checksum(a), checksum({"w": -a["w"]})[1:] == checksum(a)[1:]
+        (True, False)
+    """
+    sums = vectors.numbers(t.detach().sum(dtype=vectors.accumulator(t)) for t in tensors.values()) if tensors else []
+    return [number_of(list(tensors)), vectors.norm(tensors), sum(n * value for n, value in enumerate(sums, 1))]
+
+
+def _text_of(error: BaseException) -> str:
+    return str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {said(error)}"
