@@ -63,7 +63,7 @@ def test_the_overhead_is_kept(clock, limit, follow_cost):
 
 def test_the_estimate_delays_the_first_measurement(clock):
     plans = train(Schedule(1, 0.1, 5.0, 0), clock, steps=60, step_seconds=1.0, cost=1.0)
-    assert plans.index("measure") == 49  # 5 s of 50
+    assert plans.index("measure") == 55  # 5 s are nine tenths of a tenth of 55.6
 
 
 def test_a_function_of_the_step(clock):
@@ -103,9 +103,9 @@ def test_the_cost_is_in_steps_until_it_is_known(clock):
                 schedule.expect(20.0, 0.0)
                 turn.reconsider()
                 break
-    assert (step, turn.plan) == (30, "pass")  # 6 s of 60, and not 20
-    plans = train(schedule, clock, steps=80, step_seconds=2.0, cost=20.0, first=31)
-    assert plans.index("measure") == 69  # 20 s of 200
+    assert (step, turn.plan) == (34, "pass")  # 6 s of 66.7, nine tenths of the limit, and not 20
+    plans = train(schedule, clock, steps=80, step_seconds=2.0, cost=20.0, first=35)
+    assert plans.index("measure") == 77  # 20 s of 222.2
 
 
 def test_a_step_that_is_not_made_comes_again(clock):
@@ -171,12 +171,12 @@ def test_what_to_expect_in_words(clock):
     schedule = Schedule(10, 0.05, 2.0, 5)
     assert schedule.described(0) == "when due"
     train(schedule, clock, steps=5, step_seconds=0.5, cost=2.0)
-    assert schedule.described(5) == "from about step 80, at most every 80 steps"
-    assert schedule.described(5, 80) == schedule.described(5)
-    assert schedule.described(5, 79).startswith("not before step 80, after the end: raise max_overhead=")
+    assert schedule.described(5) == "from about step 89, at most every 89 steps"
+    assert schedule.described(5, 89) == schedule.described(5)
+    assert schedule.described(5, 88).startswith("not before step 89, after the end: raise max_overhead=")
     resumed = Schedule(10, 0.05, 2.0, 5, first=1001)
     train(resumed, clock, steps=5, step_seconds=0.5, cost=2.0, first=1001)
-    assert resumed.described(1005) == "from about step 1,080, at most every 80 steps"
+    assert resumed.described(1005) == "from about step 1,089, at most every 89 steps"
     seldom = Schedule(1000, 0.002, 2e-4, 1000)
     train(seldom, clock, steps=5, step_seconds=0.5, cost=2.0)
     assert seldom.described(5) == "from about step 1,000"

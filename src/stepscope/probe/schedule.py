@@ -18,6 +18,9 @@ from stepscope.errors import UsageError
 
 Plan = Literal["measure", "follow", "pass"]
 
+MARGIN = 0.9
+"""The part of the limit that is planned with: hooks take time that isn't seen, and a cost is known from the last time."""
+
 
 class _Standstill:
     """The time in which no training of this process goes on, whoever measures: no schedule takes it for training."""
@@ -98,7 +101,7 @@ class Schedule:
                 "or None for no limit"
             )
         self._every: Callable[[int], bool] = every if callable(every) else lambda step: step % every == 0
-        self._max_overhead = math.inf if max_overhead is None else max_overhead
+        self._planned = math.inf if max_overhead is None else MARGIN * max_overhead
         self._cost_known = cost
         self._cost_in_steps = cost_in_steps
         self._window = window
@@ -123,9 +126,9 @@ class Schedule:
         return self._training / self._steps if self._steps > 1 else None
 
     @property
-    def max_overhead(self) -> float:
-        """The part of the training's time that measuring may take; infinite for no limit."""
-        return self._max_overhead
+    def planned(self) -> float:
+        """The part of the training's time that measuring is planned to take; infinite for no limit."""
+        return self._planned
 
     @property
     def spent(self) -> float:
@@ -199,10 +202,10 @@ class Schedule:
             step: the step that is about to be made.
             steps: the length of the training, where it is known.
         """
-        if math.isinf(self._max_overhead) or not self.step_seconds:
+        if math.isinf(self._planned) or not self.step_seconds:
             return "when due"
-        interval = self.cost / self._max_overhead / self.step_seconds
-        earned = self._first - 1 + (self._measuring + self.cost) / self._max_overhead / self.step_seconds
+        interval = self.cost / self._planned / self.step_seconds
+        earned = self._first - 1 + (self._measuring + self.cost) / self._planned / self.step_seconds
         due = next((step + i for i, due in enumerate(self._due_ahead, 1) if due), step + len(self._due_ahead))
         first = max(earned, due)
         if steps is not None and first > steps:
@@ -272,7 +275,7 @@ class Schedule:
         return self._promised
 
     def _affordable(self, training: float, cost: float) -> bool:
-        return math.isinf(self._max_overhead) or self._measuring + cost <= self._max_overhead * training
+        return math.isinf(self._planned) or self._measuring + cost <= self._planned * training
 
 
 class Turn:

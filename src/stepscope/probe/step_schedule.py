@@ -16,9 +16,6 @@ from stepscope.probe.schedule import Schedule
 PHASES = ((0.03, 2), (0.30, 20), (0.50, 5), (1.0, 5))
 """Up to which part of the training how many measurements are wanted."""
 
-MARGIN = 0.9
-"""The part of the limit that is planned with: steps may become faster, and a measurement slower."""
-
 DENSEST, SPARSEST = 1.12, 1.5
 """Of a training of unknown length, each is so many times as late as the one before: between 20 and 6 from a tenth of it
 to the whole, as the limit allows."""
@@ -90,12 +87,12 @@ class StepSchedule:
 
     def _earned(self, step: int) -> float:
         """How many more measurements the training pays for, if it is at this step."""
-        limit, seconds = self._schedule.max_overhead, self._schedule.step_seconds
+        limit, seconds = self._schedule.planned, self._schedule.step_seconds
         if math.isinf(limit) or not self._cost:
             return math.inf
         if seconds is None:
             return 0.0
-        budget = MARGIN * limit * seconds * self._length(step)
+        budget = limit * seconds * self._length(step)
         share = 0.5 if self._schedule.cost <= budget / 2 else 1.0
         return min(share * budget - self._spent, budget - self._schedule.spent) / self._cost
 
