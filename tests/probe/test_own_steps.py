@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from stepscope import Probe, UsageError
+from stepscope.judging import trust_ratio
 from stepscope.objective.replay import Replay
-from stepscope.runs import read_steps
+from stepscope.runs import StepRecord, read_steps
 from traces import fingerprint, outcome, same
 
 
@@ -457,6 +458,33 @@ def test_autocast_and_its_error():
         # The slope is so small a part that the step is straight.
         errors.append((record["batch_change"] - record["batch_slope"]) / record["batch_noise"])
     assert 0.02 < math.sqrt(sum(e * e for e in errors) / len(errors)) < 1
+
+
+@pytest.mark.parametrize("lr", [1e-6, 1e-3, 1e-2])
+def test_the_interval_in_half_precision_has_the_ratio_of_exact_losses(lr):
+    """Rounding is in the spread of the steps; at the smallest rate no weight moves in bfloat16, and nothing is said."""
+    covered = 0
+    for seed in range(20):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(4, 32), nn.GELU(), nn.Linear(32, 3))
+        optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+        probe = attached(model, optimizer, steps=24)
+        exact = []
+        for x, y in data(24, size=16, seed=seed):
+            before = copy.deepcopy(model).double()
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = probe.loss_fn(model, (x.float(), y))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            with torch.no_grad():
+                exact.append(float(loss_fn(copy.deepcopy(model).double(), (x, y)) - loss_fn(before, (x, y))))
+        records = [StepRecord.from_json(record) for record in probe.step_records]
+        trust = trust_ratio(records)
+        change, slope = sum(exact[record.step - 1] for record in records), sum(r.batch_slope for r in records)
+        covered += trust.low <= change / slope <= trust.high
+        assert lr != 1e-6 or trust.high > 0.97
+    assert covered >= 13  # of 20, where each end is missed in a tenth
 
 
 @pytest.mark.parametrize("how", ["wrapper", "in place"])

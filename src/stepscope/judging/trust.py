@@ -41,7 +41,9 @@ def trust_ratio(records: Sequence[StepRecord], coverage: float = 0.8) -> TrustRa
         ``T = Σ [f_b(x + d) − f_b(x)] / Σ g_bᵀd``,
 
     ``1 − ρ/2`` on a quadratic loss with the edge ratio ``ρ = dᵀHd / (−gᵀd)``. The interval is a bootstrap's over the
-    steps, with a fixed seed, widened by the losses' errors in their precision.
+    steps, with a fixed seed. Rounding differs from step to step, so their spread has it already. But where a step is
+    too small for weights in low precision to move at all, no change is seen at any step, as if all were far too long:
+    the upper end is widened by the losses' errors in their precision.
 
     Args:
         records: the steps; those without the two terms are left out.
@@ -63,11 +65,11 @@ def trust_ratio(records: Sequence[StepRecord], coverage: float = 0.8) -> TrustRa
     ratio = math.fsum(change for change, _, _ in terms) / slope
     noise = math.hypot(*(noise for *_, noise in terms)) / -slope
     if not coverage:
-        return TrustRatio(ratio, ratio - noise, ratio + noise, len(terms))
+        return TrustRatio(ratio, ratio, ratio + noise, len(terms))
     draws = _drawn_ratios(terms)
     below, above = sorted(low for low, _ in draws), sorted(high for _, high in draws)
     tail = round((1 - coverage) / 2 * _DRAWS)
-    return TrustRatio(ratio, below[tail] - noise, above[-1 - tail] + noise, len(terms))
+    return TrustRatio(ratio, below[tail], above[-1 - tail] + noise, len(terms))
 
 
 def terms_of(record: StepRecord) -> tuple[float, float, float] | None:
