@@ -271,7 +271,10 @@ def test_a_loss_that_the_model_has_told_is_not_evaluated_again(loop, monkeypatch
             optimizer.step()
             optimizer.zero_grad()
     assert [r["batch_loss"] for r in probe.step_records] == pytest.approx(before, rel=1e-12)
-    assert [calls.count(step) for step in range(1, 6)] == ([2, 1, 2, 1, 1] if loop == "plain" else [2] * 5)
+    assert [calls.count(step) for step in range(1, 6)] == (
+        # At the first step it is evaluated on both sides of the weights too.
+        [4, 1, 2, 1, 1] if loop == "plain" else [4, 2, 2, 2, 2]
+    )
 
 
 def test_a_loss_that_the_loop_divides_in_place_is_known_as_it_was(monkeypatch):
@@ -292,7 +295,7 @@ def test_a_loss_that_the_loop_divides_in_place_is_known_as_it_was(monkeypatch):
             optimizer.step()
             optimizer.zero_grad()
     assert [r["batch_loss"] for r in probe.step_records] == pytest.approx(losses, rel=1e-12)
-    assert [evaluations.count(step) for step in range(1, 6)] == [2, 1, 2, 1, 1]
+    assert [evaluations.count(step) for step in range(1, 6)] == [4, 1, 2, 1, 1]
 
 
 def test_what_cannot_be_known_is_said_once_and_not_recorded(caplog, capsys):
@@ -430,6 +433,74 @@ def test_an_exception_and_ctrl_c_leave_no_trace(moment, monkeypatch):
     assert fingerprint(model, optimizer) == before
     optimizer.step()
     assert probe.step == 1
+
+
+class Rounded(nn.Module):
+    """Rounds what passes, and lets gradients pass as if it didn't: a straight-through estimator."""
+
+    def forward(self, x):
+        return x + ((4 * x).round() / 4 - x).detach()
+
+
+def stopped(model, batch):
+    """The loss of a prediction of itself, one side of which has no gradient."""
+    half = model[:3](batch[0])
+    return F.mse_loss(model[4](half), model[4](half.flip(0)).detach())
+
+
+SURROGATES = {
+    "straight-through": (lambda: net().insert(2, Rounded()), loss_fn),
+    "stop-gradient": (net, stopped),
+}
+
+
+@pytest.mark.parametrize(
+    ("surrogate", "lr"),
+    # Over longer steps than these rounding is a slope, and the straight-through gradient that of the loss.
+    [("straight-through", 1e-6), *(("stop-gradient", lr) for lr in (1e-6, 1e-2, 1.0)), (None, 1e-6), (None, 1.0)],
+)
+def test_a_gradient_that_is_not_that_of_its_loss_says_nothing_of_the_step(surrogate, lr, caplog):
+    """At a millionth of a usual rate all of what a gradient foretells comes true, if it is the loss's own."""
+    make, loss = SURROGATES.get(surrogate, (net, loss_fn))
+    model = make()
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    with caplog.at_level(logging.WARNING, "stepscope"), attached(model, optimizer, loss) as probe:
+        for batch in data(6):
+            optimizer.zero_grad()
+            probe.loss_fn(model, batch).backward()
+            versions = [p._version for p in model.parameters()]
+            optimizer.step()
+            assert [p._version for p in model.parameters()] == [version + 1 for version in versions]
+    assert [text.split(" (")[0] for text in caplog.messages] == (
+        [] if surrogate is None else ["at step 3 the gradient isn't that of the loss"]
+    )
+    assert len(probe.step_records) == (6 if surrogate is None else 0)
+
+
+def test_an_error_close_to_the_weights_leaves_them_as_the_step_made_them(caplog, monkeypatch):
+    evaluated, calls = Replay.evaluated, []
+
+    def failing(*args, **options):
+        calls.append(1)
+        if len(calls) == 3:  # after one at the start, and one after the step
+            raise ValueError("not here")
+        return evaluated(*args, **options)
+
+    def trained(probed):
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        (batch,) = data(1)
+        torch.manual_seed(5)
+        with attached(model, optimizer) if probed else nullcontext() as probe:
+            (probe.loss_fn if probed else loss_fn)(model, batch).backward()
+            optimizer.step()
+        return outcome(model, optimizer)
+
+    monkeypatch.setattr(Replay, "evaluated", failing)
+    with caplog.at_level(logging.WARNING, "stepscope"):
+        probed = trained(True)
+    assert ["not here" in text for text in caplog.messages] == [True]
+    assert same(probed, trained(False))
 
 
 def test_no_length_of_a_training():

@@ -183,7 +183,10 @@ def _reason_to_be_silent(records: Sequence[StepRecord], counted: Sequence[StepRe
     if not measured and any(map(_thrown_off, records)):
         return "after the measured steps, or before, the loss of their batches wasn't finite"
     if not measured:
-        return "no step was measured on the batch that made it: compute the loss by `probe.loss_fn(model, batch)`"
+        return (
+            "no step was measured on the batch that made it: compute the loss by `probe.loss_fn(model, batch)`, or see "
+            "what the probe warned of"
+        )
     if _warming_up(records):
         return "the learning rate was still rising at the last measured step"
     if len(counted) < rule.least_probes:

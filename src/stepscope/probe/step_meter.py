@@ -7,6 +7,9 @@ that is evaluated is the one that was differentiated is tried: its gradient is c
 change its loss. Where that doesn't agree, nothing is said of the batch. Of several processes, a gradient that is
 changed after ``backward`` is taken to be averaged over them, and isn't that of the batch.
 
+Nor is anything said where the gradient isn't that of its loss, as with straight-through estimators: what it foretells
+then doesn't come true at the shortest step either. Losses close to the weights, on both sides, tell that once.
+
 A model whose output has a ``loss``, as those of Hugging Face do, has said what it is before the step. Where that is
 what the evaluation found when gradients were compared, to the last bit, it isn't evaluated until they are again.
 """
@@ -15,7 +18,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -40,6 +44,18 @@ _MANY = 3**20
 
 _TRIALS = 3
 """After so many steps in a row whose gradient wasn't that of the loss, no more are tried."""
+
+_NEAR, _FAR = 2**-10, 2**-2
+"""Multiples of a step between which a loss is compared with its gradient: as near as rounding allows."""
+
+_OTHER_LOSS = (
+    "the loss of the batch, evaluated again, has another gradient than the one that made the step, so that nothing can "
+    "be said of the step on its own batch"
+)
+_OTHER_GRADIENT = (
+    "the gradient isn't that of the loss (a straight-through estimator, a stop-gradient, a gradient reversal): what it "
+    "foretells doesn't come true at shorter steps either, so that nothing can be said of the step on its own batch"
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +100,8 @@ class StepMeter:
         self._replay = replay
         self._known: dict[Kind, _Known] = {}
         self._looked = Counter[Kind]()
-        self._trials = 0
+        self._trials = Counter[str]()
+        self._agreed = set[Kind]()
         self._copies = False
         self._start: dict[str, tuple[nn.Parameter, Tensor]] = {}
         self._batch: StepBatch | None = None
@@ -119,6 +136,8 @@ class StepMeter:
             if before is None or batch is None:
                 return norm, None
             change = self._replay.evaluated(batch.passes).loss - before.loss
+            if not self._is_of_its_loss(batch, before, slope / self._scale):
+                return norm, None
             return norm, BatchTerms(
                 batch_loss=self._scale * before.loss,
                 batch_change=self._scale * change,
@@ -167,9 +186,9 @@ class StepMeter:
         left = _numbers(batch.norms) or _norms(now or {})
         factor = _factor(left, _norms({name: gradient for name, gradient in found.items() if name in left}))
         if factor is None or (now is not None and not _are_parallel(now, found)):
-            self._disagrees(_kind(batch))
+            self._disagrees(_kind(batch), _OTHER_LOSS)
             return
-        self._trials = 0
+        del self._trials[_OTHER_LOSS]
         count = len(batch.passes)
         # The loop adds the losses of the passes up, or takes their mean.
         self._scale = float(count) if _is_near(factor, count) else 1.0
@@ -180,14 +199,58 @@ class StepMeter:
         self._before, self._gradient, self._versions = before, found, {}
         self._way, self._factor = "recomputed", self._scale
 
-    def _disagrees(self, kind: Kind) -> None:
+    def _disagrees(self, kind: Kind, why: str) -> None:
         self._known.pop(kind, None)
-        self._trials += 1
-        if self._trials == _TRIALS:
-            self.refusal = (
-                "the loss of the batch, evaluated again, has another gradient than the one that made the step, so that "
-                "nothing can be said of the step on its own batch"
-            )
+        self._trials[why] += 1
+        if self._trials[why] == _TRIALS:
+            self.refusal = why
+
+    def _is_of_its_loss(self, batch: StepBatch, before: Evaluation, slope: float) -> bool:
+        """Whether the gradient is that of the loss, as far as can be seen: looked at until it could be told once.
+
+        ``(f_b(x + td) − f_b(x − td)) / 2t`` is the slope but for third derivatives. How much the loss bends between is
+        allowed for, since the bend may lie in one place.
+
+        Args:
+            batch: what made the step.
+            before: its loss at the start.
+            slope: of that loss, along the step.
+        """
+        kind = _kind(batch)
+        rounding = _noise(before, batch)
+        if kind in self._agreed or not rounding < 0.02 * _FAR * abs(slope):
+            return True
+        t = max(rounding / (0.02 * abs(slope)), _NEAR)
+        losses = []
+        for side in (t, -t):
+            with self._at(side):
+                losses.append(self._replay.evaluated(batch.passes).loss)
+        if not math.isfinite(sum(losses)):
+            return True
+        bend = sum(losses) - 2 * before.loss
+        error = (losses[0] - losses[1]) / (2 * t) - slope
+        if not abs(error) <= 0.05 * abs(slope) + (abs(bend) / 2 + rounding) / t:
+            self._disagrees(kind, _OTHER_GRADIENT)
+            return False
+        self._agreed.add(kind)
+        return True
+
+    @contextmanager
+    def _at(self, t: float) -> Iterator[None]:
+        """Inside, the weights are at ``x + td``; afterwards they are bit for bit, and count as never written to."""
+        made = {name: parameter.detach().clone() for name, (parameter, _) in self._start.items()}
+        parameters = [parameter for parameter, _ in self._start.values()]
+        versions = [parameter._version for parameter in parameters]
+        try:
+            with torch.no_grad():
+                for name, (parameter, start) in self._start.items():
+                    parameter.copy_(torch.lerp(start, made[name], t))
+            yield
+        finally:
+            with torch.no_grad():
+                for name, (parameter, _) in self._start.items():
+                    parameter.copy_(made[name])
+            torch._C._autograd._unsafe_set_version_counter(tuple(parameters), tuple(versions))
 
     def _moved(self) -> tuple[float, float]:
         """The length of the step, and the slope along it."""
