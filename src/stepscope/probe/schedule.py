@@ -19,7 +19,7 @@ from stepscope.errors import UsageError
 Plan = Literal["measure", "follow", "pass"]
 
 MARGIN = 0.9
-"""The part of the limit that is planned with: hooks take time that isn't seen, and a cost is known from the last time."""
+"""The part of the limit that is planned with: hooks take time that isn't seen, and costs change."""
 
 
 class _Standstill:
