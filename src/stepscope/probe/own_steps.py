@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from stepscope.errors import UsageError, said
-from stepscope.objective import LossFunction, held, random_state
+from stepscope.objective import LossFunction, held
 from stepscope.probe.step_batch import BatchWatch
 from stepscope.probe.step_meter import StepMeter
 from stepscope.probe.step_schedule import StepSchedule
@@ -95,7 +95,7 @@ class OwnSteps:
         """The step that is to be measured is about to be made."""
         started = time.perf_counter()
         try:
-            with held(), random_state():
+            with held():
                 batch = self._watch.end()
                 if batch is None:
                     self._lacks(step, self._watch.lacking)
@@ -144,7 +144,7 @@ class OwnSteps:
             return None
         started, seconds, self._seconds = time.perf_counter(), self._seconds, None
         try:
-            with held(), random_state():
+            with held():
                 norm, terms = self._measure.after()
         except Exception as error:
             self._failed(step, error)

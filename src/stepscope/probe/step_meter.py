@@ -255,15 +255,13 @@ class StepMeter:
     def _moved(self) -> tuple[float, float]:
         """The length of the step, and the slope along it."""
         squares, products = [torch.zeros(())], [torch.zeros(())]
-        for name, (parameter, start) in self._start.items():
-            gradient = self._gradient.get(name)
-            if gradient is None:
-                gradient = torch.zeros_like(start)
-            for before, after, g in vectors.pieces(start, parameter, gradient):
-                wide = vectors.accumulator(before)
-                step = after.to(wide) - before.to(wide)
-                squares.append(torch.dot(step, step))
-                products.append(torch.dot(step, g.to(wide)))
+        moved = [(start, p, self._gradient.get(name)) for name, (p, start) in self._start.items()]
+        shaped = ((a, b, torch.zeros_like(a) if g is None else g) for a, b, g in moved)
+        for before, after, g in vectors.joined_pieces(shaped):
+            wide = vectors.accumulator(before)
+            step = after.to(wide) - before.to(wide)
+            squares.append(torch.dot(step, step))
+            products.append(torch.dot(step, g.to(wide)))
         return math.sqrt(math.fsum(vectors.numbers(squares))), self._factor * math.fsum(vectors.numbers(products))
 
     def _has_changed_gradients(self) -> bool:
