@@ -3,6 +3,7 @@
 #   make demo      the main job: about a minute and a half on two cores, beyond downloads
 #   make test      all tests; offline once the environment is installed
 #   make check     lint, format, types, import rules
+#   make docs      the documentation as a site, build/site/index.html; a link that leads nowhere is an error
 #   make performance   what a measurement costs, beside other packages: at most half an hour on two idle cores
 #
 # TORCH=... chooses the build of torch, as arguments of `pip install` (README.md, "Which torch").
@@ -20,7 +21,11 @@ INSTALLED := $(VENV)/.installed
 PEERS := .venv-peers
 PEERS_INSTALLED := $(PEERS)/.installed
 
-.PHONY: demo test check format performance clean
+# What makes the site reads the sources, and imports none of them.
+SITE := .venv-docs
+SITE_INSTALLED := $(SITE)/.installed
+
+.PHONY: demo test check format performance docs clean
 
 demo: $(INSTALLED)
 	$(RUN) stepscope demo
@@ -29,18 +34,27 @@ test: $(INSTALLED)
 	$(RUN) pytest -n auto --dist worksteal
 
 check: $(INSTALLED)
-	$(RUN) ruff check src tests examples benchmarks
-	$(RUN) ruff format --check src tests examples benchmarks
+	$(RUN) ruff check src tests examples benchmarks docs/site
+	$(RUN) ruff format --check src tests examples benchmarks docs/site
 	$(RUN) mypy
 	$(LINT_IMPORTS)
 
 format: $(INSTALLED)
-	$(RUN) ruff check --fix src tests examples benchmarks
-	$(RUN) ruff format src tests examples benchmarks
+	$(RUN) ruff check --fix src tests examples benchmarks docs/site
+	$(RUN) ruff format src tests examples benchmarks docs/site
 
 performance: $(INSTALLED) $(PEERS_INSTALLED)
 	$(PEERS)/bin/python benchmarks/measure.py
 	$(VENV)/bin/python benchmarks/tables.py
+
+docs: $(SITE_INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/python -m mkdocs build --quiet --strict
+	@echo "build/site/index.html"
+
+$(SITE_INSTALLED): docs/site/requirements.txt
+	$(PYTHON) -m venv $(SITE)
+	$(SITE)/bin/python -m pip install --quiet --disable-pip-version-check -r docs/site/requirements.txt
+	@touch $@
 
 $(PEERS_INSTALLED): requirements/torch.txt benchmarks/requirements-peers.txt
 	$(PYTHON) -m venv $(PEERS)
@@ -57,4 +71,4 @@ $(INSTALLED): pyproject.toml requirements/torch.txt requirements/dev.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(PEERS) build dist runs
+	rm -rf $(VENV) $(PEERS) $(SITE) build dist runs
