@@ -82,7 +82,7 @@ def test_help_and_wrong_arguments_load_no_torch():
 import contextlib, io, sys
 from stepscope import cli
 from stepscope.paper.experiments.command_lines import EXPERIMENTS
-helps = [[], ["demo"], ["run"], ["reproduce"], ["report"], ["findings"], ["summary"], ["compare"]]
+helps = [[], ["demo"], ["run"], ["reproduce"], ["report"], ["findings"], ["summary"], ["compare"], ["figures"]]
 helps += (["run", name] for name in [*EXPERIMENTS, "calibration"])
 wrong = [["demos"], ["run", "thoery"], ["demo", "--seeds", "x"], ["report"], ["findings"], ["summary"], ["compare"]]
 statuses = []
@@ -95,7 +95,7 @@ for arguments in [*([*one, "--help"] for one in helps), ["--version"], *wrong]:
 loaded = {"torch", "transformers", "rich"} & set(sys.modules)
 print(len(helps) + 1, statuses.count(0), statuses.count(2), sorted(loaded))
 """
-    assert in_a_fresh_process(code).stdout == "16 16 7 []\n"
+    assert in_a_fresh_process(code).stdout == "17 17 7 []\n"
 
 
 def test_the_top_leads_to_its_rooms_and_shows_its_public_names_alone():

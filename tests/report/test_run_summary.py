@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 from probed_runs import call, own, probed_run, steps_of
 from stepscope.report import run_summary
@@ -75,3 +76,16 @@ def test_steps_without_numbers_have_a_table():
     bare = StepRecord(trajectory="SGD", seed=0, step=1)
     (table,) = run_summary(Training({"configuration": {}, "context": {}}, [], [bare])).tables
     assert table.rows == (("1", "", *["–"] * 4),)
+
+
+def test_charts_become_files(tmp_path, capsys):
+    """The first letters say of which kind each is."""
+    run = run_directory(tmp_path / "run", synthetic_records(steps=(20,), trajectories=("sgd",))[:2])
+    for suffix, start in {"pdf": b"%PDF", "svg": b"<svg", "png": b"\x89PNG"}.items():
+        files = call("figures", run, "--format", suffix, "--out", tmp_path / suffix, capsys=capsys).split()
+        assert any("landscape" in file for file in files)
+        assert {Path(file).read_bytes()[: len(start)] for file in files} == {start}
+    short = probed_run(tmp_path / "short", steps=steps_of())
+    assert "what-came-true" in call("figures", short, "--format", "svg", capsys=capsys)
+    empty = probed_run(tmp_path / "empty")
+    assert "has nothing to draw yet" in call("figures", empty, capsys=capsys, status=2)

@@ -1,4 +1,4 @@
-"""The command line: ``stepscope demo``, ``run``, ``reproduce``, ``report``, ``findings``, ``summary`` and ``compare``.
+"""The command line: ``stepscope`` and what follows it.
 
 A mistake of the user's is one line on standard error and exit status 2; an interruption is 130 and loses nothing.
 """

@@ -123,6 +123,13 @@ depends on the evaluation examples, or on the units of a model, is compared only
   stepscope compare runs/probe runs/probe-2 --json | jq '.compared[].what'
 """
 
+FIGURES = """\
+Draws the charts of a run's page into files, for a paper or for slides; of a reproduction: stepscope report --figures.
+
+  stepscope figures runs/probe
+  stepscope figures runs/probe --format svg --out figures
+"""
+
 
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the usage in front of it."""
@@ -156,6 +163,10 @@ def parser() -> argparse.ArgumentParser:
     summed = _command(chosen, "summary", "a training in a screenful", SUMMARY, commands.summary)
     summed.add_argument("run_directory", metavar="RUN", help="the run directory of a probe or of a demo")
     summed.add_argument("--json", action="store_true", help="the same as a JSON object")
+    drawn = _command(chosen, "figures", "the charts of a run as files", FIGURES, commands.figures)
+    drawn.add_argument("run_directory", metavar="RUN", help="the run directory")
+    drawn.add_argument("--format", choices=("pdf", "svg", "png"), default="pdf", help="pdf (the default), svg or png")
+    drawn.add_argument("--out", metavar="DIR", help="where they go (default: RUN/figures)")
     beside = _command(chosen, "compare", "trainings before and after a change", COMPARE, commands.compare)
     beside.add_argument("run_directories", nargs="+", metavar="RUN", help="two or more run directories")
     beside.add_argument("--json", action="store_true", help="the same as a JSON object")

@@ -227,6 +227,17 @@ def report(options: argparse.Namespace) -> None:
     print(write_page(run, Path(options.out) if options.out else run / "report.html"))
 
 
+def figures(options: argparse.Namespace) -> None:
+    """``stepscope figures``."""
+    from stepscope.paper.experiments.run_files import write_figures
+
+    run = Path(options.run_directory)
+    out = Path(options.out) if options.out else run / "figures"
+    if not (written := write_figures(run, out, options.format)):
+        raise UsageError(f"{run} has nothing to draw yet")
+    print(*written, sep="\n")
+
+
 def findings(options: argparse.Namespace) -> None:
     """``stepscope findings``."""
     from stepscope.judging import findings as findings_of

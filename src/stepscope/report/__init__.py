@@ -15,7 +15,7 @@ from stepscope.report.figures import Figure, chart_of, drawn, figures_of
 from stepscope.report.looks import Looks, categories, symbols
 from stepscope.report.magnitude_charts import concentration, concentration_over_steps, magnitudes
 from stepscope.report.names import distinct, file_name
-from stepscope.report.run_page import render, render_report, write_report
+from stepscope.report.run_page import render, render_report, training_figures, write_report
 from stepscope.report.run_summary import RunSummary, run_summary
 from stepscope.report.step_charts import decrease_against_sharpness, landscapes, sharpness_over_steps
 from stepscope.report.summary import summary_sentence
@@ -70,6 +70,7 @@ __all__ = [
     "symbols",
     "title_of",
     "tooltips",
+    "training_figures",
     "trajectories_of",
     "write_csv",
     "write_report",

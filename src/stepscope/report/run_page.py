@@ -23,7 +23,7 @@ from stepscope.report.comparison import (
 from stepscope.report.direction_tables import step_tables
 from stepscope.report.escaping import script_json
 from stepscope.report.facts import Facts, facts_of
-from stepscope.report.figures import drawn, figures_of
+from stepscope.report.figures import Figure, drawn, figures_of
 from stepscope.report.looks import Looks
 from stepscope.report.own_step_charts import LANDING, own_step_figures
 from stepscope.report.run_top import title_of_training, top_of
@@ -124,6 +124,20 @@ def _section(training: Training, trajectory: str, charts: dict[str, Any]) -> dic
         ],
         "seeds": max((row.seeds for row in rows), default=0),
     }
+
+
+def training_figures(training: Training) -> list[Figure]:
+    """The charts of a run's page, each step's by itself, and those that are for files alone.
+
+    Args:
+        training: its records.
+    """
+    records = training.directions
+    return [
+        figure
+        for trajectory in trajectories_of([*records, *training.steps])
+        for figure in (*own_step_figures(training, trajectory), *figures_of(records, trajectory))
+    ]
 
 
 def _step_of(step: int, label: str, table: Table, names: Sequence[str]) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from stepscope.errors import UsageError
 from stepscope.paper.experiments.command_lines import EXPERIMENTS, TRAJECTORY
 from stepscope.paper.experiments.experiment import Experiment
 from stepscope.paper.reproduction_runs import Run
-from stepscope.report import save, write_report
-from stepscope.runs import Head, Record, read_run, write_atomically
+from stepscope.report import save, training_figures, write_report
+from stepscope.runs import Head, Record, read_run, read_training, write_atomically
 
 _logger = logging.getLogger("stepscope")
 
@@ -88,17 +88,26 @@ def render_run(head: Mapping[str, Any], records: Sequence[Record]) -> str:
 def write_page(run_path: str | os.PathLike[str], out_path: str | os.PathLike[str]) -> Path:
     """`stepscope.report.write_report` for a run of any experiment."""
     head, records = read(run_path)
-    if (head.get("configuration") or {}).get("experiment") == "probe":
-        return write_report(run_path, out_path)  # it has steps as well
+    if _is_probed(head):
+        return write_report(run_path, out_path)
     write_atomically(out_path, render_run(head, records).encode(errors="replace"))
     return Path(out_path)
 
 
-def write_figures(run_path: str | os.PathLike[str]) -> list[Path]:
-    """Writes the figures of a run beside its records, each as a PDF of vectors.
+def _is_probed(head: Mapping[str, Any]) -> bool:
+    """Whether the run is a probe's, which has steps as well."""
+    return bool((head.get("configuration") or {}).get("experiment") == "probe")
+
+
+def write_figures(
+    run_path: str | os.PathLike[str], out: str | os.PathLike[str] | None = None, suffix: str = "pdf"
+) -> list[Path]:
+    """Writes the figures of a run, each into a file: the charts of its page, and those that are for paper alone.
 
     Args:
         run_path: the run directory.
+        out: the directory that they go to; ``None`` is that of the run.
+        suffix: ``"pdf"`` and ``"svg"`` are of vectors, ``"png"`` has twice the screen's resolution.
 
     Returns:
         The files; none where nothing is finished yet.
@@ -108,5 +117,8 @@ def write_figures(run_path: str | os.PathLike[str]) -> list[Path]:
         MissingExtraError: altair or vl-convert is not installed.
     """
     head, records = read(run_path)
-    charts = {figure.name: figure.specification() for figure in experiment_of(head).figures(records)}
-    return [save(chart, Path(run_path) / f"{name}.pdf") for name, chart in charts.items() if chart is not None]
+    figures = training_figures(read_training(run_path)) if _is_probed(head) else experiment_of(head).figures(records)
+    charts = {figure.name: figure.specification() for figure in figures}
+    return [
+        save(chart, Path(out or run_path) / f"{name}.{suffix}") for name, chart in charts.items() if chart is not None
+    ]
