@@ -80,3 +80,18 @@ def test_figures_are_vectors_and_closed_to_names_and_to_the_network(chart, tmp_p
     ours = page.replace(vega_script(), "")
     assert "<img" not in ours
     assert "http" not in ours.replace("https://vega.github.io/schema/", ""), "a schema is a name, not a request"
+
+
+def test_the_script_of_a_page_is_made_once_and_again_where_it_is_damaged(tmp_path, monkeypatch):
+    converter, made = pytest.importorskip("vl_convert"), []
+    monkeypatch.setattr(converter, "javascript_bundle", lambda **_: (made.append(1), "let é = 1")[1])
+    monkeypatch.setenv("STEPSCOPE_CACHE", str(tmp_path / "cache"))
+    scripts = [vega_script.__wrapped__(), vega_script.__wrapped__()]
+    (kept,) = (tmp_path / "cache").iterdir()
+    kept.write_bytes(kept.read_bytes()[:-1])
+    scripts.append(vega_script.__wrapped__())
+    (tmp_path / "file").write_text("no directory")
+    monkeypatch.setenv("STEPSCOPE_CACHE", str(tmp_path / "file"))
+    scripts.append(vega_script.__wrapped__())
+    assert set(scripts) == {"let é = 1"}
+    assert len(made) == 3

@@ -5,7 +5,9 @@ Altair is an optional extra. Chart modules take it from here: ``from stepscope.r
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from stepscope.errors import UsageError, require
 from stepscope.report.escaping import script_json, xml_text
-from stepscope.runs import write_atomically
+from stepscope.runs import cache_directory, write_atomically
 
 __all__ = [
     "alt",
@@ -129,8 +131,27 @@ def vega_lite_version() -> str | None:
 
 @functools.cache
 def vega_script() -> str:
-    """The JavaScript that defines `vegaEmbed`, whole: nothing is fetched when it runs."""
-    return str(require("vl_convert", "report").javascript_bundle(vl_version=vega_lite_version()))
+    """The JavaScript that defines `vegaEmbed`, whole: nothing is fetched when it runs.
+
+    It takes longer to make than a page, so it is kept in the cache directory, after its digest: what is damaged is made
+    again.
+    """
+    converter = require("vl_convert", "report")
+    version, kept = vega_lite_version(), None
+    with contextlib.suppress(OSError, UsageError):
+        kept = cache_directory() / f"vega-lite-{version}-of-vl-convert-{converter.__version__}.js"
+        digest, _, script = kept.read_bytes().partition(b"\n")
+        if digest == _digest(script):
+            return script.decode()
+    script = converter.javascript_bundle(vl_version=version).encode()
+    with contextlib.suppress(UsageError):
+        if kept is not None:
+            write_atomically(kept, _digest(script) + b"\n" + script)
+    return str(script.decode())
+
+
+def _digest(script: bytes) -> bytes:
+    return hashlib.sha256(script).hexdigest().encode()
 
 
 def save(chart: alt.Chart | alt.LayerChart | Mapping[str, Any], path: str | os.PathLike[str]) -> Path:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stepscope.errors import UsageError
+from stepscope.runs import cache_directory
 
 Fetch = Callable[[Path], Path]
 
@@ -45,20 +45,6 @@ class Wheel:
     def requirement(self) -> str:
         """What pip is asked for, such as ``"homeassistant==2026.11.0"``."""
         return f"{self.project}=={self.version}"
-
-
-def cache_directory() -> Path:
-    """Gives the directory that fetched files are kept in; it need not exist yet.
-
-    ``$STEPSCOPE_CACHE``, else ``$XDG_CACHE_HOME/stepscope``, else ``~/.cache/stepscope``.
-    """
-    try:
-        if chosen := os.environ.get("STEPSCOPE_CACHE"):
-            return Path(chosen).expanduser()
-        base = os.environ.get("XDG_CACHE_HOME")
-        return (Path(base) if base else Path.home() / ".cache") / "stepscope"
-    except RuntimeError as error:
-        raise UsageError("there is no home directory for the cache: set STEPSCOPE_CACHE to a directory") from error
 
 
 def file_sha256(path: Path) -> str:
