@@ -89,6 +89,22 @@ def clipping(stored: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def spikes(stored: dict[str, Any]) -> str:
+    """A row for each number and rate of false alarms: spikes foretold, of all of a cause, and the median lead."""
+    causes = list(stored["lines"][0]["foretold"])
+    rows = [
+        "| number | allowed | false alarms | " + " | ".join(causes) + " |",
+        "| --- |" + " --- |" * (len(causes) + 2),
+    ]
+    for line in stored["lines"]:
+        found = line["foretold"].values()
+        cells = [f"{f['foretold']} of {f['spikes']}" + (f", {f['lead']:g}" if f["foretold"] else "") for f in found]
+        alarms = f"1 in {1 / line['allowed']:.0f} | 1 in {1 / line['false_alarms']:.0f}"
+        rows.append(f"| {line['number']} | {alarms} | " + " | ".join(cells) + " |")
+    rows.append(f"\n{stored['seeds']} seeds a task and cause; spikes in the controls: {stored['spikes_in_controls']}.")
+    return "\n".join(rows)
+
+
 def losses(records: list[LossRecord]) -> str:
     """A row for each optimizer, columns for each task."""
     return markdown(loss_table(records))
@@ -183,7 +199,11 @@ def filled(text: str) -> str:
 @cache
 def stored_tables() -> dict[str, str]:
     """Each table by the mark where it stands."""
-    made = {"clipping.json": clipping(_stored("clipping")), **performance(_stored("performance"))}
+    made = {
+        "clipping.json": clipping(_stored("clipping")),
+        "spikes.json": spikes(_stored("spikes")),
+        **performance(_stored("performance")),
+    }
     made |= {table.__name__: table(read(RESULTS / "convergence")[1]) for table in (losses, verdicts)}
     runs = read_runs(RESULTS)
     claims, others = judge(runs), read_others(RESULTS)

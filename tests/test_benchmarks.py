@@ -15,6 +15,7 @@ import edge  # noqa: E402
 import measure  # noqa: E402
 import models  # noqa: E402
 import products  # noqa: E402
+import spikes  # noqa: E402
 from performance import performance  # noqa: E402
 from stepscope import Objective  # noqa: E402
 
@@ -168,3 +169,31 @@ def test_the_stored_summary_of_edges_is_that_of_its_rows():
     assert {row["family"] for row in stored["rows"]} <= set(edge.FAMILIES)
     assert stored["summary"] == json.loads(json.dumps(edge.summary(stored["rows"])))
     assert all(row[way]["forwards"] <= 8 for row in stored["rows"] for way in edge.SLOPES)
+
+
+def rows_of(ratio, loss):
+    return [{"loss": loss(n), "norm": 1.0, "lag": 1.0, "ratio": ratio(n), "edge": 1.0} for n in range(spikes.STEPS)]
+
+
+def test_a_spike_is_foretold_by_what_passes_its_threshold_between_cause_and_spike():
+    """The trust ratio falls 40 steps before the loss rises; nothing else moves."""
+    runs = {}
+    for task in spikes.CHOSEN:
+        for kind in spikes.CONTROLS:
+            runs[task, kind, 0] = rows_of(lambda n: 0.9, lambda n: 2.0)
+        for kind in spikes.CAUSES:
+            runs[task, kind, 0] = rows_of(lambda n: 0.1 if n >= 210 else 0.9, lambda n: 9.0 if n >= 250 else 2.0)
+    judged = {(line["number"], line["allowed"]): line for line in spikes.judged(runs)}
+    foretold = judged["1 − T", spikes.FALSE_ALARMS[0]]["foretold"]
+    assert foretold["the rate grows"] == {"spikes": 4, "foretold": 4, "lead": 40}
+    assert judged["edge ratio", spikes.FALSE_ALARMS[0]]["foretold"]["the rate grows"]["foretold"] == 0
+
+
+def test_the_numbers_of_a_step_are_those_of_a_parabola():
+    """``T = 1 − ρ/2``, and the weights are where the step left them."""
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.ones_(model.weight)
+    optimizer = torch.optim.AdamW([{"params": [model.weight]}], lr=0.5, weight_decay=0.0)
+    row = spikes.numbers_of_step(model, optimizer, lambda m: 2 * m.weight.square().sum(), 1.0, 0.99, 1)
+    assert model.weight.item() == pytest.approx(0.5)
+    assert (row["loss"], row["ratio"], row["edge"]) == pytest.approx((2.0, 0.75, 0.5), rel=1e-4)
