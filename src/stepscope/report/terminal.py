@@ -75,7 +75,8 @@ def _widths(table: Table, width: int) -> list[int]:
     numbers = [word if wordy else long for word, long, wordy in zip(words, longest, table.wordy, strict=True)]
     room = width - 2 * len(columns) - 1  # a space on either side of each column
     broken = [min(word, _WORD) for word in words]
-    tried = ([names, *numbers[1:]], [names, *words[1:]], words, broken, [1] * len(columns))
+    whole = max(names, words[0])
+    tried = ([whole, *numbers[1:]], [names, *numbers[1:]], [names, *words[1:]], words, broken, [1] * len(columns))
     sizes = next((sizes for sizes in tried if sum(sizes) <= room), tried[-1])
     while sum(sizes) < min(room, sum(longest)):
         lacking = max(range(len(sizes)), key=lambda place: longest[place] / sizes[place])
