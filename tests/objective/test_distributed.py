@@ -75,7 +75,7 @@ def test_a_sharded_model_is_refused(tmp_path):
         model = nn.Linear(4, 3)
         fully_shard(model, mesh=dist.init_device_mesh("cpu", (1,)))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        with pytest.raises(UsageError, match="sharded models can't be measured"):
+        with pytest.raises(UsageError, match="a probe can't measure it"):
             Probe(model, optimizer, loss_fn, [(torch.randn(2, 4), torch.tensor([0, 1]))], quiet=True)
     finally:
         dist.destroy_process_group()
@@ -95,7 +95,9 @@ def test_a_model_sharded_by_the_first_fsdp_is_refused(original, tmp_path):
         batch = (torch.randn(2, 4), torch.tensor([0, 1]))
         optimizer = torch.optim.SGD(inside.parameters(), lr=0.1)
         for model in (inside, nn.Sequential(inside), inside.module):
-            with pytest.raises(UsageError, match="sharded over processes by FSDP: sharded models can't be measured"):
+            with pytest.raises(
+                UsageError, match="sharded over processes by FSDP, which can't be measured: use fully_shard"
+            ):
                 Probe(model, optimizer, loss_fn, [batch], quiet=True)
         with pytest.raises(UsageError, match="sharded over processes by FSDP: the threshold"):
             clip_optimizer(optimizer, 0.1)

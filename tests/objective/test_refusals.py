@@ -258,7 +258,9 @@ def test_parameters_that_are_marked_as_sharded(mark):
     loss_fn(model, BATCH).backward()
     setattr(model[2].bias, mark, 1)
     owner = "DeepSpeed's ZeRO" if mark == "ds_id" else "FSDP"
-    assert f"by {owner}: sharded models can't be measured" in refusal(lambda: Objective(model, loss_fn, [BATCH]))
+    assert f"by {owner}, which can't be measured: use fully_shard" in refusal(
+        lambda: Objective(model, loss_fn, [BATCH])
+    )
     for clip in (
         lambda: stepscope.clip_optimizer(optimizer, 0.1),
         lambda: stepscope.clip_grad_fraction_(model.parameters(), 0.1),

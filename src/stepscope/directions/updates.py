@@ -30,7 +30,7 @@ from stepscope.directions.trial import (
     without_hooks,
 )
 from stepscope.errors import UsageError
-from stepscope.objective import Direction, State, random_state, vectors
+from stepscope.objective import Direction, State, dtensors, random_state, vectors
 
 Factory = Callable[[list[nn.Parameter]], Optimizer | Sequence[Optimizer]]
 """``parameters -> optimizer``, or several optimizers that share the parameters out between them."""
@@ -301,6 +301,8 @@ def _named(parameters: Any) -> Mapping[str, nn.Parameter]:
         raise UsageError(
             f"parameters is a {type(parameters).__name__}: give {{name: parameter}}, dict(model.named_parameters())"
         )
+    if any(map(dtensors.is_spread, parameters.values())):
+        raise UsageError("the parameters are sharded over processes: a step can't be taken on trial on parts of them")
     return parameters
 
 

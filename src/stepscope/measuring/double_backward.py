@@ -55,6 +55,8 @@ def double_backward(
     References:
         Pearlmutter, *Fast Exact Multiplication by the Hessian*, Neural Computation 6 (1994).
     """
+    if reason := objective.one_derivative:
+        raise SecondDerivativeError(reason)
     result = Curvature("autograd", sharpness={label: [] for label in units})
     losses: list[float] = []
     # Of several ranks, what is observed is the product with the Hessian of all.

@@ -70,6 +70,7 @@ def layer_multipliers(
         ({'a': 1.25, 'b': 0.667}, 2.54)
     """
     check_objective(objective)
+    objective.check_unsharded("multipliers of layers")
     objective.check_direction("step", direction)
     layer_of = grouping(layer, objective.parameters)
     parts: dict[str, Direction] = {}

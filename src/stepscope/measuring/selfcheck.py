@@ -11,7 +11,7 @@ import torch
 from stepscope.errors import UsageError
 from stepscope.measuring.curvature import Method, curvature
 from stepscope.measuring.gradient_differences import difference
-from stepscope.objective import Direction, Objective, UnitDirection, vectors
+from stepscope.objective import Direction, Objective, UnitDirection, dtensors, vectors
 
 ANOTHER_GRADIENT = (
     "the gradient isn't that of the loss (a straight-through estimator, a stop-gradient, a gradient reversal, a custom "
@@ -171,8 +171,10 @@ def _by_autograd(objective: Objective, units: dict[str, UnitDirection]) -> tuple
 
 
 def _random_direction(objective: Objective, seed: int) -> Direction:
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        name: torch.randn(p.shape, generator=generator).to(p.device, p.dtype)
-        for name, p in objective.parameters.items()
-    }
+    direction = {}
+    for index, (name, parameter) in enumerate(objective.parameters.items()):
+        # Parts of the same shape on several ranks, which may be the same part, get the same numbers.
+        generator = torch.Generator().manual_seed(1000 * index + seed)
+        part = torch.randn(dtensors.part(parameter).shape, generator=generator)
+        direction[name] = dtensors.from_parts(part.to(parameter.device, parameter.dtype), parameter)
+    return direction

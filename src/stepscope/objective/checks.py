@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from stepscope.errors import UsageError
-from stepscope.objective import vectors
+from stepscope.objective import dtensors, vectors
+from stepscope.objective.measurable import measured_dtype
 from stepscope.objective.process_group import number_of
 from stepscope.objective.randomness import random_state
 from stepscope.objective.sharding import sharded, sharded_module
@@ -26,8 +27,8 @@ def check_model(model: Any) -> None:
     """Refuses a model that isn't a module, is sharded, or has parameters without a shape yet."""
     if not isinstance(model, nn.Module):
         raise UsageError(f"model is a {type(model).__name__}, not a torch.nn.Module")
-    if owner := sharded_module(model) or sharded(model.parameters()):
-        raise UsageError(f"the model is sharded over processes by {owner}: sharded models can't be measured")
+    if owner := sharded_module(model) or sharded(p for p in model.parameters() if not dtensors.is_spread(p)):
+        raise UsageError(f"the model is sharded over processes by {owner}, which can't be measured: use fully_shard")
     for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
         if nn.parameter.is_lazy(tensor):
             raise UsageError(f"{name} has no shape yet (a lazy module): call the model on a batch first")
@@ -40,7 +41,7 @@ def check_parameters(parameters: Mapping[str, nn.Parameter]) -> None:
     for name, parameter in parameters.items():
         if not parameter.is_floating_point():
             raise UsageError(f"parameter {name} is {parameter.dtype}: only real floating-point parameters are measured")
-    if names := shared_memory(parameters):
+    if names := shared_memory({name: dtensors.part(parameter) for name, parameter in parameters.items()}):
         first, second = names
         if first == second:
             raise UsageError(f"parameter {first} holds elements that share memory (expanded?): clone it")
@@ -53,13 +54,47 @@ def form_of(parameters: Mapping[str, nn.Parameter], options: Any) -> float:
     Names count with and without the ``module.`` of a `DistributedDataParallel`, and ``_orig_mod.`` of compiled modules.
     """
     names = (name.removeprefix("_orig_mod.").removeprefix("module.").replace("_orig_mod.", "") for name in parameters)
-    shapes = [(name, tuple(p.shape), p.dtype) for name, p in zip(names, parameters.values(), strict=True)]
+    shapes = [
+        (name, tuple(p.shape), p.dtype, getattr(p, "placements", None))
+        for name, p in zip(names, parameters.values(), strict=True)
+    ]
     return number_of((shapes, options))
+
+
+def check_sharded(sharded_model: bool, dtype: Any, weight_fn: Any, memory: Any, process_group: Any) -> None:
+    """Refuses options that a sharded model can't be measured with."""
+    if not sharded_model:
+        return
+    if dtype is not None or memory is not None:
+        raise UsageError(
+            "a sharded model is measured in its own dtype, on batches as they are: give no dtype, no memory"
+        )
+    if weight_fn is None:
+        raise UsageError(
+            "the weights of micro-batches of a sharded model aren't tried: give weight_fn, the number of terms that "
+            "the loss of a micro-batch averages over"
+        )
+    if process_group is not None and process_group.size() != torch.distributed.get_world_size():
+        raise UsageError("a sharded model is measured by all ranks: give no process_group")
+
+
+def check_precision(parameters: Mapping[str, nn.Parameter], as_trained: bool) -> None:
+    """Refuses to differentiate in half precision, to which a sharded model's parameters can't be raised."""
+    if not as_trained and any(measured_dtype(p.dtype, None) != p.dtype for p in parameters.values()):
+        raise UsageError(
+            "parameters in half precision that are sharded can't be raised to float32: only edge measures them, and "
+            "not with slope='gradient'"
+        )
 
 
 def check_before(model: Any, batches: Any) -> list[Any]:
     """Refuses what an `Objective` would refuse without evaluating anything. Gives the micro-batches, read once."""
     check_model(model)
+    if any(map(dtensors.is_spread, model.parameters())):
+        raise UsageError(
+            "the model is sharded over processes, and a probe can't measure it: make an Objective on all ranks, and "
+            "call edge or measure on all of them"
+        )
     check_parameters({name: p for name, p in model.named_parameters() if p.requires_grad})
     # Iterating a DataLoader draws a seed from the global RNG, and its data set may draw more.
     with random_state():
@@ -107,6 +142,11 @@ def check_direction(label: str, direction: Any, parameters: Mapping[str, nn.Para
         if name not in parameters:
             known = ", ".join(list(parameters)[:3])
             raise UsageError(f"direction {label!r} names {name!r}, not a trainable parameter (they are {known}, …)")
+        if not dtensors.is_like(tensor, parameters[name]):
+            raise UsageError(
+                f"direction {label!r}: {name} isn't sharded as its parameter is: distribute_tensor(tensor, "
+                "parameter.device_mesh, parameter.placements)"
+            )
         if tensor.shape != parameters[name].shape:
             raise UsageError(
                 f"direction {label!r}: {name} has shape {tuple(tensor.shape)}, "

@@ -77,13 +77,19 @@ class Measurable:
     """
 
     def __init__(
-        self, model: nn.Module, roots: Mapping[str, Any], dtype: torch.dtype | None, as_trained: bool = False
+        self,
+        model: nn.Module,
+        roots: Mapping[str, Any],
+        dtype: torch.dtype | None,
+        as_trained: bool = False,
+        spared: Callable[[], set[int]] | None = None,
     ) -> None:
         self.stand_ins: dict[int, nn.Parameter] = {}
         self.draws = False
         self.eps = 0.0
         self._model = model
         self._dtype = dtype
+        self._spared = spared
         self._state = State(roots, through=(Optimizer, LRScheduler))
         # A teacher in half precision beside a model in float32 stays in half precision: its loss expects that.
         self._raises = not as_trained and (dtype is not None or any(p.dtype in HALF for p in model.parameters()))
@@ -154,7 +160,7 @@ class Measurable:
 
     def _watch(self, key: Hashable, call: Callable[[], Output]) -> Output:
         """The first evaluation of a micro-batch."""
-        writes, before = WatchedWrites(), random_states()
+        writes, before = WatchedWrites(self._spared() if self._spared is not None else ()), random_states()
         self._writes.append(writes)
         try:
             with writes:
@@ -162,6 +168,8 @@ class Measurable:
         except (UsageError, torch.OutOfMemoryError):
             raise
         except Exception:
+            if self._spared is not None:
+                raise  # other ranks wouldn't evaluate it again
             # Some operations don't run while they are watched (`torch.cond`). Any other error is raised again here.
             self._note_moved()
             self._reset()
@@ -358,6 +366,7 @@ def measurable(
     roots: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     as_trained: bool = False,
+    spared: Callable[[], set[int]] | None = None,
 ) -> Iterator[Measurable]:
     """Inside, `model` is a deterministic and twice differentiable function; outside, all is as before.
 
@@ -366,6 +375,7 @@ def measurable(
         roots: ``{name: object}``: model, loss function and the modules that it calls. ``None`` for the model alone.
         dtype: the floating-point type to measure in (see `measured_dtype`).
         as_trained: whether it keeps training's precision and kernels instead, and need not be differentiable.
+        spared: of a sharded model, the memories (`memory_of`) that are no state though they are written to.
 
     Raises:
         UsageError: memory was written to that couldn't be restored.
@@ -374,7 +384,7 @@ def measurable(
     with ExitStack() as stack:
         stack.enter_context(random_state())
         stack.enter_context(gradients_enabled())
-        measured = Measurable(model, roots or {"model": model}, dtype, as_trained)
+        measured = Measurable(model, roots or {"model": model}, dtype, as_trained, spared)
         stack.callback(lambda: unrestored.extend(measured.restore()))
         # Entered after `restore`, so that it is left first.
         if not measured.compiled:

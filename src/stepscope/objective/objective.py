@@ -6,10 +6,10 @@ it exactly as it was found.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -33,6 +33,7 @@ from stepscope.objective.measurable import HALF, Measurable, measurable, measure
 from stepscope.objective.memory_budget import MemoryPlan, PeakMemory, within
 from stepscope.objective.process_group import Ranks, checksum
 from stepscope.objective.randomness import random_state, seed_everything
+from stepscope.objective.sharded_model import resharded, sharded_model
 from stepscope.objective.state import State
 from stepscope.objective.switches import attention_kernels
 from stepscope.objective.vectors import Direction
@@ -48,7 +49,9 @@ class Objective:
 
     Args:
         model: any module. Its trainable parameters (``requires_grad``; tied ones once) are ``x``. Of a
-            `DistributedDataParallel` the module inside is evaluated, so that a process can measure by itself.
+            `DistributedDataParallel` the module inside is evaluated, so that a process can measure by itself. A model
+            that is sharded (`fully_shard`, tensor parallelism) is evaluated by all ranks together: each makes the
+            Objective, with batches of its own on each data rank.
         loss_fn: ``loss_fn(model, batch)`` gives the mean loss of one micro-batch as a scalar tensor. ``None``: the
             model is called as ``model(**batch)`` and has a ``loss`` in its output, as Hugging Face models do.
         batches: the micro-batches; anything iterable, read once. Tensors in them are copied to the model's device, and
@@ -66,19 +69,21 @@ class Objective:
             is free: the batches are cut into micro-batches that fit. ``None``: they are measured as they are.
         process_group: ranks that measure together (`torch.distributed.group.WORLD` for all): each evaluates its own
             `batches`, any number of them, of which the loss of all ranks is made, weighted as in one process. Each rank
-            makes the Objective and calls what measures it, with the same directions. ``None``: this process alone.
+            makes the Objective and calls what measures it, with the same directions. ``None``: this process alone; all
+            ranks, where the parameters are sharded.
 
     Attributes:
         parameters: ``{name: parameter}`` of the trainable parameters, by the names of ``model.named_parameters()``.
-        weights: ``wᵢ / Σ w`` of each micro-batch, of all ranks one after another.
+        weights: ``wᵢ / Σ w`` of each micro-batch, of all ranks one after another. Of a sharded model, a micro-batch is
+            a round, in which each data rank evaluates one of its own.
         weighting: what they are weighted by, and whether that was tried.
         memory: the micro-batches that were chosen for a budget, and what they need; ``None`` without one.
 
     Raises:
         UsageError: no batches or without end, one batch where several are wanted, no trainable parameters, weights that
             can't be used, a loss that is no mean by any of the usual weights (give `weight_fn`), parameters that
-            have no shape yet, are sharded, or share memory without being one parameter, or ranks whose models or
-            options differ.
+            have no shape yet, or share memory without being one parameter, a model that is sharded in a way that isn't
+            known to be measured right, or ranks whose models or options differ.
 
     Example:
         >>> model = nn.Linear(2, 1)
@@ -100,6 +105,7 @@ class Objective:
         process_group: ProcessGroup | None = None,
     ) -> None:
         checks.check_model(model)
+        resharded(model)
         self.model = model
         self._called = without_communication(model)
         self.loss_fn = loss_fn
@@ -110,7 +116,10 @@ class Objective:
         self._raised = dtype is None and any(p.dtype in HALF for p in self.parameters.values())
         self._first_dtype = measured_dtype(next(iter(self.parameters.values())).dtype, dtype)
         device = next(iter(self.parameters.values())).device
-        ranks, self.ranks = Ranks(process_group, device), Ranks(None, device)  # what is tried first is tried alone
+        self._sharded = sharded_model(model, self.parameters)
+        checks.check_sharded(self._sharded is not None, dtype, weight_fn, memory, process_group)
+        self.ranks = Ranks(None, device)  # what is tried first is tried alone
+        ranks = self._all_ranks = self._sharded.ranks if self._sharded else Ranks(process_group, device)
         options = (dtype, weight_fn is None, loss_fn is None, memory is None)
         ranks.check_same("models or options", [checks.form_of(self.parameters, options)], "give all ranks the same")
         # Iterating a DataLoader draws a seed from the global RNG, and its data set may draw more.
@@ -133,17 +142,23 @@ class Objective:
             with ranks.agreed("the memory budget"):
                 self.batches, self.memory = within(memory, self.batches, self._memory_of, device)
         self.weighting = weighting(model, self.batches, weight_fn, self._tried, ranks)
-        # A micro-batch of weight 0 doesn't enter the loss, and its own mean may be NaN.
-        self.weights = [weight for weight in self.weighting.weights if weight > 0]
-        self.ranks = ranks
+        self._distribute(ranks)
+
+    def _distribute(self, ranks: Ranks) -> None:
+        """What this rank evaluates, and with what weight."""
         before = ranks.before(len(self.batches))
-        own = zip(self.batches, self.weighting.weights[before:], strict=False)
-        self.batches, self._own_weights = [], []
-        for batch, weight in own:
-            if weight > 0:
-                self.batches.append(batch)
-                self._own_weights.append(weight)
-        self._before = ranks.before(len(self.batches))
+        own = [*zip(self.batches, self.weighting.weights[before:], strict=False)]
+        # A micro-batch of weight 0 doesn't enter the loss, and its own mean may be NaN.
+        weighted = [(batch, weight) for batch, weight in own if weight > 0]
+        self.weights = [weight for weight in self.weighting.weights if weight > 0]
+        self._before = ranks.before(len(weighted))
+        self._shares: list[float] | None = None
+        if self._sharded is None:
+            self.ranks = ranks
+        else:
+            weighted, self.weights, self._shares = self._sharded.rounds(own, weighted)
+        self.batches = [batch for batch, _ in weighted]
+        self._own_weights = [weight for _, weight in weighted]
 
     def _memory_of(self, batch: Any) -> int:
         """Bytes that the curvature along a direction takes on one of several micro-batches: the most of all levels."""
@@ -190,6 +205,7 @@ class Objective:
             finally:
                 self._measuring -= 1
             return
+        resharded(self.model)
         trainable = [p for p in self.model.parameters() if p.requires_grad]
         if [*map(id, trainable)] != [*map(id, self.parameters.values())]:
             raise UsageError(
@@ -199,8 +215,14 @@ class Objective:
             parameters, self._kernels = self.parameters, attention_kernels()
             try:
                 with ExitStack() as stack:
+                    if self._sharded is not None:
+                        checks.check_precision(self.parameters, as_trained)
+                        stack.enter_context(self._sharded.measuring(as_trained=as_trained))
+                    spared = None if self._sharded is None else self._sharded.memories
                     with self.ranks.agreed("the beginning of a measurement"):
-                        measured = stack.enter_context(measurable(self.model, self._roots(), self.dtype, as_trained))
+                        measured = stack.enter_context(
+                            measurable(self.model, self._roots(), self.dtype, as_trained, spared)
+                        )
                     self._measured, self._measuring, self._as_trained = measured, 1, as_trained
                     self.parameters = {name: measured.stand_ins.get(id(p), p) for name, p in parameters.items()}
                     self._be_the_same()
@@ -218,7 +240,9 @@ class Objective:
         if not self.ranks.alone:
             remedy = "they must hold the same weights; DistributedDataParallel sees to that"
             self.ranks.check_same("the values of parameters", checksum(self.parameters), remedy)
-            self.ranks.share([buffer.detach() for buffer in self._called.buffers()])
+        if self._sharded is None or self._sharded.replicates_buffers:
+            ranks = self.ranks if self._sharded is None else self._all_ranks
+            ranks.share([buffer.detach() for buffer in self._called.buffers()])
 
     def __repr__(self) -> str:
         count = sum(parameter.numel() for parameter in self.parameters.values())
@@ -244,8 +268,12 @@ class Objective:
         Raises:
             UsageError: a loss isn't a scalar tensor, or doesn't depend on a trainable parameter.
         """
-        number = itertools.count(self._before)
-        return self.evaluations(lambda _, batch: scalar(self._loss(batch), next(number)))
+
+        def loss(batch: Any, index: int) -> Tensor:
+            value = scalar(self._loss(batch), index)
+            return value if self._shares is None else value * self._shares[index - self._before]
+
+        return self._each(loss)
 
     def evaluations(self, evaluate: Callable[[nn.Module, Any], Output]) -> Iterator[tuple[float, Output]]:
         """The weight of each micro-batch of this rank, and the result of `evaluate` for it; see `losses`.
@@ -253,6 +281,9 @@ class Objective:
         Args:
             evaluate: ``evaluate(model, batch)``; the tensors of the micro-batch are copies on the model's device.
         """
+        return self._each(lambda batch, _: evaluate(self._called, batch))
+
+    def _each(self, evaluate: Callable[[Any, int], Output]) -> Iterator[tuple[float, Output]]:
         assert self._measuring, "an evaluation outside measuring()"
         own = zip(self._own_weights, self.batches, strict=True)
         for index, (weight, batch) in enumerate(own, self._before):
@@ -260,7 +291,7 @@ class Objective:
             seed_everything(index)
             copied = self._copy(batch)
             # Without a variable: the result has a graph, which would stay in memory while the next one grows.
-            yield weight, self._evaluated(evaluate, copied, index)
+            yield weight, self._evaluated(partial(evaluate, copied, index), copied, index)
 
     def mean(self, values: Sequence[float]) -> float:
         """The mean of one value per micro-batch, weighted as the loss is: ``Σ weightᵢ · valueᵢ``."""
@@ -300,6 +331,8 @@ class Objective:
                     # The loss holds derivatives of its own (a gradient penalty, a differential equation).
                     self._differentiates = True
                     values = self._values()
+            if self._sharded is not None:
+                return self._sharded.of_rounds(values)
             return self.ranks.concatenated(values)
 
     def roundings(self) -> tuple[float, float]:
@@ -308,7 +341,8 @@ class Objective:
         Only inside `measuring`, after an evaluation there.
         """
         assert self._measured is not None, "roundings() outside measuring()"
-        return max(self.ranks.concatenated([self._measured.eps])), max(self.ranks.concatenated([self._loss_eps]))
+        ranks = self._all_ranks
+        return max(ranks.concatenated([self._measured.eps])), max(ranks.concatenated([self._loss_eps]))
 
     def rehearses(self) -> bool:
         """Whether the first evaluation of a micro-batch evaluates it twice: compiled code is watched as it is written.
@@ -316,7 +350,7 @@ class Objective:
         Only inside `measuring`.
         """
         assert self._measured is not None, "rehearses() outside measuring()"
-        return any(self.ranks.concatenated([float(self._measured.compiled)]))
+        return any(self._all_ranks.concatenated([float(self._measured.compiled)]))
 
     def loss_beside(self, loss: float) -> float:
         """`loss`, to compare with the same by the kernels that are differentiated.
@@ -335,10 +369,12 @@ class Objective:
 
     def _values(self) -> list[float]:
         values = []
-        for _, loss in self.losses():
+        for _, loss in self._each(lambda batch, index: scalar(self._loss(batch), index)):
             self._loss_eps = max(self._loss_eps, torch.finfo(loss.dtype).eps)
             values.append(float(loss.detach()))
-        return values
+        if self._shares is None:
+            return values
+        return [share * value if share else 0.0 for share, value in zip(self._shares, values, strict=True)]
 
     def loss_at(self, direction: Mapping[str, Tensor], step: float) -> float:
         """``f(x + step · direction)``; the parameters are back at ``x`` on return."""
@@ -365,6 +401,9 @@ class Objective:
 
     def derivative(self, loss: Tensor, *, create_graph: bool = False) -> Direction:
         """The gradient of one loss from `losses`; a parameter that it doesn't use is left out."""
+        if self._sharded is not None:
+            assert not create_graph
+            return self._sharded.gradient(loss, self.parameters)
         with torch.enable_grad():
             gradients = torch.autograd.grad(
                 loss, list(self.parameters.values()), create_graph=create_graph, allow_unused=True
@@ -382,6 +421,8 @@ class Objective:
             UsageError: it is infinite or NaN, so nothing can be measured here.
         """
         value = float(loss.detach())
+        if self._sharded is not None:
+            [value] = self._sharded.of_rounds([value])
         if not math.isfinite(value):
             where = "near" if self._displaced else "at"
             raise UsageError(f"the loss is {value} {where} the present parameters: nothing can be measured there")
@@ -394,6 +435,10 @@ class Objective:
         The point is computed into memory that is kept until `measuring` ends: one model's worth, more where it nests.
         """
         assert self._measured is not None, "displaced() outside measuring()"
+        if self._sharded is not None:
+            with self._sharded.moved(self.parameters, direction, step):
+                yield
+            return
         if self._displaced == len(self._scratch):
             self._scratch.append({})
         scratch = self._scratch[self._displaced]
@@ -430,13 +475,28 @@ class Objective:
             self.ranks.check_same(f"direction {label!r}", checksum(direction), "give all ranks the same")
 
     def check_alone(self, what: str) -> None:
-        """Refuses what is computed from the micro-batches of one process alone.
+        """Refuses what can't be computed by several ranks together, with a sharded model or a process group.
 
         Raises:
             UsageError: the objective is that of several ranks.
         """
+        self.check_unsharded(what)
         if not self.ranks.alone:
             raise UsageError(f"{what} can't be computed over a process_group: give an Objective without one")
+
+    def check_unsharded(self, what: str) -> None:
+        """Refuses what can't be computed of a sharded model.
+
+        Raises:
+            UsageError: the model is sharded.
+        """
+        if self._sharded is not None:
+            raise UsageError(f"{what} can't be computed of a sharded model")
+
+    @property
+    def one_derivative(self) -> str | None:
+        """Why second derivatives can't be computed exactly; ``None`` where a trial decides."""
+        return None if self._sharded is None else "the model is sharded over ranks, and no rank has its whole graph"
 
     def _tried(self, batch: Any, differentiate: bool) -> tuple[float, Direction]:
         """The loss of one batch, and its gradient.
@@ -446,7 +506,8 @@ class Objective:
         """
         with self.measuring(), torch.set_grad_enabled(True):
             seed_everything(0)
-            loss = scalar(self._evaluated(lambda _, b: self._loss(b), self._copy(batch), ("tried", id(batch))), 0)
+            copied = self._copy(batch)
+            loss = scalar(self._evaluated(partial(self._loss, copied), copied, ("tried", id(batch))), 0)
             assert self._measured is not None
             if self._measured.draws:
                 raise UsageError("the loss draws random numbers")
@@ -468,10 +529,15 @@ class Objective:
 
         return moved(batch, first.device, dtype_of)
 
-    def _evaluated(self, evaluate: Callable[[nn.Module, Any], Output], batch: Any, index: Hashable) -> Output:
+    def _evaluated(self, evaluate: Callable[[], Output], batch: Any, index: Hashable) -> Output:
         assert self._measured is not None
+
+        def within() -> Output:
+            with self._sharded.evaluating() if self._sharded is not None else nullcontext():
+                return evaluate()
+
         try:
-            result = self._measured.evaluate(index, lambda: evaluate(self._called, batch))
+            result = self._measured.evaluate(index, within)
         except Exception as error:
             if isinstance(error, UsageError) or is_out_of_memory(error):
                 raise

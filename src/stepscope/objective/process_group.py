@@ -36,6 +36,7 @@ class Ranks:
     Args:
         group: the process group; ``None`` for this process alone, which exchanges nothing.
         device: where what is exchanged lies: that of the parameters.
+        part: ranks of the same part bring the same micro-batches, which count once; ``None``: each brings its own.
 
     Attributes:
         alone: whether there is no group.
@@ -48,12 +49,17 @@ class Ranks:
         ([1.0, 2.0], 1)
     """
 
-    def __init__(self, group: ProcessGroup | None, device: torch.device) -> None:
+    def __init__(self, group: ProcessGroup | None, device: torch.device, part: int | None = None) -> None:
         self.alone = group is None
         self._group, self._device = group, device
         self.rank, self.size = (0, 1) if group is None else (group.rank(), group.size())
         if self.rank < 0:
             raise UsageError("this process isn't in the process_group: make the Objective on the group's ranks alone")
+        self._counted, self._own = list(range(self.size)), self.rank
+        if part is not None:
+            parts = [int(own) for [own] in self._gathered([float(part)])]
+            self._counted = sorted({parts.index(own) for own in parts}, key=lambda first: parts[first])
+            self._own = parts.index(part)
 
     @contextmanager
     def agreed(self, what: str, expected: type[Exception] = UsageError) -> Iterator[None]:
@@ -78,17 +84,20 @@ class Ranks:
         self._begin(what, expected=expected)
 
     def concatenated(self, values: Sequence[float]) -> list[float]:
-        """The numbers of all ranks, one rank after another."""
+        """The numbers of all ranks, one rank after another; of ranks of the same part, the first one's."""
         if self.alone:
             return list(values)
         counts = self._begin("numbers", len(values))
         longest = max(counts)
         gathered = self._gathered([*values, *[0.0] * (longest - len(values))]) if longest else [[]] * self.size
-        return [value for count, own in zip(counts, gathered, strict=True) for value in own[:count]]
+        return [value for rank in self._counted for value in gathered[rank][: counts[rank]]]
 
     def before(self, count: int) -> int:
-        """The sum of a count over the ranks before this one."""
-        return 0 if self.alone else sum(self._begin("counts", count)[: self.rank])
+        """The sum of a count over the ranks before this one, whose numbers `concatenated` puts before this one's."""
+        if self.alone:
+            return 0
+        counts = self._begin("counts", count)
+        return sum(counts[rank] for rank in self._counted[: self._counted.index(self._own)])
 
     def check_same(self, what: str, values: Sequence[float], remedy: str) -> None:
         """Refuses numbers that aren't the same on all ranks, to the bit.

@@ -1,4 +1,4 @@
-"""Models and parameters that are sharded over processes: a shard can't be measured or clipped like the vector."""
+"""Who has sharded a model or parameters over processes; `sharded_model` measures what torch's DTensor is made of."""
 
 from __future__ import annotations
 

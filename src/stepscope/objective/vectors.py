@@ -1,6 +1,7 @@
 """Arithmetic on directions: vectors of the parameter space, kept as ``{parameter name: tensor}``, never flattened.
 
-Sums over coordinates are accumulated in float64 (float32 on devices without it): a model has millions of
+A tensor may lie in parts on several ranks (`dtensors`): then all ranks call these functions together. Sums over
+coordinates are accumulated in float64 (float32 on devices without it): a model has millions of
 coordinates, and a float32 sum of that many squares loses the digits that results are compared by.
 """
 
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from stepscope.objective import dtensors
 
 Direction = dict[str, Tensor]
 """A vector of the parameter space, by the names of ``model.named_parameters()``."""
@@ -109,13 +112,13 @@ def dots(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, float]:
     names, products = [], []
     for name in a:
         if name in b:
-            for x, y in pieces(a[name], b[name]):
+            for x, y in pieces(dtensors.part(a[name]), dtensors.part(b[name])):
                 names.append(name)
                 products.append(torch.dot(x.to(accumulator(x)), y.to(accumulator(x))))
     values = dict.fromkeys(names, 0.0)
     for name, value in zip(names, numbers(products), strict=True):
         values[name] += value
-    return values
+    return dict(zip(values, dtensors.summed(list(values.values()), (a[name] for name in values)), strict=True))
 
 
 def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
@@ -135,7 +138,8 @@ def norm(a: Mapping[str, Tensor]) -> float:
         >>> norm({"w": torch.tensor([3.0]), "b": torch.tensor([4.0])})
         5.0
     """
-    return math.hypot(*numbers(torch.linalg.vector_norm(x.detach(), dtype=accumulator(x)) for x in a.values()))
+    lengths = (torch.linalg.vector_norm(dtensors.part(x), dtype=accumulator(x)) for x in a.values())
+    return dtensors.whole_length(numbers(lengths), a.values())
 
 
 def is_finite(a: Mapping[str, Tensor]) -> bool:

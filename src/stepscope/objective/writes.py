@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -16,6 +17,9 @@ class WatchedWrites(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Whatever a rule or a loss reaches, by whatever way, is so restored to the bit by `restore`. Writes to tensors that
     are made inside are nobody's business. Kernels that write by raw pointers pass by unnoticed.
+
+    Args:
+        spared: memories (`memory_of`) that are nobody's business either.
 
     Attributes:
         written: one tensor of each memory that was written to, in order.
@@ -31,10 +35,10 @@ class WatchedWrites(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     supports_higher_order_operators = True
 
-    def __init__(self) -> None:
+    def __init__(self, spared: Iterable[int] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.dtypes: set[torch.dtype] = set()
-        self._made: set[int] = set()
+        self._made: set[int] = set(spared)
         self._kept: dict[int, tuple[Tensor, torch.UntypedStorage, torch.UntypedStorage, int | None]] = {}
 
     @property
@@ -57,6 +61,8 @@ class WatchedWrites(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Called by torch for each operation."""
+        if any(issubclass(kind, FakeTensor) for kind in types):
+            return function(*args, **(kwargs or {}))  # what DTensor tries, to know a shape
         if any(kind not in (Tensor, nn.Parameter) for kind in types):
             return NotImplemented  # what a tensor subclass does with the tensors inside it comes here next
         kwargs = kwargs or {}

@@ -1,0 +1,350 @@
+"""A model whose parameters lie in parts on several ranks: by `fully_shard` (FSDP2), tensor parallelism, or both.
+
+All ranks evaluate it together, each data rank on a micro-batch of its own; ranks of one data rank, as tensor
+parallelism has them, bring the same. What differs from a model in one process, and is silently wrong otherwise:
+
+- Parameters are moved in place, in this rank's parts, and copied back to the bit: FSDP gathers from memory that it
+  knows, so other data in a parameter's place has no effect.
+- FSDP keeps gathered weights from one forward pass to the next. They are freed (`reshard`) after each evaluation and
+  each displacement, or the loss would be that of another point.
+- FSDP divides a gradient by the number of data ranks, or by a factor that was set. The loss is multiplied by it.
+- FSDP's mixed precision is off while something is differentiated: differences of gradients would be rounding.
+- The memory that FSDP gathers into isn't state: it is empty in between.
+- Gradients are accumulated by `backward`, since `autograd.grad` knows no parts; what is on the parameters is put aside,
+  and hooks on accumulated gradients (an optimizer in the backward pass) don't run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stepscope.errors import UsageError
+from stepscope.objective import dtensors
+from stepscope.objective.process_group import Ranks
+from stepscope.objective.vectors import Direction
+from stepscope.objective.writes import memory_of
+
+_OF_PRECISION = (
+    "mp_policy", "param_dtype", "reduce_dtype", "all_gather_outputs", "_unsharded_inner_tensors", "_unsharded_param",
+)  # fmt: skip
+"""What FSDP keeps of a parameter that depends on the dtype that it is gathered in."""
+
+
+class ShardedModel:
+    """How a sharded model is evaluated, moved and differentiated; see `sharded_model`.
+
+    Attributes:
+        ranks: all ranks; what ranks with the same micro-batches bring counts once.
+        device: of this rank's parts.
+    """
+
+    def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+        self._modules = _fsdp_modules(model)
+        self._states = list({id(state): state for state in map(_state_of, self._modules)}.values())
+        self._groups = [group for state in self._states for group in _groups_of(state)]
+        self._check(model, parameters)
+        self.device = next(iter(parameters.values())).device
+        group: Any = torch.distributed.group.WORLD
+        part, self._factor = self._data_rank()
+        self.ranks = Ranks(group, self.device, part)
+        self.replicates_buffers = all(group.mesh_info.mesh.size() == self.ranks.size for group in self._groups)
+        self.replicates_buffers &= bool(self._groups)
+        self._begun = False
+
+    def rounds(
+        self, own: Sequence[tuple[Any, float]], weighted: Sequence[tuple[Any, float]]
+    ) -> tuple[list[tuple[Any, float]], list[float], list[float]]:
+        """Rounds, in each of which all data ranks evaluate one micro-batch together.
+
+        A rank with fewer micro-batches than others evaluates one of them again, which counts nothing.
+
+        Args:
+            own: this rank's micro-batches, with their weights in the pooled loss.
+            weighted: those whose weight isn't 0.
+
+        Returns:
+            What this rank evaluates, with the weights of the rounds; these weights; and this rank's part of each.
+
+        Raises:
+            UsageError: a rank has no micro-batch at all.
+        """
+        count = int(max(self.ranks.concatenated([float(len(weighted))])))
+        if not all(self.ranks.concatenated([float(len(own))])):
+            raise UsageError(
+                "a rank has no batches, and a sharded model is evaluated by all ranks together: give each one, which "
+                "may have the weight 0"
+            )
+        evaluated = [*weighted, *[((weighted or own)[0][0], 0.0)] * (count - len(weighted))]
+        everyone = self.ranks.concatenated([weight for _, weight in evaluated])
+        weights = [math.fsum(everyone[number::count]) for number in range(count)]
+        shares = [weight / whole for (_, weight), whole in zip(evaluated, weights, strict=True)]
+        return [(batch, whole) for (batch, _), whole in zip(evaluated, weights, strict=True)], weights, shares
+
+    def of_rounds(self, values: Sequence[float]) -> list[float]:
+        """The sum over data ranks of numbers, as many on each; the same on all ranks, to the bit."""
+        everyone = self.ranks.concatenated(values)
+        return [math.fsum(everyone[number :: len(values)]) for number in range(len(values))]
+
+    @contextmanager
+    def measuring(self, *, as_trained: bool) -> Iterator[None]:
+        """Inside, the parameters are sharded between evaluations, and losses can be differentiated.
+
+        Args:
+            as_trained: whether FSDP's mixed precision stays as it is.
+        """
+        with ExitStack() as stack:
+            for group in self._groups:
+                _refuse_waiting(group)
+            self._begin()
+            stack.callback(self.reshard)
+            for state in self._states:
+                stack.enter_context(_exchanged(state._state_ctx, is_last_backward=True))
+                if not as_trained:
+                    stack.enter_context(_in_full_precision(state))
+            for group in self._groups:
+                stack.enter_context(_exchanged(group, reduce_grads=True, all_reduce_grads=True))
+            if not as_trained:
+                self._gather_once()
+            yield
+
+    def _begin(self) -> None:
+        """FSDP begins as it does in the first forward pass, and allocates what it gathers into."""
+        self.reshard()
+        if not self._begun:
+            inside: set[int] = set()
+            for module in self._modules:
+                if id(module) not in inside and _state_of(module)._is_root is None:
+                    _state_of(module)._lazy_init()
+                inside |= {id(inner) for inner in module.modules()}
+            self._gather_once()
+            self._begun = True
+
+    def _gather_once(self) -> None:
+        for module in self._modules:
+            if any(
+                not parameter.all_gather_outputs for g in _groups_of(_state_of(module)) for parameter in g.fsdp_params
+            ):
+                module.unshard()
+                module.reshard()
+
+    def memories(self) -> set[int]:
+        """The memories that FSDP gathers into."""
+        kept = (p.all_gather_outputs for group in self._groups for p in group.fsdp_params)
+        return {memory for tensors in kept for tensor in tensors if (memory := memory_of(tensor)) is not None}
+
+    def reshard(self) -> None:
+        """Frees all gathered weights: what is evaluated next gathers them again."""
+        for module in self._modules:
+            module.reshard()
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Around an evaluation or a backward pass. Also after an exception in it, FSDP begins anew."""
+        try:
+            yield
+        except BaseException:
+            self._begin_anew()
+            raise
+        finally:
+            self.reshard()
+            for group in self._groups:
+                group.comm_ctx.post_forward_order.clear()
+                group._post_forward_indices.clear()
+
+    def _begin_anew(self) -> None:
+        for module in self._modules:
+            state = _state_of(module)
+            if state._is_root and hasattr(module, "reset_iter_state"):
+                module.reset_iter_state()
+        for owner in (*self._states, *self._groups):
+            owner._training_state = type(owner._training_state).IDLE
+        for state in self._states:
+            state._state_ctx.iter_forward_root = None
+            state._state_ctx.post_backward_final_callback_queued = False
+
+    @contextmanager
+    def moved(self, parameters: Mapping[str, Tensor], direction: Mapping[str, Tensor], step: float) -> Iterator[None]:
+        """Inside, parameters are ``x + step · direction``; outside ``x``, bit for bit, of which a copy is kept."""
+        here = {name: dtensors.part(parameters[name]) for name in direction}
+        kept = {name: x.clone() for name, x in here.items()}
+        try:
+            for name, x in here.items():
+                _write(x, torch.add(x, dtensors.part(direction[name]).to(x.device), alpha=step))
+            self.reshard()
+            yield
+        finally:
+            for name, x in here.items():
+                _write(x, kept[name])
+            self.reshard()
+
+    def gradient(self, loss: Tensor, parameters: Mapping[str, nn.Parameter]) -> Direction:
+        """The gradient of the sum of all data ranks' `loss`; a parameter that none of them uses is left out."""
+        with torch.enable_grad(), self.evaluating():
+            found: list[Tensor | None]
+            if not self._groups:
+                found = list(torch.autograd.grad(loss, list(parameters.values()), allow_unused=True))
+            else:
+                with _without_hooks(parameters):
+                    (loss * self._factor).backward()  # type: ignore[no-untyped-call]
+                    found = [parameter.grad for parameter in parameters.values()]
+                    for parameter in parameters.values():
+                        parameter.grad = None
+        return {
+            name: dtensors.placed_like(gradient.detach(), parameters[name])
+            for name, gradient in zip(parameters, found, strict=True)
+            if gradient is not None
+        }
+
+    def _data_rank(self) -> tuple[int, float]:
+        """Which data rank this one belongs to, and what FSDP divides gradients by."""
+        if not self._groups:
+            return 0, 1.0  # of tensor parallelism alone, all ranks bring the same
+        mesh = self._groups[0].mesh_info.mesh
+        place = 0
+        for coordinate, size in zip(mesh.get_coordinate(), mesh.shape, strict=True):
+            place = place * size + coordinate
+        return place, float(self._groups[0].gradient_divide_factor or mesh.size())
+
+    def _check(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Refuses what isn't known to be right; see `sharded_model`."""
+        world = torch.distributed.get_world_size()
+        spread: list[Any] = [p for p in parameters.values() if dtensors.is_spread(p)]
+        if max(p.device_mesh.size() for p in spread) != world:
+            raise UsageError(
+                "the parameters are spread over some of the ranks only (a pipeline?): a model is measured by all ranks "
+                "of the default process group together"
+            )
+        if any(placement.is_partial() for p in spread for placement in p.placements):
+            raise UsageError("a parameter lies in terms of a sum on several ranks (Partial): redistribute it")
+        if any(type(dtensors.part(p)) is not Tensor for p in spread):
+            raise UsageError("parameters lie in a tensor class of their own: sharded, they can't be measured")
+        compiled = any(m._compiled_call_impl is not None or hasattr(m, "_orig_mod") for m in model.modules())
+        if compiled:
+            raise UsageError("a model that is sharded and compiled can't be measured: give the one that isn't compiled")
+        if not self._groups:
+            return
+        if len(spread) < len(parameters):
+            name = next(name for name, p in parameters.items() if not dtensors.is_spread(p))
+            raise UsageError(f"{name} isn't sharded as the others are: its gradient is another on each rank")
+        if len({(group.mesh_info.mesh, group.gradient_divide_factor) for group in self._groups}) > 1:
+            raise UsageError("modules are sharded over other ranks than others, or divide gradients by other factors")
+        for group in self._groups:
+            if group._all_reduce_hook is not None or group.post_forward_mesh_info not in (None, group.mesh_info):
+                raise UsageError("FSDP with an all-reduce hook, or resharded to another size, can't be measured")
+            if any(parameter.offload_to_cpu for parameter in group.fsdp_params):
+                raise UsageError("FSDP with parameters offloaded to the CPU can't be measured")
+
+
+def sharded_model(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> ShardedModel | None:
+    """How a model is evaluated whose parameters are sharded; ``None`` where they aren't.
+
+    Raises:
+        UsageError: it is sharded in a way that isn't known to be measured right.
+    """
+    if not any(map(dtensors.is_spread, parameters.values())):
+        return None
+    try:
+        return ShardedModel(model, parameters)
+    except AttributeError as error:  # FSDP keeps nothing of this for others
+        raise UsageError(f"how this version of torch shards a model isn't known here ({error})") from error
+
+
+def resharded(model: nn.Module) -> None:
+    """Frees weights that FSDP has gathered: a model has its own parameters again."""
+    for module in _fsdp_modules(model):
+        module.reshard()
+
+
+def _fsdp_modules(model: nn.Module) -> list[Any]:
+    if not torch.distributed.is_available():
+        return []
+    from torch.distributed.fsdp import FSDPModule
+
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
+
+
+def _state_of(module: Any) -> Any:
+    return module._get_fsdp_state()
+
+
+def _groups_of(state: Any) -> list[Any]:
+    groups = getattr(state, "_fsdp_param_groups", None)
+    return list(groups) if groups is not None else [group for group in [state._fsdp_param_group] if group is not None]
+
+
+def _refuse_waiting(group: Any) -> None:
+    waits = any(parameter.unsharded_accumulated_grad is not None for parameter in group.fsdp_params)
+    waits |= any(
+        unsharded.grad is not None
+        for parameter in group.fsdp_params
+        if (unsharded := vars(parameter).get("_unsharded_param")) is not None
+    )
+    if waits or group._partial_reduce_output is not None:
+        raise UsageError("gradients wait for their synchronization: measure after the last backward pass of a step")
+
+
+@contextmanager
+def _in_full_precision(state: Any) -> Iterator[None]:
+    """Inside, FSDP gathers parameters and reduces gradients in their own type, and casts neither inputs nor outputs."""
+    with ExitStack() as stack:
+        none = type(state._mp_policy)()
+        stack.enter_context(_exchanged(state, _mp_policy=none))
+        for group in _groups_of(state):
+            stack.enter_context(_exchanged(group, mp_policy=none, _reduce_dtype=None))
+            for parameter in group.fsdp_params:
+                stack.enter_context(_gathered_in_own_type(parameter))
+        yield
+
+
+@contextmanager
+def _gathered_in_own_type(parameter: Any) -> Iterator[None]:
+    if parameter.param_dtype is None and parameter.reduce_dtype is None:
+        yield
+        return
+    kept = {name: vars(parameter)[name] for name in _OF_PRECISION if name in vars(parameter)}
+    try:
+        parameter.mp_policy = type(parameter.mp_policy)()
+        parameter.param_dtype = parameter.reduce_dtype = None
+        if kept["param_dtype"] is not None:
+            parameter.all_gather_outputs, parameter._unsharded_inner_tensors = [], []
+            vars(parameter).pop("_unsharded_param", None)
+        yield
+    finally:
+        for name in _OF_PRECISION:
+            vars(parameter).pop(name, None)
+        vars(parameter).update(kept)
+
+
+@contextmanager
+def _exchanged(owner: Any, **values: Any) -> Iterator[None]:
+    kept = {name: getattr(owner, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(owner, name, value)
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(owner, name, value)
+
+
+@contextmanager
+def _without_hooks(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    kept = [(parameter, parameter._post_accumulate_grad_hooks) for parameter in parameters.values()]
+    try:
+        for parameter, _ in kept:
+            parameter._post_accumulate_grad_hooks = None  # type: ignore[assignment]
+        yield
+    finally:
+        for parameter, hooks in kept:
+            parameter._post_accumulate_grad_hooks = hooks
+
+
+def _write(place: Tensor, content: Tensor) -> None:
+    with torch.no_grad(), torch.autograd._unsafe_preserve_version_counter(place):  # type: ignore[attr-defined]
+        place.copy_(content)

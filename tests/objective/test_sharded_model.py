@@ -1,0 +1,432 @@
+"""Models that lie in parts on several ranks: the numbers of one process, and a training that nothing disturbs."""
+
+import functools
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+from ranks import on_ranks, refused
+from stepscope import Objective, Probe, UsageError, edge, measure, next_update
+from stepscope.measuring import self_check
+
+pytestmark = pytest.mark.slow
+
+OF_SAMPLES = ("sharpness_stderr", "realized_stderr", "slope_stderr", "signal_to_noise",
+              "numerical_error", "sharpness_finite_error")  # fmt: skip
+"""Of rounds, in which all ranks evaluate a micro-batch together, not of micro-batches; and error bars, of rounding."""
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.norm, self.qkv, self.out = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x):
+        q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True))
+        return x + self.down(F.gelu(self.up(x)))
+
+
+class Model(nn.Module):
+    """Its parts are uneven on two and four ranks, and some of them empty."""
+
+    def __init__(self, width=10, words=11):
+        super().__init__()
+        self.embedding = nn.Embedding(words, width)
+        self.blocks = nn.ModuleList(Block(width) for _ in range(2))
+        self.scale, self.head = nn.Parameter(torch.ones(1)), nn.Linear(width, words)
+
+    def forward(self, tokens):
+        x = self.embedding(tokens)
+        for block in self.blocks:
+            x = block(x)
+        return 1.0 * self.head(self.scale * x)  # FSDP warns of views
+
+
+def model(dtype=torch.float64):
+    torch.manual_seed(1)
+    return Model().to(dtype)
+
+
+def loss_fn(m, batch):
+    logits = m(batch["tokens"])
+    return F.cross_entropy(logits.flatten(0, 1).double(), batch["labels"].flatten(), ignore_index=-100)
+
+
+@functools.cache
+def batches():
+    generator = torch.Generator().manual_seed(2)
+    made = []
+    for rows in (1, 2, 3, 1, 2):
+        labels = torch.randint(11, (rows, 6), generator=generator)
+        labels[torch.rand(rows, 6, generator=generator) < 0.4] = -100
+        made.append({"tokens": torch.randint(11, (rows, 6), generator=generator), "labels": labels})
+    return made
+
+
+def own():
+    """Uneven counts; the last rank has a micro-batch of weight 0 alone."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    if rank == size - 1:
+        return [{**batches()[0], "labels": torch.full((1, 6), 3)}]
+    return batches()[rank :: size - 1]
+
+
+def counted(batch):
+    return 0 if bool((batch["labels"] == 3).all()) else int((batch["labels"] != -100).sum())
+
+
+def direction(shard=lambda m: m, dtype=torch.float64, size=0.05):
+    """Random numbers, in the places of the parameters of a model that is sharded like another."""
+    twin, generator = model(dtype), torch.Generator().manual_seed(3)
+    for parameter in twin.parameters():
+        parameter.data = size * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(dtype)
+    return {name: parameter.detach() for name, parameter in shard(twin).named_parameters() if parameter.requires_grad}
+
+
+def sharded(m, mesh=None, **settings):
+    for block in m.blocks:
+        fully_shard(block, mesh=mesh, **settings)
+    return fully_shard(m, mesh=mesh, **settings)
+
+
+def measured(mine, shard=lambda m: m, dtype=torch.float64):
+    objective = Objective(shard(model(dtype)), loss_fn, mine, counted)
+    d = direction(shard, dtype)
+    finite = measure(objective, {"d": d}, "difference", landscape=True)["d"].record()
+    multiples = edge(objective, d, slope="gradient", decay={name: 0.1 * t for name, t in d.items()}).record()
+    for record in (finite, multiples):
+        for name in (*OF_SAMPLES, "seconds", "method_reason"):
+            record.pop(name, None)
+    multiples.pop("lowest_multiple")  # of equally low ones
+    of_differences = (
+        "sharpness",
+        "sharpness_finite",
+        "sharpness_robust",
+        "edge_ratio",
+        "predicted_step",
+        "predicted_decrease",
+    )
+    curvatures = {name: finite.pop(name) for name in of_differences}
+    return {"losses": multiples, "finite": finite, "curvatures": curvatures}
+
+
+def alone_only(*args):
+    """In one process, for comparison: by the first rank."""
+    return measured(batches(), *args) if dist.get_rank() == 0 else {}
+
+
+def furthest(here, there, path=""):
+    """The largest relative difference of numbers of two records."""
+    if isinstance(here, dict):
+        assert here.keys() == there.keys()
+        return max((furthest(here[k], there[k], f"{path}.{k}") for k in here), default=(0.0, ""))
+    if isinstance(here, list | tuple):
+        assert len(here) == len(there), path
+        return max(
+            (furthest(a, b, f"{path}[{n}]") for n, (a, b) in enumerate(zip(here, there, strict=True))),
+            default=(0.0, ""),
+        )
+    if isinstance(here, float) and isinstance(there, float) and here != there:
+        return abs(here - there) / max(abs(here), abs(there), 1e-6), path
+    assert here == there, path
+    return 0.0, path
+
+
+# ------------------------------------------------------------------------------------------------------------ cases
+
+
+def alone():
+    return alone_only()
+
+
+def by_fsdp():
+    """`reshard_after_forward` in its three settings."""
+    return {
+        str(setting): measured(own(), functools.partial(sharded, reshard_after_forward=setting))
+        for setting in (None, True, False)
+    }
+
+
+def by_tensor_parallelism():
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    return measured(batches(), lambda m: parallel(m, mesh))
+
+
+def parallel(m, mesh):
+    """Attention and norms stay plain, the same on all ranks; so does the last bias."""
+    for block in m.blocks:
+        parallelize_module(block, mesh, {"up": ColwiseParallel(), "down": RowwiseParallel()})
+    plan = {"embedding": RowwiseParallel(input_layouts=Replicate(), output_layouts=Replicate())}
+    return parallelize_module(m, mesh, plan)
+
+
+def by_two_meshes():
+    """HSDP, and FSDP of a model that is parallel in its tensors, on 2 × 2 ranks."""
+    hybrid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("copies", "shards"))
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensors"))
+    mine = batches()[dist.get_rank() // 2 :: 2]
+    return {
+        "hsdp": measured(own(), lambda m: sharded(m, hybrid)),
+        "fsdp and tensors": measured(mine, lambda m: sharded(parallel(m, mesh["tensors"]), mesh["data"])),
+    }
+
+
+def tied(m):
+    m.head.weight = m.embedding.weight
+    return m
+
+
+def frozen(m):
+    m.embedding.requires_grad_(False)
+    m.blocks[0].up.bias.requires_grad_(False)
+    return m
+
+
+def divided(m):
+    """Gradients are divided by a factor of the user's."""
+    m = sharded(m)
+    for module in (m, *m.blocks):
+        module.set_gradient_divide_factor(7.0)
+    return m
+
+
+precise = functools.partial(sharded, mp_policy=MixedPrecisionPolicy(torch.bfloat16, torch.float32))
+
+
+def special():
+    return {
+        "tied": measured(own(), lambda m: sharded(tied(m))),
+        "divided": measured(own(), divided),
+        "divided alone": alone_only(),
+        "tied alone": alone_only(tied),
+        "frozen": measured(own(), lambda m: sharded(frozen(m))),
+        "frozen alone": alone_only(frozen),
+        "float32": measured(own(), precise, torch.float32),
+        "float32 alone": alone_only(lambda m: m, torch.float32),
+    }
+
+
+def half_precision():
+    """Losses of the bf16 policy, as training's forward pass computes them; and gradients of a custom factor."""
+    m = precise(model(torch.float32))
+    objective = Objective(m, loss_fn, own(), counted)
+    d = direction(precise, torch.float32, size=0.3)
+    found = edge(objective, d)
+
+    def pooled():
+        m.eval()
+        with torch.no_grad():
+            terms = torch.tensor([float(loss_fn(m, b)) * counted(b) for b in rounds()])
+        m.train()
+        dist.all_reduce(total := terms.double().sum())
+        return float(total) / sum(map(counted, batches()))
+
+    before = pooled()
+    m.reshard()
+    with torch.no_grad():
+        for name, parameter in m.named_parameters():
+            parameter.add_(d[name])
+    return [found.losses[0], before, found.losses[found.multiples.index(1.0)], pooled()]
+
+
+def rounds():
+    """Two micro-batches on each of four ranks; one of them counts nothing."""
+    first = own()[0]
+    return [*own(), {**first, "labels": torch.full_like(first["labels"], 3)}][:2]
+
+
+def training():
+    """Two steps with measurements before them, one of which fails, end where two steps without end."""
+
+    def trained(setting, policy, *, probed):
+        m = sharded(model(torch.float32), reshard_after_forward=setting, mp_policy=policy)
+        optimizer = torch.optim.AdamW(m.parameters(), lr=0.01)
+        hooked = []
+        handle = m.head.bias.register_post_accumulate_grad_hook(lambda _: hooked.append(1))
+        for step in range(2):
+            optimizer.zero_grad()
+            loss_fn(m, batches()[(step + dist.get_rank()) % 5]).backward()
+            before = {n: (p.grad.to_local().clone(), p.to_local().clone()) for n, p in m.named_parameters()}
+            if probed:
+                d = {name: -0.1 * p.grad for name, p in m.named_parameters()}
+                objective = Objective(m, loss_fn, own(), counted)
+                measure(objective, {"d": d}, landscape=True)
+                assert refused(lambda: measure(Objective(m, failing, own(), counted), {"d": d}))  # noqa: B023
+                edge(objective, d)
+            for name, p in m.named_parameters():
+                gradient, weight = before[name]
+                assert torch.equal(p.grad.to_local(), gradient), name
+                assert torch.equal(p.to_local(), weight), name
+            optimizer.step()
+        handle.remove()
+        assert len(hooked) == 2
+        return [p.detach().to_local().clone() for p in m.parameters()]
+
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+    settings = [(None, MixedPrecisionPolicy()), (False, policy)]
+    return [
+        all(map(torch.equal, trained(*setting, probed=False), trained(*setting, probed=True))) for setting in settings
+    ]
+
+
+def failing(m, batch):
+    """Fails in the middle of a forward pass."""
+    handle = m.blocks[1].out.register_forward_hook(lambda *_: 1 / 0)
+    try:
+        return loss_fn(m, batch)
+    finally:
+        handle.remove()
+
+
+def mutants():
+    """What is wrong silently is seen by losses that don't go with slopes."""
+
+    def agrees(break_it, setting=None):
+        m = sharded(model(), reshard_after_forward=setting)
+        objective = Objective(m, loss_fn, own(), counted)
+        break_it(objective._sharded, objective)
+        try:
+            return self_check(objective).gradient_agrees
+        except (RuntimeError, UsageError) as error:  # which says it as well
+            return "mixed torch.Tensor and DTensor" not in str(error)
+
+    def factor(s, _):
+        s._factor = 1.0
+
+    def no_reshard(s, _):
+        s.reshard = lambda: None
+
+    def weight(s, objective):
+        right = s.gradient
+        s.gradient = lambda loss, parameters: right(loss * (3.0 if dist.get_rank() == 0 else 1.0), parameters)
+
+    return [agrees(lambda *_: None), agrees(factor), agrees(no_reshard, False), agrees(weight)]
+
+
+def refusals():
+    m = sharded(model())
+    d = direction(sharded)
+    objective = Objective(m, loss_fn, own(), counted)
+    whole = {"head.bias": torch.ones(11).double()}
+    said = {
+        "weights": lambda: Objective(m, loss_fn, own()),
+        "dtype": lambda: Objective(m, loss_fn, own(), counted, dtype=torch.float32),
+        "memory": lambda: Objective(m, loss_fn, own(), counted, memory=0.5),
+        "no batch": lambda: Objective(m, loss_fn, own() if dist.get_rank() < 3 else [], counted),
+        "breakdown": lambda: measure(objective, {"d": d}, breakdown=True),
+        "exact": lambda: measure(objective, {"d": d}, "autograd"),
+        "whole": lambda: measure(objective, {"d": whole}),
+        "half": lambda: measure(Objective(sharded(model(torch.bfloat16)), loss_fn, own(), counted), {"d": d}),
+        "probe": lambda: Probe(m, torch.optim.SGD(m.parameters()), loss_fn, own(), quiet=True),
+        "offload": lambda: Objective(sharded(model(), offload_policy=CPUOffloadPolicy(pin_memory=False)), loss_fn,
+                                     own(), counted),
+        "update": lambda: next_update(torch.optim.SGD(m.parameters()), dict(m.named_parameters()), d),
+        "compiled": lambda: Objective(torch.compile(m), loss_fn, own(), counted),
+    }  # fmt: skip
+    found = {name: refused(call) for name, call in said.items()}
+    m.set_requires_gradient_sync(False)
+    loss_fn(m, batches()[0]).backward()
+    found["waiting"] = refused(objective.loss)
+    m.set_requires_gradient_sync(True)
+    loss_fn(m, batches()[0]).backward()
+    found["after"] = refused(objective.loss)
+    return found
+
+
+CASES = (alone, by_fsdp, by_tensor_parallelism, by_two_meshes, special, half_precision, training, mutants, refusals)
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    return on_ranks(CASES, 4, tmp_path_factory.mktemp("four"))
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def both(request, tmp_path_factory):
+    """The first cases on two and on four ranks."""
+    if request.param == 4:
+        return request.getfixturevalue("four")
+    return on_ranks(CASES[:3], 2, tmp_path_factory.mktemp("two"))
+
+
+def check(found, reference, curvatures=1e-6, rounding=1e-10):
+    for name, tolerance in (("losses", rounding), ("finite", rounding), ("curvatures", curvatures)):
+        assert furthest(found[name], reference[name]) < (tolerance, "")
+
+
+@pytest.mark.parametrize("setting", ["None", "True", "False"])
+def test_fsdp_gives_the_numbers_of_one_process(both, setting):
+    for rank in both["by_fsdp"]:
+        check(rank[setting], both["alone"][0])
+        assert rank[setting] == both["by_fsdp"][0][setting]
+
+
+def test_tensor_parallelism_gives_the_numbers_of_one_process(both):
+    for rank in both["by_tensor_parallelism"]:
+        check(rank, both["alone"][0])
+
+
+@pytest.mark.parametrize("form", ["hsdp", "fsdp and tensors"])
+def test_two_meshes_give_the_numbers_of_one_process(four, form):
+    for rank in four["by_two_meshes"]:
+        check(rank[form], four["alone"][0])
+
+
+@pytest.mark.parametrize("form", ["tied", "frozen", "divided"])
+def test_tied_and_frozen_weights_and_another_factor(four, form):
+    for rank in four["special"]:
+        check(rank[form], four["special"][0][f"{form} alone"])
+
+
+def test_gradients_in_float32_without_the_policy(four):
+    for rank in four["special"]:
+        curvature, alone = rank["float32"]["curvatures"], four["special"][0]["float32 alone"]["curvatures"]
+        assert curvature["sharpness"] == pytest.approx(alone["sharpness"], rel=5e-4)
+
+
+def test_losses_are_those_of_the_policy(four):
+    for here, by_hand, there, by_hand_there in four["half_precision"]:
+        assert here == pytest.approx(by_hand, rel=1e-7)
+        assert there == pytest.approx(by_hand_there, rel=1e-7)
+
+
+def test_training_goes_on_as_if_nothing_was_measured(four):
+    assert four["training"] == [[True] * 2] * 4
+
+
+def test_the_self_check_sees_what_is_wrong(four):
+    assert four["mutants"] == [[True, False, False, False]] * 4
+
+
+REFUSED = {
+    "weights": "give weight_fn",
+    "dtype": "give no dtype",
+    "memory": "no memory",
+    "no batch": "a rank has no batches",
+    "breakdown": "a breakdown can't be computed of a sharded model",
+    "exact": "no rank has its whole graph",
+    "whole": "isn't sharded as its parameter is",
+    "half": "only edge measures them",
+    "probe": "a probe can't measure it",
+    "offload": "offloaded to the CPU",
+    "update": "on trial on parts of them",
+    "compiled": "compiled",
+    "waiting": "gradients wait for their synchronization",
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_isnt_known_to_be_right_is_refused(four, what):
+    for said in four["refusals"]:
+        assert said[what].startswith("UsageError: ")
+        assert REFUSED[what] in said[what]
+        assert said["after"] == ""
