@@ -34,14 +34,14 @@ test: $(INSTALLED)
 	$(RUN) pytest -n auto --dist worksteal
 
 check: $(INSTALLED)
-	$(RUN) ruff check src tests examples benchmarks docs/site
-	$(RUN) ruff format --check src tests examples benchmarks docs/site
+	$(RUN) ruff check src tests examples benchmarks docs/site docs/pictures
+	$(RUN) ruff format --check src tests examples benchmarks docs/site docs/pictures
 	$(RUN) mypy
 	$(LINT_IMPORTS)
 
 format: $(INSTALLED)
-	$(RUN) ruff check --fix src tests examples benchmarks docs/site
-	$(RUN) ruff format src tests examples benchmarks docs/site
+	$(RUN) ruff check --fix src tests examples benchmarks docs/site docs/pictures
+	$(RUN) ruff format src tests examples benchmarks docs/site docs/pictures
 
 performance: $(INSTALLED) $(PEERS_INSTALLED)
 	$(PEERS)/bin/python benchmarks/measure.py

@@ -267,6 +267,7 @@ def overhead(case: Case) -> list[Row]:
             "overhead": probed / plain - 1,
             "measured_at": sorted({record["step"] for record in watching.records}),
             "directions": len(watching.records),
+            "own_steps": len(watching.step_records),
             "same_last_loss": plain_loss == probed_loss,
         }
     ]

@@ -100,12 +100,13 @@ def overhead(rows: list[Row]) -> str:
             f"{row['steps']:,}",
             f"{row['limit']:.0%}",
             f"{row['overhead']:.2%}",
+            str(row.get("own_steps", "–")),
             str(len(row["measured_at"])),
             "yes" if row["same_last_loss"] else "**no**",
         ]
         for row in rows
     ]
-    heads = ["training", "steps", "limit", "measured overhead", "measurements", "same as without a probe"]
+    heads = ["training", "steps", "limit", "measured overhead", "steps measured", "in full", "same as without a probe"]
     return markdown(heads, lines)
 
 

@@ -14,7 +14,11 @@ from stepscope.runs import StepRecord
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+CHANGED = re.search(r"```diff\n(.*?)```", README, re.DOTALL)[1]
+BLOCKS = [
+    "".join(line[1:] for line in CHANGED.splitlines(keepends=True) if line[0] != "-"),
+    *re.findall(r"```python\n(.*?)```", README, re.DOTALL),
+]
 
 
 def test_the_code_of_the_readme_runs(capsys, tmp_path, monkeypatch):
