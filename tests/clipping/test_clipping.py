@@ -219,12 +219,12 @@ def test_counting_bits_equals_the_bracket(monkeypatch):
     for kind in KINDS:
         values = spread(kind, 200_001)
         for k in (1, 20_000, 100_000, 200_001):
-            assert order_statistics._by_bits([values], k, values.dtype) == kth_largest([values], k)
+            assert order_statistics.by_bits({1: [values]}, k, values.dtype) == kth_largest([values], k)
 
 
 def test_the_bracket_is_used_and_small(monkeypatch):
     """On ordinary gradients the second way is never needed, and few candidates are looked at."""
-    monkeypatch.setattr(order_statistics, "_by_bits", None)
+    monkeypatch.setattr(order_statistics, "by_bits", None)
     monkeypatch.setattr(order_statistics, "_SMALL", 1000)
     for seed in range(20):
         values = torch.randn(300_000, generator=torch.Generator().manual_seed(seed))
@@ -234,7 +234,7 @@ def test_the_bracket_is_used_and_small(monkeypatch):
 @pytest.mark.parametrize("kind", ["all equal", "two magnitudes"])
 def test_equal_magnitudes_at_the_threshold_are_one_bracket(kind, monkeypatch):
     """However many there are, the second way is not needed."""
-    monkeypatch.setattr(order_statistics, "_by_bits", None)
+    monkeypatch.setattr(order_statistics, "by_bits", None)
     monkeypatch.setattr(order_statistics, "_SMALL", 1000)
     values = spread(kind, 300_000)
     magnitudes = values.abs().sort(descending=True).values

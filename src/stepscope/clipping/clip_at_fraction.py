@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from stepscope.clipping import order_statistics
+from stepscope.clipping.sharded_threshold import Parts
 from stepscope.errors import UsageError
-from stepscope.objective import sharded
+from stepscope.objective import dtensors, sharded
 
 Zeros = Literal["keep", "ignore"]
 """Whether coordinates that are exactly zero count among the ``N``."""
@@ -26,7 +27,8 @@ def fraction_threshold(tensors: Sequence[Tensor], fraction: float, *, zeros: Zer
     """The magnitude above which exactly ``⌊pN⌋`` of the ``N`` coordinates lie, where no magnitudes are equal.
 
     Args:
-        tensors: floating-point tensors of any shapes, together the vector.
+        tensors: floating-point tensors of any shapes, together the vector. They may lie in parts on several ranks
+            (`DTensor`); then all ranks call this together, with the same fraction.
         fraction: ``p``, between 0 and 1.
         zeros: ``"ignore"`` takes the fraction of the coordinates that aren't zero: most of an embedding's gradient is.
 
@@ -48,12 +50,24 @@ def fraction_threshold(tensors: Sequence[Tensor], fraction: float, *, zeros: Zer
         2.0
     """
     tensors = _checked(tensors, fraction)
+    if any(map(dtensors.is_spread, tensors)):
+        return _threshold_of_parts(tensors, fraction, zeros)
     count = sum(tensor.numel() for tensor in tensors)
     counted = count if zeros == "keep" else sum(int(torch.count_nonzero(tensor)) for tensor in tensors)
     clipped = count_of(fraction, counted)
     if clipped == 0:
         return math.inf
     return order_statistics.kth_largest(tensors, min(clipped + 1, count)) or order_statistics.smallest_nonzero(tensors)
+
+
+def _threshold_of_parts(tensors: Sequence[Tensor], fraction: float, zeros: Zeros) -> float:
+    parts = Parts(tensors)
+    clipped = count_of(fraction, parts.count if zeros == "keep" else parts.nonzero)
+    if clipped == 0:
+        return math.inf
+    if parts.has_nan:
+        return math.nan
+    return parts.kth_largest(min(clipped + 1, parts.count)) or parts.smallest_nonzero()
 
 
 @torch.no_grad()
@@ -71,7 +85,10 @@ def threshold_tensor(tensors: Sequence[Tensor], fraction: float, *, zeros: Zeros
         UsageError: see there.
     """
     devices = {tensor.device for tensor in tensors}
-    if len(devices) != 1 or devices.pop().type not in ("cuda", "xpu"):  # others know no double precision, or no rush
+    spread = any(map(dtensors.is_spread, tensors))
+    if (
+        spread or len(devices) != 1 or devices.pop().type not in ("cuda", "xpu")
+    ):  # others know no double precision, or no rush
         return torch.tensor(fraction_threshold(tensors, fraction, zeros=zeros), dtype=torch.float64)
     return _threshold_without_waiting(_checked(tensors, fraction), fraction, zeros)
 
@@ -105,7 +122,7 @@ def clip_grad_fraction_(parameters: Tensor | Iterable[Tensor], fraction: float) 
         is NaN and the gradients are left as they are.
 
     Raises:
-        UsageError: see `fraction_threshold`; a parameter is sharded over processes.
+        UsageError: see `fraction_threshold`; a parameter is sharded otherwise than as a `DTensor` on all ranks.
 
     Example:
         >>> w = torch.nn.Parameter(torch.zeros(4))
@@ -117,6 +134,9 @@ def clip_grad_fraction_(parameters: Tensor | Iterable[Tensor], fraction: float) 
         parameters = [parameters]
     parameters = list(parameters)
     check_whole(parameters)
+    for parameter in parameters:
+        if parameter.grad is not None and not dtensors.is_like(parameter.grad, parameter):
+            parameter.grad = dtensors.placed_like(parameter.grad, parameter)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     threshold = threshold_tensor(gradients, fraction)
     clamp_(gradients, threshold)
@@ -136,7 +156,7 @@ def clamp_(tensors: Iterable[Tensor], threshold: float | Tensor) -> None:
             rounded = _rounded_down(bound, tensor.dtype)
             # A number costs one read of the data, a tensor several; but reading the number back waits for a GPU.
             bounds[tensor.dtype] = float(rounded) if on_host else torch.where(bound.isfinite(), rounded, math.inf)
-        tensor.clamp_(-bounds[tensor.dtype], bounds[tensor.dtype])
+        dtensors.part(tensor).clamp_(-bounds[tensor.dtype], bounds[tensor.dtype])
 
 
 def _rounded_down(threshold: Tensor, dtype: torch.dtype) -> Tensor:
@@ -158,11 +178,17 @@ def _checked(tensors: Sequence[Tensor], fraction: float) -> list[Tensor]:
 
 
 def check_whole(parameters: Iterable[Tensor]) -> None:
-    """Raises a `UsageError` where parameters are sharded: each process would clip by a threshold of its own."""
-    if owner := sharded(parameters):
+    """Raises a `UsageError` where the parts of parameters can't be counted together: each process would clip its own.
+
+    Of a `DTensor` they can.
+    """
+    parameters = list(parameters)
+    if owner := sharded(parameter for parameter in parameters if not dtensors.is_spread(parameter)):
         raise UsageError(
             f"the gradients are sharded over processes by {owner}: the threshold of a part isn't that of all"
         )
+    if not dtensors.spans_all(parameters):
+        raise UsageError("the parameters lie on some of the ranks only (a pipeline?): the threshold isn't that of all")
 
 
 def check_fraction(fraction: float) -> None:

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from stepscope.clipping.clip_at_fraction import clamp_
 from stepscope.errors import UsageError
+from stepscope.objective import dtensors
 
 _SECOND_MOMENT: dict[type[Optimizer], str] = {
     torch.optim.Adam: "exp_avg_sq",
@@ -49,15 +50,16 @@ class SplitGradient:
         clipped = gradient.clone()
         clamp_([clipped], threshold)
         self._parameter, self._gradient, self._clipped = parameter, gradient, clipped
-        self._moment, beta2 = state[name], float(group["betas"][1])
-        g, c = gradient, clipped
+        # The rule is elementwise: each rank changes its part.
+        self._moment, beta2 = dtensors.part(state[name]), float(group["betas"][1])
+        g, c = dtensors.part(gradient), dtensors.part(clipped)
         scale = getattr(optimizer, "grad_scale", None)
         if isinstance(scale, Tensor):  # a fused optimizer unscales the gradient itself
             g, c = g / scale.to(g.device), c / scale.to(c.device)
         if group.get("maximize"):
             g, c = -g, -c
         if group["weight_decay"] and not _decouples(optimizer, group):
-            decay = group["weight_decay"] * parameter.detach()
+            decay = group["weight_decay"] * dtensors.part(parameter)
             g, c = g + decay, c + decay
         if name == "exp_inf":
             raised = torch.maximum(self._moment, (g.abs() + group["eps"]) / beta2)

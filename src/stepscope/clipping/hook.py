@@ -19,6 +19,7 @@ from stepscope.clipping.clip_at_fraction import Zeros, check_fraction, check_who
 from stepscope.clipping.first_moment import SplitGradient, check_first_moment
 from stepscope.clipping.steps import StepHook, unwrapped
 from stepscope.errors import UsageError
+from stepscope.objective import dtensors
 
 Scope = Literal["global", "group", "tensor"]
 Target = Literal["grad", "first_moment", "update"]
@@ -85,13 +86,13 @@ class ClipHandle:
             split.undo()  # the step before raised
         scopes = _scopes(optimizer, self._scope)
         if self._target == "update":
-            self._starts[optimizer] = [[(p, p.detach().clone()) for p, _ in pairs] for pairs in scopes]
+            self._starts[optimizer] = [[(p, dtensors.part(p).clone()) for p, _ in pairs] for pairs in scopes]
             return
         gradients = [[_gradient(parameter) for parameter, _ in pairs] for pairs in scopes]
         all_gradients = [gradient for vector in gradients for gradient in vector]
         found_inf = getattr(optimizer, "found_inf", None)
         skipped = self._error and isinstance(found_inf, Tensor) and bool(found_inf)  # by a gradient scaler
-        if self._error and not skipped and not all(bool(g.isfinite().all()) for g in all_gradients):
+        if self._error and not skipped and _has_nonfinite(all_gradients):
             raise RuntimeError("a gradient has infinite or NaN values: nothing was clipped (error_if_nonfinite)")
         if self._without_gradients(all_gradients):
             return
@@ -115,7 +116,7 @@ class ClipHandle:
         starts = self._starts.pop(optimizer, None)
         if starts is None:
             return
-        changes = [[parameter - before for parameter, before in pairs] for pairs in starts]
+        changes = [[dtensors.from_parts(dtensors.part(p) - before, p) for p, before in pairs] for pairs in starts]
         all_changes = [change for vector in changes for change in vector]
         if self._without_gradients(all_changes):
             return
@@ -124,12 +125,16 @@ class ClipHandle:
             clamp_(vector, threshold)
             for (parameter, before), change in zip(pairs, vector, strict=True):
                 # Where nothing is clipped, the parameter stays: the sum may round to another number than the step's.
-                parameter.copy_(torch.where(threshold.isfinite().to(parameter.device), before + change, parameter))
+                place = dtensors.part(parameter)
+                clipped = before + dtensors.part(change)
+                place.copy_(torch.where(threshold.isfinite().to(place.device), clipped, place))
         self._note(thresholds, all_changes)
 
     def _without_gradients(self, tensors: list[Tensor]) -> bool:
         """Whether there is nothing to clip. On an accelerator `_note` counts that, without waiting for it."""
-        nothing = not tensors or (tensors[0].is_cpu and not any(bool(tensor.any()) for tensor in tensors))
+        nothing = not tensors or (
+            _is_known(tensors) and not dtensors.on_any_rank(any(bool(dtensors.part(t).any()) for t in tensors), tensors)
+        )
         if nothing:
             self._counts[1] = self._counts[1] + 1
         return nothing
@@ -141,7 +146,7 @@ class ClipHandle:
         values = torch.stack([threshold.to(thresholds[0].device) for threshold in thresholds])
         self.last_threshold = values[0] if self._scope == "global" else values
         nonfinite = values.isnan().any()
-        if clipped[0].is_cpu:
+        if _is_known(clipped):
             self._counts[0] = self._counts[0] + 1
             self._counts[2] = self._counts[2] + int(nonfinite)
         else:
@@ -166,7 +171,8 @@ def clip_optimizer(
 
     Args:
         optimizer: any `torch.optim.Optimizer`, or Accelerate's wrapper of one. Copies of it (`copy.deepcopy`, pickle)
-            don't clip, nor do `PseudoUpdates` of it.
+            don't clip, nor do `PseudoUpdates` of it. Its parameters may be sharded over ranks as `DTensor`s
+            (`fully_shard`, tensor parallelism): all ranks clip by the threshold of the whole.
         fraction: ``p``: exactly ``⌊pN⌋`` of the ``N`` coordinates are clipped to the next smaller magnitude, where no
             magnitudes are equal (`stepscope.clipping.clip_at_fraction.fraction_threshold` has every case).
         scope: the vector ``v``: ``"global"``, all parameters of the optimizer (the paper's); ``"group"``, each group;
@@ -184,8 +190,8 @@ def clip_optimizer(
         A handle: ``remove()``, ``last_threshold``, ``stats()``.
 
     Raises:
-        UsageError: an unknown setting, an optimizer without a first moment that is known here, sharded parameters, or,
-            at a step, complex gradients.
+        UsageError: an unknown setting, an optimizer without a first moment that is known here, parameters that
+            are sharded in another way, or, at a step, complex gradients.
 
     References:
         Pan and Li, *Toward Understanding Why Adam Converges Faster Than SGD for Transformers*, arXiv 2306.00204, §4.
@@ -252,6 +258,15 @@ def _scopes(optimizer: Optimizer, scope: Scope) -> list[Pairs]:
     return [[pair] for group in groups for pair in group]
 
 
+def _is_known(tensors: Sequence[Tensor]) -> bool:
+    """Whether what the tensors hold is known without waiting, or has been waited for."""
+    return tensors[0].is_cpu or any(map(dtensors.is_spread, tensors))
+
+
+def _has_nonfinite(tensors: Sequence[Tensor]) -> bool:
+    return dtensors.on_any_rank(not all(bool(dtensors.part(t).isfinite().all()) for t in tensors), tensors)
+
+
 def _gradient(parameter: Tensor) -> Tensor:
     """A gradient's coordinates, to be clipped in place; those that a sparse gradient stores."""
     gradient = parameter.grad
@@ -263,4 +278,6 @@ def _gradient(parameter: Tensor) -> Tensor:
         if not gradient.is_coalesced():
             parameter.grad = gradient = gradient.coalesce()
         return gradient._values()
+    if not dtensors.is_like(gradient, parameter):
+        parameter.grad = gradient = dtensors.placed_like(gradient, parameter)
     return gradient

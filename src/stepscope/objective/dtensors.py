@@ -31,13 +31,41 @@ def part(tensor: Tensor) -> Tensor:
     return tensor.detach().to_local() if is_spread(tensor) else tensor.detach()  # type: ignore[attr-defined]
 
 
+def shards(tensor: Any) -> int:
+    """In how many parts a tensor lies, each of which as many ranks hold: 1 if it isn't spread."""
+    if not is_spread(tensor):
+        return 1
+    sizes = zip(tensor.placements, tensor.device_mesh.shape, strict=True)
+    return math.prod(size for placement, size in sizes if not placement.is_replicate())
+
+
 def holders(tensor: Any) -> float:
     """How many ranks hold each coordinate: all of them, if the tensor isn't spread."""
-    shards = 1
-    if is_spread(tensor):
-        sizes = zip(tensor.placements, tensor.device_mesh.shape, strict=True)
-        shards = math.prod(size for placement, size in sizes if not placement.is_replicate())
-    return torch.distributed.get_world_size() / shards
+    return torch.distributed.get_world_size() / shards(tensor)
+
+
+def spans_all(tensors: Iterable[Any]) -> bool:
+    """Whether one of the tensors that are spread lies on all ranks, as parameters of one model do."""
+    most = max((tensor.device_mesh.size() for tensor in tensors if is_spread(tensor)), default=0)
+    return most == 0 or most == torch.distributed.get_world_size()
+
+
+def without_terms(tensor: Any) -> Any:
+    """A spread tensor whose coordinates lie in terms of a sum on several ranks (`Partial`), with these sums."""
+    if not is_spread(tensor) or not any(placement.is_partial() for placement in tensor.placements):
+        return tensor
+    from torch.distributed.tensor import Replicate
+
+    whole = [Replicate() if placement.is_partial() else placement for placement in tensor.placements]
+    return tensor.redistribute(tensor.device_mesh, whole)
+
+
+def on_any_rank(found: bool, tensors: Iterable[Tensor]) -> bool:
+    """Whether something was found of one of the tensors; if one is spread, on any rank."""
+    tensors = list(tensors)
+    if not any(map(is_spread, tensors)):
+        return found
+    return any(flag for [flag] in _of_all([float(found)], tensors[0].device))
 
 
 def is_like(tensor: Any, other: Any) -> bool:

@@ -213,9 +213,8 @@ class ShardedModel:
 
     def _check(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
         """Refuses what isn't known to be right; see `sharded_model`."""
-        world = torch.distributed.get_world_size()
         spread: list[Any] = [p for p in parameters.values() if dtensors.is_spread(p)]
-        if max(p.device_mesh.size() for p in spread) != world:
+        if not dtensors.spans_all(spread):
             raise UsageError(
                 "the parameters are spread over some of the ranks only (a pipeline?): a model is measured by all ranks "
                 "of the default process group together"
