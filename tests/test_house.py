@@ -118,7 +118,8 @@ print(all(name in globals() for name in stepscope.__all__), not hasattr(stepscop
 def test_importing_the_library_loads_no_page_and_a_probe_writes_its_page_without_the_paper(tmp_path):
     pytest.importorskip("altair")
     code = """
-import sys, torch, stepscope
+import os, sys, torch, stepscope
+os.environ["STEPSCOPE_CACHE"] = sys.argv[1] + ".cache"
 def rooms():
     return {name.split(".")[1] for name in sys.modules if name.startswith("stepscope.")}
 print(sorted(rooms() & {"report", "paper", "cli", "integrations"}))
@@ -144,7 +145,9 @@ def test_the_tree_shows_the_rooms():
         "objective", "clipping", "directions", "measuring", "runs", "judging", "report", "probe", "integrations",
         "paper", "calibration", "cli",
     }  # fmt: skip
-    assert {each.name for each in package.glob("*.py*")} == {"__init__.py", "__main__.py", "errors.py", "shown.py"}
+    assert {each.name for each in package.glob("*.py*")} == {
+        "__init__.py", "__main__.py", "cache.py", "errors.py", "shown.py",
+    }  # fmt: skip
 
 
 def test_importing_needs_torch_alone():

@@ -326,12 +326,10 @@ def test_output_that_nobody_reads_loses_nothing(demo, pairs, tmp_path):
     records = (out / "measurements.jsonl").read_bytes().splitlines(keepends=True)
     (out / "measurements.jsonl").write_bytes(b"".join(records[:-1]))  # one is measured again
     code = f"""
-import vl_convert
 from stepscope.cli import main
 from stepscope.paper.experiments.compared_optimizers import RULES
 for name in set(RULES) - {FEW}:
     del RULES[name]
-vl_convert.javascript_bundle = lambda *_, **__: ""  # seconds, and nothing that is looked at here
 main()
 """
     arguments = [sys.executable, "-c", code, "demo", "--scale", "smoke", "--source", pairs, "--out", str(out)]

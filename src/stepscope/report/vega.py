@@ -13,9 +13,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from stepscope.cache import cache_directory
 from stepscope.errors import UsageError, require
 from stepscope.report.escaping import script_json, xml_text
-from stepscope.runs import cache_directory, write_atomically
+from stepscope.runs import write_atomically
 
 __all__ = [
     "alt",

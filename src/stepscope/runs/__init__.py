@@ -22,7 +22,7 @@ from stepscope.runs.directory import (
 )
 from stepscope.runs.records import Record, latest
 from stepscope.runs.step_record import RecordedEdge, StepRecord
-from stepscope.runs.storage import cache_directory, plain, show, versions, write_atomically
+from stepscope.runs.storage import plain, show, versions, write_atomically
 from stepscope.runs.training import Training, read_training
 
 __all__ = [
@@ -39,7 +39,6 @@ __all__ = [
     "RunDirectory",
     "StepRecord",
     "Training",
-    "cache_directory",
     "family",
     "holds_measurements",
     "is_own",

@@ -84,20 +84,6 @@ def _version(package: str) -> str | None:
         return None
 
 
-def cache_directory() -> Path:
-    """The directory for files that can be made or fetched again; it need not exist yet.
-
-    ``$STEPSCOPE_CACHE``, else ``$XDG_CACHE_HOME/stepscope``, else ``~/.cache/stepscope``.
-    """
-    try:
-        if chosen := os.environ.get("STEPSCOPE_CACHE"):
-            return Path(chosen).expanduser()
-        base = os.environ.get("XDG_CACHE_HOME")
-        return (Path(base) if base else Path.home() / ".cache") / "stepscope"
-    except RuntimeError as error:
-        raise UsageError("there is no home directory for the cache: set STEPSCOPE_CACHE to a directory") from error
-
-
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """Writes a file whole or not at all: a reader sees the old content or the new, also after a crash.
 

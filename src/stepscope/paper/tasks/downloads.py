@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stepscope.runs import cache_directory
+from stepscope.cache import cache_directory
 
 Fetch = Callable[[Path], Path]
 

@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from stepscope.cache import cache_directory
 from stepscope.errors import UsageError, require
 from stepscope.objective import IGNORED_LABEL
 from stepscope.paper.tasks.batching import DATA_SEED, initialized, task_of, training_batches
@@ -24,7 +25,6 @@ from stepscope.paper.tasks.downloads import write_cached
 from stepscope.paper.tasks.pretrained import Pretrained, Weights, check_length, end_token, pad_token, published
 from stepscope.paper.tasks.pretraining import BRIEF, Lesson, Pretraining, check_beginning, digest_of
 from stepscope.paper.tasks.task import Batch, Source, Task
-from stepscope.runs import cache_directory
 
 SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")  # with T5's numbers: 0, 1, 2
 PAD, END, UNKNOWN = 0, 1, 2
