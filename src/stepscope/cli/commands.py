@@ -84,7 +84,7 @@ def _run(experiment: Experiment[Any], out: Path, jobs: int) -> None:
     figures = write_figures(out) if experiment.writes_figures else []
     experiment.show(*read(out))
     new = f"{count} new {experiment.counted} in {seconds:.0f} s." if count else "The run was complete already."
-    print(f"\n{new}\nRecords: {out / 'measurements.jsonl'}\nPage:    {page}")
+    print(f"\n{new}\nRecords: {out / 'measurements.jsonl'}\nOpen this page: {page}")
     if figures:
         print(f"Figures: {', '.join(map(str, figures))}")
 
