@@ -93,7 +93,7 @@ def test_on_a_parabola_the_trust_ratio_is_one_less_half_the_edge_ratio():
     by = [r["slope_by"] for r in probe.step_records]
     assert [place for place, way in enumerate(by, 1) if way == "recomputed"] == [1, 3, 9]
     assert probe.step_records[0]["lr"] == probe.step_records[0]["peak_lr"] == [0.3]
-    assert probe.step_records[0]["steps"] == 12
+    assert (probe.step_records[0]["steps"], probe.step_records[0]["batch_size"]) == (12, None)
 
 
 WAYS = {
@@ -166,6 +166,7 @@ def test_terms_are_those_worked_out_by_hand_and_training_is_the_same(way):
     assert set(found) == set(by_hand)
     for step, terms in found.items():
         assert terms == pytest.approx(by_hand[step], rel=1e-9, abs=1e-12)
+    assert {r["batch_size"] for r in probe.step_records} == {8 * WAYS[way].get("accumulate", 1)}
     by = {r["slope_by"] for place, r in enumerate(probe.step_records, 1) if place not in (1, 3, 9)}
     assert by == ({"recomputed"} if way in ("clipped by value", "scaled") else {"step"})
 

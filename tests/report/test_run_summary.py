@@ -16,7 +16,7 @@ def test_a_probed_training_says_what_was_trained_what_it_shows_and_its_last_dire
     run = probed_run(tmp_path / "run", own(10) + own(20), steps_of())
     shown = call("summary", run, capsys=capsys)
     first, second, empty, finding = shown.splitlines()[:4]
-    assert first == "Net of 1,200 parameters, trained by SGD at a learning rate of 0.2 (now 0.1)"
+    assert first == "Net of 1,200 parameters, trained by SGD at a learning rate of 0.2 (now 0.1), batches of 64"
     assert second.startswith("step 24 of 100, its batch's loss 2.76; 20 steps measured on their own batch, 2 beside")
     assert (empty, "probably at least three times too large" in finding) == ("", True)
     assert "8 of 20 measured" in shown

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from stepscope.errors import said
+from stepscope.objective.batches import tensors
 from stepscope.objective.loss_calls import LossFunction, loss_of
 from stepscope.objective.replay import Arguments, Pass, autocast_now
 
@@ -46,6 +47,13 @@ class StepBatch:
         if any(loss is None for loss in told):
             return None
         return sum(float(loss) / len(told) for loss in told if loss is not None)
+
+    @property
+    def size(self) -> int | None:
+        """How many rows the first tensor of each forward pass has, in all; ``None`` where one has no rows."""
+        firsts = [next(tensors(one.given), None) for one in self.passes]
+        rows = [len(tensor) for tensor in firsts if tensor is not None and tensor.dim()]
+        return sum(rows) if len(rows) == len(firsts) else None
 
 
 class BatchWatch:

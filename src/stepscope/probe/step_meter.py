@@ -27,7 +27,6 @@ import torch
 from torch import Tensor, nn
 
 from stepscope.objective import vectors
-from stepscope.objective.batches import tensors
 from stepscope.objective.replay import Evaluation, Replay
 from stepscope.probe.step_batch import StepBatch
 
@@ -66,6 +65,7 @@ class BatchTerms:
     batch_change: float
     batch_slope: float
     batch_noise: float
+    batch_size: int | None
     slope_by: Way
 
 
@@ -143,6 +143,7 @@ class StepMeter:
                 batch_change=self._scale * change,
                 batch_slope=slope,
                 batch_noise=self._scale * _noise(before, batch),
+                batch_size=batch.size,
                 slope_by=self._way,
             )
         finally:
@@ -319,6 +320,4 @@ def _is_near(factor: float, number: float) -> bool:
 
 def _noise(evaluation: Evaluation, batch: StepBatch) -> float:
     """The error of a difference of two such losses: rounding of the mean, and of what it is the mean of."""
-    first = (next(tensors(one.given), None) for one in batch.passes)
-    examples = sum(len(tensor) if tensor is not None and tensor.dim() else 1 for tensor in first)
-    return abs(evaluation.loss) * (evaluation.eps + evaluation.eps_inside / math.sqrt(examples))
+    return abs(evaluation.loss) * (evaluation.eps + evaluation.eps_inside / math.sqrt(batch.size or 1))

@@ -11,7 +11,7 @@ from typing import Any
 from stepscope.errors import UsageError
 from stepscope.judging import RateVerdict, judge_rate
 from stepscope.report.facts import facts_of
-from stepscope.report.run_summary import facts_of_training
+from stepscope.report.run_summary import facts_of_training, in_words
 from stepscope.report.tables import Table
 from stepscope.runs import DirectionRecord, StepRecord, Training, is_own, plain
 from stepscope.shown import NOTHING, format_number
@@ -252,6 +252,7 @@ def _told(run: Training) -> dict[str, str]:
     rates = facts["peak_learning_rates"] or facts["learning_rates"]
     told = {
         "peak learning rate": " ".join(f"{rate:.3g}" for rate in rates) or NOTHING,
+        "batch size": in_words(facts["batch_sizes"]) or NOTHING,
         "steps of the training": NOTHING if facts["length"] is None else f"{facts['length']:,}",
     }
     for title, pairs in facts_of(run.head):

@@ -94,6 +94,7 @@ def facts_of_training(training: Training) -> dict[str, Any]:
     last = max(records, key=lambda record: record.step, default=None)
     rates = [rate for rate in (last.lr if last else None) or () if rate is not None]
     peaks = [rate for step in training.steps[-1:] for rate in step.peak_lr or () if rate is not None]
+    sizes = [step.batch_size for step in training.steps if step.batch_size is not None]
     losses = [step.batch_loss for step in training.steps if step.batch_loss is not None]
     return {
         "model": configuration.get("model"),
@@ -101,6 +102,7 @@ def facts_of_training(training: Training) -> dict[str, Any]:
         "optimizers": list(dict.fromkeys(record.trajectory for record in records)),
         "learning_rates": list(dict.fromkeys(rates)),
         "peak_learning_rates": list(dict.fromkeys(peaks)),
+        "batch_sizes": list(dict.fromkeys((min(sizes), max(sizes)))) if sizes else [],
         "step": last and last.step,
         "length": next((step.steps for step in reversed(training.steps) if step.steps is not None), None),
         "batch_loss": losses[-1] if losses else None,
@@ -118,8 +120,18 @@ def _what(training: Training, facts: dict[str, Any]) -> str:
     rates = facts["peak_learning_rates"] or facts["learning_rates"]
     at = f" at a learning rate of {' and '.join(f'{rate:.3g}' for rate in rates)}" if rates else ""
     now = facts["learning_rates"]
+    on = f", batches of {sizes}" if (sizes := in_words(facts["batch_sizes"])) else ""
     decayed = f" (now {' and '.join(f'{rate:.3g}' for rate in now)})" if now and now != rates else ""
-    return f"{facts['model'] or 'A model'}{size}, trained by {' and '.join(facts['optimizers'])}{at}{decayed}"
+    return f"{facts['model'] or 'A model'}{size}, trained by {' and '.join(facts['optimizers'])}{at}{decayed}{on}"
+
+
+def in_words(sizes: Sequence[int]) -> str:
+    """The sizes of batches, which can differ.
+
+    Args:
+        sizes: the smallest and the largest, or the one that all have.
+    """
+    return " to ".join(f"{size:,}" for size in sizes)
 
 
 def _how_far(training: Training, facts: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stepscope.report.facts import title_of
-from stepscope.report.run_summary import facts_of_training
+from stepscope.report.run_summary import facts_of_training, in_words
 from stepscope.runs import DirectionRecord, StepRecord, Training
 
 VERSIONS = ("stepscope", "torch", "python")
@@ -47,6 +47,7 @@ def top_of(training: Training) -> list[tuple[str, str]]:
         "Model": _listed(facts["model"], _parameters(facts["parameters"]), context.get("device")),
         "Optimizer": " and ".join(facts["optimizers"]),
         "Learning rate": schedule_of([*training.steps, *training.directions]),
+        "Batch": _batch(facts["batch_sizes"]),
         "Steps": _steps(facts),
         "Measured": _measured(training, facts),
         "Cost of measuring": _cost(context.get("overhead"), facts["seconds_measuring"]),
@@ -89,6 +90,10 @@ def _steps(facts: dict[str, Any]) -> str:
     if facts["step"] is None:
         return ""
     return f"{facts['step']:,}" + (f" of {facts['length']:,}" if facts["length"] else " so far")
+
+
+def _batch(sizes: list[int]) -> str:
+    return f"{in_words(sizes)} example{'s' * (sizes[-1] != 1)}" if sizes else ""
 
 
 def _measured(training: Training, facts: dict[str, Any]) -> str:

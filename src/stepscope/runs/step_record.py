@@ -50,6 +50,7 @@ class StepRecord(Record):
         batch_change: ``f_b(x + d) − f_b(x)``.
         batch_slope: ``g_bᵀd``, the change that the gradient of that batch foretells.
         batch_noise: the error of ``batch_change`` in the precision of the loss.
+        batch_size: how many examples that batch has, as far as its first tensor tells: the rows of it.
         slope_by: where ``g_b`` comes from: ``"step"`` (what ``backward`` left) or ``"recomputed"``.
         edges: by the name of the examples, the loss at multiples of the step.
         seconds: time spent.
@@ -68,6 +69,7 @@ class StepRecord(Record):
     batch_change: float | None = None
     batch_slope: float | None = None
     batch_noise: float | None = None
+    batch_size: int | None = None
     slope_by: str | None = None
     edges: dict[str, RecordedEdge] | None = None
     seconds: float | None = None
