@@ -66,8 +66,12 @@ their records.
 
   stepscope report runs/demo-cpu
   stepscope report runs/demo-cpu --out page.html
+  stepscope report runs/probe --watch
   stepscope report runs/reproduce-cpu --figures
   stepscope report runs/reproduce-cpu --beside runs/other-seeds runs/reproduce-gpu
+
+With --watch nothing is written: a browser of this machine shows the page, and shows it again as records come. From
+another machine, forward the port: ssh -L 8000:127.0.0.1:PORT machine, then http://127.0.0.1:8000.
 
 The verdicts of other reproductions can stand beside those of one, and are kept in its folder beside/. One with other
 seeds on the same settings says which verdicts are unstable; any other has columns of its own.
@@ -153,6 +157,7 @@ def parser() -> argparse.ArgumentParser:
     report = _command(chosen, "report", "write the page of a run again", REPORT, commands.report)
     report.add_argument("run_directory", metavar="RUN", help="the run directory, or that of a reproduction")
     report.add_argument("--out", metavar="FILE", help="the page of a run directory (default: RUN/report.html)")
+    report.add_argument("--watch", action="store_true", help="serve the page to this machine, also while records come")
     report.add_argument("--figures", action="store_true", help="of a reproduction: draw all figures as PDF")
     report.add_argument(
         "--beside", nargs="+", default=[], metavar="DIR", help="of a reproduction: others whose verdicts stand beside"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -215,6 +217,9 @@ def report(options: argparse.Namespace) -> None:
     from stepscope.paper.experiments.run_files import write_page
 
     run = Path(options.run_directory)
+    if options.watch:
+        _watch(run, options)
+        return
     if not (run / "run.json").exists() and any(run.glob("*/run.json")):
         if options.out:
             raise UsageError(f"{run} is a reproduction, whose page stands beside its figures: leave out --out")
@@ -225,6 +230,23 @@ def report(options: argparse.Namespace) -> None:
         option, what = ("--figures", "figures") if options.figures else ("--beside", "others")
         raise UsageError(f"{run} is no reproduction, which alone has {what} beside its page: leave out {option}")
     print(write_page(run, Path(options.out) if options.out else run / "report.html"))
+
+
+def _watch(run: Path, options: argparse.Namespace) -> None:
+    """Serves the page of a run until Ctrl-C."""
+    from stepscope.paper.experiments.run_files import page_of
+    from stepscope.report.watch import PageServer, version_of
+
+    if options.out or options.figures or options.beside:
+        option = "--out" if options.out else "--figures" if options.figures else "--beside"
+        raise UsageError(f"--watch writes nothing: leave out {option}")
+    if not (run / "run.json").exists() and any(run.glob("*/run.json")):
+        raise UsageError(f"{run} is a reproduction, whose page is written: leave out --watch")
+    with PageServer(partial(page_of, run), partial(version_of, run)) as server:
+        server.page()  # a mistake is said before anything is served
+        print(f"{server.address} shows the page, and what is measured from now on. Ctrl-C ends it.", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 def figures(options: argparse.Namespace) -> None:

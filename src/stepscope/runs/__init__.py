@@ -10,6 +10,7 @@ from stepscope.runs.direction_record import (
 )
 from stepscope.runs.directory import (
     MEASUREMENTS_FILE,
+    RUN_FILE,
     STEPS_FILE,
     DirectoryInUseError,
     Head,
@@ -27,6 +28,7 @@ from stepscope.runs.training import Training, read_training
 
 __all__ = [
     "MEASUREMENTS_FILE",
+    "RUN_FILE",
     "STEPS_FILE",
     "DirectionRecord",
     "DirectoryInUseError",

@@ -12,7 +12,7 @@ from stepscope.errors import UsageError
 from stepscope.paper.experiments.command_lines import EXPERIMENTS, TRAJECTORY
 from stepscope.paper.experiments.experiment import Experiment
 from stepscope.paper.reproduction_runs import Run
-from stepscope.report import save, training_figures, write_report
+from stepscope.report import render_report, save, training_figures
 from stepscope.runs import Head, Record, read_run, read_training, write_atomically
 
 _logger = logging.getLogger("stepscope")
@@ -87,11 +87,25 @@ def render_run(head: Mapping[str, Any], records: Sequence[Record]) -> str:
 
 def write_page(run_path: str | os.PathLike[str], out_path: str | os.PathLike[str]) -> Path:
     """`stepscope.report.write_report` for a run of any experiment."""
-    head, records = read(run_path)
-    if _is_probed(head):
-        return write_report(run_path, out_path)
-    write_atomically(out_path, render_run(head, records).encode(errors="replace"))
+    write_atomically(out_path, page_of(run_path).encode(errors="replace"))
     return Path(out_path)
+
+
+def page_of(run_path: str | os.PathLike[str]) -> str:
+    """The page of a run directory, of any experiment or of a probe.
+
+    Args:
+        run_path: the run directory.
+
+    Raises:
+        UsageError: it is no run directory, or is damaged.
+        MissingExtraError: altair, vl-convert or jinja2 is not installed.
+    """
+    head, records = read(run_path)
+    if not _is_probed(head):
+        return render_run(head, records)
+    training = read_training(run_path)
+    return render_report(training.head, training.directions, training.steps)
 
 
 def _is_probed(head: Mapping[str, Any]) -> bool:
