@@ -257,7 +257,7 @@ def training():
             loss_fn(m, batches()[(step + dist.get_rank()) % 5]).backward()
             before = {n: (p.grad.to_local().clone(), p.to_local().clone()) for n, p in m.named_parameters()}
             if probed:
-                d = {name: -0.1 * p.grad for name, p in m.named_parameters()}
+                d = next_update(optimizer, dict(m.named_parameters()))
                 objective = Objective(m, loss_fn, own(), counted)
                 measure(objective, {"d": d}, landscape=True)
                 assert refused(lambda: measure(Objective(m, failing, own(), counted), {"d": d}))  # noqa: B023
@@ -329,7 +329,6 @@ def refusals():
         "probe": lambda: Probe(m, torch.optim.SGD(m.parameters()), loss_fn, own(), quiet=True),
         "offload": lambda: Objective(sharded(model(), offload_policy=CPUOffloadPolicy(pin_memory=False)), loss_fn,
                                      own(), counted),
-        "update": lambda: next_update(torch.optim.SGD(m.parameters()), dict(m.named_parameters()), d),
         "compiled": lambda: Objective(torch.compile(m), loss_fn, own(), counted),
     }  # fmt: skip
     found = {name: refused(call) for name, call in said.items()}
@@ -418,7 +417,6 @@ REFUSED = {
     "half": "only edge measures them",
     "probe": "a probe can't measure it",
     "offload": "offloaded to the CPU",
-    "update": "on trial on parts of them",
     "compiled": "compiled",
     "waiting": "gradients wait for their synchronization",
 }

@@ -35,6 +35,7 @@ from stepscope.objective import (
     State,
     WatchedWrites,
     accumulator,
+    dtensors,
     emptied,
     held,
     memory_of,
@@ -101,7 +102,7 @@ def trial_step(
     """
     with unnoticed():
         state, writes = state_of(optimizers, parameters), None
-        before = {name: parameters[name].data for name in gradients}
+        before = {name: dtensors.part(parameters[name]) for name in gradients}
         try:
             given = {
                 name: gradient if _is_there(gradient, parameters[name]) else as_gradient(gradient, parameters[name])
@@ -113,7 +114,7 @@ def trial_step(
             if not hooks:
                 without_hooks(state)
             by_lists(optimizers)
-            writes = _MirroredWrites([parameters[name] for name in given], copies)
+            writes = _MirroredWrites([dtensors.part(parameters[name]) for name in given], copies)
             with writes:
                 make_step(optimizers, as_found=as_found)
             changes = writes.changes({name: parameters[name] for name in given}, before)
@@ -145,10 +146,10 @@ def followed_step(
     """
     give(parameters, gradients)
     moved = {name: parameters[name] for name in gradients}
-    writes = _MirroredWrites(list(moved.values()), keeping=False)
+    writes = _MirroredWrites(list(map(dtensors.part, moved.values())), keeping=False)
     with writes:
         make_step(optimizers, as_found=as_found)
-    return writes.changes(moved, before)
+    return writes.changes(moved, {name: dtensors.part(x) for name, x in before.items()})
 
 
 def make_step(optimizers: Sequence[Optimizer], *, as_found: bool = True) -> None:
@@ -255,17 +256,24 @@ class _MirroredWrites(WatchedWrites):  # type: ignore[no-untyped-call]
         return result
 
     def changes(self, parameters: Mapping[str, nn.Parameter], before: Mapping[str, Tensor]) -> tuple[Direction, bool]:
-        """The change of the parameters, and whether it is a difference of rounded weights."""
+        """The change of the parameters, and whether it is a difference of rounded weights, on any rank.
+
+        Args:
+            parameters: the parameters, which may lie in parts on several ranks.
+            before: where they were; this rank's parts.
+        """
         wide, rounded = Direction(), False
         for name, parameter in parameters.items():
-            now, mirror = parameter.detach(), self._mirrors.get(memory_of(parameter))
+            now = dtensors.part(parameter)
+            mirror = self._mirrors.get(memory_of(now))
             exact = mirror.place_of(now) if mirror is not None else None
             if mirror is None or exact is None or not mirror.explains(now, exact, before[name]):
                 rounded, exact = True, now.to(torch.promote_types(now.dtype, accumulator(now)), copy=True)
             else:
                 rounded |= mirror.rounded
-            wide[name] = exact.sub_(before[name]).to(torch.promote_types(now.dtype, torch.float32))
-        return wide, rounded
+            change = exact.sub_(before[name]).to(torch.promote_types(now.dtype, torch.float32))
+            wide[name] = dtensors.from_parts(change, parameter)
+        return wide, dtensors.on_any_rank(rounded, wide.values())
 
     def _follow(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], written: set[int]) -> bool:
         """Performs an operation on mirrors; returns whether that was possible."""

@@ -109,6 +109,7 @@ class PseudoUpdates:
     def _adopt(self, label: str, source: Factory | Optimizer) -> _ShadowOptimizer:
         if isinstance(source, Optimizer):
             _check_parameters(label, source, self._parameters)
+            _check_parts(label, [source])
             return _OwnShadow(source, self._parameters)
         if not callable(source):
             raise UsageError(f"optimizer {label!r} is a {type(source).__name__}, neither a factory nor an optimizer")
@@ -119,6 +120,7 @@ class PseudoUpdates:
                 built_type = type(optimizer).__name__
                 raise UsageError(f"the factory of {label!r} gave a {built_type}, not a torch.optim.Optimizer")
             _check_parameters(label, optimizer, self._shadows)
+        _check_parts(label, optimizers)
         by_lists(optimizers)
         return _ShadowOptimizer(optimizers, self._shadows, self._parameters)
 
@@ -249,6 +251,8 @@ def next_update(
         gradients: ``{name: gradient}`` of the step; a parameter without one is left out. ``None``: the gradients that
             ``backward`` left on the parameters.
 
+    Parameters may be sharded over ranks (`DTensor`), for the rules that were tried: then all ranks call this together.
+
     Returns:
         ``d``, for those parameters of the optimizer that have a gradient, in their dtype, or in float32 where that is
         coarser.
@@ -287,6 +291,7 @@ def own_update(
     ids = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     checked = _checked(gradients, parameters)
     parameters = {name: p for name, p in parameters.items() if id(p) in ids}
+    _check_parts(name_of(optimizers), optimizers)
     if not parameters:
         raise UsageError(f"{name_of(optimizers)} holds none of the parameters: is it another model's?")
     checked = {name: gradient for name, gradient in checked.items() if name in parameters}
@@ -296,13 +301,30 @@ def own_update(
     return _direction(name_of(optimizers), trial, parameters)
 
 
+_TRIED_ON_PARTS = frozenset(
+    {"SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Adadelta", "Adagrad", "ASGD", "Muon"}
+)
+"""The rules of torch whose step on trial was compared with the one that they make on parts of parameters."""
+
+
+def _check_parts(label: str, optimizers: Sequence[Optimizer]) -> None:
+    """Refuses rules that weren't tried on parameters that lie in parts on several ranks."""
+    for optimizer in optimizers:
+        name = type(optimizer).__name__
+        tried = name in _TRIED_ON_PARTS and type(optimizer) is getattr(torch.optim, name)
+        sharded = any(dtensors.is_spread(p) for group in optimizer.param_groups for p in group["params"])
+        if sharded and not tried:
+            raise UsageError(
+                f"optimizer {label!r}: the parameters are sharded over processes, and whether {name} makes there the "
+                f"step that it takes on trial isn't known; it is of torch's {', '.join(sorted(_TRIED_ON_PARTS))}"
+            )
+
+
 def _named(parameters: Any) -> Mapping[str, nn.Parameter]:
     if not isinstance(parameters, Mapping):
         raise UsageError(
             f"parameters is a {type(parameters).__name__}: give {{name: parameter}}, dict(model.named_parameters())"
         )
-    if any(map(dtensors.is_spread, parameters.values())):
-        raise UsageError("the parameters are sharded over processes: a step can't be taken on trial on parts of them")
     return parameters
 
 

@@ -43,7 +43,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils._python_dispatch import _disable_current_modes
 
 from stepscope.errors import UsageError
-from stepscope.objective import switches
+from stepscope.objective import dtensors, switches
 from stepscope.objective.randomness import random_state, random_states
 from stepscope.objective.state import State
 from stepscope.objective.state_kinds import Place, RandomGenerator
@@ -311,7 +311,7 @@ class Measurable:
         if not writes.written:
             return
         for name, parameter in self._model.named_parameters():
-            if id(parameter) not in self._may_write and writes.has_kept(parameter):
+            if id(parameter) not in self._may_write and writes.has_kept(dtensors.part(parameter)):
                 raise UsageError(
                     f"{name} is written to when the loss is evaluated: a loss that changes the weights can't be "
                     "measured (RWKV: config.rescale_every = 0)"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
-from stepscope.objective import state_kinds
+from stepscope.objective import dtensors, state_kinds
 from stepscope.objective.state_kinds import Place
 from stepscope.objective.stateless_packages import (
     ATOMS,
@@ -107,6 +107,8 @@ class Walk:
 
     def _tensor(self, path: str, tensor: Tensor) -> None:
         self.tensors[path] = tensor
+        if dtensors.is_spread(tensor):
+            self._later(path, tensor._local_tensor)  # type: ignore[attr-defined]  # in a slot
         if not tensor.is_inference():
             self.versions.append((path, tensor, tensor._version))
         leaf = _is_leaf(tensor)
