@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -24,13 +25,17 @@ def shown_progress() -> Iterator[Callable[[float, str], None]]:
         yield lambda done, text: shown.update(task, completed=done, description=text)
 
 
-def _lines() -> Callable[[float, str], None]:
-    last = 0
+_QUIET = 60.0
+"""Seconds after which a line is printed also where no tenth is done."""
 
-    def print_tenths(done: float, text: str) -> None:
-        nonlocal last
-        if int(10 * done) > last:
-            last = int(10 * done)
+
+def _lines() -> Callable[[float, str], None]:
+    last, printed = 0, time.monotonic()
+
+    def print_line(done: float, text: str) -> None:
+        nonlocal last, printed
+        if int(10 * done) > last or time.monotonic() - printed > _QUIET:
+            last, printed = int(10 * done), time.monotonic()
             print(f"{done:4.0%}  {text}", file=sys.stderr, flush=True)
 
-    return print_tenths
+    return print_line

@@ -2,6 +2,10 @@
 
 import hashlib
 import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -35,6 +39,32 @@ def test_fetched_once(cache):
     assert (cache / "a/b.bin").read_bytes() == GOOD
     assert server.calls == 1
     assert names(cache) == ["a", "a/b.bin"]
+
+
+def test_two_that_want_a_file_fetch_it_once(cache):
+    """The second waits, and takes what the first has fetched."""
+    server, begun = Server(), threading.Event()
+
+    def slow(scratch):
+        begun.set()
+        time.sleep(0.3)
+        return server(scratch)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(cached_file, "b.bin", slow)
+        begun.wait(10)
+        assert cached_file("b.bin", server) == first.result()
+    assert server.calls == 1
+    assert names(cache) == ["b.bin", "b.bin.sha256"]
+
+
+def test_whoever_dies_while_fetching_keeps_nobody_waiting(cache):
+    code = (
+        "import os; from stepscope.paper.tasks.downloads import cached_file; "
+        "cached_file('b.bin', lambda scratch: os._exit(9))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
+    assert cached_file("b.bin", Server()).read_bytes() == GOOD
 
 
 def test_wrong_download_is_refused_and_leaves_nothing(cache):

@@ -20,7 +20,7 @@ from stepscope.errors import UsageError
 from stepscope.paper.tasks import code, sentiment, text, translation
 from stepscope.paper.tasks.batching import initialized
 from stepscope.paper.tasks.catalog import TASKS
-from stepscope.paper.tasks.pretraining import Lesson, Pretraining, pretrained_here
+from stepscope.paper.tasks.pretraining import Lesson, Pretraining, pretrained_here, pretraining_told
 
 SETTINGS = Pretraining(steps=20, batch_size=4, lr=0.1)
 X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
@@ -137,6 +137,15 @@ def test_interrupted_it_leaves_nothing(cache):
     with pytest.raises(KeyboardInterrupt):
         pretrain(lesson=replace(LESSON, batches=stopped))
     assert [path for path in cache.rglob("*") if path.is_file()] == []
+
+
+def test_it_is_told_how_far_it_is(cache):
+    told = []
+    with pretraining_told(lambda step, steps: told.append((step, steps))):
+        pretrain()
+    assert told == [(step, 20) for step in range(20)]
+    pretrain(seed=3)
+    assert len(told) == 20, "told inside alone"
 
 
 def test_divergence_is_said(cache):

@@ -14,11 +14,13 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from stepscope.cache import cache_directory
+from stepscope.errors import require
 
 Fetch = Callable[[Path], Path]
 
@@ -83,6 +85,8 @@ def write_cached(name: str, content: bytes) -> Path:
 def cached_file(name: str, fetch: Fetch, *, sha256: str | None = None) -> Path:
     """Gives a file of the cache, fetched if it is not there, or is there with the wrong content.
 
+    Of several processes that want it one fetches it, and the others wait for that.
+
     Args:
         name: path inside the cache directory.
         fetch: given an empty directory, puts the file there and returns its path. It raises
@@ -94,27 +98,48 @@ def cached_file(name: str, fetch: Fetch, *, sha256: str | None = None) -> Path:
         UnavailableError: the file cannot be fetched, has the wrong digest, or the cache cannot be written.
     """
     path = cache_directory() / name
-    record = path.with_name(f"{path.name}.sha256")
     try:
-        expected = sha256 or (record.read_text().strip() if record.is_file() else None)
-        if path.is_file():
-            if file_sha256(path) == expected:
-                return path
-            path.unlink()
+        if _is_whole(path, sha256):
+            return path
         path.parent.mkdir(parents=True, exist_ok=True)
-        # The scratch directory lies in the cache: only inside one file system is a move atomic.
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as scratch:
-            fetched = fetch(Path(scratch))
-            digest = file_sha256(fetched)
-            if sha256 is not None and digest != sha256:
-                raise UnavailableError(f"the download has SHA-256 {digest[:12]}… where {sha256[:12]}… is expected")
-            if sha256 is None:
-                write_cached(f"{name}.sha256", f"{digest}\n".encode())
-            os.replace(fetched, path)  # noqa: PTH105
+        with _claimed(path):
+            if not _is_whole(path, sha256):  # by now another process may have fetched it
+                path.unlink(missing_ok=True)
+                _fetch(path, name, fetch, sha256)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise UnavailableError(f"cache {cache_directory()}: {reason}; STEPSCOPE_CACHE names another") from error
     return path
+
+
+def _is_whole(path: Path, sha256: str | None) -> bool:
+    """Whether a file of the cache is there with its content."""
+    record = path.with_name(f"{path.name}.sha256")
+    expected = sha256 or (record.read_text().strip() if record.is_file() else None)
+    return path.is_file() and file_sha256(path) == expected
+
+
+@contextmanager
+def _claimed(path: Path) -> Iterator[None]:
+    """Waits until no other process fetches a file; the lock dies with its holder."""
+    lock = path.with_name(f"{path.name}.lock")
+    with require("filelock", "cli").FileLock(lock):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)  # before the release: it is ours till then
+
+
+def _fetch(path: Path, name: str, fetch: Fetch, sha256: str | None) -> None:
+    # The scratch directory lies in the cache: only inside one file system is a move atomic.
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as scratch:
+        fetched = fetch(Path(scratch))
+        digest = file_sha256(fetched)
+        if sha256 is not None and digest != sha256:
+            raise UnavailableError(f"the download has SHA-256 {digest[:12]}… where {sha256[:12]}… is expected")
+        if sha256 is None:
+            write_cached(f"{name}.sha256", f"{digest}\n".encode())
+        os.replace(fetched, path)  # noqa: PTH105
 
 
 def cached_wheel(wheel: Wheel) -> Path:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,23 @@ STARTS = ("pretrained", "random")
 
 _WARM_UP = 10
 """The learning rate rises during one of so many parts of the steps."""
+
+
+_told: ContextVar[Callable[[int, int], None]] = ContextVar("_told", default=lambda step, steps: None)  # noqa: ARG005
+
+
+@contextmanager
+def pretraining_told(tell: Callable[[int, int], None]) -> Iterator[None]:
+    """Tells how far a model is that is pretrained inside, wherever that happens.
+
+    Args:
+        tell: called before each step as ``tell(step, steps)``.
+    """
+    token = _told.set(tell)
+    try:
+        yield
+    finally:
+        _told.reset(token)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +223,7 @@ def _train(
 ) -> None:
     with torch.enable_grad():
         for step in range(settings.steps):
+            _told.get()(step, settings.steps)
             rising, falling = _WARM_UP * (step + 1) / settings.steps, 1 - step / settings.steps
             for group in optimizer.param_groups:
                 group["lr"] = settings.lr * min(1.0, rising) * falling
