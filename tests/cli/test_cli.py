@@ -74,7 +74,7 @@ def test_small_models_run_in_one_thread(arguments, threads, tmp_path, monkeypatc
         seen.append(torch.get_num_threads())
         raise UsageError("seen")
 
-    monkeypatch.setattr("stepscope.paper.experiments.experiment.run", stopped)
+    monkeypatch.setattr("stepscope.paper.experiments.jobs.run", stopped)
     torch.set_num_threads(3)
     try:
         assert call(*arguments, "--out", tmp_path / "run", capsys=capsys)[0] == 2
@@ -440,16 +440,19 @@ def test_the_trajectory_of_another_task(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_killed_reproduction_goes_on(tmp_path):
-    """SIGKILL amid two runs side by side: their workers end, and each goes on from what it had recorded."""
+    """SIGKILL amid two jobs side by side: their workers end, and each goes on from what it had recorded."""
     source = [f"{kind}={data_of(kind, tmp_path)}" for kind in ("sentiment", "translation")]
     out = tmp_path / "out"
     command = [sys.executable, "-m", "stepscope", "reproduce", "--scale", "smoke", "--only", "C", "D", "--jobs", "2"]
     command += ["--source", source[0], "--source", source[1], "--out", str(out)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    measured = [out / name / "measurements.jsonl" for name in ("robustness", "theory")]
-    limit = time.monotonic() + 120
-    while not all(file.is_file() and file.stat().st_size > 1000 for file in measured):
+
+    def measured():
+        return {file: file.read_bytes() for file in out.glob("*/parts/*/measurements.jsonl") if file.stat().st_size}
+
+    limit = time.monotonic() + 240
+    while len(measured()) < 2:
         assert time.monotonic() < limit, "nothing was recorded"
         assert first.poll() is None
         time.sleep(0.02)
@@ -461,9 +464,11 @@ def test_a_killed_reproduction_goes_on(tmp_path):
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < limit, "workers outlive their parent"
         time.sleep(0.1)
-    before = [file.read_bytes().rpartition(b"\n")[0] for file in measured]
+    before = {line for content in measured().values() for line in content.splitlines(keepends=True)}
     plan = reproduction("smoke", only="CD", seeds=(0,), sources=dict(each.split("=") for each in source))
     assert run_reproduction(plan, out) == []
-    assert all(file.read_bytes().startswith(kept) for file, kept in zip(measured, before, strict=True))
-    lines = measured[0].read_bytes().splitlines()
+    whole = [line for run in out.iterdir() for line in (run / "measurements.jsonl").read_bytes().splitlines(True)]
+    assert {line for line in before if line.endswith(b"\n")} <= set(whole)
+    lines = (out / "robustness" / "measurements.jsonl").read_bytes().splitlines()
     assert len(lines) == len(set(lines)) == 2 * 2 * 3 * 3 * 3
+    assert not list(out.glob("*/parts"))

@@ -50,6 +50,9 @@ Makes every table and figure of the paper, and says of each of its claims whethe
   stepscope reproduce --as code                      as the published code has it, where it differs from the text
   stepscope reproduce --with padding-labels          in this alone
 
+  stepscope reproduce --list | xargs -P 2 -I{{}} sh -c {{}}   the same by any scheduler: a line is a job, and leaves at
+                                                     once if it is done or another process is at it
+
 A plan is printed first. What was interrupted goes on when the same command is given again. The directory holds a run
 directory for each run, claims.json, report.html, tables/ (CSV and LaTeX) and figures/ (PDF).
 """
@@ -223,6 +226,8 @@ def _add_reproduce(chosen: Any) -> None:
     add_sources(reproduce)
     _add_jobs(reproduce, "runs", "one on a GPU")
     reproduce.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    reproduce.add_argument("--list", action="store_true", help="print the commands of the jobs that are left, and stop")
+    reproduce.add_argument("--job", metavar="NAME", help="do one job alone, as --list names it")
 
 
 def _add_scale(command: argparse.ArgumentParser, name: str, scales: str = "smoke or cpu (the default)") -> None:

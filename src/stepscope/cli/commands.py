@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from stepscope.errors import UsageError, require
 if TYPE_CHECKING:
     from stepscope.paper.claims.verdicts import JudgedClaim
     from stepscope.paper.experiments.experiment import Experiment
+    from stepscope.paper.experiments.jobs import Job
     from stepscope.paper.reproduction.costs import Cost
     from stepscope.report import Table
     from stepscope.runs import Training
@@ -71,7 +73,7 @@ def calibration(options: argparse.Namespace) -> None:
 
 def _run(experiment: Experiment[Any], out: Path, jobs: int) -> None:
     """Runs an experiment, or continues one, and shows what was measured."""
-    from stepscope.paper.experiments import experiment as experiments
+    from stepscope.paper.experiments import jobs as of_experiments
     from stepscope.paper.experiments.run_files import read, write_figures, write_page
 
     if experiment.one_thread or experiment.scale in _ON_CORES:
@@ -80,7 +82,7 @@ def _run(experiment: Experiment[Any], out: Path, jobs: int) -> None:
         require("torch", "all").set_num_threads(1)
     started = time.perf_counter()
     with shown_progress() as progress:
-        count = experiments.run(experiment, out, progress, jobs)
+        count = of_experiments.run(experiment, out, progress, jobs)
     seconds = time.perf_counter() - started
     page = write_page(out, out / "report.html")  # before the tables: nobody may be reading those
     figures = write_figures(out) if experiment.writes_figures else []
@@ -100,33 +102,23 @@ def _require_all() -> None:
 def reproduce(options: argparse.Namespace) -> None:
     """``stepscope reproduce``."""
     _require_all()
-    from stepscope.paper.experiments.command_lines import sources_of
-    from stepscope.paper.experiments.workers import check_processes
+    from stepscope.paper.experiments.jobs import in_processes
     from stepscope.paper.reproduction.costs import measured_cost
-    from stepscope.paper.reproduction.plan import prepare_directory, reproduction, run_reproduction
+    from stepscope.paper.reproduction.plan import prepare_directory, run_reproduction
     from stepscope.report import print_tables
 
-    if options.seeds is not None and options.seeds < 1:
-        raise UsageError(f"--seeds {options.seeds}: it is how many, at least 1")
-    seeds = options.seeds if options.seeds is not None else 1 if options.scale == "smoke" else 5
-    plan = reproduction(
-        options.scale,
-        only=options.only,
-        seeds=tuple(range(seeds)),
-        settings=options.settings,
-        sources=sources_of(options.source),
-        tasks=options.tasks,
-        released=options.released,
-    )
+    plan, seeds, out = _plan(options), _seeds(options), _out(options)
     on_cores = options.scale in _ON_CORES
+    if options.job or options.list:
+        _jobs(options, plan, out)
+        return
     jobs = options.jobs if options.jobs is not None else (os.cpu_count() or 1) if on_cores else 1
-    check_processes(jobs)
+    execute = in_processes(jobs)
     costs = {experiment.run_name: measured_cost(experiment, seeds) for experiment in plan}
     table = _plan_table(plan, costs, jobs)
     if options.dry_run:
         print_tables([table])
         return
-    out = Path(options.out or f"runs/reproduce-{options.scale}")
     prepare_directory(plan, out)
     # Like the progress: whoever reads the results may stop reading, and the runs are to go on.
     print_tables([table], require("rich.console", "cli").Console(stderr=True))
@@ -135,15 +127,71 @@ def reproduce(options: argparse.Namespace) -> None:
     started = time.perf_counter()
     with shown_progress() as progress:
         weights = {name: cost.minutes for name, cost in costs.items() if cost}
-        failures = run_reproduction(plan, out, progress, processes=jobs, weights=weights)
+        failures = run_reproduction(plan, out, progress, execute=execute, weights=weights)
     seconds = time.perf_counter() - started
     for failure in failures:
         print(f"{failure.name} failed: {failure.reason}", file=sys.stderr)
     if any(out.glob("*/run.json")):
         _reproduced(out)
     print(f"\nThe runs took {seconds:.0f} s this time.")
-    if failures:
-        raise UsageError(f"{len(failures)} of {len(plan)} runs failed (above); the same command tries them again")
+    if failed := len({failure.name for failure in failures}):
+        raise UsageError(f"{failed} of {len(plan)} runs failed (above); the same command tries them again")
+
+
+def _plan(options: argparse.Namespace) -> list[Experiment[Any]]:
+    from stepscope.paper.experiments.command_lines import sources_of
+    from stepscope.paper.reproduction.plan import reproduction
+
+    return reproduction(
+        options.scale,
+        only=options.only,
+        seeds=tuple(range(_seeds(options))),
+        settings=options.settings,
+        sources=sources_of(options.source),
+        tasks=options.tasks,
+        released=options.released,
+    )
+
+
+def _seeds(options: argparse.Namespace) -> int:
+    if options.seeds is not None and options.seeds < 1:
+        raise UsageError(f"--seeds {options.seeds}: it is how many, at least 1")
+    return options.seeds if options.seeds is not None else 1 if options.scale == "smoke" else 5
+
+
+def _out(options: argparse.Namespace) -> Path:
+    return Path(options.out or f"runs/reproduce-{options.scale}")
+
+
+def _jobs(options: argparse.Namespace, plan: Sequence[Experiment[Any]], out: Path) -> None:
+    """Does one job of a reproduction, or prints the commands of those that are left."""
+    from stepscope.paper.experiments.jobs import perform
+    from stepscope.paper.reproduction.plan import check_directory, job_named, jobs_left
+    from stepscope.runs import DirectoryInUseError
+
+    if options.list:
+        for left in jobs_left(plan, out):
+            print(_command_of(options, left))
+        return
+    job = job_named(plan, out, options.job)
+    check_directory(plan, out)
+    if options.scale in _ON_CORES:
+        require("torch", "all").set_num_threads(1)
+    try:
+        with shown_progress() as progress:
+            perform(job, progress)
+    except DirectoryInUseError:
+        print(f"{job.name}: another process is at it", file=sys.stderr)
+
+
+def _command_of(options: argparse.Namespace, job: Job) -> str:
+    """The command that does one job of a reproduction, with all that was asked for."""
+    lists = {"--only": options.only, "--tasks": options.tasks, "--with": options.released}
+    words = [sys.executable, "-m", "stepscope", "reproduce", "--scale", options.scale, "--seeds", str(_seeds(options))]
+    words += ["--as", options.settings]
+    words += [word for name, given in lists.items() if given for word in (name, *given)]
+    words += [word for source in options.source for word in ("--source", source)]
+    return shlex.join([*words, "--out", str(_out(options)), "--job", job.name])
 
 
 def _plan_table(plan: Sequence[Experiment[Any]], costs: Mapping[str, Cost | None], jobs: int) -> Table:
@@ -214,13 +262,14 @@ def _put_beside(out: Path, others: Sequence[str]) -> None:
 
 def report(options: argparse.Namespace) -> None:
     """``stepscope report``."""
-    from stepscope.paper.experiments.run_files import write_page
+    from stepscope.paper.experiments.run_files import run_directories, write_page
+    from stepscope.runs import is_run
 
     run = Path(options.run_directory)
     if options.watch:
         _watch(run, options)
         return
-    if not (run / "run.json").exists() and any(run.glob("*/run.json")):
+    if not is_run(run) and run_directories(run):
         if options.out:
             raise UsageError(f"{run} is a reproduction, whose page stands beside its figures: leave out --out")
         _put_beside(run, options.beside)
@@ -234,13 +283,14 @@ def report(options: argparse.Namespace) -> None:
 
 def _watch(run: Path, options: argparse.Namespace) -> None:
     """Serves the page of a run until Ctrl-C."""
-    from stepscope.paper.experiments.run_files import page_of
+    from stepscope.paper.experiments.run_files import page_of, run_directories
     from stepscope.report.watch import PageServer, version_of
+    from stepscope.runs import is_run
 
     if options.out or options.figures or options.beside:
         option = "--out" if options.out else "--figures" if options.figures else "--beside"
         raise UsageError(f"--watch writes nothing: leave out {option}")
-    if not (run / "run.json").exists() and any(run.glob("*/run.json")):
+    if not is_run(run) and run_directories(run):
         raise UsageError(f"{run} is a reproduction, whose page is written: leave out --watch")
     with PageServer(partial(page_of, run), partial(version_of, run)) as server:
         server.page()  # a mistake is said before anything is served

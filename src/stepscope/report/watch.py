@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from stepscope.errors import UsageError
-from stepscope.runs import MEASUREMENTS_FILE, RUN_FILE, STEPS_FILE
+from stepscope.runs import MEASUREMENTS_FILE, RUN_FILE, STEPS_FILE, parts_of
 
 ADDRESS = "127.0.0.1"
 _NAMES = (ADDRESS, "localhost")
@@ -83,7 +83,8 @@ def version_of(run_path: str | os.PathLike[str]) -> str:
     Args:
         run_path: the directory.
     """
-    files = [Path(run_path, name) for name in (RUN_FILE, MEASUREMENTS_FILE, STEPS_FILE)]
+    directories = (Path(run_path), *parts_of(run_path))
+    files = [directory / name for directory in directories for name in (RUN_FILE, MEASUREMENTS_FILE, STEPS_FILE)]
     found = [file.stat() for file in files if file.exists()]
     return " ".join(f"{stat.st_size}-{stat.st_mtime_ns}" for stat in found)
 

@@ -21,6 +21,7 @@ from stepscope.runs.directory import (
     read_run,
     read_steps,
 )
+from stepscope.runs.parts import check_whole, gather, open_part, parts_of, read_whole
 from stepscope.runs.records import Record, latest
 from stepscope.runs.step_record import RecordedEdge, StepRecord
 from stepscope.runs.storage import plain, show, versions, write_atomically
@@ -41,16 +42,21 @@ __all__ = [
     "RunDirectory",
     "StepRecord",
     "Training",
+    "check_whole",
     "family",
+    "gather",
     "holds_measurements",
     "is_own",
     "is_run",
     "latest",
+    "open_part",
+    "parts_of",
     "plain",
     "read_head",
     "read_run",
     "read_steps",
     "read_training",
+    "read_whole",
     "show",
     "versions",
     "write_atomically",

@@ -30,6 +30,8 @@ RUN_FILE = "run.json"
 MEASUREMENTS_FILE = "measurements.jsonl"
 STEPS_FILE = "steps.jsonl"
 LOCK_FILE = ".lock"
+PARTS_FOLDER = "parts"
+"""Of a run that several processes make: see `stepscope.runs.parts`."""
 
 _ABSENT = object()
 
@@ -287,11 +289,20 @@ class RunDirectory(Generic[AnyRecord]):
         Raises:
             UsageError: it can't be written.
         """
-        added = {name: value for name, value in plain(context, "context").items() if name not in self.context}
-        if added:
-            self.context |= added
-            run = _read_run_file(self.path) | {"context": self.context}
-            _write_run_file(self.path, run)
+        self._say({**plain(context, "context"), **self.context})
+
+    def merge(self, context: Mapping[str, Any]) -> None:
+        """Adds to the context as `describe` does, and within what is there too: see `merged`.
+
+        Raises:
+            UsageError: it can't be written.
+        """
+        self._say(merged(self.context, plain(context, "context")))
+
+    def _say(self, context: dict[str, Any]) -> None:
+        if context != self.context:
+            self.context = context
+            _write_run_file(self.path, _read_run_file(self.path) | {"context": context})
 
     def append_step(self, record: StepRecord) -> None:
         """Adds the record of a step to `steps.jsonl`, as `append` does."""
@@ -318,6 +329,13 @@ class RunDirectory(Generic[AnyRecord]):
                 os.ftruncate(file.fileno(), size)
             raise UsageError(f"cannot write {show(self.path)}: {reason(error)}") from error
 
+    def delete(self) -> None:
+        """Deletes the run, and closes it: what it holds is kept elsewhere."""
+        _delete_run(self.path)
+        (self.path / LOCK_FILE).unlink(missing_ok=True)  # before the release: it is ours till then
+        self.close()
+        _remove_empty([self.path])
+
     def close(self) -> None:
         """Gives the directory free for other writers; closing twice does nothing."""
         if not self._file.closed:
@@ -335,12 +353,36 @@ class RunDirectory(Generic[AnyRecord]):
         self.close()
 
 
+def merged(first: Any, second: Any) -> Any:
+    """Adds to what JSON holds what else holds beside it: names to objects, items to lists. Other values stay.
+
+    Args:
+        first: what stays.
+        second: what is added.
+
+    Example:
+        >>> merged({"a": 1, "seeds": [0]}, {"a": 2, "seeds": [0, 1], "b": {}})
+        {'a': 1, 'seeds': [0, 1], 'b': {}}
+    """
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first | {name: merged(first.get(name, value), value) for name, value in second.items()}
+    if isinstance(first, list) and isinstance(second, list):
+        return [*first, *(item for item in second if item not in first)]
+    return first
+
+
 def _make_directory(directory: Path) -> list[Path]:
     """Creates a directory and says which were missing, outermost last."""
     missing: list[Path] = []
     try:
         missing += [parent for parent in (directory, *directory.parents) if not parent.exists()]
-        directory.mkdir(parents=True, exist_ok=True)
+        for patience in (True, True, True, False):
+            try:
+                directory.mkdir(parents=True, exist_ok=True)
+                break
+            except FileNotFoundError:  # another process that only looked has removed a parent that it had made
+                if not patience:
+                    raise
     except FileExistsError as error:
         raise UsageError(f"{show(directory)} is a file: give a directory") from error
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
@@ -365,7 +407,7 @@ def _refuse_foreign(directory: Path) -> None:
     if RUN_FILE in names:
         return
     # What a process that died before run.json was whole can leave.
-    ours = {name for name in names if name == LOCK_FILE or name.startswith(f".{RUN_FILE}.")}
+    ours = {name for name in names if name in (LOCK_FILE, PARTS_FOLDER) or name.startswith(f".{RUN_FILE}.")}
     if names - ours:
         raise UsageError(f"{show(directory)} is not empty and not a run directory: give another directory")
 

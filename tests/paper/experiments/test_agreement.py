@@ -12,7 +12,7 @@ from made_data import data_of
 from stepscope import UsageError
 from stepscope.paper.experiments import agreement as module
 from stepscope.paper.experiments.agreement import DISPLACEMENT, AgreementExperiment, difference_sharpness
-from stepscope.paper.experiments.experiment import run
+from stepscope.paper.experiments.jobs import run
 from stepscope.paper.experiments.trajectory import trajectory_experiment
 from stepscope.paper.records import AgreementRecord
 from stepscope.paper.tasks.small import small_task

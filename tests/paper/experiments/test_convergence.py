@@ -13,7 +13,7 @@ from stepscope import Objective, UsageError
 from stepscope.paper.experiments import convergence as module
 from stepscope.paper.experiments.compared_optimizers import RULES, SETTINGS, contenders
 from stepscope.paper.experiments.convergence import SEARCH_SEED, Training, convergence_experiment
-from stepscope.paper.experiments.experiment import run as run_experiment
+from stepscope.paper.experiments.jobs import run as run_experiment
 from stepscope.paper.experiments.search import Search
 from stepscope.paper.records import LossRecord
 from stepscope.paper.tasks.catalog import TASKS
@@ -113,6 +113,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_losses(run, experiment, tmp_
     (out / "measurements.jsonl").write_bytes(b"".join(left) + b'{"torn": ')
     assert run_experiment(experiment, out) == len(lines) - len(left)
     assert losses(read_run(out, LossRecord)[1]) == losses(read_run(run[0], LossRecord)[1])
+    assert beside or (out / "measurements.jsonl").read_bytes() == b"".join(lines), "in the same order too"
 
 
 def test_a_training_that_diverges_is_recorded_and_not_chosen(experiment, tmp_path, monkeypatch):

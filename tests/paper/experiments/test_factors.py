@@ -8,8 +8,8 @@ from claim_records import at, trajectory
 from made_data import data_of
 from stepscope import UsageError
 from stepscope.paper.claims import ALONG_TRAJECTORIES, factor_tables, judge
-from stepscope.paper.experiments.experiment import run as run_experiment
 from stepscope.paper.experiments.factors import FACTORS_BY_NAME, factor_experiment
+from stepscope.paper.experiments.jobs import run as run_experiment
 from stepscope.paper.experiments.run_files import read
 from stepscope.paper.experiments.trajectory import trajectory_experiment
 from stepscope.paper.reproduction.plan import prepare_directory, reproduction

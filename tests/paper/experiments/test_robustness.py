@@ -9,7 +9,7 @@ import torch
 
 from stepscope import UsageError
 from stepscope.paper.experiments.compared_optimizers import TRAINING
-from stepscope.paper.experiments.experiment import run as run_experiment
+from stepscope.paper.experiments.jobs import run as run_experiment
 from stepscope.paper.experiments.robustness import GROUPS, robustness_experiment
 from stepscope.paper.experiments.run_files import write_page
 from stepscope.paper.records import SmoothnessRecord

@@ -10,7 +10,7 @@ import torch
 from stepscope import UsageError
 from stepscope.paper.experiments.bounds import bound_record
 from stepscope.paper.experiments.compared_optimizers import TRAINING
-from stepscope.paper.experiments.experiment import run as run_experiment
+from stepscope.paper.experiments.jobs import run as run_experiment
 from stepscope.paper.experiments.theory import CorrelatedTask, theory_experiment
 from stepscope.paper.records import BoundRecord, CorrelationRecord, TheoryRecord
 from stepscope.paper.report.evidence import theory_tables

@@ -15,7 +15,8 @@ import pytest
 from stepscope import UsageError, cli
 from stepscope.paper.experiments.along_trajectories import AlongTrajectories
 from stepscope.paper.experiments.command_lines import EXPERIMENTS, Entry, add_seeds, add_source
-from stepscope.paper.experiments.experiment import described, run
+from stepscope.paper.experiments.experiment import described
+from stepscope.paper.experiments.jobs import run
 from stepscope.paper.tasks.small import small_task
 from stepscope.report import Figure, Table
 from stepscope.runs import Record, read_run

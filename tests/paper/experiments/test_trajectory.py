@@ -11,7 +11,7 @@ from made_data import data_of
 from stepscope import Objective, UsageError
 from stepscope.directions.updates import PseudoUpdates
 from stepscope.paper.experiments.compared_optimizers import TRAINING, measured_directions
-from stepscope.paper.experiments.experiment import run as run_experiment
+from stepscope.paper.experiments.jobs import run as run_experiment
 from stepscope.paper.experiments.robustness import robustness_experiment
 from stepscope.paper.experiments.theory import theory_experiment
 from stepscope.paper.experiments.trajectory import demonstration, trajectory_experiment

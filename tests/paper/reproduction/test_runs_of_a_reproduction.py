@@ -8,10 +8,10 @@ import pytest
 
 from made_data import data_of
 from stepscope import UsageError
+from stepscope.paper.experiments import jobs as module
 from stepscope.paper.experiments.command_lines import MEASURED_TASKS
-from stepscope.paper.experiments.experiment import run
+from stepscope.paper.experiments.jobs import in_processes, jobs_of, perform
 from stepscope.paper.experiments.run_files import read
-from stepscope.paper.reproduction import plan as module
 from stepscope.paper.reproduction.costs import measured_cost
 from stepscope.paper.reproduction.plan import reproduction, run_reproduction
 from stepscope.paper.tasks.catalog import TASKS
@@ -89,7 +89,7 @@ def small(plan, *names):
 def test_a_run_that_fails_stops_no_other(processes, sources, tmp_path):
     plan = small(reproduction("smoke", seeds=(0,), sources={**sources, "code": str(tmp_path / "none.py")}), *NAMES[:3])
     told = []
-    failures = run_reproduction(plan, tmp_path / "out", lambda p, w: told.append(p), processes=processes)
+    failures = run_reproduction(plan, tmp_path / "out", lambda p, w: told.append(p), execute=in_processes(processes))
     assert [failure.name for failure in failures] == ["trajectory-code-pretrained"]
     assert "none.py" in failures[0].reason
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [NAMES[2], NAMES[0]]
@@ -118,13 +118,23 @@ def test_another_configuration_in_the_directory_is_a_failure(sources, tmp_path):
     assert "another configuration" in run_reproduction(other, tmp_path)[0].reason
 
 
-def test_the_longest_begins_first(sources, tmp_path, monkeypatch):
+def test_the_longest_begins_first(sources, tmp_path):
     begun = []
-    monkeypatch.setattr(module, "_made", lambda planned, *a: begun.append(planned.run_name))
     plan = reproduction("smoke", sources=sources)
-    run_reproduction(plan, tmp_path, weights={"theory": 9.0, "robustness": 5.0})
-    assert begun[:2] == ["theory", "robustness"]
-    assert begun[-1] == "convergence"
+    weights = {"theory": 90.0, "robustness": 15.0}
+    run_reproduction(plan, tmp_path, weights=weights, execute=lambda jobs, _: begun.extend(j.path.name for j in jobs))
+    names = list(dict.fromkeys(begun))
+    assert names[:2] == ["theory", "robustness"]
+    assert names[-1] == "convergence", "its jobs are many"
+
+
+def test_jobs_that_share_a_pretraining_are_apart():
+    """Whoever comes second would wait for it."""
+    [planned] = small(reproduction("smoke", seeds=(0, 1, 2)), NAMES[0])
+    jobs = jobs_of(planned, "out")
+    assert [job.unit.seed for job in jobs] == [0, 1, 2, 0, 1, 2]
+    assert sorted(job.number for job in jobs) == list(range(6))
+    assert len({job.name for job in jobs}) == 6
 
 
 @pytest.mark.parametrize("scale", ["smoke", "cpu"])
@@ -144,12 +154,12 @@ def test_the_plan_for_two_cores_takes_as_long_as_is_said():
 def test_whatever_fails_in_a_run_the_others_are_made(sources, tmp_path, monkeypatch, capsys):
     """A graphics card that is full, a disk that is gone: one line at the end, and the traceback for who wants it."""
 
-    def full(experiment, *rest):
-        if experiment.kind == "code":
+    def full(job, *rest):
+        if job.experiment.kind == "code":
             raise RuntimeError("CUDA out of memory\nmore of it")
-        return run(experiment, *rest)
+        return perform(job, *rest)
 
-    monkeypatch.setattr(module, "run", full)
+    monkeypatch.setattr(module, "perform", full)
     plan = small(reproduction("smoke", seeds=(0,), sources=sources), *NAMES[:3])
     failures = run_reproduction(plan, tmp_path)
     assert [(f.name, f.reason) for f in failures] == [

@@ -1,9 +1,8 @@
-"""What an experiment is, and the one function that runs or continues any of them."""
+"""What an experiment is; what runs or continues any of them is in `stepscope.paper.experiments.jobs`."""
 
 from __future__ import annotations
 
 import argparse
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,14 +10,12 @@ from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
 from torch import nn
 
-from stepscope.errors import UsageError
 from stepscope.paper.experiments.command_lines import Entry
-from stepscope.paper.experiments.workers import Tell, check_processes, run_jobs
 from stepscope.paper.report.experiment_page import tables_page
 from stepscope.paper.report.terminal import model_and_data
 from stepscope.paper.tasks import Task
 from stepscope.report import Cell, Figure, Table, print_tables
-from stepscope.runs import Record, RunDirectory, read_run
+from stepscope.runs import Record
 from stepscope.runs.records import AnyRecord
 
 Wanted = TypeVar("Wanted", bound=Record)
@@ -276,156 +273,3 @@ def described(task: Task, title: str, seeds: Sequence[int] = ()) -> dict[str, An
 def _embedding(task: Task) -> nn.Module | None:
     """What a text model looks its tokens up in."""
     return next((module for module in task.model.modules() if isinstance(module, nn.Embedding)), None)
-
-
-def run(
-    experiment: Experiment[AnyRecord],
-    out: str | os.PathLike[str],
-    progress: Progress = lambda part, what: None,  # noqa: ARG005
-    processes: int = 1,
-) -> int:
-    """Runs an experiment into a run directory, or continues one.
-
-    Nothing that is recorded is measured again. A training is repeated from its seed up to what is missing: measuring
-    leaves no trace, so it is the same training.
-
-    Args:
-        experiment: what to run.
-        out: the run directory; created if missing.
-        progress: told how far it is.
-        processes: how many units at a time, each in a process of its own.
-
-    Returns:
-        How many records were made; 0 if the run was complete already.
-
-    Raises:
-        UsageError: the settings don't fit, the directory can't be used (see `RunDirectory`), there are no data or they
-            have changed since the run began, a process died, or some units failed; the others have been measured then.
-    """
-    check_processes(processes)
-    experiment.check()
-    configuration = experiment.configuration()
-    begun = RunDirectory.check(out, configuration)
-    if begun is not None and not _unfinished(experiment, read_run(out, experiment.record)[1]):
-        return 0
-    progress(0.0, "preparing data and weights")
-    try:
-        tasks, context = _prepared(experiment, begun, out)
-        with RunDirectory.open(out, experiment.record, configuration, context=context) as directory:
-            before = len(directory.records())
-            _measure_missing(experiment, directory, tasks, progress, processes)
-            return len(directory.records()) - before
-    finally:
-        _tasks.clear()
-
-
-def _unfinished(experiment: Experiment[AnyRecord], records: Sequence[AnyRecord]) -> list[Unit]:
-    return [unit for unit in experiment.units() if experiment.missing(unit, records)]
-
-
-def _prepared(
-    experiment: Experiment[Any], begun: Mapping[str, Any] | None, out: str | os.PathLike[str]
-) -> tuple[dict[str, Task], dict[str, Any]]:
-    """The tasks, with the data that the run began with, and the context.
-
-    Raises:
-        UsageError: there are no data, or others than the run began with.
-    """
-    recorded = {name: _data(begun or {}, name) for name in experiment.data_sources()}
-    tasks = {}
-    for name, asked in experiment.data_sources().items():
-        # A run goes on with the source that it began with, whichever would be the first to be found now.
-        source = recorded[name].get("name", "auto") if asked == "auto" else asked
-        tasks[name] = experiment.make_task(name, source)
-        # What was found here is what all processes take.
-        _tasks[name, tasks[name].source.name if source == "auto" else source] = tasks[name]
-        if recorded[name] and recorded[name].get("sha256") != tasks[name].source.sha256:
-            changed = f"the data of {out} have changed since it began ({tasks[name].source.title})"
-            raise UsageError(f"{changed}: give another directory (--out)")
-    return tasks, experiment.context(tasks)
-
-
-def _data(context: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """What a context says of the data of a task."""
-    task = context["tasks"].get(name, {}) if "tasks" in context else context
-    return task.get("source") or {}
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A unit, with all that another process needs to measure it."""
-
-    experiment: Experiment[Any]
-    unit: Unit
-    records: tuple[Record, ...]
-    source: str
-    sha256: str | None
-
-
-def _measure_missing(
-    experiment: Experiment[AnyRecord],
-    directory: RunDirectory[AnyRecord],
-    tasks: Mapping[str, Task],
-    progress: Progress,
-    processes: int,
-) -> None:
-    """Measures the units that are unfinished.
-
-    Raises:
-        UsageError: some of them failed.
-    """
-    records, asked = tuple(directory.records()), experiment.data_sources()
-    sources = {name: task.source.name if asked[name] == "auto" else asked[name] for name, task in tasks.items()}
-    digests = {name: task.source.sha256 for name, task in tasks.items()}
-    jobs = [
-        _Job(experiment, unit, records, sources.get(unit.task or "", "auto"), digests.get(unit.task or ""))
-        for unit in _unfinished(experiment, records)
-    ]
-    whole = len(experiment.units())
-    parts = [0.0] * len(jobs)
-    failures: list[str] = []
-
-    def receive(number: int, message: tuple[str, Any]) -> None:
-        kind, content = message
-        if kind == "records":
-            directory.append(content)
-        elif kind == "failed":
-            failures.append(content)  # one that diverges is no reason to lose the others
-        else:
-            parts[number], text = content
-            progress((whole - len(jobs) + sum(parts)) / whole, text)
-
-    run_jobs(_carry_out, jobs, processes, receive)
-    if failures:
-        raise UsageError("; ".join(dict.fromkeys(failures)))
-
-
-_tasks: dict[tuple[str, str], Task] = {}
-"""By name and source, of the run that this process works on: its data are read and encoded once."""
-
-
-def _carry_out(job: _Job, tell: Tell) -> None:
-    """Measures a unit; tells the records, what part is done, and why it failed if it did."""
-    unit = job.unit
-
-    def progress(part: float, text: str) -> None:
-        tell(("progress", (part, text)))
-
-    try:
-        for records in job.experiment.measure(unit, _task(job), job.records, progress):
-            tell(("records", records))
-    except UsageError as error:
-        tell(("failed", str(error)))
-    progress(1.0, unit.label)
-
-
-def _task(job: _Job) -> Task | None:
-    name, seed = job.unit.task, job.unit.seed
-    if name is None:
-        return None
-    if (name, job.source) not in _tasks:
-        _tasks[name, job.source] = job.experiment.make_task(name, job.source)
-    task = _tasks[name, job.source]
-    if job.sha256 not in (None, task.source.sha256):
-        raise UsageError(f"the data of {name} have changed while it ran ({task.source.title})")
-    return task if seed is None else task.seeded(seed)

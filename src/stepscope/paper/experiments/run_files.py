@@ -13,7 +13,7 @@ from stepscope.paper.experiments.command_lines import EXPERIMENTS, TRAJECTORY
 from stepscope.paper.experiments.experiment import Experiment
 from stepscope.paper.reproduction_runs import Run
 from stepscope.report import render_report, save, training_figures
-from stepscope.runs import Head, Record, read_run, read_training, write_atomically
+from stepscope.runs import Head, Record, is_run, parts_of, read_training, read_whole, write_atomically
 
 _logger = logging.getLogger("stepscope")
 
@@ -44,7 +44,13 @@ def read(path: str | os.PathLike[str]) -> tuple[Head, list[Record]]:
     Raises:
         UsageError: it is no run directory, a newer stepscope wrote it, or it is damaged.
     """
-    return read_run(path, lambda head: experiment_of(head).record)
+    return read_whole(path, lambda head: experiment_of(head).record)
+
+
+def run_directories(path: str | os.PathLike[str]) -> list[Path]:
+    """The run directories of a reproduction, by name, also those of which only parts are there."""
+    below = sorted(Path(path).glob("*/"))
+    return [directory for directory in below if is_run(directory) or parts_of(directory)]
 
 
 def read_runs(path: str | os.PathLike[str]) -> list[Run[Record]]:
@@ -56,7 +62,7 @@ def read_runs(path: str | os.PathLike[str]) -> list[Run[Record]]:
         UsageError: there are none in this directory.
     """
     runs: list[Run[Record]] = []
-    for directory in sorted(file.parent for file in Path(path).glob("*/run.json")):
+    for directory in run_directories(path):
         try:
             run = Run(directory.name, *read(directory))
         except UsageError as error:

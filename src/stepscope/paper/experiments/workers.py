@@ -21,7 +21,11 @@ Tell = Callable[[Any], None]
 
 
 def run_jobs(
-    work: Callable[[Job, Tell], None], jobs: Sequence[Job], processes: int, receive: Callable[[int, Any], None]
+    work: Callable[[Job, Tell], None],
+    jobs: Sequence[Job],
+    processes: int,
+    receive: Callable[[int, Any], None],
+    lost: Callable[[int, str], None],
 ) -> None:
     """Does jobs side by side.
 
@@ -31,9 +35,11 @@ def run_jobs(
         jobs: what to do, begun in this order.
         processes: how many at a time, each with one thread; 1 does them here.
         receive: ``receive(number of the job, message)``, called in this process.
+        lost: ``lost(number of the job, why)``, called in this process where the one that was at it died; the others go
+            on, and another takes its place.
 
     Raises:
-        UsageError: fewer processes than 1, or one of them died.
+        UsageError: fewer processes than 1.
         BaseException: what a job raised; the others are stopped.
     """
     check_processes(processes)
@@ -43,27 +49,42 @@ def run_jobs(
         return
     waiting = list(enumerate(jobs))[::-1]
     workers: dict[Connection, mp.process.BaseProcess] = {}
+    at: dict[Connection, int] = {}
+
+    def begin(connection: Connection | None) -> None:
+        """Gives the next job to a worker, or to a new one."""
+        if not waiting:
+            return
+        if connection is None:
+            connection, workers[connection] = _started(work)
+        at[connection] = waiting[-1][0]
+        try:
+            connection.send(waiting.pop())
+        except OSError:
+            lose(connection)
+
+    def lose(connection: Connection) -> None:
+        lost(at.pop(connection), _DIED)
+        begin(None)
+
     try:
         for _ in range(min(processes, len(jobs))):
-            connection, process = _started(work)
-            workers[connection] = process
-            with _alive():
-                connection.send(waiting.pop())
-        busy = set(workers)
-        while busy:
-            ready = wait(list(busy))
-            for connection in [connection for connection in busy if connection in ready]:
-                with _alive():
+            begin(None)
+        while at:
+            ready = wait(list(at))
+            for connection in [connection for connection in at if connection in ready]:
+                try:
                     number, kind, content = connection.recv()
+                except (EOFError, OSError):
+                    lose(connection)
+                    continue
                 if kind == "told":
                     receive(number, content)
                 elif kind == "failed":
                     raise content
-                elif waiting:
-                    with _alive():
-                        connection.send(waiting.pop())
                 else:
-                    busy.remove(connection)
+                    del at[connection]
+                    begin(connection)
     finally:
         # What they have found is here already; they hold nothing that has to be restored.
         for process in workers.values():
@@ -83,14 +104,7 @@ def check_processes(count: int) -> None:
         raise UsageError(f"{count} jobs at a time: at least 1 is needed")
 
 
-@contextmanager
-def _alive() -> Iterator[None]:
-    try:
-        yield
-    except (EOFError, OSError) as error:
-        raise UsageError(
-            "a process died, perhaps for want of memory: the same command goes on; --jobs 1 needs less"
-        ) from error
+_DIED = "a process died, perhaps for want of memory: the same command goes on; --jobs 1 needs less"
 
 
 def _started(work: Callable[[Any, Tell], None]) -> tuple[Connection, mp.process.BaseProcess]:

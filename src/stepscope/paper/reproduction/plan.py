@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import os
-import traceback
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from stepscope.errors import UsageError
 from stepscope.paper.experiments.as_released import check_released
 from stepscope.paper.experiments.command_lines import EXPERIMENTS, MEASURED_TASKS, RELEASED, letters
-from stepscope.paper.experiments.experiment import Asked, Experiment, Progress, run
+from stepscope.paper.experiments.experiment import Asked, Experiment, Progress
+from stepscope.paper.experiments.jobs import Execute, Failure, Job, in_processes, jobs_of, run_all, unfinished
+from stepscope.paper.experiments.run_files import run_directories
 from stepscope.paper.experiments.training import sources_by_task
-from stepscope.paper.experiments.workers import Tell, check_processes, run_jobs
 from stepscope.paper.tasks.catalog import TASKS
-from stepscope.runs import read_head
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A run that could not be made.
-
-    Attributes:
-        name: its directory's name.
-        reason: one line.
-    """
-
-    name: str
-    reason: str
+from stepscope.runs import is_run, parts_of, read_head
 
 
 def reproduction(
@@ -85,69 +70,78 @@ def reproduction(
     ]
 
 
+def directories(plan: Sequence[Experiment[Any]], out: str | os.PathLike[str]) -> dict[Path, Experiment[Any]]:
+    """Which directory each run of a plan has.
+
+    Args:
+        plan: what to run.
+        out: the directory that holds them.
+    """
+    return {Path(out) / experiment.run_name: experiment for experiment in plan}
+
+
 def run_reproduction(
     plan: Sequence[Experiment[Any]],
     out: str | os.PathLike[str],
     progress: Progress = lambda done, text: None,  # noqa: ARG005
     *,
-    processes: int = 1,
+    execute: Execute | None = None,
     weights: Mapping[str, float] | None = None,
 ) -> list[Failure]:
-    """Makes the runs of a plan, or goes on with them. A run that fails doesn't stop the others.
+    """Makes the runs of a plan, or goes on with them, and gathers them. A job that fails doesn't stop the others.
 
     Args:
         plan: what to run.
         out: the directory that holds the run directories; created if missing.
         progress: told how far it is.
-        processes: how many runs at a time; of an experiment that is `parallel`, how many units.
+        execute: what does the jobs; None does them here.
         weights: ``{name of a run: its expected part of the time}``, for the progress and the order; 1 where it isn't
             known.
 
     Returns:
-        The runs that could not be made; none if all could.
+        What could not be made; none if all could.
 
     Raises:
-        UsageError: fewer processes than 1, one of them died, or the directory can't be made or holds runs of another
-            scale or mask.
+        UsageError: the directory can't be made or holds runs of another scale or mask.
     """
-    check_processes(processes)
     prepare_directory(plan, out)
-    expected = {experiment.run_name: (weights or {}).get(experiment.run_name, 1.0) for experiment in plan}
-    whole = sum(expected.values()) or 1.0
-    parts = dict.fromkeys(expected, 0.0)
-    failures: list[Failure] = []
+    return run_all(directories(plan, out), execute or in_processes(1), progress, weights)[1]
 
-    def tell(name: str, done: float, text: str) -> None:
-        parts[name] = done
-        progress(sum(expected[name] * parts[name] for name in parts) / whole, f"{name}: {text}")
 
-    # Units of a parallel experiment are jobs by themselves. Of the others the longest first: what is begun last must
-    # not be what is waited for.
-    alone = sorted(
-        (experiment for experiment in plan if not experiment.entry.parallel),
-        key=lambda experiment: -expected[experiment.run_name],
-    )
+def job_named(plan: Sequence[Experiment[Any]], out: str | os.PathLike[str], name: str) -> Job:
+    """The job of a plan that has a name.
 
-    def receive(number: int, message: Any) -> None:
-        name = alone[number].run_name
-        if isinstance(message, Failure):
-            failures.append(message)
-            tell(name, 1.0, "failed")
-        else:
-            tell(name, *message)
+    Args:
+        plan: what to run.
+        out: the directory that holds the run directories.
+        name: see `Job.name`.
 
-    jobs = [(experiment, str(Path(out) / experiment.run_name)) for experiment in alone]
-    run_jobs(_carry_out, jobs, processes, receive)
-    for experiment in plan:
-        if experiment.entry.parallel:
-            directory = Path(out) / experiment.run_name
-            failure = _made(experiment, directory, partial(tell, experiment.run_name), processes)
-            failures += [failure] if failure else []
-    return failures
+    Raises:
+        UsageError: there is none.
+    """
+    for path, experiment in directories(plan, out).items():
+        for job in jobs_of(experiment, path):
+            if job.name == name:
+                return job
+    raise UsageError(f"no job {name!r} in this plan: --list prints those that are left")
+
+
+def jobs_left(plan: Sequence[Experiment[Any]], out: str | os.PathLike[str]) -> list[Job]:
+    """The jobs of a plan that have anything left to do; it leaves the disk as it was.
+
+    Args:
+        plan: what to run.
+        out: the directory that holds the run directories.
+
+    Raises:
+        UsageError: it holds runs that would be mixed up with these.
+    """
+    check_directory(plan, out)
+    return [job for path, experiment in directories(plan, out).items() for job in unfinished(jobs_of(experiment, path))]
 
 
 def prepare_directory(plan: Sequence[Experiment[Any]], out: str | os.PathLike[str]) -> None:
-    """Makes the directory of a reproduction, and refuses one whose runs would be mixed up with these.
+    """Makes the directory of a reproduction, if it isn't one whose runs would be mixed up with these.
 
     Args:
         plan: what is to be run.
@@ -161,12 +155,25 @@ def prepare_directory(plan: Sequence[Experiment[Any]], out: str | os.PathLike[st
         Path(out).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot create {out} ({error.strerror or error}): give another directory (--out)") from error
+    check_directory(plan, out)
+
+
+def check_directory(plan: Sequence[Experiment[Any]], out: str | os.PathLike[str]) -> None:
+    """Refuses a directory whose runs would be mixed up with those of a plan.
+
+    Args:
+        plan: what is to be run.
+        out: the directory. Claims are judged by all runs in it.
+
+    Raises:
+        UsageError: it holds runs of another scale, or as the published code has it in other respects.
+    """
     wanted = {experiment.scale for experiment in plan}
     masked = {mask for experiment in plan if (mask := getattr(experiment, "masked", None)) is not None}
     released = {_what(own): own.get("released") for own in (experiment.configuration() for experiment in plan)}
-    for file in sorted(Path(out).glob("*/run.json")):
+    for directory in run_directories(out):
         try:
-            configuration = read_head(file.parent)["configuration"]
+            configuration = read_head(directory if is_run(directory) else parts_of(directory)[0])["configuration"]
         except UsageError:
             continue  # the reports say so
         scale, mask = configuration.get("scale"), configuration.get("masked")
@@ -176,30 +183,9 @@ def prepare_directory(plan: Sequence[Experiment[Any]], out: str | os.PathLike[st
         if list(configuration.get("released") or ()) != list(released.get(_what(configuration), ()) or ()):
             other = "as the published code has it in other respects (--as, --with)"
         if other:
-            raise UsageError(f"{out} holds a run {other}: {file.parent.name}; give another directory (--out)")
+            raise UsageError(f"{out} holds a run {other}: {directory.name}; give another directory (--out)")
 
 
 def _what(configuration: Mapping[str, Any]) -> tuple[Any, ...]:
     """What a run is of, whatever its settings."""
     return tuple(configuration.get(name) for name in ("experiment", "kind", "factor"))
-
-
-def _carry_out(job: tuple[Experiment[Any], str], tell: Tell) -> None:
-    experiment, out = job
-    failure = _made(experiment, out, lambda done, text: tell((done, text)), 1)
-    tell(failure or (1.0, "done"))
-
-
-def _made(
-    experiment: Experiment[Any], out: str | os.PathLike[str], progress: Progress, processes: int
-) -> Failure | None:
-    try:
-        run(experiment, out, progress, processes)
-    except UsageError as error:
-        return Failure(experiment.run_name, " ".join(str(error).split()))
-    except Exception as error:
-        # A defect, or a machine that gave way: hours of other runs are not to be lost to it.
-        traceback.print_exc()
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return Failure(experiment.run_name, f"{type(error).__name__}: {reason}")
-    return None
