@@ -14,6 +14,8 @@ import torch.multiprocessing as mp
 from stepscope import UsageError
 
 Case = Callable[[], Any]
+IMPORTED = ["stepscope.measuring", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor.parallel"]
+"""What all processes need, imported once."""
 
 
 def on_ranks(cases: Sequence[Case], size: int, folder: Path) -> dict[str, list[Any]]:
@@ -22,7 +24,7 @@ def on_ranks(cases: Sequence[Case], size: int, folder: Path) -> dict[str, list[A
     Returns:
         By the name of a case, what each rank has returned: numbers, strings, tensors, and containers of them.
     """
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["stepscope.measuring", "ranks"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(IMPORTED)
     mp.start_processes(_work, (size, folder, list(cases)), nprocs=size, start_method="forkserver")
     of_ranks = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(size)]
     return {case.__name__: [results[case.__name__] for results in of_ranks] for case in cases}

@@ -23,6 +23,10 @@ OF_SAMPLES = ("sharpness_stderr", "realized_stderr", "slope_stderr", "signal_to_
 """Of rounds, in which all ranks evaluate a micro-batch together, not of micro-batches; and error bars, of rounding."""
 
 
+SETTINGS = {2: (True,), 4: (None, False)}
+"""Of `reshard_after_forward`, on as many ranks."""
+
+
 class Block(nn.Module):
     def __init__(self, width):
         super().__init__()
@@ -116,7 +120,15 @@ def measured(mine, shard=lambda m: m, dtype=torch.float64):
         "predicted_decrease",
     )
     curvatures = {name: finite.pop(name) for name in of_differences}
-    return {"losses": multiples, "finite": finite, "curvatures": curvatures}
+    return {"losses": multiples, "finite": finite, "curvatures": curvatures, "exact": exactly(objective, d)}
+
+
+def exactly(objective, d):
+    try:
+        exact = measure(objective, {"d": d}, "autograd")["d"]
+    except UsageError as error:
+        return str(error)
+    return {name: getattr(exact, name) for name in ("loss", "slope", "sharpness")}
 
 
 def alone_only(*args):
@@ -149,10 +161,10 @@ def alone():
 
 
 def by_fsdp():
-    """`reshard_after_forward` in its three settings."""
+    """`reshard_after_forward` in its settings."""
     return {
         str(setting): measured(own(), functools.partial(sharded, reshard_after_forward=setting))
-        for setting in (None, True, False)
+        for setting in SETTINGS[dist.get_world_size()]
     }
 
 
@@ -260,6 +272,7 @@ def training():
                 d = next_update(optimizer, dict(m.named_parameters()))
                 objective = Objective(m, loss_fn, own(), counted)
                 measure(objective, {"d": d}, landscape=True)
+                measure(objective, {"d": d}, "autograd")
                 assert refused(lambda: measure(Objective(m, failing, own(), counted), {"d": d}))  # noqa: B023
                 edge(objective, d)
             for name, p in m.named_parameters():
@@ -317,14 +330,19 @@ def refusals():
     d = direction(sharded)
     objective = Objective(m, loss_fn, own(), counted)
     whole = {"head.bias": torch.ones(11).double()}
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("copies", "shards"))
+    hybrid, other = sharded(model(), mesh), direction(lambda m: sharded(m, mesh))
+    if dist.get_rank() == 1:
+        other["head.bias"].to_local().mul_(2)
     said = {
         "weights": lambda: Objective(m, loss_fn, own()),
         "dtype": lambda: Objective(m, loss_fn, own(), counted, dtype=torch.float32),
         "memory": lambda: Objective(m, loss_fn, own(), counted, memory=0.5),
         "no batch": lambda: Objective(m, loss_fn, own() if dist.get_rank() < 3 else [], counted),
         "breakdown": lambda: measure(objective, {"d": d}, breakdown=True),
-        "exact": lambda: measure(objective, {"d": d}, "autograd"),
         "whole": lambda: measure(objective, {"d": whole}),
+        "copies": lambda: measure(Objective(hybrid, loss_fn, own(), counted), {"d": other}),
+        "batches": lambda: Objective(parallel(model(), init_device_mesh("cpu", (4,))), loss_fn, own(), counted),
         "half": lambda: measure(Objective(sharded(model(torch.bfloat16)), loss_fn, own(), counted), {"d": d}),
         "probe": lambda: Probe(m, torch.optim.SGD(m.parameters()), loss_fn, own(), quiet=True),
         "offload": lambda: Objective(sharded(model(), offload_policy=CPUOffloadPolicy(pin_memory=False)), loss_fn,
@@ -341,54 +359,52 @@ def refusals():
     return found
 
 
-CASES = (alone, by_fsdp, by_tensor_parallelism, by_two_meshes, special, half_precision, training, mutants, refusals)
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    cases = (alone, by_fsdp, by_tensor_parallelism, special, training, mutants)
+    return on_ranks(cases, 2, tmp_path_factory.mktemp("two"))
 
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory):
-    return on_ranks(CASES, 4, tmp_path_factory.mktemp("four"))
+    cases = (alone, by_fsdp, by_two_meshes, half_precision, refusals)
+    return on_ranks(cases, 4, tmp_path_factory.mktemp("four"))
 
 
-@pytest.fixture(scope="module", params=[2, 4])
-def both(request, tmp_path_factory):
-    """The first cases on two and on four ranks."""
-    if request.param == 4:
-        return request.getfixturevalue("four")
-    return on_ranks(CASES[:3], 2, tmp_path_factory.mktemp("two"))
-
-
-def check(found, reference, curvatures=1e-6, rounding=1e-10):
-    for name, tolerance in (("losses", rounding), ("finite", rounding), ("curvatures", curvatures)):
+def check(found, reference, curvatures=1e-6, rounding=1e-10, exact=(("exact", 1e-10),)):
+    for name, tolerance in (("losses", rounding), ("finite", rounding), ("curvatures", curvatures), *exact):
         assert furthest(found[name], reference[name]) < (tolerance, "")
 
 
-@pytest.mark.parametrize("setting", ["None", "True", "False"])
-def test_fsdp_gives_the_numbers_of_one_process(both, setting):
-    for rank in both["by_fsdp"]:
-        check(rank[setting], both["alone"][0])
-        assert rank[setting] == both["by_fsdp"][0][setting]
+def test_fsdp_gives_the_numbers_of_one_process(two, four):
+    for results in (two, four):
+        first, *others = results["by_fsdp"]
+        for found in first.values():
+            check(found, results["alone"][0])
+        assert all(other == first for other in others)
 
 
-def test_tensor_parallelism_gives_the_numbers_of_one_process(both):
-    for rank in both["by_tensor_parallelism"]:
-        check(rank, both["alone"][0])
+def test_tensor_parallelism_gives_the_numbers_of_one_process(two):
+    for rank in two["by_tensor_parallelism"]:
+        check(rank, two["alone"][0], exact=())
+        assert "wrong under tensor parallelism" in rank["exact"]
 
 
 @pytest.mark.parametrize("form", ["hsdp", "fsdp and tensors"])
 def test_two_meshes_give_the_numbers_of_one_process(four, form):
     for rank in four["by_two_meshes"]:
-        check(rank[form], four["alone"][0])
+        check(rank[form], four["alone"][0], exact=() if "tensors" in form else (("exact", 1e-10),))
 
 
 @pytest.mark.parametrize("form", ["tied", "frozen", "divided"])
-def test_tied_and_frozen_weights_and_another_factor(four, form):
-    for rank in four["special"]:
-        check(rank[form], four["special"][0][f"{form} alone"])
+def test_tied_and_frozen_weights_and_another_factor(two, form):
+    for rank in two["special"]:
+        check(rank[form], two["special"][0][f"{form} alone"])
 
 
-def test_gradients_in_float32_without_the_policy(four):
-    for rank in four["special"]:
-        curvature, alone = rank["float32"]["curvatures"], four["special"][0]["float32 alone"]["curvatures"]
+def test_gradients_in_float32_without_the_policy(two):
+    for rank in two["special"]:
+        curvature, alone = rank["float32"]["curvatures"], two["special"][0]["float32 alone"]["curvatures"]
         assert curvature["sharpness"] == pytest.approx(alone["sharpness"], rel=5e-4)
 
 
@@ -398,12 +414,12 @@ def test_losses_are_those_of_the_policy(four):
         assert there == pytest.approx(by_hand_there, rel=1e-7)
 
 
-def test_training_goes_on_as_if_nothing_was_measured(four):
-    assert four["training"] == [[True] * 2] * 4
+def test_training_goes_on_as_if_nothing_was_measured(two):
+    assert two["training"] == [[True] * 2] * 2
 
 
-def test_the_self_check_sees_what_is_wrong(four):
-    assert four["mutants"] == [[True, False, False, False]] * 4
+def test_the_self_check_sees_what_is_wrong(two):
+    assert two["mutants"] == [[True, False, False, False]] * 2
 
 
 REFUSED = {
@@ -412,8 +428,9 @@ REFUSED = {
     "memory": "no memory",
     "no batch": "a rank has no batches",
     "breakdown": "a breakdown can't be computed of a sharded model",
-    "exact": "no rank has its whole graph",
     "whole": "isn't sharded as its parameter is",
+    "copies": "differ in direction 'd'",
+    "batches": "differ in batches",
     "half": "only edge measures them",
     "probe": "a probe can't measure it",
     "offload": "offloaded to the CPU",

@@ -11,7 +11,7 @@ import torch
 
 from stepscope.errors import UsageError
 from stepscope.measuring.curvature_terms import Curvature, Observer
-from stepscope.objective import Direction, Objective, UnitDirection, reached, vectors
+from stepscope.objective import Direction, Objective, UnitDirection, dtensors, reached, vectors
 
 
 class SecondDerivativeError(Exception):
@@ -55,13 +55,14 @@ def double_backward(
     References:
         Pearlmutter, *Fast Exact Multiplication by the Hessian*, Neural Computation 6 (1994).
     """
-    if reason := objective.one_derivative:
+    if reason := objective.obstacle(asked=trusting):
         raise SecondDerivativeError(reason)
     result = Curvature("autograd", sharpness={label: [] for label in units})
     losses: list[float] = []
-    # Of several ranks, what is observed is the product with the Hessian of all.
-    products: dict[str, Direction] = {label: {} for label in units} if observe and not objective.ranks.alone else {}
-    with objective.measuring():
+    with objective.measuring(), objective.whole():
+        # Of several ranks, what is observed is the product with the Hessian of all.
+        products: dict[str, Direction] = {label: {} for label in units} if observe and not objective.ranks.alone else {}
+        along = _whole(units)
         with objective.ranks.agreed("double backward", SecondDerivativeError), obstacles():
             for weight, loss in objective.losses():
                 losses.append(objective.finite(loss))
@@ -70,7 +71,7 @@ def double_backward(
                 gradient = objective.derivative(loss, create_graph=True)
                 del loss
                 for left, label in zip(reversed(range(len(units))), units, strict=True):
-                    vector, square = units[label].vector, units[label].length ** 2
+                    vector, square = along.get(label) or units[label].vector, units[label].length ** 2
                     product = hessian_product(objective, gradient, vector, retain_graph=left > 0)
                     result.sharpness[label].append(vectors.dot(vector, product) / square)
                     if label in products:
@@ -79,10 +80,10 @@ def double_backward(
                         observe(label, weight / square, vector, product)
                     del vector, product  # one product at a time
                 vectors.absorb(result.gradient, gradient, weight)  # and one graph
-        result.loss = objective.mean(objective.ranks.concatenated(losses))
+        result.loss = objective.mean(objective.of_all(losses))
         result.gradient = objective.pooled(result.gradient)
         for label, own in result.sharpness.items():
-            result.sharpness[label] = objective.ranks.concatenated(own)
+            result.sharpness[label] = objective.of_all(own)
         for label in list(products):
             assert observe is not None
             observe(label, 1.0, units[label].vector, objective.pooled(products.pop(label)))
@@ -90,6 +91,15 @@ def double_backward(
     if not all(math.isfinite(value) for values in result.sharpness.values() for value in values):
         raise SecondDerivativeError("double backward gives infinite or NaN values (a root or a norm at zero)")
     return result
+
+
+def _whole(units: Mapping[str, UnitDirection]) -> dict[str, Direction]:
+    """The vectors of directions that are sharded, whole on each rank."""
+    return {
+        label: {name: dtensors.gathered(tensor) for name, tensor in unit.vector.items()}
+        for label, unit in units.items()
+        if any(map(dtensors.is_spread, unit.direction.values()))
+    }
 
 
 def _trusted(loss: torch.Tensor, *, trusting: bool) -> str | None:

@@ -160,6 +160,8 @@ class _Crossed:
 
 def _by_autograd(objective: Objective, units: dict[str, UnitDirection]) -> tuple[float | None, float | None]:
     """``aᵀHa``, and the difference of ``aᵀHb`` and ``bᵀHa`` relative to ``‖Ha‖``; ``None`` without double backward."""
+    if objective.obstacle(asked=False):
+        return None, None
     observer = _Crossed(units)
     try:
         terms = curvature(objective, units, "autograd", observer)

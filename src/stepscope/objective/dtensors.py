@@ -81,6 +81,28 @@ def placed_like(tensor: Any, other: Any) -> Any:
     return tensor if is_like(tensor, other) else tensor.redistribute(other.device_mesh, other.placements)
 
 
+def cut_like(whole: Tensor, like: Any) -> Any:
+    """A tensor that each rank has, in the parts of another, without an exchange."""
+    if not is_spread(like):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def gathered(tensor: Any) -> Tensor:
+    """All of a tensor, on each rank."""
+    return tensor.full_tensor() if is_spread(tensor) else tensor  # type: ignore[no-any-return]
+
+
+def place_of(tensor: Any) -> tuple[int, ...]:
+    """Which part of a tensor this rank has: ranks with the same place have copies of one another."""
+    if not is_spread(tensor):
+        return ()
+    coordinates = zip(tensor.device_mesh.get_coordinate(), tensor.placements, strict=True)
+    return tuple(coordinate for coordinate, placement in coordinates if not placement.is_replicate())
+
+
 def from_parts(own: Tensor, like: Any) -> Any:
     """A spread tensor of parts, one on each rank, that lies as another does."""
     if not is_spread(like):

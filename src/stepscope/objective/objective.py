@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stepscope.errors import UsageError, said
-from stepscope.objective import checks, interrupts, vectors
+from stepscope.objective import checks, dtensors, interrupts, vectors
 from stepscope.objective.batch_weights import weighting
-from stepscope.objective.batches import moved
+from stepscope.objective.batches import digest, moved
 from stepscope.objective.interrupts import held
 from stepscope.objective.loss_calls import (
     LossFunction,
@@ -31,9 +31,9 @@ from stepscope.objective.loss_calls import (
 )
 from stepscope.objective.measurable import HALF, Measurable, measurable, measured_dtype
 from stepscope.objective.memory_budget import MemoryPlan, PeakMemory, within
-from stepscope.objective.process_group import Ranks, checksum
+from stepscope.objective.process_group import Ranks, checksum, number_of
 from stepscope.objective.randomness import random_state, seed_everything
-from stepscope.objective.sharded_model import resharded, sharded_model
+from stepscope.objective.sharded_model import ShardedModel, resharded, sharded_model
 from stepscope.objective.state import State
 from stepscope.objective.switches import attention_kernels
 from stepscope.objective.vectors import Direction
@@ -136,6 +136,7 @@ class Objective:
         self._fused = True
         self._kernels = [SDPBackend.MATH]
         self._scratch: list[dict[str, Tensor]] = []
+        self._whole: tuple[ShardedModel, dict[str, nn.Parameter]] | None = None
         self._evaluated_once: set[Hashable] = set()
         self.memory: MemoryPlan | None = None
         if memory is not None:
@@ -146,6 +147,9 @@ class Objective:
 
     def _distribute(self, ranks: Ranks) -> None:
         """What this rank evaluates, and with what weight."""
+        if self._sharded is not None:
+            remedy = "ranks that tensor parallelism joins must have the same"
+            ranks.check_same("batches", [number_of(digest(self.batches))], remedy, among=float(ranks.part))
         before = ranks.before(len(self.batches))
         own = [*zip(self.batches, self.weighting.weights[before:], strict=False)]
         # A micro-batch of weight 0 doesn't enter the loss, and its own mean may be NaN.
@@ -237,12 +241,39 @@ class Objective:
 
         Each rank of a `DistributedDataParallel` moves its own running statistics, until the next step of the training.
         """
-        if not self.ranks.alone:
-            remedy = "they must hold the same weights; DistributedDataParallel sees to that"
-            self.ranks.check_same("the values of parameters", checksum(self.parameters), remedy)
-        if self._sharded is None or self._sharded.replicates_buffers:
+        what, remedy = (
+            "the values of parameters",
+            "they must hold the same weights; DistributedDataParallel sees to that",
+        )
+        if self._sharded is not None:
+            self._sharded.check_copies(what, self.parameters, remedy)
+        elif not self.ranks.alone:
+            self.ranks.check_same(what, checksum(self.parameters), remedy)
+        if self._sharded is None or self._sharded.is_data_parallel:
             ranks = self.ranks if self._sharded is None else self._all_ranks
             ranks.share([buffer.detach() for buffer in self._called.buffers()])
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Inside, each rank holds all of a sharded model and differentiates its own micro-batches; in `measuring`.
+
+        The parameters are whole tensors then. A model that isn't sharded stays as it is.
+        """
+        sharded = self._sharded
+        if sharded is None:
+            yield
+            return
+        kept = self.parameters, self.ranks, self._measured
+        with ExitStack() as stack:
+            stack.enter_context(sharded.whole())
+            self._measured = stack.enter_context(measurable(self.model, self._roots(), None, False, sharded.memories))
+            try:
+                self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+                self._sharded, self._whole, self.ranks = None, (sharded, kept[0]), sharded.ranks
+                yield
+            finally:
+                self.parameters, self.ranks, self._measured = kept
+                self._sharded, self._whole = sharded, None
 
     def __repr__(self) -> str:
         count = sum(parameter.numel() for parameter in self.parameters.values())
@@ -287,7 +318,8 @@ class Objective:
         assert self._measuring, "an evaluation outside measuring()"
         own = zip(self._own_weights, self.batches, strict=True)
         for index, (weight, batch) in enumerate(own, self._before):
-            interrupts.deliver()
+            with self._all_ranks.agreed("an evaluation") if self._sharded is not None else nullcontext():
+                interrupts.deliver()
             seed_everything(index)
             copied = self._copy(batch)
             # Without a variable: the result has a graph, which would stay in memory while the next one grows.
@@ -393,11 +425,18 @@ class Objective:
                 for weight, loss in self.losses():
                     values.append(self.finite(loss))
                     vectors.absorb(gradient, self.derivative(loss), weight)
-            return self.mean(self.ranks.concatenated(values)), checks.reached(self.pooled(gradient))
+            return self.mean(self.of_all(values)), checks.reached(self.pooled(gradient))
+
+    def of_all(self, values: Sequence[float]) -> list[float]:
+        """A number of each micro-batch, as `mean` takes them, from those of what this rank has evaluated."""
+        return self._whole[0].of_rounds(values) if self._whole is not None else self.ranks.concatenated(values)
 
     def pooled(self, direction: Direction) -> Direction:
         """The sum over ranks of what each has summed over its own micro-batches; `direction` is used up."""
-        return self.ranks.summed(direction, self.parameters)
+        total = self.ranks.summed(direction, self.parameters)
+        if self._whole is None:
+            return total
+        return {name: dtensors.cut_like(tensor, self._whole[1][name]) for name, tensor in total.items()}
 
     def derivative(self, loss: Tensor, *, create_graph: bool = False) -> Direction:
         """The gradient of one loss from `losses`; a parameter that it doesn't use is left out."""
@@ -471,8 +510,11 @@ class Objective:
         """
         with self.ranks.agreed("a direction"):
             checks.check_direction(label, direction, self.parameters)
-        if not self.ranks.alone:
-            self.ranks.check_same(f"direction {label!r}", checksum(direction), "give all ranks the same")
+        what, remedy = f"direction {label!r}", "give all ranks the same"
+        if self._sharded is not None:
+            self._sharded.check_copies(what, direction, remedy)
+        elif not self.ranks.alone:
+            self.ranks.check_same(what, checksum(direction), remedy)
 
     def check_alone(self, what: str) -> None:
         """Refuses what can't be computed by several ranks together, with a sharded model or a process group.
@@ -493,10 +535,17 @@ class Objective:
         if self._sharded is not None:
             raise UsageError(f"{what} can't be computed of a sharded model")
 
-    @property
-    def one_derivative(self) -> str | None:
-        """Why second derivatives can't be computed exactly; ``None`` where a trial decides."""
-        return None if self._sharded is None else "the model is sharded over ranks, and no rank has its whole graph"
+    def obstacle(self, *, asked: bool) -> str | None:
+        """Why double backward isn't used, where that is known before a trial.
+
+        Args:
+            asked: whether the user asks for it, and so for what it takes.
+        """
+        if self._sharded is None:
+            return None
+        if not self._sharded.is_data_parallel:
+            return "torch's second derivative is wrong under tensor parallelism"
+        return None if asked else "the model is sharded; method='autograd' has each rank hold all of it, where it can"
 
     def _tried(self, batch: Any, differentiate: bool) -> tuple[float, Direction]:
         """The loss of one batch, and its gradient.

@@ -42,6 +42,7 @@ class Ranks:
         alone: whether there is no group.
         rank: of this process in the group.
         size: of the group.
+        part: see there; the rank itself where each brings its own.
 
     Example:
         >>> ranks = Ranks(None, torch.device("cpu"))
@@ -55,6 +56,7 @@ class Ranks:
         self.rank, self.size = (0, 1) if group is None else (group.rank(), group.size())
         if self.rank < 0:
             raise UsageError("this process isn't in the process_group: make the Objective on the group's ranks alone")
+        self.part = self.rank if part is None else part
         self._counted, self._own = list(range(self.size)), self.rank
         if part is not None:
             parts = [int(own) for [own] in self._gathered([float(part)])]
@@ -99,13 +101,14 @@ class Ranks:
         counts = self._begin("counts", count)
         return sum(counts[rank] for rank in self._counted[: self._counted.index(self._own)])
 
-    def check_same(self, what: str, values: Sequence[float], remedy: str) -> None:
+    def check_same(self, what: str, values: Sequence[float], remedy: str, *, among: float = 0.0) -> None:
         """Refuses numbers that aren't the same on all ranks, to the bit.
 
         Args:
             what: they are of.
             values: equally many on all ranks.
             remedy: what to do where they differ.
+            among: only ranks that give the same number here are compared.
 
         Raises:
             UsageError: they differ, on all ranks.
@@ -113,8 +116,9 @@ class Ranks:
         if self.alone:
             return
         if len(set(self._begin(what, len(values)))) == 1:
-            gathered = self._gathered(values) if values else [[]]
-            if len({struct.pack(f"{len(own)}d", *own) for own in gathered}) == 1:
+            gathered = self._gathered([among, *values])
+            kinds = {struct.pack(f"{len(own)}d", *own) for own in gathered}
+            if len(kinds) == len({own[0] for own in gathered}):
                 return
         raise UsageError(f"the ranks of the process group differ in {what}: {remedy}")
 

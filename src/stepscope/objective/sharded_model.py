@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from stepscope.errors import UsageError
 from stepscope.objective import dtensors
-from stepscope.objective.process_group import Ranks
+from stepscope.objective.process_group import Ranks, checksum, number_of
 from stepscope.objective.vectors import Direction
 from stepscope.objective.writes import memory_of
 
@@ -42,6 +42,7 @@ class ShardedModel:
     Attributes:
         ranks: all ranks; what ranks with the same micro-batches bring counts once.
         device: of this rank's parts.
+        is_data_parallel: whether each rank has batches of its own, and could hold the whole model.
     """
 
     def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -53,8 +54,8 @@ class ShardedModel:
         group: Any = torch.distributed.group.WORLD
         part, self._factor = self._data_rank()
         self.ranks = Ranks(group, self.device, part)
-        self.replicates_buffers = all(group.mesh_info.mesh.size() == self.ranks.size for group in self._groups)
-        self.replicates_buffers &= bool(self._groups)
+        self.is_data_parallel = all(group.mesh_info.mesh.size() == self.ranks.size for group in self._groups)
+        self.is_data_parallel &= bool(self._groups)
         self._begun = False
 
     def rounds(
@@ -132,6 +133,37 @@ class ShardedModel:
             ):
                 module.unshard()
                 module.reshard()
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Inside, each rank holds all of the model, which is evaluated without FSDP. Only in `measuring`."""
+        with ExitStack() as stack:
+            stack.callback(self.reshard)
+            for module in self._modules:
+                module.unshard()
+            for state in self._states:
+                stack.enter_context(_without_forward_hooks(state))
+            yield
+
+    def check_copies(self, what: str, tensors: Mapping[str, Tensor], remedy: str) -> None:
+        """Refuses tensors of which ranks that have the same part have other numbers.
+
+        Args:
+            what: they are.
+            tensors: the same names on all ranks.
+            remedy: what to do where they differ.
+
+        Raises:
+            UsageError: they differ, on all ranks.
+        """
+        by_place: dict[Any, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if dtensors.holders(tensor) > 1:
+                by_place.setdefault(getattr(tensor, "placements", None), {})[name] = tensor
+        for held in by_place.values():
+            place = number_of(dtensors.place_of(next(iter(held.values()))))
+            parts = {name: dtensors.part(tensor) for name, tensor in held.items()}
+            self.ranks.check_same(what, checksum(parts), remedy, among=place)
 
     def memories(self) -> set[int]:
         """The memories that FSDP gathers into."""
@@ -330,6 +362,27 @@ def _exchanged(owner: Any, **values: Any) -> Iterator[None]:
     finally:
         for name, value in kept.items():
             setattr(owner, name, value)
+
+
+@contextmanager
+def _without_forward_hooks(state: Any) -> Iterator[None]:
+    """Inside, FSDP does nothing when its module is called."""
+    if len(state._modules) > 1:
+        raise UsageError("modules that FSDP gathers as one (fully_shard([a, b])) have no exact second derivative here")
+    [module] = state._modules
+    hooks = (
+        (module._forward_pre_hooks, state._pre_forward_hook_handle),
+        (module._forward_hooks, state._post_forward_hook_handle),
+    )
+    kept = [(registry, list(registry.items())) for registry, _ in hooks]
+    try:
+        for registry, handle in hooks:
+            del registry[handle.id]
+        yield
+    finally:
+        for registry, items in kept:
+            registry.clear()
+            registry.update(items)
 
 
 @contextmanager
