@@ -17,6 +17,7 @@ from statistics import fmean, median
 from typing import Any
 
 from performance import performance
+from scale import gathered, of_gradients
 from stepscope.calibration.analysis import calibrated, cases_of
 from stepscope.calibration.study import read_study
 from stepscope.calibration.tables import tables_of
@@ -46,7 +47,7 @@ HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 PAGES = tuple(
     DOCS / f"{name}.md"
-    for name in ("performance", "convergence", "smoothness", "theory", "reproduction", "calibration")
+    for name in ("performance", "convergence", "smoothness", "theory", "reproduction", "calibration", "scale")
 )
 CALIBRATION = DOCS / "calibration" / "trainings.jsonl"
 CONFIDENCE = HERE.parent / "src" / "stepscope" / "judging" / "confidence.json"
@@ -103,6 +104,40 @@ def spikes(stored: dict[str, Any]) -> str:
         rows.append(f"| {line['number']} | {alarms} | " + " | ".join(cells) + " |")
     rows.append(f"\n{stored['seeds']} seeds a task and cause; spikes in the controls: {stored['spikes_in_controls']}.")
     return "\n".join(rows)
+
+
+def counted_bytes(stored: dict[str, Any]) -> str:
+    """A row for each measurement and number of ranks, with the range over widths of counted by foretold bytes."""
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in stored["rows"]:
+        found.setdefault((row["measured"], row["ranks"]), []).append(row)
+    lines = [
+        "| measured | ranks | bytes, smallest to largest model | counted / foretold | other bytes |",
+        "| --- |" + " --- |" * 4,
+    ]
+    for (measured, ranks), rows in found.items():
+        ratios = [row["counted"] / row["foretold"] for row in rows]
+        sizes = f"{rows[0]['counted'] / 1e6:.1f} to {rows[-1]['counted'] / 1e6:.1f} MB"
+        beside = max(row["beside"] for row in rows)
+        lines.append(f"| {measured} | {ranks} | {sizes} | {min(ratios):.3f} to {max(ratios):.3f} | {beside:,} |")
+    sizes = sorted({row["parameters"] for row in stored["rows"]})
+    lines.append(f"\nModels of {', '.join(f'{size:,}' for size in sizes)} parameters.")
+    return "\n".join(lines)
+
+
+def plan_of_scale() -> str:
+    """A row for each size of a model, with the ranks that such a model is spread over."""
+    heads = ["parameters", "ranks", "a rank's part", "a loss", "an edge", "a gradient", "`uᵀHu` of one direction"]
+    lines = ["| " + " | ".join(heads) + " |", "| --- |" + " --- |" * (len(heads) - 1)]
+    for size, ranks in ((1e8, 8), (1e9, 8), (1e10, 64), (1e11, 512), (1e12, 4096)):
+        loss, gradient = 2 * gathered(size, ranks, 1), of_gradients(size, ranks, 1, 1) / 2
+        cells = (n / 1e9 for n in (2 * size / ranks, loss, 8 * loss, gradient, loss + 5 * gradient))
+        lines.append(
+            f"| {size:.0e} | {ranks:,} | "
+            + " | ".join(f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in cells)
+            + " |"
+        )
+    return "\n".join(lines)
 
 
 def losses(records: list[LossRecord]) -> str:
@@ -202,6 +237,8 @@ def stored_tables() -> dict[str, str]:
     made = {
         "clipping.json": clipping(_stored("clipping")),
         "spikes.json": spikes(_stored("spikes")),
+        "scale.json": counted_bytes(_stored("scale")),
+        "scale plan": plan_of_scale(),
         **performance(_stored("performance")),
     }
     made |= {table.__name__: table(read(RESULTS / "convergence")[1]) for table in (losses, verdicts)}

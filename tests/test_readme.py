@@ -99,6 +99,8 @@ def test_the_figures_are_those_that_were_stored(monkeypatch):
     stored = json.loads((ROOT / "benchmarks" / "performance.json").read_text())
     assert [name for name in stored if f"<!-- performance {name} -->\n|" not in page] == []
     assert "sort (the paper's way)" in page
+    for row in json.loads((ROOT / "benchmarks" / "scale.json").read_text())["rows"]:
+        assert row["counted"] == pytest.approx(row["foretold"], rel=0.05)
     for row in stored.get("overhead", {"rows": []})["rows"]:
         assert row["overhead"] <= row["limit"]
         assert row["same_last_loss"]

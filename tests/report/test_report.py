@@ -328,7 +328,8 @@ def test_a_long_training_has_a_page_of_less_than_two_megabytes():
         curve = replace(each.landscape, steps=each.landscape.steps[few], losses=each.landscape.losses[few])
         layers = {f"encoder.layer.{n}.attention": each.sharpness / 30 for n in range(30)}
         if each.direction in [*DIRECTIONS][:12]:
-            records.append(replace(each, landscape=curve, layers=layers))
+            direction = "own SGD" if each.direction == "adam" else each.direction
+            records.append(replace(each, direction=direction, landscape=curve, layers=layers, within_layer=1.0))
     assert len(records) == 1200
     page = render_report({"configuration": CONFIGURATION, "context": CONTEXT}, records, steps_of(300, length=1000))
     assert len(page.encode()) < 2_000_000

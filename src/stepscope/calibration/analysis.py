@@ -45,6 +45,10 @@ def _early(records: list[StepRecord]) -> list[StepRecord]:
     return [record for record in records if record.steps is None or record.step <= 0.1 * record.steps]
 
 
+def _half(records: list[StepRecord]) -> list[StepRecord]:
+    return records[::2]
+
+
 def _third(records: list[StepRecord]) -> list[StepRecord]:
     return records[::3]
 
@@ -55,6 +59,7 @@ TRIED = (
     Tried("without the interval", Rule(coverage=0.0)),
     Tried("without the guard against a risen loss", Rule(rise=math.inf)),
     Tried("a risen loss counts as too long", Rule(), rising_is_long=True),
+    Tried("half of the measured steps", Rule(), seen=_half),
     Tried("a third of the measured steps", Rule(), seen=_third),
     Tried("after a tenth of the training", Rule(), seen=_early),
     Tried("the whole training, at all rates", Rule(window=(0.0, 1.0), least_rate=0.0)),

@@ -26,11 +26,12 @@ from stepscope.report.facts import Facts, facts_of
 from stepscope.report.figures import Figure, drawn, figures_of
 from stepscope.report.looks import Looks
 from stepscope.report.own_step_charts import LANDING, own_step_figures
+from stepscope.report.own_update_charts import own_update_figures
 from stepscope.report.run_top import title_of_training, top_of
 from stepscope.report.summary import summary_sentence
 from stepscope.report.tables import Table, latex
 from stepscope.report.vega import vega_script
-from stepscope.runs import DirectionRecord, StepRecord, Training, family, read_training, write_atomically
+from stepscope.runs import DirectionRecord, StepRecord, Training, family, is_own, read_training, write_atomically
 
 
 def render(
@@ -110,12 +111,12 @@ def _section(training: Training, trajectory: str, charts: dict[str, Any]) -> dic
     measured = {row.direction for row in rows}
     names = [name for name in directions_of(records) if name in measured]
     own = own_step_figures(training, trajectory)
-    figures = figures_of(records, trajectory, sliding=True)
+    figures, updates = figures_of(records, trajectory, sliding=True), own_update_figures(records, trajectory)
     return {
         "name": trajectory,
         "landing": drawn(charts, own[:LANDING]),
         "landscapes": drawn(charts, (figure for figure in figures if figure.slides)),
-        "others": drawn(charts, [*own[LANDING:], *(figure for figure in figures if not figure.slides)]),
+        "others": drawn(charts, [*own[LANDING:], *(figure for figure in figures if not figure.slides), *updates]),
         "names": names,
         "table": next(reversed(tables.values()), None),
         "steps": [
@@ -136,7 +137,11 @@ def training_figures(training: Training) -> list[Figure]:
     return [
         figure
         for trajectory in trajectories_of([*records, *training.steps])
-        for figure in (*own_step_figures(training, trajectory), *figures_of(records, trajectory))
+        for figure in (
+            *own_step_figures(training, trajectory),
+            *figures_of(records, trajectory),
+            *own_update_figures(records, trajectory),
+        )
     ]
 
 
@@ -168,6 +173,8 @@ def _words(training: Training) -> set[str]:
         "relative": baselines - {"none"},
         "robust": "robust" in baselines,
         "clipping": any(family(record.direction) != record.direction for record in records),
+        "layers": any(is_own(record) and len(record.layers or ()) > 1 for record in records),
+        "interaction": any(record.within_layer is not None for record in records),
         "negative": any((record.sharpness or 0) < 0 for record in records),
     }
     return {word for word, present in has.items() if present}

@@ -123,7 +123,8 @@ def _line_of(record: DirectionRecord, window: Window) -> list[dict[str, Any]]:
     curve = curve_of(record)
     if not curve:
         return []
-    row = {**curve[0], "t": [point["t"] for point in curve], "change": [point["change"] for point in curve]}
+    # Where a line goes takes fewer digits than what is told of it, and it is most of a page.
+    row = {**curve[0], **{name: short([point[name] for point in curve], 4) for name in ("t", "change")}}
     for lowest in minimum_of(record):
         row |= {"best_step": lowest["t"], "best_decrease": -lowest["change"], "found": 1}
     return [row | part for part in model_before(record, window.x[0]) or [{}]]

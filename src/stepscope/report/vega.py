@@ -74,11 +74,11 @@ def plot_folded(rows: Iterable[Mapping[str, Any]], *lists: str) -> alt.Chart:
     return chart.transform_flatten(list[Any](present)) if present else chart
 
 
-def short(value: Any) -> Any:
+def short(value: Any, digits: int = 5) -> Any:
     """Five digits are more than a screen shows, and a third of the space."""
     if isinstance(value, float):
-        return float(f"{value:.5g}")
-    return [short(item) for item in value] if isinstance(value, list) else value
+        return float(f"{value:.{digits}g}")
+    return [short(item, digits) for item in value] if isinstance(value, list) else value
 
 
 def rule(axis: alt.X | alt.Y, **at: float) -> alt.Chart:
