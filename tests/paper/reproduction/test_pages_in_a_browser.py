@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import threading
+from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from experiment_records import removal
-from stepscope.paper.experiments.run_files import write_page
+from probed_runs import CONFIGURATION, own, probed_run, steps_of
+from stepscope.paper.experiments.run_files import page_of, write_page
 from stepscope.report.direction_tables import step_tables
+from stepscope.report.watch import PageServer, version_of
+from stepscope.runs import DirectionRecord, RecordedLandscape, RunDirectory
 from synthetic_records import DIRECTIONS, HOSTILE, hostile_run, run_directory, synthetic_records
 
 FLAGS = (
@@ -171,3 +177,66 @@ def test_a_page_without_directions_draws_its_charts(browser, tmp_path):
     assert tab.locator(".chart svg.marks").count() == 1
     assert tab.locator(".failed").count() == 0
     assert events == []
+
+
+def in_full(step, layer="a"):
+    """A full measurement that has all that the page of a probe draws."""
+    clipped = [replace(own(step)[0], direction=f"own SGD clip {percent}%") for percent in (10, 30)]
+    return [
+        replace(
+            record, sharpness=2.0 + place, slope=-1.0, best_decrease=0.5 + place, within_layer=1.0, cross_layer=1.0,
+            layers={layer: 1.0, "b": -0.5}, best_step=1.0, landscape=RecordedLandscape(steps=(0.0, 1.0), losses=(2, 1)),
+        )
+        for place, record in enumerate((*own(step), *clipped))
+    ]  # fmt: skip
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [390, 1440])
+def test_the_charts_of_a_probe_are_drawn_and_names_of_layers_do_nothing(browser, tmp_path, width):
+    hostile = " ".join(HOSTILE)
+    run = probed_run(tmp_path / "run", in_full(5, hostile) + in_full(10, hostile), steps_of())
+    tab, events = opened(browser, write_page(run, tmp_path / "page.html"), viewport={"width": width, "height": 900})
+    drawn = {
+        place.partition("-")[2].partition("-")[2]
+        for place in tab.evaluate("[...document.querySelectorAll('.chart:has(svg.marks)')].map(({ id }) => id)")
+    }
+    assert drawn >= {
+        "SGD-layers-over-steps",
+        "SGD-interaction-of-layers",
+        "SGD-slope-against-sharpness",
+        "SGD-clip-sweep",
+    }
+    assert tab.locator(".failed").count() == 0
+    assert tab.evaluate("document.documentElement.scrollWidth") == width
+    assert events == []
+
+
+@pytest.mark.browser
+def test_a_page_that_is_watched_shows_new_records_and_stays_where_it_was(browser, tmp_path):
+    run = probed_run(tmp_path / "run", in_full(5) + in_full(10), steps_of())
+    events = []
+    with PageServer(partial(page_of, run), partial(version_of, run)) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        tab = browser.new_page()
+        tab.on("console", lambda message: events.append(f"console: {message.text}"))
+        tab.on("request", lambda r: None if r.url.startswith(server.address) else events.append(r.url[:80]))
+        tab.goto(server.address)
+        page = tab.frame_locator("iframe")
+        page.locator("html[data-charts]").wait_for(timeout=60_000)
+        assert page.locator("output").inner_text() == "step 10"
+        page.locator("input[type=range]").fill("0")
+        page.locator("output").scroll_into_view_if_needed()
+        before = tab.frames[1].evaluate("scrollY")
+        with RunDirectory.open(run, DirectionRecord, CONFIGURATION) as opened_run:
+            opened_run.append(in_full(20))
+        page.locator("input[type=range][max='2']").wait_for(timeout=60_000)
+        page.locator("html[data-charts]").wait_for(timeout=60_000)
+        assert page.locator("output").inner_text() == "step 5"
+        assert abs(tab.frames[1].evaluate("scrollY") - before) < 2
+        assert events == []
+        server.shutdown()
+        thread.join()
+    tab.get_by_text("No longer served").wait_for(timeout=20_000)
+    tab.close()
