@@ -14,6 +14,7 @@ import pytest
 from setuptools.config.expand import read_attr
 
 import stepscope
+from probed_runs import own, probed_run, steps_of
 
 ROOT = Path(__file__).parent.parent
 MODULES = [m.name for m in pkgutil.walk_packages(stepscope.__path__, "stepscope.") if not m.name.endswith("__main__")]
@@ -96,6 +97,21 @@ loaded = {"torch", "transformers", "rich"} & set(sys.modules)
 print(len(helps) + 1, statuses.count(0), statuses.count(2), sorted(loaded))
 """
     assert in_a_fresh_process(code).stdout == "17 17 7 []\n"
+
+
+@pytest.mark.parametrize("command", ["report", "figures", "summary", "findings"])
+def test_what_is_told_of_a_probes_records_takes_no_torch(command, tmp_path):
+    pytest.importorskip("altair")
+    code = """
+import sys
+from stepscope import cli
+try:
+    cli.main(sys.argv[1:])
+except SystemExit as stop:
+    print(stop.code, "torch" in sys.modules)
+"""
+    done = in_a_fresh_process(code, command, str(probed_run(tmp_path / "run", own(5), steps_of(2))))
+    assert done.stdout.endswith("0 False\n"), done.stderr
 
 
 def test_the_top_leads_to_its_rooms_and_shows_its_public_names_alone():

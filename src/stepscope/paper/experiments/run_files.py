@@ -1,4 +1,7 @@
-"""How a run of any experiment is read, and what is written of it."""
+"""How a run of any experiment is read, and what is written of it.
+
+Experiments need torch, which takes longer to import than a probe's page to make: it is loaded for their runs alone.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,16 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stepscope.errors import UsageError
 from stepscope.paper.experiments.command_lines import EXPERIMENTS, TRAJECTORY
-from stepscope.paper.experiments.experiment import Experiment
 from stepscope.paper.reproduction_runs import Run
 from stepscope.report import render_report, save, training_figures
-from stepscope.runs import Head, Record, is_run, parts_of, read_training, read_whole, write_atomically
+from stepscope.runs import Head, Record, is_run, parts_of, read_head, read_training, read_whole, write_atomically
+
+if TYPE_CHECKING:
+    from stepscope.paper.experiments.experiment import Experiment
 
 _logger = logging.getLogger("stepscope")
 
@@ -107,16 +112,15 @@ def page_of(run_path: str | os.PathLike[str]) -> str:
         UsageError: it is no run directory, or is damaged.
         MissingExtraError: altair, vl-convert or jinja2 is not installed.
     """
-    head, records = read(run_path)
-    if not _is_probed(head):
-        return render_run(head, records)
+    if not _is_probed(run_path):
+        return render_run(*read(run_path))
     training = read_training(run_path)
     return render_report(training.head, training.directions, training.steps)
 
 
-def _is_probed(head: Mapping[str, Any]) -> bool:
-    """Whether the run is a probe's, which has steps as well."""
-    return bool((head.get("configuration") or {}).get("experiment") == "probe")
+def _is_probed(run_path: str | os.PathLike[str]) -> bool:
+    """Whether the run is a probe's, which has steps as well, and no parts."""
+    return is_run(run_path) and (read_head(run_path).get("configuration") or {}).get("experiment") == "probe"
 
 
 def write_figures(
@@ -136,8 +140,11 @@ def write_figures(
         UsageError: it is no run directory, or a file cannot be written.
         MissingExtraError: altair or vl-convert is not installed.
     """
-    head, records = read(run_path)
-    figures = training_figures(read_training(run_path)) if _is_probed(head) else experiment_of(head).figures(records)
+    if _is_probed(run_path):
+        figures = training_figures(read_training(run_path))
+    else:
+        head, records = read(run_path)
+        figures = experiment_of(head).figures(records)
     charts = {figure.name: figure.specification() for figure in figures}
     return [
         save(chart, Path(out or run_path) / f"{name}.{suffix}") for name, chart in charts.items() if chart is not None
