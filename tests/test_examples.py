@@ -45,6 +45,9 @@ def test_it_runs(name, tmp_path, monkeypatch, capsys):
         multiples = [float(line.split()[3]) for line in printed.splitlines()[1:]]
         assert multiples == sorted(multiples, reverse=True)  # a longer step is nearer to the edge
         assert multiples[-1] > 1
+    elif name == "fsdp2.py":
+        losses = [float(loss) for loss in re.findall(r"loss (\S+), changed by", printed)]
+        assert losses[0] > losses[-1]
     elif name == "noise.py":
         small, large = re.findall(r"of 10 steps (\d+) lower .* and (\d+) that", printed)
         assert int(small[0]) > int(small[1])  # a step fits its own batch better than others
