@@ -8,7 +8,7 @@ change its loss. Where that doesn't agree, nothing is said of the batch. Of seve
 changed after ``backward`` is taken to be averaged over them, and isn't that of the batch.
 
 Nor is anything said where the gradient isn't that of its loss, as with straight-through estimators: what it foretells
-then doesn't come true at the shortest step either. Losses close to the weights, on both sides, tell that once.
+then doesn't come true at the shortest step either. A loss close to the weights tells that, once.
 
 A model whose output has a ``loss``, as those of Hugging Face do, has said what it is before the step. Where that is
 what the evaluation found when gradients were compared, to the last bit, it isn't evaluated until they are again.
@@ -44,8 +44,11 @@ _MANY = 3**20
 _TRIALS = 3
 """After so many steps in a row whose gradient wasn't that of the loss, no more are tried."""
 
-_NEAR, _FAR = 2**-10, 2**-2
-"""Multiples of a step between which a loss is compared with its gradient: as near as rounding allows."""
+_FAR = 0.25
+"""A loss is compared with its gradient at this multiple of a step or nearer: as near as rounding allows."""
+
+_RESOLVED = 2**6
+"""So many roundings of the weights a displacement is long, at least."""
 
 _OTHER_LOSS = (
     "the loss of the batch, evaluated again, has another gradient than the one that made the step, so that nothing can "
@@ -136,7 +139,7 @@ class StepMeter:
             if before is None or batch is None:
                 return norm, None
             change = self._replay.evaluated(batch.passes).loss - before.loss
-            if not self._is_of_its_loss(batch, before, slope / self._scale):
+            if not self._is_of_its_loss(batch, before, norm, change, slope / self._scale):
                 return norm, None
             return norm, BatchTerms(
                 batch_loss=self._scale * before.loss,
@@ -206,31 +209,32 @@ class StepMeter:
         if self._trials[why] == _TRIALS:
             self.refusal = why
 
-    def _is_of_its_loss(self, batch: StepBatch, before: Evaluation, slope: float) -> bool:
+    def _is_of_its_loss(self, batch: StepBatch, before: Evaluation, norm: float, change: float, slope: float) -> bool:
         """Whether the gradient is that of the loss, as far as can be seen: looked at until it could be told once.
 
-        ``(f_b(x + td) − f_b(x − td)) / 2t`` is the slope but for third derivatives. How much the loss bends between is
-        allowed for, since the bend may lie in one place.
+        ``(f_b(x + td) − f_b(x)) / t`` is the slope but for the bend, which is taken to be that of the whole step.
 
         Args:
             batch: what made the step.
             before: its loss at the start.
+            norm: of the step.
+            change: of that loss, by the step.
             slope: of that loss, along the step.
         """
         kind = _kind(batch)
         rounding = _noise(before, batch)
         if kind in self._agreed or not rounding < 0.02 * _FAR * abs(slope):
             return True
-        t = max(rounding / (0.02 * abs(slope)), _NEAR)
-        losses = []
-        for side in (t, -t):
-            with self._at(side):
-                losses.append(self._replay.evaluated(batch.passes).loss)
-        if not math.isfinite(sum(losses)):
+        starts = {name: start for name, (_, start) in self._start.items()}
+        eps = max(torch.finfo(start.dtype).eps for start in starts.values())
+        t = max(rounding / (0.02 * abs(slope)), _RESOLVED * eps * vectors.norm(starts) / norm)
+        if not t <= _FAR:
             return True
-        bend = sum(losses) - 2 * before.loss
-        error = (losses[0] - losses[1]) / (2 * t) - slope
-        if not abs(error) <= 0.05 * abs(slope) + (abs(bend) / 2 + rounding) / t:
+        with self._at(t):
+            close = self._replay.evaluated(batch.passes).loss
+        if not math.isfinite(close + change):
+            return True
+        if not abs((close - before.loss) / t - slope) <= 0.05 * abs(slope) + t * abs(change - slope) + rounding / t:
             self._disagrees(kind, _OTHER_GRADIENT)
             return False
         self._agreed.add(kind)
