@@ -135,6 +135,17 @@ def test_a_slider_chooses_one_of_several_steps():
     assert "step" not in chart.to_dict()["title"]["text"]
 
 
+def test_marks_that_are_missing_at_one_of_the_steps_are_none_for_a_screen_reader():
+    """An empty group of marks has no name, which is an error to what checks a page."""
+    curve = {"steps": [0.0, 1.0, 2.0], "losses": [3.0, 2.0, 4.0], "status": "bracketed"}
+    full = [record("sgd", step, "own sgd", loss=3, landscape=curve, lr_step=1.5, lr_loss=2.5) for step in (1, 9)]
+    bare = record("sgd", 20, "own sgd", loss=3, landscape=curve | {"status": "no descent"})
+    for records, told in ((full, True), ([*full, bare], False)):
+        steps = [each.step for each in records]
+        marks = [layer["mark"] for layer in step_charts.landscapes(records, "sgd", *steps).to_dict()["layer"]]
+        assert [mark["aria"] for mark in marks if mark["type"] == "point"] == [told, told]
+
+
 def test_directions_can_be_left_out_of_a_landscape(records):
     chart = step_charts.landscapes(records, "sgd", 60, without=["adafactor"])
     drawn = {row["direction"] for rows, _ in layers(chart)[1:] for row in rows}

@@ -149,7 +149,10 @@ def _view_axes(is_log: bool) -> tuple[alt.X, alt.Y]:
 
 
 def _landscape_layers(looks: Looks, shown: Sequence[_Landscape], x: alt.X, y: alt.Y) -> list[alt.Chart]:
-    """Lines, the model before them, ticks at the minima and dots where steps land: as far as there are any."""
+    """Lines, the model before them, ticks at the minima and dots where steps land: as far as there are any.
+
+    Vega gives no name to a group of marks that is empty at one of the steps, so a screen reader is not told of it.
+    """
     rows = [{**row, "color": looks[row["direction"]].color} for each in shown for row in each.lines]
     facts = looks.tooltip("status", "seed", best_step="best step", best_decrease="best decrease", sharpness="sharpness")
     data = plot(rows).transform_filter("datum.step === step")
@@ -160,14 +163,17 @@ def _landscape_layers(looks: Looks, shown: Sequence[_Landscape], x: alt.X, y: al
         detail = [alt.Detail("direction:N"), alt.Detail("seed:N")]
         layers.append(model.encode(x, y, detail=detail, **looks.beside(marked=False)))
     if any("found" in row for row in rows):
+        always = all(any("found" in row for row in each.lines) for each in shown)
         ticks = data.transform_filter("datum.found === 1").mark_point(
-            shape="stroke", angle=90, size=260, strokeWidth=2.5, clip=True
+            shape="stroke", angle=90, size=260, strokeWidth=2.5, clip=True, aria=always
         )
         ticks = ticks.transform_calculate(t="datum.best_step", change="-datum.best_decrease")
         layers.append(ticks.encode(x, y, tooltip=facts, **looks.beside(marked=False)))
     if landings := [row for each in shown for row in each.landings]:
         colored = [{**row, "color": looks[row["direction"]].color} for row in landings]
-        dots = plot(colored).transform_filter("datum.step === step").mark_point(filled=True, size=130, clip=True)
+        always = all(each.landings for each in shown)
+        dots = plot(colored).transform_filter("datum.step === step")
+        dots = dots.mark_point(filled=True, size=130, clip=True, aria=always)
         told = looks.tooltip(t="length of its step", change="change of the loss")
         layers.append(dots.encode(x, y=alt.Y("shown:Q"), tooltip=told, **looks.beside()))
     return layers
