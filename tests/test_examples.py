@@ -1,7 +1,9 @@
 """Every example runs, is short, and prints numbers that it measured."""
 
+import os
 import re
 import runpy
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -79,3 +81,40 @@ def _signs(printed):
     for cause, slope, change in re.findall(r"^(\w+), .*: slope (.).*, change (.)", printed, re.MULTILINE):
         signs.setdefault(cause, []).append(slope + change)
     return signs
+
+
+SBATCH = """#!/bin/sh
+# Runs at once what Slurm would, each element of an array in a shell of its own.
+array=1-1
+for word in "$@"; do
+    case $word in
+    --array=*) array=${word#--array=} ;;
+    --dependency=*) echo "$word" >> dependencies.txt ;;
+    esac
+    wrapped=$word
+done
+for SLURM_ARRAY_TASK_ID in $(seq 1 "${array#1-}"); do
+    export SLURM_ARRAY_TASK_ID
+    sh -c "$wrapped"
+done
+echo "7;cluster"
+"""
+STEPSCOPE = """#!/bin/sh
+case "$*" in
+*--list) printf '%s\\n' "touch 'one line'" "touch another" ;;
+*) echo "$@" > gathered.txt ;;
+esac
+"""
+
+
+def test_the_array_of_slurm_runs_every_line_and_then_what_gathers(tmp_path):
+    for name, text in (("sbatch", SBATCH), ("stepscope", STEPSCOPE)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    command = ["sh", str(FOLDER / "slurm.sh"), "some runs", "--scale", "smoke", "--only", "C", "D"]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert {path.name for path in tmp_path.iterdir()} >= {"one line", "another"}
+    assert (tmp_path / "gathered.txt").read_text() == "reproduce --scale smoke --only C D --out some runs\n"
+    assert (tmp_path / "dependencies.txt").read_text() == "--dependency=afterany:7\n"
+    assert len((FOLDER / "slurm.sh").read_text().splitlines()) < 40

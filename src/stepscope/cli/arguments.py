@@ -227,6 +227,10 @@ def _add_reproduce(chosen: Any) -> None:
     _add_jobs(reproduce, "runs", "one on a GPU")
     reproduce.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     reproduce.add_argument("--list", action="store_true", help="print the commands of the jobs that are left, and stop")
+    text = "here (the default: processes of this machine), or submitit: Slurm where there is one, else processes"
+    reproduce.add_argument("--executor", choices=("here", "submitit"), default="here", help=text)
+    text = "of submitit, such as timeout_min=60 slurm_partition=gpu"
+    reproduce.add_argument("--parameters", nargs="+", default=[], metavar="NAME=VALUE", help=text)
     reproduce.add_argument("--job", metavar="NAME", help="do one job alone, as --list names it")
 
 

@@ -21,7 +21,7 @@ from stepscope.errors import UsageError, require
 if TYPE_CHECKING:
     from stepscope.paper.claims.verdicts import JudgedClaim
     from stepscope.paper.experiments.experiment import Experiment
-    from stepscope.paper.experiments.jobs import Job
+    from stepscope.paper.experiments.jobs import Execute, Job
     from stepscope.paper.reproduction.costs import Cost
     from stepscope.report import Table
     from stepscope.runs import Training
@@ -113,7 +113,7 @@ def reproduce(options: argparse.Namespace) -> None:
         _jobs(options, plan, out)
         return
     jobs = options.jobs if options.jobs is not None else (os.cpu_count() or 1) if on_cores else 1
-    execute = in_processes(jobs)
+    execute = _by_submitit(options, out) if options.executor == "submitit" else in_processes(jobs)
     costs = {experiment.run_name: measured_cost(experiment, seeds) for experiment in plan}
     table = _plan_table(plan, costs, jobs)
     if options.dry_run:
@@ -182,6 +182,21 @@ def _jobs(options: argparse.Namespace, plan: Sequence[Experiment[Any]], out: Pat
             perform(job, progress)
     except DirectoryInUseError:
         print(f"{job.name}: another process is at it", file=sys.stderr)
+
+
+def _by_submitit(options: argparse.Namespace, out: Path) -> Execute:
+    from stepscope.paper.experiments.schedulers import by_submitit
+    from stepscope.paper.experiments.workers import check_processes
+
+    parameters: dict[str, str | int] = {}
+    for given in options.parameters:
+        name, separator, value = given.partition("=")
+        if not separator or not name or not value:
+            raise UsageError(f"--parameters {given}: give NAME=VALUE, such as timeout_min=60")
+        parameters[name] = int(value) if value.isdecimal() else value
+    if options.jobs is not None:
+        check_processes(options.jobs)
+    return by_submitit(partial(_command_of, options), out / "submitit", options.jobs, parameters)
 
 
 def _command_of(options: argparse.Namespace, job: Job) -> str:

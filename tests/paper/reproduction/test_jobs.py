@@ -1,12 +1,16 @@
 """The same jobs by any scheduler: one command each, which may be killed at any moment, and given again."""
 
+import contextlib
 import json
+import os
 import random
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -111,3 +115,46 @@ def test_a_job_that_is_done_or_taken_leaves_at_once(arguments, plan, tmp_path, c
         2,
         "stepscope reproduce: error: no job 'theory/none' in this plan: --list prints those that are left\n",
     )
+
+
+def test_submitit_runs_the_same_commands_and_one_dead_job_fails_one(arguments, serial, tmp_path, capsys):
+    pytest.importorskip("submitit")
+    out = tmp_path / "out"
+    command = [*arguments, "--out", str(out), "--executor", "submitit", "--jobs", "2", "--parameters", "timeout_min=30"]
+    marked = []
+
+    def call(disturb):
+        status = subprocess.Popen([sys.executable, "-m", "stepscope", *command], stderr=subprocess.PIPE, text=True)
+        disturb()
+        return status.communicate()[1], status.returncode
+
+    def kill():
+        """One job, in the middle of what it does."""
+        limit = time.monotonic() + 200
+        while not marked:
+            assert time.monotonic() < limit, "nothing was recorded"
+            marked.extend(lock for lock in out.glob("theory/parts/*/.lock"))
+        os.kill(holder_of(marked[0]), signal.SIGKILL)
+
+    error, status = call(kill)
+    assert status == 2
+    assert "theory failed: " in error
+    assert error.count("theory failed") == 1
+    assert marked[0].parent.name in error
+    assert contents(out) != serial
+    error, status = call(lambda: None)
+    assert status == 0, error
+    assert {place: sorted(text.splitlines()) for place, text in contents(out).items()} == {
+        place: sorted(text.splitlines()) for place, text in serial.items()
+    }
+
+
+def holder_of(lock):
+    """The process that has a file open."""
+    limit = time.monotonic() + 30
+    while time.monotonic() < limit:
+        for link in Path("/proc").glob("[0-9]*/fd/*"):
+            with contextlib.suppress(OSError):
+                if link.readlink() == lock:
+                    return int(link.parts[2])
+    pytest.fail("nobody holds it")
