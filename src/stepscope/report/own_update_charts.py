@@ -83,8 +83,8 @@ def layers_over_steps(records: Sequence[DirectionRecord], trajectory: str) -> al
     most = max(abs(row["share"]) for row in rows)
     order = [*shown, *([rest] if len(shown) < len(names) else [])]
     scale = alt.Scale(scheme="blueorange", domain=[-most, most])
-    legend = alt.Legend(orient="bottom", title="share of the sharpness", format=".0%", gradientLength=160, tickCount=4)
-    percent = alt.Tooltip("share:Q", title="share of the sharpness", format=".1%")
+    legend = alt.Legend(orient="bottom", title="share of all parts", format=".0%", gradientLength=160, tickCount=4)
+    percent = alt.Tooltip("share:Q", title="share of all parts", format=".1%")
     cells = plot_folded(rows, "step", "share").mark_rect()
     chart: alt.Chart = cells.encode(
         alt.X("step:O", title="training step", axis=alt.Axis(labelOverlap=True, labelAngle=0, ticks=False)),
