@@ -96,6 +96,16 @@ def test_gray_lines_are_those_of_the_same_predicted_decrease():
     assert "2 of 4 directions don't descend" in chart.to_dict()["title"]["subtitle"][1]
 
 
+def test_slopes_are_those_of_the_last_step_with_the_optimizers_own_update():
+    others = [record("SGD", step, name, sharpness=step, slope=-1.0) for step in (5, 10) for name in ("sgd", "lion")]
+    chart = charts.slope_against_sharpness([own(5, sharpness=7.0, slope=-1.0), *others], "SGD")
+    assert rows_with(chart, "direction", "sharpness") == [("own SGD", 7.0), ("sgd", 5), ("lion", 5)]
+    assert rows_with(charts.slope_against_sharpness(others, "SGD"), "direction", "sharpness") == [
+        ("sgd", 10),
+        ("lion", 10),
+    ]
+
+
 def test_the_clip_sweep_is_relative_to_the_unclipped_update_of_the_step():
     records = [
         *every(step=5),

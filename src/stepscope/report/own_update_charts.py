@@ -159,9 +159,10 @@ def interaction_of_layers(records: Sequence[DirectionRecord], trajectory: str) -
 
 
 def slope_against_sharpness(records: Sequence[DirectionRecord], trajectory: str) -> alt.LayerChart:
-    """Whether a step is good because it descends steeply or because it is flat, at the last measured step.
+    """Whether a step is good because it descends steeply or because it is flat, at the last step that can be compared.
 
-    Both axes are logarithmic. The second-order model's decrease `(gᵀu)² / 2uᵀHu` is the same along each gray line.
+    That is the last at which the optimizer's own update was measured, where any was. Both axes are logarithmic. The
+    second-order model's decrease `(gᵀu)² / 2uᵀHu` is the same along each gray line.
 
     Args:
         records: all records of a run.
@@ -171,7 +172,7 @@ def slope_against_sharpness(records: Sequence[DirectionRecord], trajectory: str)
         UsageError: fewer than two directions descend and curve upwards.
     """
     there = _at(records, trajectory)
-    last = max((record.step for record in there), default=None)
+    _, last = max(((is_own(record), record.step) for record in there), default=(False, None))
     own = [record for record in there if record.step == last]
     points = [
         fields_of(record, "sharpness") | {"descent": -record.slope, "decrease": record.slope**2 / record.sharpness / 2}
