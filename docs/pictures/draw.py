@@ -2,7 +2,7 @@
 
     python docs/pictures/draw.py   (a minute or two; needs chromium and the development requirements)
 
-The trainings are those of examples/, with other optimizers measured beside. Nothing is kept of them but the pictures.
+The training is that of examples/learning_rate.py, longer and with a schedule. Nothing is kept of it but the pictures.
 """
 
 from __future__ import annotations
@@ -22,12 +22,8 @@ from stepscope.directions import Lion
 HERE = Path(__file__).parent
 TEXT = torch.tensor(list(Path(os.__file__).read_bytes()))  # a file of Python's standard library
 STEPS = 3000
-PICTURES = {
-    "page": (1.0, 1440, 1250, "light"),
-    "page-dark": (1.0, 1440, 1250, "dark"),
-    "page-phone": (1.0, 390, 1250, "light"),
-}
-"""By its name: the learning rate, width and height in pixels, and the colors."""
+PICTURES = {"page": (1.0, 1440, 1250)}
+"""By its name: the learning rate, and the width and height in pixels."""
 
 
 def batch(seed: int, size: int = 256) -> tuple[torch.Tensor, torch.Tensor]:
@@ -68,12 +64,9 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
-        pages: dict[float, Path] = {}
-        for name, (rate, width, height, colors) in PICTURES.items():
-            if rate not in pages:
-                pages[rate] = train(rate, Path(folder) / str(rate))
-            page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=colors)  # type: ignore[arg-type]
-            page.goto(pages[rate].as_uri())
+        for name, (rate, width, height) in PICTURES.items():
+            page = browser.new_page(viewport={"width": width, "height": height})
+            page.goto(train(rate, Path(folder) / name).as_uri())
             page.wait_for_selector("svg, canvas")
             page.wait_for_timeout(500)
             page.screenshot(path=HERE / f"{name}.png")
