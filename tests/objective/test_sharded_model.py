@@ -1,6 +1,7 @@
 """Models that lie in parts on several ranks: the numbers of one process, and a training that nothing disturbs."""
 
 import functools
+import signal
 
 import pytest
 import torch
@@ -325,6 +326,23 @@ def mutants():
     return [agrees(lambda *_: None), agrees(factor), agrees(no_reshard, False), agrees(weight)]
 
 
+def interrupted(m):
+    """Ctrl-C on the third rank, in its first evaluation: all leave before the second."""
+
+    def pressing(m, batch):
+        if dist.get_rank() == 2:
+            signal.raise_signal(signal.SIGINT)
+        return loss_fn(m, batch)
+
+    before = [p.detach().to_local().clone() for p in m.parameters()]
+    try:
+        said = refused(Objective(m, pressing, own(), counted).gradient)
+    except KeyboardInterrupt:
+        said = "RuntimeError: rank 2: KeyboardInterrupt"
+    m.reshard()
+    return said if all(torch.equal(b, p.to_local()) for b, p in zip(before, m.parameters(), strict=True)) else "moved"
+
+
 def refusals():
     m = sharded(model())
     d = direction(sharded)
@@ -355,6 +373,7 @@ def refusals():
     found["waiting"] = refused(objective.loss)
     m.set_requires_gradient_sync(True)
     loss_fn(m, batches()[0]).backward()
+    found["Ctrl-C"] = interrupted(m)
     found["after"] = refused(objective.loss)
     return found
 
@@ -420,6 +439,12 @@ def test_training_goes_on_as_if_nothing_was_measured(two):
 
 def test_the_self_check_sees_what_is_wrong(two):
     assert two["mutants"] == [[True, False, False, False]] * 2
+
+
+def test_ctrl_c_on_one_rank_ends_the_measurement_on_all(four):
+    for said in four["refusals"]:
+        assert said["Ctrl-C"].startswith("RuntimeError: rank 2: KeyboardInterrupt")
+        assert said["after"] == ""
 
 
 REFUSED = {
