@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from fractions import Fraction
 from operator import itemgetter
 
@@ -170,6 +171,49 @@ def test_a_rate_that_diverges_on_a_seed_is_lowered_for_all(experiment, tmp_path,
     assert {r.lr for r in finals} == {best, best / 2, best / 4}
     assert {(r.seed, r.diverged) for r in finals if r.lr == best / 4} == {(0, False), (1, False)}
     assert run_experiment(alone, tmp_path / "run") == 0
+
+
+class Foretold:
+    """A training whose losses a formula gives: the best rate is 1/4, seed 1 bears half of it, and nothing bears 16."""
+
+    def __init__(self, experiment, unit, task, phase, lr, seed, *, bracketed=None):
+        self.lr, self.phase, self.diverged, self._step = lr, phase, False, 0
+        self._every, self._limit = experiment.every, 0.15 if seed == 1 else 10.0
+        self._facts = {"phase": phase, "lr": lr, "seed": seed, "bracketed": bracketed, "task": unit.task}
+        self._facts |= {"run": f"{phase} {lr} {seed}", "optimizer": unit.optimizer}
+
+    def advance(self, end, stepped):
+        records = [] if self._step else [self._record(0, 20.0)]
+        while self._step < end and not self.diverged:
+            self._step += 1
+            if self._step % self._every == 0 or self._step == end:
+                self.diverged = self.lr > self._limit
+                loss = math.log2(self.lr * 4) ** 2 + 1 / self._step
+                records += [] if self.diverged else [self._record(self._step, loss)]
+        return [*records, self._record(end, None)] if self.diverged else records
+
+    def _record(self, step, loss):
+        return LossRecord(**self._facts, step=step, loss=loss, diverged=loss is None)
+
+
+@pytest.mark.parametrize("search", [SEARCH, Search()])
+def test_what_is_trained_next_is_a_function_of_the_records(search, monkeypatch):
+    """Whoever looks for a rate may die after any record, also amid those of one training: the rest is the same."""
+    monkeypatch.setattr(module, "Training", Foretold)
+    whole = convergence_experiment("smoke", seeds=(0, 1, 2))
+    experiment = dataclasses.replace(whole, optimizers=("sgd",), steps=8, every=2, search=search)
+    unit = experiment.units()[0]
+
+    def rest(known):
+        return [r for records in experiment.measure(unit, object(), known, lambda *_: None) for r in records]
+
+    records = rest([])
+    assert {r.lr for r in records if r.phase == "final"} == {0.25, 0.125}, "seed 1 doesn't bear the best"
+    assert any(r.diverged for r in records if r.phase == "search")
+    assert not experiment.missing(unit, records)
+    for count in range(len(records)):
+        assert experiment.missing(unit, records[:count])
+        assert rest(records[:count]) == records[count:], count
 
 
 def test_the_codes_setting_gives_no_mask(sources):
