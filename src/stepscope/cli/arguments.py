@@ -224,7 +224,7 @@ def _add_reproduce(chosen: Any) -> None:
     reproduce.add_argument("--tasks", nargs="+", default=MEASURED_TASKS, metavar="TASK", help=tasks)
     add_settings(reproduce)
     add_sources(reproduce)
-    _add_jobs(reproduce, "runs", "one on a GPU")
+    _add_jobs(reproduce, "jobs", "one on a GPU")
     reproduce.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     reproduce.add_argument("--list", action="store_true", help="print the commands of the jobs that are left, and stop")
     text = "here (the default: processes of this machine), or submitit: Slurm where there is one, else processes"

@@ -122,7 +122,13 @@ def test_the_longest_begins_first(sources, tmp_path):
     begun = []
     plan = reproduction("smoke", sources=sources)
     weights = {"theory": 90.0, "robustness": 15.0}
-    run_reproduction(plan, tmp_path, weights=weights, execute=lambda jobs, _: begun.extend(j.path.name for j in jobs))
+
+    def looked_at(jobs, receive):
+        begun.extend(job.path.name for job in jobs)
+
+    failures = run_reproduction(plan, tmp_path, weights=weights, execute=looked_at)
+    assert len(failures) == len(plan)
+    assert failures[0].reason == "25 jobs are not done: another process may be at them"
     names = list(dict.fromkeys(begun))
     assert names[:2] == ["theory", "robustness"]
     assert names[-1] == "convergence", "its jobs are many"

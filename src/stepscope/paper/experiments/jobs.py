@@ -13,7 +13,7 @@ import os
 import re
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -297,7 +297,16 @@ def run_all(
                 gained += gather(path, experiment.record, experiment.configuration())
             except UsageError as error:
                 failures.append(_failure(path, error))
-    return gained, list(dict.fromkeys(failures))
+    undone = _undone({job.path: job.experiment for job in waiting}, {failure.name for failure in failures})
+    return gained, [*dict.fromkeys(failures), *undone]
+
+
+def _undone(runs: Mapping[Path, Experiment[Any]], failed: Collection[str]) -> list[Failure]:
+    """The runs that nothing is said to have failed of, and which aren't complete all the same."""
+    asked = {path: experiment for path, experiment in runs.items() if path.name not in failed}
+    left = {path: len(unfinished(jobs_of(experiment, path))) for path, experiment in asked.items()}
+    why = "jobs are not done: another process may be at them"
+    return [Failure(path.name, f"{count} {why}") for path, count in left.items() if count]
 
 
 def _failure(path: Path, error: UsageError) -> Failure:
