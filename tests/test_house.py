@@ -14,7 +14,8 @@ import pytest
 from setuptools.config.expand import read_attr
 
 import stepscope
-from probed_runs import own, probed_run, steps_of
+from probed_runs import own
+from synthetic_records import run_directory
 
 ROOT = Path(__file__).parent.parent
 MODULES = [m.name for m in pkgutil.walk_packages(stepscope.__path__, "stepscope.") if not m.name.endswith("__main__")]
@@ -100,7 +101,8 @@ print(len(helps) + 1, statuses.count(0), statuses.count(2), sorted(loaded))
 
 
 @pytest.mark.parametrize("command", ["report", "figures", "summary", "findings"])
-def test_what_is_told_of_a_probes_records_takes_no_torch(command, tmp_path):
+@pytest.mark.parametrize("experiment", ["probe", "trajectory"])
+def test_what_is_told_of_records_of_directions_takes_no_torch(command, experiment, tmp_path):
     pytest.importorskip("altair")
     code = """
 import sys
@@ -110,7 +112,8 @@ try:
 except SystemExit as stop:
     print(stop.code, "torch" in sys.modules)
 """
-    done = in_a_fresh_process(code, command, str(probed_run(tmp_path / "run", own(5), steps_of(2))))
+    run = run_directory(tmp_path / "run", own(5), configuration={"experiment": experiment})
+    done = in_a_fresh_process(code, command, str(run))
     assert done.stdout.endswith("0 False\n"), done.stderr
 
 

@@ -25,6 +25,7 @@ from stepscope.report.escaping import script_json
 from stepscope.report.facts import Facts, facts_of
 from stepscope.report.figures import Figure, drawn, figures_of
 from stepscope.report.looks import Looks
+from stepscope.report.names import distinct
 from stepscope.report.own_step_charts import LANDING, own_step_figures
 from stepscope.report.own_update_charts import own_update_figures
 from stepscope.report.run_top import title_of_training, top_of
@@ -134,7 +135,7 @@ def training_figures(training: Training) -> list[Figure]:
         training: its records.
     """
     records = training.directions
-    return [
+    return distinct(
         figure
         for trajectory in trajectories_of([*records, *training.steps])
         for figure in (
@@ -142,7 +143,7 @@ def training_figures(training: Training) -> list[Figure]:
             *figures_of(records, trajectory),
             *own_update_figures(records, trajectory),
         )
-    ]
+    )
 
 
 def _step_of(step: int, label: str, table: Table, names: Sequence[str]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """How a run of any experiment is read, and what is written of it.
 
-Experiments need torch, which takes longer to import than a probe's page to make: it is loaded for their runs alone.
+Experiments need torch, which takes longer to import than a page to make: a run of directions is read without them.
 """
 
 from __future__ import annotations
@@ -9,13 +9,24 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from stepscope.errors import UsageError
-from stepscope.paper.experiments.command_lines import EXPERIMENTS, TRAJECTORY
+from stepscope.paper.experiments.command_lines import EXPERIMENTS, TRAJECTORY, Entry
 from stepscope.paper.reproduction_runs import Run
 from stepscope.report import render_report, save, training_figures
-from stepscope.runs import Head, Record, is_run, parts_of, read_head, read_training, read_whole, write_atomically
+from stepscope.runs import (
+    DirectionRecord,
+    Head,
+    Record,
+    StepRecord,
+    Training,
+    is_run,
+    parts_of,
+    read_steps,
+    read_whole,
+    write_atomically,
+)
 
 if TYPE_CHECKING:
     from stepscope.paper.experiments.experiment import Experiment
@@ -33,8 +44,12 @@ def experiment_of(head: Mapping[str, Any]) -> type[Experiment[Any]]:
         >>> experiment_of({"configuration": {"experiment": "theory"}}).__name__
         'TheoryExperiment'
     """
+    return _entry_of(head).load()
+
+
+def _entry_of(head: Mapping[str, Any]) -> Entry:
     name = (head.get("configuration") or {}).get("experiment")
-    return (EXPERIMENTS.get(name, TRAJECTORY) if isinstance(name, str) else TRAJECTORY).load()
+    return EXPERIMENTS.get(name, TRAJECTORY) if isinstance(name, str) else TRAJECTORY
 
 
 def read(path: str | os.PathLike[str]) -> tuple[Head, list[Record]]:
@@ -49,7 +64,11 @@ def read(path: str | os.PathLike[str]) -> tuple[Head, list[Record]]:
     Raises:
         UsageError: it is no run directory, a newer stepscope wrote it, or it is damaged.
     """
-    return read_whole(path, lambda head: experiment_of(head).record)
+
+    def kind(head: Head) -> type[Record]:
+        return DirectionRecord if _entry_of(head) is TRAJECTORY else experiment_of(head).record
+
+    return read_whole(path, kind)
 
 
 def run_directories(path: str | os.PathLike[str]) -> list[Path]:
@@ -112,15 +131,15 @@ def page_of(run_path: str | os.PathLike[str]) -> str:
         UsageError: it is no run directory, or is damaged.
         MissingExtraError: altair, vl-convert or jinja2 is not installed.
     """
-    if not _is_probed(run_path):
-        return render_run(*read(run_path))
-    training = read_training(run_path)
-    return render_report(training.head, training.directions, training.steps)
+    head, records = read(run_path)
+    if _entry_of(head) is TRAJECTORY:
+        return render_report(head, cast("list[DirectionRecord]", records), _steps_of(run_path))
+    return render_run(head, records)
 
 
-def _is_probed(run_path: str | os.PathLike[str]) -> bool:
-    """Whether the run is a probe's, which has steps as well, and no parts."""
-    return is_run(run_path) and (read_head(run_path).get("configuration") or {}).get("experiment") == "probe"
+def _steps_of(run_path: str | os.PathLike[str]) -> list[StepRecord]:
+    """The steps of a probe's run; one of which only parts are there is another's."""
+    return read_steps(run_path) if is_run(run_path) else []
 
 
 def write_figures(
@@ -140,10 +159,10 @@ def write_figures(
         UsageError: it is no run directory, or a file cannot be written.
         MissingExtraError: altair or vl-convert is not installed.
     """
-    if _is_probed(run_path):
-        figures = training_figures(read_training(run_path))
+    head, records = read(run_path)
+    if _entry_of(head) is TRAJECTORY:
+        figures = training_figures(Training(head, cast("list[DirectionRecord]", records), _steps_of(run_path)))
     else:
-        head, records = read(run_path)
         figures = experiment_of(head).figures(records)
     charts = {figure.name: figure.specification() for figure in figures}
     return [
