@@ -40,17 +40,9 @@ def of_losses(parameters: float, ranks: int, rounds: int, losses: int) -> float:
     return losses * rounds * gathered(parameters, ranks)
 
 
-def of_gradients(parameters: float, ranks: int, rounds: int, gradients: int, *, reshards: bool = True) -> float:
-    """Bytes that a rank exchanges for gradients: a round gathers, again in the backward pass, and scatters once.
-
-    Args:
-        parameters: of the model.
-        ranks: that it lies on.
-        rounds: micro-batches of each rank.
-        gradients: at as many points.
-        reshards: whether weights are freed after the forward pass.
-    """
-    return gradients * rounds * (2 + reshards) * gathered(parameters, ranks)
+def of_gradients(parameters: float, ranks: int, rounds: int, gradients: int) -> float:
+    """Bytes that a rank exchanges for gradients: a round gathers, again in the backward pass, and scatters once."""
+    return gradients * rounds * 3 * gathered(parameters, ranks)
 
 
 def evaluations(measured: str, result: Any) -> tuple[int, int]:

@@ -41,7 +41,7 @@ def test_where_steps_land_with_brackets_and_nothing_vanishes():
         (8, "within noise"),
     ]
     assert [text for (text,) in rows_with(chart, "text")] == [
-        "no descent: every length that was tried raises the loss (1 step)",
+        "no descent at any length (1 step)",
         "within noise (1 step)",
     ]
     assert rows_with(chart, "step", "rate") == [(step, 0.1) for step in range(5, 10)], "the learning rate"
@@ -65,7 +65,7 @@ def test_what_came_true_and_what_the_verdict_counts():
         (n, pytest.approx(0.3 + n / 1000), pytest.approx(0.3 + n / 1000), "yes") for n in range(9, 17)
     ]
     assert rows_with(chart, "step", "row") == [
-        (5, "no descent: uphill on the batch that made the step"),
+        (5, "no descent: uphill on its own batch"),
         (6, "the loss of the batch isn't finite"),
     ]
     assert chart.to_dict()["title"]["subtitle"][-1].startswith("1 of 9 points lie beyond the axis")

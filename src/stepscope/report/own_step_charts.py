@@ -91,7 +91,7 @@ def critical_multiples(steps: Sequence[StepRecord]) -> alt.LayerChart:
 
 
 _BEYOND = "beyond all that was tried"
-_ROWS = {"no descent": "no descent: every length that was tried raises the loss", "within noise": "within noise"}
+_ROWS = {"no descent": "no descent at any length", "within noise": "within noise"}
 
 
 def _places(steps: Iterable[StepRecord]) -> tuple[Rows, Rows]:
@@ -177,7 +177,7 @@ def _parts(steps: Iterable[StepRecord], counted: set[int]) -> tuple[Rows, Rows]:
         if change is None:
             rows.append({"step": step.step, "row": "the loss of the batch isn't finite"})
         elif slope >= 0:
-            rows.append({"step": step.step, "row": "no descent: uphill on the batch that made the step"})
+            rows.append({"step": step.step, "row": "no descent: uphill on its own batch"})
         else:
             facts = {"change": change, "slope": slope, "counted": "yes" if step.step in counted else "no"}
             points.append({"step": step.step, "part": change / slope, **facts})
