@@ -3,6 +3,7 @@
 import datetime
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def refused(call: Callable[[], Any]) -> str:
 
 def _work(rank: int, size: int, folder: Path, cases: list[Case]) -> None:
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
     timeout = datetime.timedelta(seconds=100)
     # By a file: a port that was free a moment ago may be taken.
     dist.init_process_group(
