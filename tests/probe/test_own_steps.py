@@ -510,18 +510,27 @@ def test_no_length_of_a_training():
         attached(model, torch.optim.SGD(model.parameters(), lr=0.1), steps=0)
 
 
-def test_autocast_and_its_error():
-    """In half precision a change of the loss is known to `batch_noise`."""
+class Autocast(nn.Sequential):
+    """Enters autocast by itself, as accelerate has models do."""
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x).float()
+
+
+@pytest.mark.parametrize("kind", [nn.Sequential, Autocast])
+def test_autocast_and_its_error(kind):
+    """In half precision a change of the loss is known to `batch_noise`, wherever autocast is entered."""
     errors = []
     for seed in range(20):
         torch.manual_seed(seed)
-        model = nn.Sequential(nn.Linear(4, 32), nn.GELU(), nn.Linear(32, 3))
+        model = kind(nn.Linear(4, 32), nn.GELU(), nn.Linear(32, 3))
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
         probe = attached(model, optimizer)
         ((x, y),) = data(1, size=16, seed=seed)
         batch = x.float(), y
         with probe.batch(batch):
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=kind is not Autocast):
                 loss = loss_fn(model, batch)
             loss.backward()
             optimizer.step()

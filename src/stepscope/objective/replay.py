@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -97,7 +97,7 @@ class Evaluation:
     Attributes:
         loss: the mean of the passes' losses.
         eps: the precision of the loss.
-        eps_inside: the precision that autocast or half-precision weights compute it in.
+        eps_inside: the coarsest precision that it is computed in, by autocast or half-precision weights.
         gradient: of that mean, where it was asked for.
     """
 
@@ -132,6 +132,7 @@ class Replay:
         self._roots |= {f"modules[{index}]": module for index, module in enumerate(modules)}
         self._state: State | None = None
         self._watched = False
+        self._dtypes: set[torch.dtype] = set()
         self._unfound: list[Tensor] = []
 
     def evaluated(self, passes: Sequence[Pass], *, differentiate: bool = False) -> Evaluation:
@@ -152,7 +153,7 @@ class Replay:
     def _evaluated(self, passes: Sequence[Pass], differentiate: bool) -> Evaluation:
         parameters = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
         loss, gradient = 0.0, Direction()
-        dtypes, inside = set[torch.dtype](), {p.dtype for p in parameters.values()}
+        dtypes, inside = set[torch.dtype](), {*self._dtypes, *(p.dtype for p in parameters.values())}
         for index, one in enumerate(passes):
             interrupts.deliver()
             with self._as_then(one) as given:
@@ -165,8 +166,7 @@ class Replay:
                 found = torch.autograd.grad(value / len(passes), list(parameters.values()), allow_unused=True)
                 new = {name: part for name, part in zip(parameters, found, strict=True) if part is not None}
                 vectors.absorb(gradient, {n: g.to_dense() if g.is_sparse else g for n, g in new.items()}, 1.0)
-        eps, eps_inside = (max(torch.finfo(dtype).eps for dtype in found) for found in (dtypes, inside))
-        return Evaluation(loss, eps, eps_inside, gradient if differentiate else None)
+        return Evaluation(loss, _eps(dtypes), _eps(inside), gradient if differentiate else None)
 
     def _loss(self, given: Any) -> Tensor:
         if not isinstance(given, Arguments):
@@ -206,7 +206,11 @@ class Replay:
             if (memory := memory_of(tensor)) in weights and memory not in scaled:
                 raise UsageError(f"{weights[memory]} is written to when the loss is evaluated")
         self._unfound, self._watched = writes.written, True
-        return evaluate() if compiled else evaluation
+        # Autocast may be entered in the model itself.
+        self._dtypes = {dtype for dtype in writes.dtypes if dtype.is_floating_point}
+        if compiled:
+            return evaluate()
+        return replace(evaluation, eps_inside=max(evaluation.eps_inside, _eps(self._dtypes)))
 
     def _meet(self, module: nn.Module, _: Any) -> None:
         """A module that no walk found is about to be called."""
@@ -240,6 +244,10 @@ class Replay:
             found.pop(memory_of(parameter), None)  # of which an attribute may be a view
         found |= {memory_of(parameter): parameter for parameter in _scaled(state)}
         return [tensor.untyped_storage() for memory, tensor in found.items() if memory is not None]
+
+
+def _eps(dtypes: Iterable[torch.dtype]) -> float:
+    return max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0)
 
 
 def _scaled(state: State) -> list[nn.Parameter]:

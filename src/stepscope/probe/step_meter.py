@@ -226,8 +226,7 @@ class StepMeter:
         if kind in self._agreed or not rounding < 0.02 * _FAR * abs(slope):
             return True
         starts = {name: start for name, (_, start) in self._start.items()}
-        eps = max(torch.finfo(start.dtype).eps for start in starts.values())
-        t = max(rounding / (0.02 * abs(slope)), _RESOLVED * eps * vectors.norm(starts) / norm)
+        t = max(rounding / (0.02 * abs(slope)), _RESOLVED * before.eps_inside * vectors.norm(starts) / norm)
         if not t <= _FAR:
             return True
         with self._at(t):
