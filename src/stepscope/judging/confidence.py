@@ -58,11 +58,10 @@ def confidence_of(kind: str, probes: int, optimizer: str) -> Confidence:
         optimizer: its name, as records have it; several are joined by ``" + "``.
     """
     calibrated = _calibrated()
-    tried = {name for name, count in calibrated.trainings.items() if count >= FEWEST}
-    tried |= {part for name in tried for part in name.split(" + ")}
-    untried = [part for part in optimizer.split(" + ") if _ALIKE.get(part, part) not in tried]
-    if untried:
-        return Confidence(None, f"the calibration has too few trainings by {' and '.join(untried)}")
+    parts = {_ALIKE.get(part, part) for part in optimizer.split(" + ")}
+    tried = [set(name.split(" + ")) for name, count in calibrated.trainings.items() if count >= FEWEST]
+    if not any(parts <= together for together in tried):
+        return Confidence(None, f"the calibration has too few trainings by {optimizer.replace(' + ', ' with ')}")
     bins = calibrated.verdicts.get(kind, {})
     right, said = bins.get(str(bin_of(probes)), (0, 0))
     if said < FEWEST:
