@@ -267,8 +267,6 @@ def overhead(case: Case) -> list[Row]:
             "overhead": probed / plain - 1,
             "measured_at": sorted({record["step"] for record in watching.records}),
             "directions": len(watching.records),
-            "own_steps": len(watching.step_records),
-            "of_own_steps": sum(record["seconds"] or 0.0 for record in watching.step_records) / plain,
             "same_last_loss": plain_loss == probed_loss,
         }
     ]

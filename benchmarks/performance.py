@@ -100,23 +100,12 @@ def overhead(rows: list[Row]) -> str:
             f"{row['steps']:,}",
             f"{row['limit']:.0%}",
             f"{row['overhead']:.2%}",
-            str(row.get("own_steps", "–")),
-            f"{row['of_own_steps']:.2%}" if "of_own_steps" in row else "–",
             str(len(row["measured_at"])),
             "yes" if row["same_last_loss"] else "**no**",
         ]
         for row in rows
     ]
-    heads = [
-        "training",
-        "steps",
-        "limit",
-        "measured overhead",
-        "steps measured",
-        "for these",
-        "in full",
-        "same as without a probe",
-    ]
+    heads = ["training", "steps", "limit", "measured overhead", "in full", "same as without a probe"]
     return markdown(heads, lines)
 
 
