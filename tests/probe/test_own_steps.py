@@ -478,6 +478,25 @@ def test_a_gradient_that_is_not_that_of_its_loss_says_nothing_of_the_step(surrog
     assert len(probe.step_records) == (6 if surrogate is None else 0)
 
 
+def test_weights_that_other_processes_train_too_are_never_moved(monkeypatch):
+    model = net().share_memory()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    seen, evaluated = [], Replay.evaluated
+
+    def noted(*args, **options):
+        seen.append(model[0].weight.detach().clone())
+        return evaluated(*args, **options)
+
+    monkeypatch.setattr(Replay, "evaluated", noted)
+    (batch,) = data(1)
+    with attached(model, optimizer) as probe:
+        before = model[0].weight.detach().clone()
+        probe.loss_fn(model, batch).backward()
+        optimizer.step()
+    assert len(probe.step_records) == 1
+    assert all(torch.equal(x, before) or torch.equal(x, model[0].weight) for x in seen)
+
+
 def test_an_error_close_to_the_weights_leaves_them_as_the_step_made_them(caplog, monkeypatch):
     evaluated, calls = Replay.evaluated, []
 

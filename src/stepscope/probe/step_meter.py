@@ -225,6 +225,8 @@ class StepMeter:
         rounding = _noise(before, batch)
         if kind in self._agreed or not rounding < 0.02 * _FAR * abs(slope):
             return True
+        if any(_is_shared(parameter) for parameter, _ in self._start.values()):
+            return True  # other processes train these weights too, so they can't be moved for a moment
         starts = {name: start for name, (_, start) in self._start.items()}
         t = max(rounding / (0.02 * abs(slope)), _RESOLVED * before.eps_inside * vectors.norm(starts) / norm)
         if not t <= _FAR:
@@ -272,6 +274,11 @@ class StepMeter:
         return any(
             gradient._version != self._versions.get(n, gradient._version) for n, gradient in self._gradient.items()
         )
+
+
+def _is_shared(parameter: Tensor) -> bool:
+    """Whether it lies in memory that other processes can have; on a GPU all memory says so."""
+    return parameter.device.type == "cpu" and bool(parameter.is_shared())  # type: ignore[no-untyped-call]
 
 
 def _dense(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
