@@ -128,7 +128,7 @@ def train(job: Job, attach: Attach) -> TrainingRecord:
 
 @contextmanager
 def probe(model: nn.Module, optimizers: list[Optimizer], loss_fn: Loss, batch: Any, steps: int) -> Iterator[Attached]:
-    """The probe that ships, with its defaults but for the limit of the overhead.
+    """The probe that ships, with its defaults, and without a limit of the overhead.
 
     Measuring a step costs a model as small as these about as much as the step, and a larger one a third of it. Without
     the limit as many steps are measured as the schedule wants, which is what larger models get.

@@ -102,7 +102,7 @@ def _agreed(weight: Weight | None, check: str, usual: Sequence[Weight], ranks: R
     pairs = list(zip(numbers[::2], numbers[1::2], strict=True))
     first = max(range(ranks.size), key=lambda rank: (pairs[rank][0] == 1, pairs[rank][0] == 0))
     tried, by = pairs[first]
-    name, check = ranks.told(weight.by if weight else "", first), ranks.told(check, first)
+    name, check = ranks.broadcast(weight.by if weight else "", first), ranks.broadcast(check, first)
     with ranks.agreed("the weight of micro-batches"):
         if any(other != by for how, other in pairs if how == tried):
             raise UsageError("some ranks' micro-batches are weighted by one thing, others' by another: give weight_fn")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 _LONGEST = 600
-"""Bytes of a message that all ranks are told."""
+"""Bytes of an error message that is sent to all ranks."""
 
 
 class Ranks:
@@ -149,7 +149,7 @@ class Ranks:
         for tensor in tensors:
             torch.distributed.broadcast(tensor, group=self._group, group_src=0)
 
-    def told(self, text: str, rank: int) -> str:
+    def broadcast(self, text: str, rank: int) -> str:
         """What one rank says, on all of them."""
         if self.alone:
             return text
@@ -171,7 +171,7 @@ class Ranks:
             raise RuntimeError(f"the ranks of the process group are out of step; this one is at {what!r}") from error
         worst, first = max((int(kind), -rank) for rank, (_, kind, _) in enumerate(everyone))
         if kind := kinds[worst]:
-            text = self.told(_text_of(error) if error is not None else "", -first)
+            text = self.broadcast(_text_of(error) if error is not None else "", -first)
             if own < worst:
                 raise kind(f"rank {-first}: {text}") from error
         return [int(number) for _, _, number in everyone]

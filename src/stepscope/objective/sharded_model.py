@@ -177,7 +177,7 @@ class ShardedModel:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Around an evaluation or a backward pass. Also after an exception in it, FSDP begins anew."""
+        """Around an evaluation or a backward pass. FSDP starts from a clean state after it, even after an exception."""
         try:
             yield
         except BaseException:

@@ -123,7 +123,7 @@ def _line_of(record: DirectionRecord, window: Window) -> list[dict[str, Any]]:
     curve = curve_of(record)
     if not curve:
         return []
-    # Where a line goes takes fewer digits than what is told of it, and it is most of a page.
+    # The points of lines are most of a page, and need fewer digits than the numbers in its tables.
     row = {**curve[0], **{name: short([point[name] for point in curve], 4) for name in ("t", "change")}}
     for lowest in minimum_of(record):
         row |= {"best_step": lowest["t"], "best_decrease": -lowest["change"], "found": 1}

@@ -69,7 +69,7 @@ class Failure:
 
 
 Message = tuple[float, str] | Failure
-"""What is told of a job: which part of it is done, and what is going on; or that it failed."""
+"""Receives the progress of a job: the part that is done and what is going on, or that it failed."""
 
 Execute = Callable[[Sequence[Job], Callable[[int, Message], None]], None]
 """Does jobs, and calls ``receive(number of the job, message)`` as they go."""
@@ -121,7 +121,7 @@ def perform(job: Job, progress: Progress) -> None:
 
     Args:
         job: what to do.
-        progress: told how far it is.
+        progress: called with the part that is done, and a line.
 
     Raises:
         DirectoryInUseError: another process is at it.
@@ -250,7 +250,7 @@ def run_all(
     Args:
         runs: ``{run directory: its experiment}``.
         execute: what does the jobs.
-        progress: told how far it is.
+        progress: called with the part that is done, and a line.
         weights: ``{name of a run's directory: its expected part of the time}``; 1 where it isn't known.
 
     Returns:
@@ -324,7 +324,7 @@ def run(
     Args:
         experiment: what to run.
         out: the run directory; created if missing.
-        progress: told how far it is.
+        progress: called with the part that is done, and a line.
         processes: how many units at a time, each in a process of its own.
 
     Returns:

@@ -93,7 +93,7 @@ def run_reproduction(
     Args:
         plan: what to run.
         out: the directory that holds the run directories; created if missing.
-        progress: told how far it is.
+        progress: called with the part that is done, and a line.
         execute: what does the jobs; None does them here.
         weights: ``{name of a run: its expected part of the time}``, for the progress and the order; 1 where it isn't
             known.
