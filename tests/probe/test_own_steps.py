@@ -40,6 +40,11 @@ def net():
     return nn.Sequential(*layers).double().train()
 
 
+def told(probe):
+    """The records of steps that were measured on their own batches: others have only the edge."""
+    return [record for record in probe.step_records if record["batch_loss"] is not None]
+
+
 def attached(model, optimizer, loss=loss_fn, **settings):
     given = {"every": 10**9, "max_overhead": None, "quiet": True, "directions": {}, "steps": 20, **settings}
     dtype = next(model.parameters()).dtype
@@ -309,7 +314,7 @@ def test_what_cannot_be_known_is_said_once_and_not_recorded(caplog, capsys):
             with probe.batch(other):
                 loss_fn(model, batch).backward()
             optimizer.step()
-    assert probe.step_records == []
+    assert told(probe) == []
     assert ["another gradient than the one that made the step" in text for text in caplog.messages] == [True]
 
 
@@ -340,7 +345,7 @@ def test_a_training_that_comes_to_do_something_else_is_noticed(change):
             with probe.batch(batch):
                 backward(model, batch) if step > 3 else loss_fn(model, batch).backward()
             optimizer.step()
-    assert [r["step"] for r in probe.step_records] == list(range(1, last + 1))
+    assert [r["step"] for r in told(probe)] == list(range(1, last + 1))
 
 
 @pytest.mark.parametrize("after", [True, False])
@@ -369,7 +374,7 @@ def test_without_a_batch_it_is_said_what_to_do(capsys):
             optimizer.zero_grad()
             loss_fn(model, batch).backward()
             optimizer.step()
-    assert probe.step_records == []
+    assert told(probe) == []
     assert capsys.readouterr().err.count("compute the loss by `probe.loss_fn(model, batch)`") == 1
 
 
@@ -382,7 +387,7 @@ def test_an_iterator_can_not_be_read_twice(capsys):
                 optimizer.zero_grad()
                 loss_fn(model, batch).backward()
                 optimizer.step()
-    assert probe.step_records == []
+    assert told(probe) == []
     assert "the batch is an iterator, which can't be read twice" in capsys.readouterr().err
 
 
@@ -628,8 +633,9 @@ def test_a_full_measurement_says_how_far_the_step_is_from_the_edge_of_the_evalua
             optimizer.step()
     own = {r["step"]: r for r in probe.records if r["direction"] == "own SGD"}
     edges = {r["step"]: r["edges"]["evaluation"] for r in probe.step_records if r["edges"]}
-    assert set(edges) == set(own) == {2, 4}
-    for step, found in edges.items():
+    assert set(own) == {2, 4}
+    for step in own:
+        found = edges[step]
         assert found["loss"] == pytest.approx(own[step]["loss"])
         assert found["realized_change"] == pytest.approx(own[step]["lr_loss"] - own[step]["loss"])
         assert found["predicted_change"] == pytest.approx(own[step]["slope"] * own[step]["norm"])

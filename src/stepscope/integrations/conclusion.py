@@ -37,7 +37,8 @@ def conclude(probe: Probe, *, quiet: bool = False) -> None:
 
 
 def _measured(probe: Probe) -> str:
-    own, compared = (len({record["step"] for record in records}) for records in (probe.step_records, probe.records))
+    told = [record for record in probe.step_records if record["batch_loss"] is not None]  # others have only the edge
+    own, compared = (len({record["step"] for record in records}) for records in (told, probe.records))
     return (
         f"of {probe.step} steps, {own} measured on their own batches, and {compared} beside others on {probe.source}; "
         f"it took {probe.overhead:.1%} of the training's time"

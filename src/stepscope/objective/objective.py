@@ -29,7 +29,7 @@ from stepscope.objective.loss_calls import (
     scalar,
     without_communication,
 )
-from stepscope.objective.measurable import HALF, Measurable, measurable, measured_dtype
+from stepscope.objective.measurable import HALF, Measurable, is_compiled, measurable, measured_dtype
 from stepscope.objective.memory_budget import MemoryPlan, PeakMemory, within
 from stepscope.objective.process_group import Ranks, checksum, number_of
 from stepscope.objective.randomness import random_state, seed_everything
@@ -286,6 +286,10 @@ class Objective:
     def modules(self) -> dict[str, nn.Module]:
         """All modules that the loss is known to reach, the model's among them, by the path that leads to them."""
         return State(self._roots()).modules
+
+    def is_compiled(self) -> bool:
+        """Whether some of the code that the loss reaches is compiled: another mode or dtype compiles it anew."""
+        return is_compiled(State(self._roots()))
 
     def _roots(self) -> dict[str, Any]:
         return {"model": self.model, "loss_fn": self.loss_fn, **self._reached}

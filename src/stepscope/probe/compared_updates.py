@@ -177,6 +177,25 @@ class ComparedUpdates:
             updates |= (self._followers or PseudoUpdates(held, self.others)).peek(dense)
         return self._moving(updates, dense)
 
+    def own_update(self, trainable: Mapping[str, nn.Parameter]) -> Direction:
+        """The update that the optimizer itself would make of the gradients that are on the parameters.
+
+        Raises:
+            NoUpdateError: there is no gradient, or it wouldn't move.
+            UsageError: its update isn't finite, or can't be known in advance.
+        """
+        held = self.held(trainable)
+        given, _ = self._gradients(held)
+        if not given:
+            raise NoUpdateError("no parameter has a gradient")
+        update = self._own_update(held, given)
+        length = vectors.norm(update)
+        if not math.isfinite(length):
+            raise UsageError("the optimizer's own update is infinite or NaN")
+        if length == 0:
+            raise NoUpdateError("the optimizer wouldn't move")
+        return update
+
     def decay(self, trainable: Mapping[str, nn.Parameter]) -> Direction | None:
         """The part of the optimizer's own update that weight decay makes; ``None`` where it can't be told apart."""
         return decay_part(self._optimizers, self.held(trainable))

@@ -170,6 +170,11 @@ class Measurer:
         """How many steps of the training the first measurement takes, roughly, before anything is timed."""
         return len(self.batches) * (12 + 6 * self._compared.count)
 
+    @property
+    def steps_of_edge(self) -> float:
+        """The same of the first `edge`."""
+        return 4 * len(self.batches)
+
     def measured(self, updates: dict[str, Direction], within_layers: bool = False) -> dict[str, Measurement]:
         """Measures updates, which are emptied: each becomes its unit direction, and two copies of a model are many."""
         check, objective = self.check, self.objective
@@ -187,15 +192,15 @@ class Measurer:
         self._warn_of_another_gradient(measurements)
         return measurements
 
-    def edge(self, step: Direction, measurement: Measurement, decay: Direction | None) -> RecordedEdge:
+    def edge(self, step: Direction, measurement: Measurement | None, decay: Direction | None) -> RecordedEdge:
         """How far an update is from where it would raise the loss of the evaluation batches.
 
         Args:
             step: the update.
-            measurement: of the same, for its slope.
+            measurement: of the same, for its slope; ``None`` where there is none.
             decay: the part of it that weight decay makes, where that is known.
         """
-        slope = measurement.slope * measurement.norm
+        slope = None if measurement is None else measurement.slope * measurement.norm
         return RecordedEdge(**edge(self.objective, step, slope=slope, decay=decay).record())
 
     def context(self) -> dict[str, Any]:

@@ -76,7 +76,7 @@ class OwnSteps:
             parameters: gives those that it will move.
         """
         self._parameters = parameters
-        if self._is_on and self._schedule.is_due(step):
+        if self.is_on and self._schedule.is_due(step):
             try:
                 self._watch.begin(parameters())
             except Exception as error:
@@ -88,7 +88,8 @@ class OwnSteps:
         return self._watch.is_on
 
     @property
-    def _is_on(self) -> bool:
+    def is_on(self) -> bool:
+        """Whether steps of this training are measured, as far as is known."""
         return self._failures < _MAX_FAILURES and not self._measure.refusal
 
     def before(self, step: int, parameters: Callable[[], Mapping[str, nn.Parameter]]) -> None:

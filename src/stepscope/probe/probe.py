@@ -36,6 +36,7 @@ from stepscope.objective import (
 from stepscope.objective.replay import Replay
 from stepscope.probe.compared_updates import ComparedUpdates, NoUpdateError
 from stepscope.probe.measurer import Measurer
+from stepscope.probe.own_edges import EdgeSchedule, OwnEdges
 from stepscope.probe.own_steps import OwnSteps
 from stepscope.probe.recorder import Recorder
 from stepscope.probe.run_directories import open_run
@@ -165,11 +166,14 @@ class Probe:
             cost_in_steps=self._measurer.steps_of_first,
             first=step + 1,
         )
+        own = StepSchedule(self._schedule, steps, step + 1)
         self._own_steps = OwnSteps(
             BatchWatch(model), StepMeter(Replay(model, loss_fn, modules)),
-            StepSchedule(self._schedule, steps, step + 1), self._compared.name, lambda: self._compared.groups,
+            own, self._compared.name, lambda: self._compared.groups,
             lambda text: None if quiet else print(f"stepscope: {text}", file=sys.stderr),
         )  # fmt: skip
+        edges = EdgeSchedule(self._schedule, own, step + 1, self._measurer.steps_of_edge)
+        self._own_edges = OwnEdges(edges, self._measurer, self._compared)
         run = None
         if run_dir is not None:
             run = open_run(run_dir, self._configuration(), self._context(), step=step, overwrite=overwrite, quiet=quiet)
@@ -203,7 +207,7 @@ class Probe:
 
     @property
     def step_records(self) -> list[dict[str, Any]]:
-        """The optimizer's own steps that were measured on the batches that made them, as `steps.jsonl` has them."""
+        """The optimizer's own steps, on the batches that made them or to the edge, as `steps.jsonl` has them."""
         return [record.as_json() for record in self._recorder.steps]
 
     def loss_fn(self, model: nn.Module, batch: Any) -> Tensor:
@@ -377,6 +381,11 @@ class Probe:
                 if not self._quiet and (turn.plan == "measure" or self._schedule.step_seconds is not None):
                     self._quiet = True
                     self._announce()
+                edge_is_due = (
+                    not self._off
+                    and (self._own_steps.is_due or not self._own_steps.is_on)
+                    and self._own_edges.is_due(self.step)
+                )
                 if self._own_steps.is_due:
                     self._look_at_own_step(turn)
                 if self._off:
@@ -385,6 +394,10 @@ class Probe:
                 self._recorder.keep_waiting()  # the step before was not made
                 if turn.plan != "pass" and not self._measurer.is_ready:
                     self._prepare_in(turn)
+                if turn.plan == "measure":
+                    self._own_edges.passed(self.step)
+                elif edge_is_due:
+                    self._look_at_own_edge(turn)
                 if turn.plan == "pass":
                     self._compared.lose()
                 else:
@@ -401,6 +414,14 @@ class Probe:
         turn.settle()
         with turn.aside():
             self._own_steps.before(self.step, self._held)
+
+    def _look_at_own_edge(self, turn: Turn) -> None:
+        _synchronize(self._held())
+        turn.settle()
+        with turn.aside(), held(), random_state():
+            if (found := self._own_edges.measured(self.step)) is not None:
+                self._expected, self._edges = ExpectedStep(self._held(), found[0]), {"evaluation": found[1]}
+            _synchronize(self._held())
 
     def _prepare_in(self, turn: Turn) -> None:
         _synchronize(self._held())
@@ -425,7 +446,7 @@ class Probe:
 
     def _after_step(self, _: Optimizer, entered: float) -> None:
         """The step has been made: was it the one that was measured?"""
-        if self._recorder.waiting:
+        if self._recorder.waiting or self._expected is not None:
             try:
                 self._compare_with_made()
                 self._recorder.keep_waiting()

@@ -106,7 +106,7 @@ def facts_of_training(training: Training) -> dict[str, Any]:
         "step": last and last.step,
         "length": next((step.steps for step in reversed(training.steps) if step.steps is not None), None),
         "batch_loss": losses[-1] if losses else None,
-        "steps_measured": len(training.steps),
+        "steps_measured": sum(step.batch_loss is not None for step in training.steps),
         "full_measurements": len({record.key[:3] for record in training.directions}),
         "measured_on": source.get("title") or source.get("name") if isinstance(source, dict) else str(source),
         "seconds_measuring": math.fsum(record.seconds or 0.0 for record in records),
