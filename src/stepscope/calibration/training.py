@@ -101,7 +101,8 @@ def train(job: Job, attach: Attach) -> TrainingRecord:
     losses = []
     ends = {math.ceil(part * task.steps) for part in _ENDS}
     generator = torch.Generator().manual_seed(curve.seed)
-    with attach(model, optimizers, loss_fn, held_out, task.steps) as attached:
+    one = task.batch(True, torch.Generator().manual_seed(778), 1)  # edges on it are measured too, and not needed
+    with attach(model, optimizers, loss_fn, one, task.steps) as attached:
         for step in range(1, task.steps + 1):
             batch = task.batch(False, generator, curve.batch_size)
             _set_rates(optimizers, peaks, part_of_peak(curve.schedule, step, task.steps))
@@ -118,7 +119,8 @@ def train(job: Job, attach: Attach) -> TrainingRecord:
                 break
             if step in ends:
                 losses.append(_held_out_loss(model, task, held_out))
-        probed = tuple(_condensed(StepRecord.from_json(record), peaks) for record in attached.step_records)
+        records = [StepRecord.from_json(record) for record in attached.step_records]
+        probed = tuple(_condensed(record, peaks) for record in records if record.batch_loss is not None)
     final = sum(losses) / len(losses)
     return TrainingRecord(
         **vars(curve), rate=job.rate, parameters=sum(p.numel() for p in model.parameters()), steps=task.steps,
