@@ -195,5 +195,5 @@ except SystemExit as stop:
     done = in_a_fresh_process(code)
     assert (done.stdout, done.stderr) == (
         "2\n",
-        "stepscope demo: error: rich is not installed: pip install 'stepscope[cli]'\n",
+        "stepscope demo: error: rich is not installed: pip install 'stepscope[paper]'\n",
     )
