@@ -14,15 +14,18 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from importlib import metadata
+from itertools import islice
 from typing import Any
 
 import torch
 
 from environment import environment
-from measure import MARK, Case, Row
+from measure import DEMO, MARK, Case, Row
 from models import Direction, Workload, batch, loss, workload
 from products import DISTRIBUTIONS, WAYS, differentiable, negative_directions, reference
 from stepscope import Objective, Probe, measure
+from stepscope.paper.experiments.trajectory import demonstration
+from stepscope.paper.tasks.translation import translation
 
 NEVER = 10**9
 Work = Callable[[], Any]
@@ -195,10 +198,14 @@ def memory(case: Case) -> list[Row]:
 
 def training(case: Case) -> tuple[Any, Any, Work]:
     """A workload, its optimizer, and a function that makes one step on a random batch and gives the loss."""
-    work = workload(case.model, case.width, case.length, case.examples)
-    device = next(work.model.parameters()).device.type
+    if case.model == DEMO:
+        task = translation(demonstration().task)
+        work, batches = Workload(task.model, list(task.eval_batches), {}), list(islice(task.training_batches(), 50))
+    else:
+        work = workload(case.model, case.width, case.length, case.examples)
+        device = next(work.model.parameters()).device.type
+        batches = [batch(case.model, 2 * case.examples, case.length, device) for _ in range(50)]
     optimizer = torch.optim.AdamW(work.model.parameters(), lr=1e-3)
-    batches = [batch(case.model, 2 * case.examples, case.length, device) for _ in range(50)]
     made = 0
 
     def step() -> float:
@@ -242,13 +249,17 @@ def probe(case: Case) -> list[Row]:
 
 
 def overhead(case: Case) -> list[Row]:
-    """A row: the time that a probe with a limit, and defaults otherwise, added to a training."""
+    """A row: the time that a probe with a limit, and defaults otherwise, added to a training.
+
+    Of the section "own steps", one that makes no full measurements and knows how long the training is.
+    """
+    alone = {"every": NEVER, "steps": case.steps} if case.section == "own steps" else {}
     _, _, plain_step = training(case)
     work, optimizer, probed_step = training(case)
     for _ in range(10):  # the first ones are slower
         plain_step(), probed_step()
     started = clock()
-    watching = Probe(work.model, optimizer, loss, work.batches, max_overhead=case.limit, quiet=True)
+    watching = Probe(work.model, optimizer, loss, work.batches, max_overhead=case.limit, quiet=True, **alone)
     probed, plain = clock() - started, 0.0
     for number in range(case.steps):
         for with_probe in (number % 2 == 0, number % 2 != 0):
@@ -267,6 +278,8 @@ def overhead(case: Case) -> list[Row]:
             "overhead": probed / plain - 1,
             "measured_at": sorted({record["step"] for record in watching.records}),
             "directions": len(watching.records),
+            "on_own_batches": sum(record["batch_loss"] is not None for record in watching.step_records),
+            "edges": sum(record["edges"] is not None for record in watching.step_records),
             "same_last_loss": plain_loss == probed_loss,
         }
     ]
@@ -280,6 +293,7 @@ SECTIONS: dict[str, Callable[[Case], list[Row]]] = {
     "memory": memory,
     "probe": probe,
     "overhead": overhead,
+    "own steps": overhead,
 }
 
 

@@ -24,6 +24,7 @@ One process measures this source, and another the source of `--against`, a case 
     memory       peak memory of each way on one transformer
     probe        attaching, a measurement and an idle step of a probe at its defaults, in steps of the training
     overhead     two trainings in turn, one with a probe that has a limit
+    own steps    the same on the demo's task, without full measurements, for trainings of three lengths
 
 Results, with the environment, go to benchmarks/performance.json; `python benchmarks/tables.py` writes them into
 docs/performance.md. The packages are those of benchmarks/requirements-peers.txt (`make performance` installs them in an
@@ -50,7 +51,8 @@ HERE = Path(__file__).parent
 SOURCE = HERE.parent / "src"
 RESULTS = HERE / "performance.json"
 OWN = ("measure", "measure, uᵀHu < 0", "full")
-SECTIONS = ("models", "sequence", "directions", "parameters", "memory", "probe", "overhead")
+SECTIONS = ("models", "sequence", "directions", "parameters", "memory", "probe", "overhead", "own steps")
+DEMO = "the demo's T5"
 PEERS = ("vhp loop", "curvlinops", "PyHessian", "hessian-eigenthings", "BackPACK")
 MARK = "result: "
 Row = dict[str, Any]
@@ -104,6 +106,7 @@ def cases() -> list[Case]:
         Case("memory", "GPT-2", width=640, ways=PEERS[1:], directions=4),
         *(Case("probe", model, rounds=3) for model in ("T5", "GPT-2", "ResNet")),
         Case("overhead", "GPT-2", width=32, steps=10_000),
+        *(Case("own steps", DEMO, steps=steps) for steps in (300, 1_000, 2_000)),
     ]
 
 
@@ -116,6 +119,8 @@ def quick_cases() -> list[Case]:
         if case.section in ("directions", "memory") and (case.directions or 0) > 4:
             continue
         if case.section in ("sequence", "probe") and case.model not in ("GPT-2", "ResNet"):
+            continue
+        if case.section == "own steps" and case.steps > 300:
             continue
         width = min(case.width, 64 if case.section != "parameters" else 128)
         shorter.append(replace(case, width=width, rounds=1, steps=min(case.steps, 400), limit=10 * case.limit))
@@ -205,8 +210,8 @@ def described(row: Row) -> str:
         return f"{start}: {row['times']:.2f} times forward and backward"
     if "overhead" in row:
         same = "is the same" if row["same_last_loss"] else "DIFFERS"
-        count = len(row["measured_at"])
-        return f"{start}: {row['overhead']:+.2%} at {row['limit']:.0%}, {count} measurements, the training {same}"
+        counts = f"{len(row['measured_at'])} measurements, {row['on_own_batches']} of steps, {row['edges']} of edges"
+        return f"{start}: {row['overhead']:+.2%} at {row['limit']:.0%}, {counts}, the training {same}"
     parts = ", ".join(f"{name} {row[name]['median']:.3g}" for name in ("attach", "measure", "idle"))
     return f"{start}: in training steps {parts}"
 

@@ -18,6 +18,7 @@ def performance(stored: dict[str, Any]) -> dict[str, str]:
         "memory": lambda rows: by_way(rows, lambda row: f"K = {row['directions']}", times, with_count=False),
         "probe": probe,
         "overhead": overhead,
+        "own steps": own_steps,
     }
     made = {name: f"Not measured: `python benchmarks/measure.py --sections {name}`." for name in tables}
     for name, section in stored.items():
@@ -106,6 +107,23 @@ def overhead(rows: list[Row]) -> str:
         for row in rows
     ]
     heads = ["training", "steps", "limit", "measured overhead", "in full", "same as without a probe"]
+    return markdown(heads, lines)
+
+
+def own_steps(rows: list[Row]) -> str:
+    """A line for each length."""
+    lines = [
+        [
+            f"{row['model']}, {millions(row)}{row.get('label', '')}",
+            f"{row['steps']:,}",
+            str(row["on_own_batches"]),
+            str(row["edges"]),
+            f"{row['overhead']:.2%}",
+            "yes" if row["same_last_loss"] else "**no**",
+        ]
+        for row in rows
+    ]
+    heads = ["training", "steps", "on their own batches", "edges", "measured overhead", "same as without a probe"]
     return markdown(heads, lines)
 
 
