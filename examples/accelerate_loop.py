@@ -24,6 +24,7 @@ loader = torch.utils.data.DataLoader(data(0), batch_size=32, shuffle=True)
 held_out = torch.utils.data.DataLoader(data(1), batch_size=64)
 model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
 
+# log=accelerator.log would send the numbers to its trackers, too.
 probe = stepscope.Probe(model, optimizer, loss_fn, held_out, every=16, max_overhead=None, steps=32, quiet=True)
 for _ in range(8):
     for batch in loader:

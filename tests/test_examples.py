@@ -68,6 +68,9 @@ def test_it_runs(name, tmp_path, monkeypatch, capsys):
         assert [name for name, *_ in rows] == ["adam"] * 4 + ["muon"] * 4
         for _, whole, within, between in rows:
             assert float(within) + float(between) == pytest.approx(float(whole), abs=2e-4)
+    elif name == "trackers.py":  # without a name it prints what it would log
+        assert re.findall(r"'stepscope/own Adam/sharpness': .* (\d+)$", printed, re.MULTILINE) == ["20", "40", "60"]
+        assert "stepscope/critical_multiple" in printed
     else:
         values = re.findall(r"(?:sharpness|uᵀHu =) (-?\d[\d.e-]*)", printed)
         assert len(values) >= 3

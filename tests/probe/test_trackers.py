@@ -44,6 +44,44 @@ def test_each_kind_of_tracker_gets_the_same():
         as_log(3)
 
 
+class WandbRun:
+    """As wandb's: what comes with a step below the last row's is dropped, and a row ends when it is committed."""
+
+    def __init__(self):
+        self.step, self.rows, self.drawn_over = 0, {}, {}
+
+    def define_metric(self, name, step_metric=None, hidden=None):
+        self.drawn_over[name] = step_metric
+
+    def log(self, values, step=None, commit=None):
+        if step is not None and step < self.step:
+            return
+        self.step = self.step if step is None else step
+        self.rows.setdefault(self.step, {}).update(values)
+        if commit or (commit is None and step is None):
+            self.step += 1
+
+
+@pytest.mark.parametrize("own_step", [None, 0, 1])
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_run_of_wandb_keeps_what_the_loop_logs(own_step, every):
+    """Whether it counts its steps from 0, from 1 or not at all, at each step or now and then."""
+    run = WandbRun()
+    log = as_log(run.log)
+    for step in range(1, 10):
+        log({"stepscope/batch_loss": step + 0.5}, step)
+        log({"stepscope/trust_ratio": step + 0.25}, step)
+        if step % every == 0:
+            run.log({"loss": step}, **({} if own_step is None else {"step": step - 1 + own_step}))
+    assert [row["loss"] for row in run.rows.values() if "loss" in row] == [*range(every, 10, every)]
+    logged = {row["stepscope/step"]: row for row in run.rows.values() if "stepscope/step" in row}
+    assert [*logged] == [*range(1, 10)]
+    assert all(
+        (row["stepscope/batch_loss"], row["stepscope/trust_ratio"]) == (n + 0.5, n + 0.25) for n, row in logged.items()
+    )
+    assert run.drawn_over["stepscope/*"] == "stepscope/step"
+
+
 def test_a_step_has_fixed_names_and_only_finite_numbers():
     edge = RecordedEdge(loss=2.0, multiples=(0.0,), losses=(2.0,), critical_multiple=1.5)
     assert values_of_step(STEP) == VALUES

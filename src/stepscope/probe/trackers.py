@@ -16,6 +16,8 @@ Log = Callable[[Mapping[str, float], int], None]
 
 _LOGGED = ("sharpness", "correlation", "best_step", "best_decrease", "lr_step", "overshoot")
 
+_STEP = "stepscope/step"
+
 _logger = logging.getLogger("stepscope")
 
 
@@ -23,9 +25,9 @@ def as_log(tracker: Any) -> Log:
     """One function for every tracker; a tracker that fails is said so once, and never stops training.
 
     Args:
-        tracker: a function of ``(values, step)`` such as ``wandb.log`` or ``trackio.log``, an object with
-            ``add_scalar`` such as TensorBoard's ``SummaryWriter``, an object with ``log(values, step=step)`` such as an
-            Accelerate tracker, or ``None`` for none.
+        tracker: a function of ``(values, step)`` such as ``trackio.log``, ``mlflow.log_metrics`` or the ``log`` of an
+            `accelerate.Accelerator`; an object with ``add_scalar`` such as TensorBoard's ``SummaryWriter``; an object
+            with ``log(values, step=step)``; a run of wandb, whose rows stay the loop's own; or ``None`` for none.
 
     Raises:
         UsageError: it is none of these.
@@ -38,7 +40,11 @@ def as_log(tracker: Any) -> Log:
     """
     if tracker is None:
         return lambda *_: None
-    if hasattr(tracker, "add_scalar"):
+    owner = getattr(tracker, "__self__", tracker)
+    send: Log
+    if hasattr(owner, "define_metric"):
+        send = _WandbRows(owner)
+    elif hasattr(tracker, "add_scalar"):
 
         def send(values: Mapping[str, float], step: int) -> None:
             for name, value in values.items():
@@ -91,6 +97,28 @@ def values_of_step(record: StepRecord) -> dict[str, float]:
     if edge := (record.edges or {}).get("evaluation"):
         values["critical_multiple"] = edge.critical_multiple
     return {f"stepscope/{name}": v for name, v in values.items() if v is not None and math.isfinite(v)}
+
+
+class _WandbRows:
+    """Adds values to the row that a run of wandb is at, as the user's own calls make rows.
+
+    A run drops whatever comes with a step below that of its last row. Rows with the steps of a probe, counted from 1,
+    would so lose a loop its own values where it counts from 0 or by epochs. Here the step is a value, which wandb draws
+    the others over; a row is ended only where it holds a step already, and the loop has ended none since.
+    """
+
+    def __init__(self, run: Any) -> None:
+        self._run = run
+        self._begun: tuple[int, int] | None = None  # the row and the step that was last written to it
+
+    def __call__(self, values: Mapping[str, float], step: int) -> None:
+        if self._begun is None:
+            self._run.define_metric(_STEP, hidden=True)
+            self._run.define_metric("stepscope/*", step_metric=_STEP)
+        elif self._begun[0] == self._run.step and self._begun[1] != step:
+            self._run.log({}, commit=True)
+        self._run.log({**values, _STEP: step}, commit=False)
+        self._begun = self._run.step, step
 
 
 class _Guarded:
