@@ -129,7 +129,8 @@ class Clock:
 def scheduled(monkeypatch, *, length, known, cost, full=1e9, limit=0.05, own_cost=0.0):
     """The steps that are measured where a step takes a second, and the part of the time that they take.
 
-    With ``own_cost`` steps are measured on their own batches beside; then also how many, where the rate is judged.
+    With ``own_cost`` steps are measured on their own batches beside: then it is the part of both, and how many of these
+    lie where the rate is judged is a third.
     """
     clock = Clock()
     monkeypatch.setattr(module, "time", clock)
@@ -149,7 +150,7 @@ def scheduled(monkeypatch, *, length, known, cost, full=1e9, limit=0.05, own_cos
             steps.made(step, cost)
             measured.append(step)
     if own_cost:
-        return measured, len(measured) * cost / length, judged
+        return measured, schedule.overhead, judged
     return measured, len(measured) * cost / length
 
 
@@ -168,13 +169,13 @@ def test_of_an_unknown_length_they_take_little(monkeypatch):
     assert part <= 0.005
 
 
-@pytest.mark.parametrize(("length", "least"), [(300, 0), (600, 1), (1500, 3), (10_000, 10)])
-def test_the_steps_that_the_rate_is_judged_by_come_first(monkeypatch, length, least):
+@pytest.mark.parametrize(("length", "least"), [(300, 0), (2000, 1), (3000, 5), (10_000, 10)])
+def test_the_steps_that_the_rate_is_judged_by_come_first_and_all_take_two_percent(monkeypatch, length, least):
     *_, alone = scheduled(monkeypatch, length=length, known=True, cost=1e9, own_cost=1.0)
     edges, part, beside = scheduled(monkeypatch, length=length, known=True, cost=3.0, own_cost=1.0)
     assert beside >= alone - 1
     assert len(edges) >= least
-    assert part <= 0.02
+    assert part <= (0.02 if edges else 0.05)
 
 
 def test_where_full_measurements_are_within_reach_they_take_little(monkeypatch):

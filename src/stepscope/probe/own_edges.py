@@ -1,8 +1,8 @@
 """How far the optimizer's own step is from the edge, from losses alone: also where no full measurement is afforded.
 
 A full measurement says it too. Where one is within reach little is spent on others; a training too short for any can
-have critical multiples all the same. The verdict on the rate comes first: what the steps that it counts will cost isn't
-spent on edges. They are measured at steps that are measured on their own batches, where those are
+have critical multiples all the same. The verdict on the rate comes first: what the steps on their own batches will cost
+isn't spent on edges. They are measured at the same steps, where these are
 known: what a step does to its batch and what it does to other examples tell noise from a step that is too long.
 """
 
@@ -23,8 +23,8 @@ from stepscope.runs import RecordedEdge
 _logger = logging.getLogger("stepscope")
 
 SHARE, SHARE_BESIDE = 0.4, 0.1
-"""The part of the limit that they may take, 2% of a training by default; beside full measurements, and in a training of
-unknown length, 0.5%."""
+"""The part of the limit that they may take together with the steps on their own batches, 2% of a training by default;
+and alone, beside full measurements and in a training of unknown length, 0.5%."""
 
 MOST, FEWEST = 20, 5
 """So many are wanted in a training, and so many made where the limit allows fewer, in the time that is spent anyway."""
@@ -90,9 +90,11 @@ class EdgeSchedule:
         cost = self._cost or self._cost_in_steps * seconds
         length = max(SHORTEST if self._steps is None else self._steps, step) - self._first + 1
         budget = limit * seconds * length
-        share = SHARE_BESIDE if self._steps is None or self._schedule.cost <= budget / 2 else SHARE
         spent = self._schedule.spent + self._own.reserve(step)
-        earned = min(share * budget - self._spent, budget - spent)
+        if self._steps is None or self._schedule.cost <= budget / 2:
+            earned = min(SHARE_BESIDE * budget - self._spent, budget - spent)
+        else:  # nothing else is measured
+            earned = SHARE * budget - spent
         anyway = SECONDS_ANYWAY - spent
         return max(earned / cost, min(anyway / cost, FEWEST - self._made))
 

@@ -13,8 +13,7 @@ import math
 from stepscope.errors import UsageError
 from stepscope.probe.schedule import Schedule
 
-JUDGED_UP_TO = 0.30
-PHASES = ((0.03, 2), (JUDGED_UP_TO, 20), (0.50, 5), (1.0, 5))
+PHASES = ((0.03, 2), (0.30, 20), (0.50, 5), (1.0, 5))
 """Up to which part of the training how many measurements are wanted."""
 
 DENSEST, SPARSEST = 1.12, 1.5
@@ -80,10 +79,8 @@ class StepSchedule:
         return f"from step {self._next}{length}"
 
     def reserve(self, step: int) -> float:
-        """Seconds that what is still wanted where the rate is judged will take: nothing else is to spend them."""
-        if self.steps is None:
-            return 0.0
-        return self._cost * sum(count for end, count in self._left(step) if end <= JUDGED_UP_TO * self.steps)
+        """Seconds that what is still wanted will take: nothing else is to spend them."""
+        return 0.0 if self.steps is None else self._cost * sum(count for _, count in self._left(step))
 
     def _affordable(self, step: int) -> float:
         """How many measurements can be made in the rest of the training."""
