@@ -332,7 +332,7 @@ def test_a_long_training_has_a_page_of_less_than_two_megabytes():
             records.append(replace(each, direction=direction, landscape=curve, layers=layers, within_layer=1.0))
     assert len(records) == 1200
     page = render_report({"configuration": CONFIGURATION, "context": CONTEXT}, records, steps_of(300, length=1000))
-    assert len(page.encode()) < 2_000_000
+    assert len(page.encode()) < 1_700_000, "and there is room for more"
 
 
 def test_a_probes_page_begins_with_what_was_trained_and_explains_no_more_than_it_has(tmp_path):

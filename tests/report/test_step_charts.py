@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from chart_rows import unfolded
 from stepscope.errors import UsageError
 from stepscope.report import step_charts
 from stepscope.report.axes import magnitude_axis, powers_of_ten
@@ -27,16 +28,15 @@ def layers(chart):
     """Every layer's rows, a row a point, and encoding."""
     spec = chart.to_dict()
     parts = spec.get("layer", [spec])
-    return [(unfolded(spec["datasets"][part["data"]["name"]], part), part["encoding"]) for part in parts]
+    return [(rows_of(part, spec["datasets"]), part["encoding"]) for part in parts]
 
 
-def unfolded(rows, part):
-    lists = next((t["flatten"] for t in part.get("transform", []) if "flatten" in t and "part" not in t["flatten"]), [])
-    return [
-        {**row, **{name: row[name][place] for name in lists}}
-        for row in rows
-        for place in range(len(row[lists[0]]) if lists else 1)
-    ]
+def rows_of(part, datasets):
+    rows = datasets[part["data"]["name"]]
+    for transform in part.get("transform", []):
+        if "part" not in transform.get("flatten", ["part"]):  # not those of the model, which are calculated
+            rows = unfolded(rows, transform["flatten"])
+    return [*rows]
 
 
 def view(chart):
@@ -97,7 +97,7 @@ def test_a_landscape_is_relative_to_its_start_and_marked_at_its_minimum():
         *(("b", *point) for point in ((0.5, -0.5), (1.0, 1.0), (2.0, 2.0), (4.0, 3.0))),
         ("up", 1, 1),
     ]
-    found = {row["direction"]: (row["best_step"], row["best_decrease"]) for row in minima if "found" in row}
+    found = {row["direction"]: (row["best_step"], row["best_decrease"]) for row in minima if row["found"] == 1}
     assert found == {"a": (1.1, 1.2), "b": (0.5, 0.5)}
 
 

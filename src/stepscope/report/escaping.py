@@ -14,7 +14,8 @@ def script_json(value: Any) -> str:
         >>> script_json("</script>")
         '"\\u003c/script\\u003e"'
     """
-    text = json.dumps(value, allow_nan=False)  # ASCII, so U+2028 and lone surrogates are escapes too
+    # ASCII, so U+2028 and lone surrogates are escapes too.
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text

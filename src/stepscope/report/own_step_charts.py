@@ -17,7 +17,7 @@ from stepscope.report.figures import Figure
 from stepscope.report.looks import categories, symbols
 from stepscope.report.names import file_name
 from stepscope.report.run_top import rate_of
-from stepscope.report.vega import alt, finish, layered, plot, rule, tooltips
+from stepscope.report.vega import alt, finish, layered, plot, plot_folded, rule, tooltips
 from stepscope.runs import DirectionRecord, RecordedEdge, StepRecord, Training, is_own
 
 Rows = list[dict[str, Any]]
@@ -71,7 +71,7 @@ def critical_multiples(steps: Sequence[StepRecord]) -> alt.LayerChart:
     facts = tooltips("status", step="step", multiple="critical multiple", low="at least", high="at most")
     layers: list[alt.Chart] = [rule(y, multiple=1.0)]
     if points:
-        data = plot(points)
+        data = plot_folded(points, "step", "multiple", "low", "high")
         marks = alt.Shape(
             "status:N",
             title="",
@@ -158,7 +158,8 @@ def what_came_true(steps: Sequence[StepRecord]) -> alt.LayerChart:
             area.mark_rule(color=_INK, strokeWidth=2).encode(**across, y=alt.Y("ratio:Q")),
         ]
     filled = alt.FillOpacityValue(0, condition=[{"test": "datum.counted === 'yes'", "value": 1}])
-    marks = plot(points).mark_point(size=45, color=_INK, fill=_INK, opacity=1)
+    data = plot_folded(points, "step", "part", "change", "slope", "shown")
+    marks = data.mark_point(size=45, color=_INK, fill=_INK, opacity=1)
     layers.append(marks.encode(x, y=alt.Y("shown:Q"), fillOpacity=filled, tooltip=facts))
     notes = ["Filled: the steps that the verdict counts. Band: the 80% interval of their trust ratio."]
     if outside := sum(point["shown"] != point["part"] for point in points):
@@ -207,7 +208,7 @@ def losses(steps: Sequence[StepRecord], own: Sequence[DirectionRecord]) -> alt.L
         y = alt.Y("loss:Q", title="loss", scale=alt.Scale(zero=False))
     above = alt.Legend(orient="top", title=None)
     color, shape = categories("of:N", names, "", legend=above), symbols("of:N", names, "", legend=above)
-    data = plot(points)
+    data = plot_folded(points, "step", "loss")
     marks = data.mark_point(filled=True, size=26, opacity=1)
     layers = layered(
         data.mark_line(strokeWidth=1.4).encode(x, y, color),
@@ -257,7 +258,8 @@ def _over_rate(chart: alt.LayerChart, steps: Iterable[StepRecord], x: alt.X) -> 
     axis = alt.Axis(orient="right", grid=False, format="~g", tickCount=3, titleColor="#888")
     most = max(point["rate"] for point in rates) or 1.0
     y = alt.Y("rate:Q", title="learning rate (shaded)", axis=axis, scale=alt.Scale(domain=[0, 1.15 * most], nice=False))
-    area = plot(rates).mark_area(color="#888", opacity=0.14, line={"color": "#888", "opacity": 0.5, "strokeWidth": 1})
+    line = {"color": "#888", "opacity": 0.5, "strokeWidth": 1}
+    area = plot_folded(rates, "step", "rate").mark_area(color="#888", opacity=0.14, line=line)
     both: Any = layered(area.encode(x, y), chart)
     shared: alt.LayerChart = both.resolve_scale(y="independent")
     return shared

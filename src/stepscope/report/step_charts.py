@@ -155,7 +155,9 @@ def _landscape_layers(looks: Looks, shown: Sequence[_Landscape], x: alt.X, y: al
     """
     rows = [{**row, "color": looks[row["direction"]].color} for each in shown for row in each.lines]
     facts = looks.tooltip("status", "seed", best_step="best step", best_decrease="best decrease", sharpness="sharpness")
-    data = plot(rows).transform_filter("datum.step === step")
+    told = ("best_step", "best_decrease", "sharpness", "status")
+    data = plot_folded(rows, "step", "t", "change", "found", "slope", "from", *told)
+    data = data.transform_filter("datum.step === step")
     lines = data.transform_flatten(["t", "change"]).mark_line(clip=True, strokeWidth=2, interpolate="monotone")
     layers = [lines.encode(x, y, detail=alt.Detail("seed:N"), tooltip=facts, **looks.line()).add_params(looks.pick)]
     if any("from" in row for row in rows):
@@ -174,8 +176,8 @@ def _landscape_layers(looks: Looks, shown: Sequence[_Landscape], x: alt.X, y: al
         always = all(each.landings for each in shown)
         dots = plot(colored).transform_filter("datum.step === step")
         dots = dots.mark_point(filled=True, size=130, clip=True, aria=always)
-        told = looks.tooltip(t="length of its step", change="change of the loss")
-        layers.append(dots.encode(x, y=alt.Y("shown:Q"), tooltip=told, **looks.beside()))
+        landed = looks.tooltip(t="length of its step", change="change of the loss")
+        layers.append(dots.encode(x, y=alt.Y("shown:Q"), tooltip=landed, **looks.beside()))
     return layers
 
 
@@ -183,7 +185,7 @@ def _modelled(chart: alt.Chart) -> alt.Chart:
     """The points of second-order models, a line each, from their coefficients up to the first measured point."""
     between = "datum.from > 0 ? datum.from * pow(datum.t[0] / datum.from, datum.part) : datum.t[0] * datum.part"
     points: alt.Chart = (
-        chart.transform_filter("isValid(datum.from)")
+        chart.transform_filter("isNumber(datum.from)")
         .transform_calculate(part="sequence(13)")
         .transform_flatten(["part"])
         .transform_calculate(part="datum.part / 12")

@@ -17,6 +17,7 @@ from stepscope.cache import cache_directory
 from stepscope.errors import UsageError, require
 from stepscope.report.escaping import script_json, xml_text
 from stepscope.runs import write_atomically
+from stepscope.shown import NOTHING
 
 __all__ = [
     "alt",
@@ -59,7 +60,8 @@ def plot_folded(rows: Iterable[Mapping[str, Any]], *lists: str) -> alt.Chart:
     """The same, written compactly: what many rows share is written once, beside lists of what differs.
 
     Args:
-        rows: they may lack a field that is listed.
+        rows: they may lack a field that is listed. It then holds a word, which no axis takes for a number, and from
+            which the page knows that a tooltip has nothing to say of it: a null would be told as 0.
         lists: the fields that differ.
     """
     given = list(rows)
@@ -69,7 +71,7 @@ def plot_folded(rows: Iterable[Mapping[str, Any]], *lists: str) -> alt.Chart:
         rest = {name: value for name, value in row.items() if name not in present}
         group = groups.setdefault(tuple(rest.items()), {**rest, **{name: [] for name in present}})
         for name in present:
-            group[name].append(row.get(name))
+            group[name].append(row.get(name, NOTHING))
     chart = plot(groups.values())
     return chart.transform_flatten(list[Any](present)) if present else chart
 

@@ -100,9 +100,17 @@
     });
     if (result) {
       charts.push({ ...result, panel });
+      const tell = result.view.tooltip();
+      result.view.tooltip((handler, event, item, value) => tell(handler, event, item, known(value)));
       place.querySelector("summary").setAttribute("aria-label", "Save the chart");
       if (picks(result)) follow(result.view);
     }
+  }
+
+  // A tooltip without the numbers that weren't measured.
+  function known(value) {
+    if (typeof value !== "object" || value === null) return value;
+    return Object.fromEntries(Object.entries(value).filter(([, text]) => text !== "NaN"));
   }
 
   function stepOf(panel) {
