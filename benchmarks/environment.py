@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from stepscope.runs.directory import versions
+from stepscope.runs import versions
 
 
 def environment() -> dict[str, Any]:

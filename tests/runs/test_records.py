@@ -238,7 +238,7 @@ def test_a_directory_made_in_vain_is_removed(tmp_path, monkeypatch):
     def full(path, content):
         raise UsageError("cannot write: No space left on device")
 
-    monkeypatch.setattr("stepscope.runs.directory.write_atomically", full)
+    monkeypatch.setattr("stepscope.runs.head.write_atomically", full)
     with pytest.raises(UsageError, match="No space"):
         RunDirectory.open(tmp_path / "a" / "b", Line, {})
     assert list(tmp_path.iterdir()) == []

@@ -8,20 +8,10 @@ from stepscope.runs.direction_record import (
     family,
     is_own,
 )
-from stepscope.runs.directory import (
-    MEASUREMENTS_FILE,
-    RUN_FILE,
-    STEPS_FILE,
-    DirectoryInUseError,
-    Head,
-    RunDirectory,
-    holds_measurements,
-    is_run,
-    read_head,
-    read_run,
-    read_steps,
-)
+from stepscope.runs.directory import DirectoryInUseError, RunDirectory
+from stepscope.runs.head import RUN_FILE, Head, is_run, read_head
 from stepscope.runs.parts import check_whole, gather, open_part, parts_of, read_whole
+from stepscope.runs.reading import MEASUREMENTS_FILE, STEPS_FILE, holds_measurements, read_run, read_steps
 from stepscope.runs.records import Record, latest
 from stepscope.runs.step_record import RecordedEdge, StepRecord
 from stepscope.runs.storage import plain, show, versions, write_atomically

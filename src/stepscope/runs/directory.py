@@ -10,156 +10,34 @@ Landscapes, of 10 to 25 numbers, are in the line; files beside the records are f
 from __future__ import annotations
 
 import contextlib
-import datetime
-import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Generic, Self
 
 from stepscope.errors import UsageError
-from stepscope.runs.records import AnyRecord, Record, latest
+from stepscope.runs.head import (
+    RUN_FILE,
+    Head,
+    continued,
+    create_or_continue,
+    merged,
+    read_run_file,
+    write_run_file,
+)
+from stepscope.runs.reading import MEASUREMENTS_FILE, STEPS_FILE, read_records
+from stepscope.runs.records import AnyRecord, Record
 from stepscope.runs.step_record import StepRecord
-from stepscope.runs.storage import BRIEF, brief, encode, lines_of, plain, reason, show, versions, write_atomically
+from stepscope.runs.storage import encode, plain, reason, show
 
-SCHEMA_VERSION = 2
-"""Version 1 had other names for some fields: see `Record.renamed`."""
-
-RUN_FILE = "run.json"
-MEASUREMENTS_FILE = "measurements.jsonl"
-STEPS_FILE = "steps.jsonl"
 LOCK_FILE = ".lock"
 PARTS_FOLDER = "parts"
 """Of a run that several processes make: see `stepscope.runs.parts`."""
 
-_ABSENT = object()
-
 
 class DirectoryInUseError(UsageError):
     """Another process writes to a run directory."""
-
-
-Head = dict[str, Any]
-"""The content of `run.json`: ``schema_version``, ``created``, ``configuration``, ``context``."""
-
-
-def read_run(
-    path: str | os.PathLike[str], record: type[AnyRecord] | Callable[[Head], type[AnyRecord]]
-) -> tuple[Head, list[AnyRecord]]:
-    """Reads a run directory without changing it, also while another process writes to it.
-
-    Args:
-        path: the run directory.
-        record: the type of its records, or what says it of the content of `run.json`.
-
-    Returns:
-        The content of `run.json`, and the records in the order in which they were measured (see `latest`). A torn last
-        line is left out.
-
-    Raises:
-        UsageError: it is no run directory, a newer stepscope wrote it, or it is damaged.
-    """
-    head = read_head(path)
-    kind: type[AnyRecord] = record if isinstance(record, type) else record(head)
-    records, _ = _read_records(Path(path) / MEASUREMENTS_FILE, kind)
-    return head, latest(records)
-
-
-def read_steps(path: str | os.PathLike[str]) -> list[StepRecord]:
-    """Reads what a run directory holds of the steps that were made, as `read_run` does its measurements.
-
-    Args:
-        path: the run directory.
-
-    Returns:
-        The records of `steps.jsonl` in order (see `latest`); none where there is no such file.
-
-    Raises:
-        UsageError: as `read_run`.
-    """
-    read_head(path)
-    records, _ = _read_records(Path(path) / STEPS_FILE, StepRecord)
-    return latest(records)
-
-
-def is_run(path: str | os.PathLike[str]) -> bool:
-    """Whether a directory is that of a run."""
-    try:
-        return (Path(path) / RUN_FILE).is_file()
-    except (OSError, ValueError):
-        return False
-
-
-def holds_measurements(path: str | os.PathLike[str]) -> bool:
-    """Whether a directory is that of a run in which something was measured."""
-    try:
-        return is_run(path) and any(file.stat().st_size for file in Path(path).glob("*.jsonl"))
-    except OSError:
-        return True  # what can't be looked at isn't taken for empty
-
-
-def read_head(path: str | os.PathLike[str]) -> Head:
-    """The content of a run directory's `run.json`.
-
-    Raises:
-        UsageError: as `read_run`.
-    """
-    directory = Path(path)
-    try:
-        directory.stat()
-        is_run = (directory / RUN_FILE).is_file()
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read {show(directory)}: {reason(error)}") from error
-    if not is_run:
-        raise UsageError(f"{show(directory)} is not a run directory: it has no {RUN_FILE}")
-    return _read_run_file(directory)
-
-
-def _read_run_file(directory: Path) -> Head:
-    file = directory / RUN_FILE
-    try:
-        run = json.loads(file.read_bytes())
-    except OSError as error:
-        raise UsageError(f"cannot read {show(file)}: {reason(error)}") from error
-    except ValueError as error:
-        raise UsageError(f"{show(file)} is damaged (not JSON): delete the directory and run again") from error
-    version = run.get("schema_version") if isinstance(run, dict) else None
-    if not isinstance(version, int) or not isinstance(run.get("configuration"), dict):
-        raise UsageError(f"{show(file)} was not written by stepscope: give another directory")
-    if version > SCHEMA_VERSION:
-        supported = f"this stepscope reads up to {SCHEMA_VERSION}"
-        raise UsageError(f"{show(file)} has schema version {version}, {supported}: upgrade stepscope")
-    if not isinstance(run.get("context"), dict):
-        run["context"] = {}
-    return dict(run)
-
-
-def _read_records(file: Path, kind: type[AnyRecord]) -> tuple[list[AnyRecord], int]:
-    """The whole records of a file, and the number of bytes that they take."""
-    try:
-        content = file.read_bytes()
-    except FileNotFoundError:
-        return [], 0
-    except OSError as error:
-        raise UsageError(f"cannot read {show(file)}: {reason(error)}") from error
-    records: list[AnyRecord] = []
-    whole = 0
-    for line_number, line in enumerate(lines_of(content), start=1):
-        try:
-            values = json.loads(line) if line.endswith(b"\n") else None
-        except ValueError:
-            values = None
-        if not isinstance(values, dict):
-            if whole + len(line) == len(content):
-                break  # the last line: a writer was stopped in the middle of it
-            raise UsageError(f"{show(file)}, line {line_number} is not a JSON object: repair or delete that line")
-        try:
-            records.append(kind.from_json(values))
-        except ValueError as error:
-            raise UsageError(f"{show(file)}, line {line_number}: {error}: repair or delete that line") from error
-        whole += len(line)
-    return records, whole
 
 
 class RunDirectory(Generic[AnyRecord]):
@@ -227,8 +105,8 @@ class RunDirectory(Generic[AnyRecord]):
             lock = _acquire(directory)
             if overwrite and (directory / RUN_FILE).exists():
                 _delete_run(directory)
-            run = _create_or_continue(directory, wanted, details)
-            records, whole = _read_records(directory / MEASUREMENTS_FILE, record)
+            run = create_or_continue(directory, wanted, details)
+            records, whole = read_records(directory / MEASUREMENTS_FILE, record)
             file = _open_for_append(directory / MEASUREMENTS_FILE, whole)
         except BaseException:
             if lock is not None:
@@ -261,7 +139,7 @@ class RunDirectory(Generic[AnyRecord]):
             if not os.access(directory, os.W_OK | os.X_OK):
                 raise UsageError(f"cannot write to {show(directory)}: permission denied")
             if (directory / RUN_FILE).exists():
-                return dict(_continued(directory, wanted)["context"])
+                return dict(continued(directory, wanted)["context"])
             return None
         finally:
             _remove_empty(made)
@@ -302,13 +180,13 @@ class RunDirectory(Generic[AnyRecord]):
     def _say(self, context: dict[str, Any]) -> None:
         if context != self.context:
             self.context = context
-            _write_run_file(self.path, _read_run_file(self.path) | {"context": context})
+            write_run_file(self.path, read_run_file(self.path) | {"context": context})
 
     def append_step(self, record: StepRecord) -> None:
         """Adds the record of a step to `steps.jsonl`, as `append` does."""
         if self._steps is None and not self._file.closed:
             file = self.path / STEPS_FILE
-            self._steps = _open_for_append(file, _read_records(file, StepRecord)[1])
+            self._steps = _open_for_append(file, read_records(file, StepRecord)[1])
         self._append(self._steps or self._file, [record])
 
     def _append(self, file: BinaryIO, records: Sequence[Record]) -> None:
@@ -351,24 +229,6 @@ class RunDirectory(Generic[AnyRecord]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-def merged(first: Any, second: Any) -> Any:
-    """Adds to what JSON holds what else holds beside it: names to objects, items to lists. Other values stay.
-
-    Args:
-        first: what stays.
-        second: what is added.
-
-    Example:
-        >>> merged({"a": 1, "seeds": [0]}, {"a": 2, "seeds": [0, 1], "b": {}})
-        {'a': 1, 'seeds': [0, 1], 'b': {}}
-    """
-    if isinstance(first, dict) and isinstance(second, dict):
-        return first | {name: merged(first.get(name, value), value) for name, value in second.items()}
-    if isinstance(first, list) and isinstance(second, list):
-        return [*first, *(item for item in second if item not in first)]
-    return first
 
 
 def _make_directory(directory: Path) -> list[Path]:
@@ -430,67 +290,13 @@ def _acquire(directory: Path) -> Any:
 
 def _delete_run(directory: Path) -> None:
     """Deletes the files of a run, and of nothing else; the one that says what it was comes last."""
-    _read_run_file(directory)
+    read_run_file(directory)
     try:
         (directory / MEASUREMENTS_FILE).unlink(missing_ok=True)
         (directory / STEPS_FILE).unlink(missing_ok=True)
         (directory / RUN_FILE).unlink()
     except OSError as error:
         raise UsageError(f"cannot overwrite {show(directory)}: {reason(error)}") from error
-
-
-def _continued(directory: Path, wanted: dict[str, Any]) -> Head:
-    run = _read_run_file(directory)
-    if differences := _differences(run["configuration"], wanted):
-        shown = "; ".join(differences[:3]) + ("; …" if len(differences) > 3 else "")
-        what = f"{show(directory)} holds a run with another configuration"
-        raise UsageError(f"{what} ({shown}): give another directory, or delete it")
-    return run
-
-
-def _create_or_continue(directory: Path, wanted: dict[str, Any], context: dict[str, Any]) -> Head:
-    if (directory / RUN_FILE).exists():
-        run = _continued(directory, wanted)
-        if run["schema_version"] == SCHEMA_VERSION:
-            return run
-        run["schema_version"] = SCHEMA_VERSION  # what is appended from now on an older version couldn't read
-    else:
-        context.setdefault("versions", versions())
-        created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        run = {"schema_version": SCHEMA_VERSION, "created": created, "configuration": wanted, "context": context}
-    _write_run_file(directory, run)
-    return run
-
-
-def _write_run_file(directory: Path, run: Head) -> None:
-    text = json.dumps(run, indent=2, allow_nan=False)
-    write_atomically(directory / RUN_FILE, text.encode() + b"\n")
-
-
-def _differences(stored: Any, wanted: Any, name: str = "") -> list[str]:
-    """The keys under which two configurations differ, each with both values."""
-    if isinstance(stored, dict) and isinstance(wanted, dict):
-        keys = list(dict.fromkeys([*wanted, *stored]))
-        return [
-            line
-            for key in keys
-            for line in _differences(
-                stored.get(key, _ABSENT), wanted.get(key, _ABSENT), f"{name}.{key}" if name else key
-            )
-        ]
-    if stored == wanted and isinstance(stored, bool) == isinstance(wanted, bool):
-        return []
-    if isinstance(stored, list) and isinstance(wanted, list) and len(json.dumps(stored)) > BRIEF:
-        # Cut off, two long lists would look alike.
-        only = [item for item in stored if item not in wanted], [item for item in wanted if item not in stored]
-        if any(only):
-            stored, wanted = only
-            return [f"{json.dumps(name)[1:-1]}: {brief(stored)} there alone, {brief(wanted)} asked for alone"]
-    return [f"{json.dumps(name)[1:-1]}: {_shown(stored)} there, {_shown(wanted)} asked for"]
-
-
-def _shown(value: Any) -> str:
-    return "nothing" if value is _ABSENT else brief(value)
 
 
 def _open_for_append(file: Path, whole: int) -> BinaryIO:

@@ -14,16 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from stepscope.errors import UsageError
-from stepscope.runs.directory import (
-    PARTS_FOLDER,
-    DirectoryInUseError,
-    Head,
-    RunDirectory,
-    is_run,
-    merged,
-    read_head,
-    read_run,
-)
+from stepscope.runs.directory import PARTS_FOLDER, DirectoryInUseError, RunDirectory
+from stepscope.runs.head import Head, is_run, merged, read_head
+from stepscope.runs.reading import read_run
 from stepscope.runs.records import AnyRecord, latest
 
 _NAME = "part"

@@ -6,7 +6,8 @@ import os
 from dataclasses import dataclass
 
 from stepscope.runs.direction_record import DirectionRecord, is_own
-from stepscope.runs.directory import Head, read_run, read_steps
+from stepscope.runs.head import Head
+from stepscope.runs.reading import read_run, read_steps
 from stepscope.runs.step_record import StepRecord
 
 

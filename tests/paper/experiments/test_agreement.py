@@ -16,7 +16,7 @@ from stepscope.paper.experiments.jobs import run
 from stepscope.paper.experiments.trajectory import trajectory_experiment
 from stepscope.paper.records import AgreementRecord
 from stepscope.paper.tasks.small import small_task
-from stepscope.runs.directory import read_run
+from stepscope.runs import read_run
 
 
 class Quadratic(nn.Module):

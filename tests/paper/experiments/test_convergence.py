@@ -18,7 +18,7 @@ from stepscope.paper.experiments.jobs import run as run_experiment
 from stepscope.paper.experiments.search import Search
 from stepscope.paper.records import LossRecord
 from stepscope.paper.tasks.catalog import TASKS
-from stepscope.runs.directory import read_run
+from stepscope.runs import read_run
 
 OPTIMIZERS = ("sgd", "sgd clip 10%")
 SEARCH = Search(rates=3, extensions=1, rungs=((Fraction(1, 2), 2), (Fraction(1), 1)), climbs=1)

@@ -14,7 +14,7 @@ from stepscope.paper.experiments.robustness import GROUPS, robustness_experiment
 from stepscope.paper.experiments.run_files import write_page
 from stepscope.paper.records import SmoothnessRecord
 from stepscope.paper.tasks.sentiment import sentiment
-from stepscope.runs.directory import read_run
+from stepscope.runs import read_run
 
 WORDS = {"good": ("fine", "great", "moving", "lovely"), "bad": ("dull", "awful", "boring", "empty")}
 THINGS = ("film", "story", "cast of many", "music", "ending")

@@ -16,7 +16,7 @@ from stepscope.paper.records import BoundRecord, CorrelationRecord, TheoryRecord
 from stepscope.paper.report.evidence import theory_tables
 from stepscope.paper.statistics import rank_correlation
 from stepscope.paper.tasks.small import small_task
-from stepscope.runs.directory import read_run
+from stepscope.runs import read_run
 
 STORED = Path(__file__).parents[1] / "version_1" / "theory"
 
