@@ -47,6 +47,8 @@ def opened(browser, path, **context):
     tab.on("request", lambda r: None if r.url.startswith("file:") else events.append(f"request: {r.url[:80]}"))
     tab.goto(path.as_uri())
     tab.wait_for_selector("html[data-charts]", timeout=60_000)
+    empty = "[...document.querySelectorAll('.chart')].filter((chart) => !chart.querySelector('svg .mark-group path'))"
+    assert tab.evaluate(f"{empty}.map(({{ id }}) => id)") == [], "every chart shows something"
     return tab, events
 
 

@@ -93,6 +93,7 @@
       renderer: "svg",
       actions: { export: true, source: false, compiled: false, editor: false },
       downloadFileName: id,
+      tooltip: { formatTooltip: told },
     }).catch((error) => {
       place.classList.add("failed");
       place.textContent = "This chart could not be drawn: " + error.message;
@@ -100,17 +101,16 @@
     });
     if (result) {
       charts.push({ ...result, panel });
-      const tell = result.view.tooltip();
-      result.view.tooltip((handler, event, item, value) => tell(handler, event, item, known(value)));
       place.querySelector("summary").setAttribute("aria-label", "Save the chart");
       if (picks(result)) follow(result.view);
     }
   }
 
   // A tooltip without the numbers that weren't measured.
-  function known(value) {
-    if (typeof value !== "object" || value === null) return value;
-    return Object.fromEntries(Object.entries(value).filter(([, text]) => text !== "NaN"));
+  function told(value, escaped) {
+    const known = Object.entries(value).filter(([, text]) => text !== "NaN");
+    const rows = known.map(([name, text]) => `<tr><td class="key">${escaped(name)}</td><td>${escaped(text)}</td></tr>`);
+    return `<table><tbody>${rows.join("")}</tbody></table>`;
   }
 
   function stepOf(panel) {
