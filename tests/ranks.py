@@ -13,6 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from stepscope import UsageError
+from stepscope.objective.process_group import OutOfStepError
 
 Case = Callable[[], Any]
 IMPORTED = ["stepscope.measuring", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor.parallel"]
@@ -35,7 +36,7 @@ def refused(call: Callable[[], Any]) -> str:
     """The message by which a call is refused; empty where it isn't."""
     try:
         call()
-    except (UsageError, RuntimeError) as error:
+    except (UsageError, RuntimeError, OutOfStepError) as error:
         return f"{type(error).__name__}: {error}"
     return ""
 

@@ -67,21 +67,6 @@ def test_it_measures_alone_and_changes_nothing(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sharded_model_is_refused(tmp_path):
-    from torch.distributed.fsdp import fully_shard
-
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
-    try:
-        model = nn.Linear(4, 3)
-        fully_shard(model, mesh=dist.init_device_mesh("cpu", (1,)))
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        with pytest.raises(UsageError, match="a probe can't measure it"):
-            Probe(model, optimizer, loss_fn, [(torch.randn(2, 4), torch.tensor([0, 1]))], quiet=True)
-    finally:
-        dist.destroy_process_group()
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("original", [True, False])
 def test_a_model_sharded_by_the_first_fsdp_is_refused(original, tmp_path):
     """With the original parameters its sharpness would be 0; flat ones end the process."""

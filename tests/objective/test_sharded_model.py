@@ -14,7 +14,7 @@ from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from ranks import on_ranks, refused
-from stepscope import Objective, Probe, UsageError, edge, measure, next_update
+from stepscope import Objective, UsageError, edge, measure, next_update
 from stepscope.measuring import self_check
 
 pytestmark = pytest.mark.slow
@@ -362,7 +362,6 @@ def refusals():
         "copies": lambda: measure(Objective(hybrid, loss_fn, own(), counted), {"d": other}),
         "batches": lambda: Objective(parallel(model(), init_device_mesh("cpu", (4,))), loss_fn, own(), counted),
         "half": lambda: measure(Objective(sharded(model(torch.bfloat16)), loss_fn, own(), counted), {"d": d}),
-        "probe": lambda: Probe(m, torch.optim.SGD(m.parameters()), loss_fn, own(), quiet=True),
         "offload": lambda: Objective(sharded(model(), offload_policy=CPUOffloadPolicy(pin_memory=False)), loss_fn,
                                      own(), counted),
         "compiled": lambda: Objective(torch.compile(m), loss_fn, own(), counted),
@@ -457,7 +456,6 @@ REFUSED = {
     "copies": "differ in direction 'd'",
     "batches": "differ in batches",
     "half": "only edge measures them",
-    "probe": "a probe can't measure it",
     "offload": "offloaded to the CPU",
     "compiled": "compiled",
     "waiting": "gradients wait for their synchronization",

@@ -1,13 +1,16 @@
 """The loss as a function of the parameters, of a model that is made measurable and left exactly as it was."""
 
+from stepscope.objective import dtensors
 from stepscope.objective.batches import digest, moved
-from stepscope.objective.checks import check_before, reached
+from stepscope.objective.checks import check_before, check_model, check_parameters, form_of, reached
 from stepscope.objective.interrupts import held
 from stepscope.objective.loss_calls import LossFunction, is_out_of_memory, model_output
 from stepscope.objective.loss_denominators import IGNORED_LABEL, averaged_over, predicts_next_token
 from stepscope.objective.measurable import HALF
 from stepscope.objective.objective import Objective, check_objective
+from stepscope.objective.process_group import Ranks, is_known_to_all
 from stepscope.objective.randomness import random_state
+from stepscope.objective.sharded_model import ShardedModel, ranks_of, resharded
 from stepscope.objective.sharding import sharded
 from stepscope.objective.state import State
 from stepscope.objective.switches import emptied
@@ -20,22 +23,31 @@ __all__ = [
     "Direction",
     "LossFunction",
     "Objective",
+    "Ranks",
+    "ShardedModel",
     "State",
     "UnitDirection",
     "WatchedWrites",
     "accumulator",
     "averaged_over",
     "check_before",
+    "check_model",
     "check_objective",
+    "check_parameters",
     "digest",
+    "dtensors",
     "emptied",
+    "form_of",
     "held",
+    "is_known_to_all",
     "is_out_of_memory",
     "memory_of",
     "model_output",
     "moved",
     "predicts_next_token",
     "random_state",
+    "ranks_of",
     "reached",
+    "resharded",
     "sharded",
 ]

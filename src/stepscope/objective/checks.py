@@ -61,7 +61,7 @@ def form_of(parameters: Mapping[str, nn.Parameter], options: Any) -> float:
     return number_of((shapes, options))
 
 
-def check_sharded(sharded_model: bool, dtype: Any, weight_fn: Any, memory: Any, process_group: Any) -> None:
+def check_sharded(sharded_model: bool, dtype: Any, weight_fn: Any, memory: Any) -> None:
     """Refuses options that a sharded model can't be measured with."""
     if not sharded_model:
         return
@@ -74,8 +74,6 @@ def check_sharded(sharded_model: bool, dtype: Any, weight_fn: Any, memory: Any, 
             "the weights of micro-batches of a sharded model aren't tried: give weight_fn, the number of terms that "
             "the loss of a micro-batch averages over"
         )
-    if process_group is not None and process_group.size() != torch.distributed.get_world_size():
-        raise UsageError("a sharded model is measured by all ranks: give no process_group")
 
 
 def check_precision(parameters: Mapping[str, nn.Parameter], as_trained: bool) -> None:
@@ -87,14 +85,10 @@ def check_precision(parameters: Mapping[str, nn.Parameter], as_trained: bool) ->
         )
 
 
-def check_before(model: Any, batches: Any) -> list[Any]:
+def check_before(model: Any, batches: Any, weight_fn: Any, memory: Any) -> list[Any]:
     """Refuses what an `Objective` would refuse without evaluating anything. Gives the micro-batches, read once."""
     check_model(model)
-    if any(map(dtensors.is_spread, model.parameters())):
-        raise UsageError(
-            "the model is sharded over processes, and a probe can't measure it: make an Objective on all ranks, and "
-            "call edge or measure on all of them"
-        )
+    check_sharded(any(map(dtensors.is_spread, model.parameters())), None, weight_fn, memory)
     check_parameters({name: p for name, p in model.named_parameters() if p.requires_grad})
     # Iterating a DataLoader draws a seed from the global RNG, and its data set may draw more.
     with random_state():

@@ -27,8 +27,14 @@ def is_spread(tensor: Any) -> bool:
 
 
 def part(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor, in the same memory; a tensor that isn't spread, itself. Without a graph."""
-    return tensor.detach().to_local() if is_spread(tensor) else tensor.detach()  # type: ignore[attr-defined]
+    """This rank's part of a tensor, in the same memory; a tensor that isn't spread, itself. Without a graph.
+
+    It counts writes to the tensor (`_version`), which a part of a detached one wouldn't.
+    """
+    if not is_spread(tensor):
+        return tensor.detach()
+    with torch.no_grad():
+        return tensor.to_local().detach()  # type: ignore[attr-defined, no-any-return]
 
 
 def shards(tensor: Any) -> int:
@@ -124,6 +130,14 @@ def summed(values: Sequence[float], tensors: Iterable[Tensor]) -> list[float]:
         return list(values)
     own = [value / holders(tensor) for value, tensor in zip(values, tensors, strict=True)]
     return [math.fsum(parts) for parts in zip(*_of_all(own, tensors[0].device), strict=True)]
+
+
+def whole_lengths(lengths: Sequence[float], tensors: Iterable[Tensor]) -> list[float]:
+    """The Euclidean norm over all coordinates of each tensor, from that of this rank's part of it; see `summed`."""
+    tensors = list(tensors)
+    if not any(map(is_spread, tensors)):
+        return list(lengths)
+    return [math.sqrt(square) for square in summed([length * length for length in lengths], tensors)]
 
 
 def whole_length(lengths: Sequence[float], tensors: Iterable[Tensor]) -> float:

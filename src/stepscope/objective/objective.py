@@ -33,7 +33,7 @@ from stepscope.objective.measurable import HALF, Measurable, is_compiled, measur
 from stepscope.objective.memory_budget import MemoryPlan, PeakMemory, within
 from stepscope.objective.process_group import Ranks, checksum, number_of
 from stepscope.objective.randomness import random_state, seed_everything
-from stepscope.objective.sharded_model import ShardedModel, resharded, sharded_model
+from stepscope.objective.sharded_model import ShardedModel, ranks_of, resharded
 from stepscope.objective.state import State
 from stepscope.objective.switches import attention_kernels
 from stepscope.objective.vectors import Direction
@@ -116,10 +116,10 @@ class Objective:
         self._raised = dtype is None and any(p.dtype in HALF for p in self.parameters.values())
         self._first_dtype = measured_dtype(next(iter(self.parameters.values())).dtype, dtype)
         device = next(iter(self.parameters.values())).device
-        self._sharded = sharded_model(model, self.parameters)
-        checks.check_sharded(self._sharded is not None, dtype, weight_fn, memory, process_group)
+        ranks, self._sharded = ranks_of(model, self.parameters, process_group)
+        self._all_ranks = ranks
+        checks.check_sharded(self._sharded is not None, dtype, weight_fn, memory)
         self.ranks = Ranks(None, device)  # what is tried first is tried alone
-        ranks = self._all_ranks = self._sharded.ranks if self._sharded else Ranks(process_group, device)
         options = (dtype, weight_fn is None, loss_fn is None, memory is None)
         ranks.check_same("models or options", [checks.form_of(self.parameters, options)], "give all ranks the same")
         # Iterating a DataLoader draws a seed from the global RNG, and its data set may draw more.

@@ -5,12 +5,15 @@ they wait for one another forever. So all results that decisions depend on are g
 all ranks: sums are made of what was gathered, in the order of the ranks, never by a reduction in an order of its own.
 
 Each exchange begins with a few numbers that say what it is and whether all is well. Where a rank has failed on its own,
-all fail with its message. Where ranks are at different exchanges, which is a bug, they say so, and mix no numbers.
+all fail with its message, at whatever exchange they are. An error that all know of needs no further exchange: the same
+`agreed` blocks are left by all. Where ranks are at different exchanges and none has failed, or where one doesn't
+answer, nothing that they do together from then on can be right: `OutOfStepError` ends them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +32,17 @@ if TYPE_CHECKING:
 _LONGEST = 600
 """Bytes of an error message that is sent to all ranks."""
 
+_KNOWN = "stepscope: known to all ranks"
+"""An attribute of errors."""
+
+
+class OutOfStepError(BaseException):
+    """Ranks are at different places of what they do together, or one is gone.
+
+    No later collective could be trusted, a training's neither. So this is no `Exception`, and whatever handles those
+    passes it on: the process ends with its message.
+    """
+
 
 class Ranks:
     """The ranks of a process group, or this process alone.
@@ -42,6 +56,7 @@ class Ranks:
         alone: whether there is no group.
         rank: of this process in the group.
         size: of the group.
+        parts: how many ranks bring micro-batches of their own.
         part: see there; the rank itself where each brings its own.
 
     Example:
@@ -62,6 +77,7 @@ class Ranks:
             parts = [int(own) for [own] in self._gathered([float(part)])]
             self._counted = sorted({parts.index(own) for own in parts}, key=lambda first: parts[first])
             self._own = parts.index(part)
+        self.parts = len(self._counted)
 
     @contextmanager
     def agreed(self, what: str, expected: type[Exception] = UsageError) -> Iterator[None]:
@@ -73,17 +89,44 @@ class Ranks:
 
         Raises:
             UsageError: another rank has raised one. The message is that rank's.
-            RuntimeError: another rank has raised what is neither that nor expected.
+            KeyboardInterrupt: Ctrl-C was pressed on another rank.
+            RuntimeError: another rank has raised anything else.
+            OutOfStepError: another rank isn't here, or doesn't answer.
         """
         if self.alone:
             yield
             return
         try:
             yield
+        except OutOfStepError:
+            raise
         except BaseException as error:
-            self._begin(what, error=error, expected=expected)
+            if not is_known_to_all(error):
+                self._begin(what, error=error, expected=expected)
             raise
         self._begin(what, expected=expected)
+
+    def check_failed_alike(self, error: BaseException, place: Any) -> None:
+        """In the middle of what all ranks do together, this one has failed: all may go on if all have, in one place.
+
+        Otherwise the others wait for this rank in the middle of it, until the time-out of the group.
+
+        Args:
+            error: this rank's.
+            place: where that was; the same on all ranks where they have done the same together until then.
+
+        Raises:
+            OutOfStepError: ranks have failed in different places, or one doesn't answer.
+        """
+        if self.alone or is_known_to_all(error) or isinstance(error, OutOfStepError):
+            return
+        if isinstance(error, Exception):
+            try:
+                self._begin("a failure", number_of(place), error=error, together=True)
+            except OutOfStepError:
+                what = f"rank {self.rank} failed in the middle of what all ranks do together, and others elsewhere"
+                raise OutOfStepError(f"{what}: {_text_of(error)}") from error
+        _make_known(error)  # a second Ctrl-C doesn't wait: this process ends
 
     def concatenated(self, values: Sequence[float]) -> list[float]:
         """The numbers of all ranks, one rank after another; of ranks of the same part, the first one's."""
@@ -93,6 +136,13 @@ class Ranks:
         longest = max(counts)
         gathered = self._gathered([*values, *[0.0] * (longest - len(values))]) if longest else [[]] * self.size
         return [value for rank in self._counted for value in gathered[rank][: counts[rank]]]
+
+    def digest(self, own: str | None) -> str | None:
+        """One digest of those of all ranks; ``None`` where a rank has none."""
+        if self.alone:
+            return own
+        everyone = self.concatenated([math.nan if own is None else number_of(own)])
+        return None if any(map(math.isnan, everyone)) else hashlib.sha256(repr(everyone).encode()).hexdigest()
 
     def before(self, count: int) -> int:
         """The sum of a count over the ranks before this one, whose numbers `concatenated` puts before this one's."""
@@ -138,7 +188,8 @@ class Ranks:
             if there:
                 own = direction.get(name)
                 total[name] = torch.zeros_like(parameter) if own is None else own.detach().contiguous()
-                torch.distributed.all_reduce(total[name], group=self._group)
+                with _answered():
+                    torch.distributed.all_reduce(total[name], group=self._group)
         return total
 
     def share(self, tensors: Sequence[Tensor]) -> None:
@@ -147,7 +198,8 @@ class Ranks:
             return
         self._begin("tensors", len(tensors))
         for tensor in tensors:
-            torch.distributed.broadcast(tensor, group=self._group, group_src=0)
+            with _answered():
+                torch.distributed.broadcast(tensor, group=self._group, group_src=0)
 
     def broadcast(self, text: str, rank: int) -> str:
         """What one rank says, on all of them."""
@@ -155,33 +207,80 @@ class Ranks:
             return text
         encoded = text.encode()[:_LONGEST].ljust(_LONGEST)
         message = torch.tensor(list(encoded), dtype=torch.uint8, device=self._device)
-        torch.distributed.broadcast(message, group=self._group, group_src=rank)
+        with _answered():
+            torch.distributed.broadcast(message, group=self._group, group_src=rank)
         return bytes(message.tolist()).decode(errors="ignore").strip()
 
     def _begin(
-        self, what: str, count: int = 0, *, error: BaseException | None = None, expected: type[Exception] = UsageError
+        self,
+        what: str,
+        count: float = 0,
+        *,
+        error: BaseException | None = None,
+        expected: type[Exception] = UsageError,
+        together: bool = False,
     ) -> list[int]:
-        """Begins an exchange: all ranks say which, how it went so far, and a count. Gives all counts."""
-        kinds = (None, expected, UsageError, RuntimeError)
-        own = 0 if error is None else 1 if isinstance(error, expected) else 2 if isinstance(error, UsageError) else 3
-        if own == 1 and expected is UsageError:
-            own = 2
+        """Begins an exchange: all ranks say which, how it went so far, and a count. Gives all counts.
+
+        Args:
+            what: the exchange.
+            count: of this rank.
+            error: by which it has failed.
+            expected: see `agreed`.
+            together: whether that was inside of what all do together.
+        """
+        kinds = (None, expected, UsageError, RuntimeError, KeyboardInterrupt)
+        own = 0 if error is None else next((n for n in (1, 2, 4) if isinstance(error, kinds[n] or ())), 3)
+        own = 2 if own == 1 and expected is UsageError else own
         everyone = self._gathered([number_of(what), float(own), float(count)])
-        if len({exchange for exchange, _, _ in everyone}) > 1:
-            raise RuntimeError(f"the ranks of the process group are out of step; this one is at {what!r}") from error
+        same = len({exchange for exchange, _, _ in everyone}) == 1
         worst, first = max((int(kind), -rank) for rank, (_, kind, _) in enumerate(everyone))
+        if not worst and not same:
+            raise OutOfStepError(f"the ranks of the process group are out of step; this one is at {what!r}")
         if kind := kinds[worst]:
             text = self.broadcast(_text_of(error) if error is not None else "", -first)
+            if together and same and len({place for _, _, place in everyone}) > 1:
+                raise OutOfStepError(f"rank {-first}: {text}")
             if own < worst:
-                raise kind(f"rank {-first}: {text}") from error
+                raise _make_known(kind(f"rank {-first}: {text}")) from error
+            _make_known(error)
         return [int(number) for _, _, number in everyone]
 
     def _gathered(self, values: Sequence[float]) -> list[list[float]]:
         """The numbers of each rank, equally many."""
         own = torch.tensor(values, dtype=torch.float64, device=self._device)
         everyone = [torch.empty_like(own) for _ in range(self.size)]
-        torch.distributed.all_gather(everyone, own, group=self._group)
+        with _answered():
+            torch.distributed.all_gather(everyone, own, group=self._group)
         return [numbers.tolist() for numbers in everyone]
+
+
+@contextmanager
+def _answered() -> Iterator[None]:
+    """Around an exchange: where it fails, a rank is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OutOfStepError(f"a rank of the process group didn't answer ({said(error)})") from error
+
+
+def is_known_to_all(error: BaseException | None) -> bool:
+    """Whether all ranks know of an error, or of the one that it was made of.
+
+    Example:
+        >>> is_known_to_all(ValueError("of this rank"))
+        False
+    """
+    while error is not None:
+        if _KNOWN in vars(error):
+            return True
+        error = error.__cause__
+    return False
+
+
+def _make_known(error: Any) -> Any:
+    vars(error)[_KNOWN] = True
+    return error
 
 
 def number_of(value: Any) -> float:

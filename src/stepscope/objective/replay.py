@@ -5,6 +5,9 @@ to be computed again, at the same weights and at those after the step, with the 
 the precision that autocast chose, by compiled code where there is some. What the evaluation moves (running statistics,
 counters, queues, random numbers) is put back.
 
+Where ranks train together, the batch of a step is that of all of them, and its loss the mean of theirs, as in training:
+each evaluates its own part, those of a sharded model together.
+
 A walk through all that the loss leads to takes longer than the forward pass of a small model, so it is done once: later
 evaluations ask its places alone whether something new has come in. The first evaluation is watched for modules and
 memory that no walk finds.
@@ -12,9 +15,10 @@ memory that no walk finds.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,12 +30,14 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils._python_dispatch import _disable_current_modes
 
 from stepscope.errors import UsageError
-from stepscope.objective import interrupts, vectors
+from stepscope.objective import dtensors, interrupts, vectors
 from stepscope.objective.batches import mapped, moved, tensors
 from stepscope.objective.interrupts import held
 from stepscope.objective.loss_calls import LossFunction, loss_in, loss_of, scalar, without_communication
 from stepscope.objective.measurable import is_compiled
+from stepscope.objective.process_group import Ranks
 from stepscope.objective.randomness import RandomState, random_state
+from stepscope.objective.sharded_model import ShardedModel
 from stepscope.objective.state import State
 from stepscope.objective.switches import as_compiled, eager, emptied
 from stepscope.objective.vectors import Direction
@@ -115,6 +121,11 @@ class Replay:
         loss_fn: ``loss_fn(model, batch)`` gives the loss that is trained on; ``None``: the ``loss`` in the output of
             the model.
         modules: see `Objective`.
+        ranks: those that train together; ``None`` for this process alone.
+        sharded: how they evaluate the model together, where it is sharded.
+
+    Attributes:
+        ranks: see there.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
@@ -124,7 +135,16 @@ class Replay:
         True
     """
 
-    def __init__(self, model: nn.Module, loss_fn: LossFunction | None, modules: Iterable[nn.Module] = ()) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction | None,
+        modules: Iterable[nn.Module] = (),
+        ranks: Ranks | None = None,
+        sharded: ShardedModel | None = None,
+    ) -> None:
+        self.ranks = ranks or Ranks(None, next(model.parameters()).device)
+        self._sharded = sharded
         self._model = model
         self._called = without_communication(model)
         self._loss_fn = loss_fn
@@ -139,34 +159,65 @@ class Replay:
         """The mean loss of some passes at the present weights.
 
         Args:
-            passes: at least one.
+            passes: at least one, as many on all ranks.
             differentiate: whether its gradient is wanted too.
 
         Raises:
             UsageError: the loss isn't a scalar, or evaluating it changes a weight, or what can't be put back.
         """
-        with held(), random_state(), self._left_as_found(), as_compiled():
+        together = self._sharded.measuring(as_trained=True) if self._sharded is not None else nullcontext()
+        with (
+            self.ranks.agreed("the loss of the step's batch"), held(), random_state(),
+            together, self._left_as_found(), as_compiled(),
+        ):  # fmt: skip
             if self._watched:
-                return self._evaluated(passes, differentiate)
-            return self._watch(lambda: self._evaluated(passes, differentiate))
+                own = self._evaluated(passes, differentiate)
+            else:
+                own = self._watch(lambda: self._evaluated(passes, differentiate))
+        return self._of_all(own)
+
+    def _of_all(self, own: Evaluation) -> Evaluation:
+        """The mean of what all ranks have evaluated; the same on all, to the bit."""
+        if self.ranks.alone:
+            return own
+        everyone = self.ranks.concatenated([own.loss, own.eps, own.eps_inside])
+        losses, eps, inside = (everyone[kind::3] for kind in range(3))
+        gradient = own.gradient
+        if gradient is not None and self._sharded is None:
+            parameters = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
+            gradient = self.ranks.summed(gradient, parameters)
+        return Evaluation(math.fsum(losses) / len(losses), max(eps), max(inside), gradient)
 
     def _evaluated(self, passes: Sequence[Pass], differentiate: bool) -> Evaluation:
         parameters = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
         loss, gradient = 0.0, Direction()
         dtypes, inside = set[torch.dtype](), {*self._dtypes, *(p.dtype for p in parameters.values())}
         for index, one in enumerate(passes):
-            interrupts.deliver()
-            with self._as_then(one) as given:
+            self._deliver()
+            with self._evaluating(), self._as_then(one) as given:
                 # With its graph, wanted or not: without, compiled code would be compiled again.
                 value = scalar(self._loss(given), index)
             loss += float(value.detach()) / len(passes)
             dtypes.add(value.dtype)
             inside |= {dtype for _, enabled, dtype in one.autocast if enabled}
             if differentiate:
-                found = torch.autograd.grad(value / len(passes), list(parameters.values()), allow_unused=True)
-                new = {name: part for name, part in zip(parameters, found, strict=True) if part is not None}
-                vectors.absorb(gradient, {n: g.to_dense() if g.is_sparse else g for n, g in new.items()}, 1.0)
+                vectors.absorb(gradient, self._derivative(value / len(passes) / self.ranks.parts, parameters), 1.0)
         return Evaluation(loss, _eps(dtypes), _eps(inside), gradient if differentiate else None)
+
+    def _derivative(self, loss: Tensor, parameters: Mapping[str, nn.Parameter]) -> Direction:
+        if self._sharded is not None:
+            return self._sharded.gradient(loss, parameters)
+        found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        given = {name: part for name, part in zip(parameters, found, strict=True) if part is not None}
+        return {name: part.to_dense() if part.is_sparse else part for name, part in given.items()}
+
+    def _deliver(self) -> None:
+        """Ctrl-C takes effect here, on all ranks that are about to evaluate together."""
+        with self.ranks.agreed("an evaluation") if self._sharded is not None else nullcontext():
+            interrupts.deliver()
+
+    def _evaluating(self) -> AbstractContextManager[None]:
+        return self._sharded.evaluating() if self._sharded is not None else nullcontext()
 
     def _loss(self, given: Any) -> Tensor:
         if not isinstance(given, Arguments):
@@ -191,7 +242,8 @@ class Replay:
     def _watch(self, evaluate: Callable[[], Evaluation]) -> Evaluation:
         """The first evaluation: what no walk found and it moves is put back too, from now on."""
         assert self._state is not None
-        writes, compiled = WatchedWrites(), is_compiled(self._state)
+        spared = self._sharded.memories() if self._sharded is not None else ()
+        writes, compiled = WatchedWrites(spared), is_compiled(self._state)
         handle = register_module_forward_pre_hook(self._meet)
         try:
             # Compiled code can't be watched.
@@ -200,7 +252,7 @@ class Replay:
         finally:
             handle.remove()
             writes.restore()
-        weights = {memory_of(p): name for name, p in self._model.named_parameters()}
+        weights = {memory_of(dtensors.part(p)): name for name, p in self._model.named_parameters()}
         scaled = {memory_of(p) for p in _scaled(self._state)}
         for tensor in writes.written:
             if (memory := memory_of(tensor)) in weights and memory not in scaled:
@@ -241,7 +293,7 @@ class Replay:
         tensors = [tensor for tensor in state.exchangeable() if not isinstance(tensor, nn.Parameter)]
         found = {memory_of(tensor): tensor for tensor in (*tensors, *self._unfound)}
         for parameter in self._model.parameters():
-            found.pop(memory_of(parameter), None)  # of which an attribute may be a view
+            found.pop(memory_of(dtensors.part(parameter)), None)  # of which an attribute may be a view
         found |= {memory_of(parameter): parameter for parameter in _scaled(state)}
         return [tensor.untyped_storage() for memory, tensor in found.items() if memory is not None]
 

@@ -12,14 +12,18 @@ parallelism has them, bring the same. What differs from a model in one process, 
 - The memory that FSDP gathers into isn't state: it is empty in between.
 - Gradients are accumulated by `backward`, since `autograd.grad` knows no parts; what is on the parameters is put aside,
   and hooks on accumulated gradients (an optimizer in the backward pass) don't run.
+- A rank that fails in a forward or backward pass leaves the others waiting there. What ranks tell one another goes
+  through a process group of its own, so that they can find out: the error is handled if all have it, in the same place.
 """
 
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +33,9 @@ from stepscope.objective import dtensors
 from stepscope.objective.process_group import Ranks, checksum, number_of
 from stepscope.objective.vectors import Direction
 from stepscope.objective.writes import memory_of
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _OF_PRECISION = (
     "mp_policy", "param_dtype", "reduce_dtype", "all_gather_outputs", "_unsharded_inner_tensors", "_unsharded_param",
@@ -51,9 +58,8 @@ class ShardedModel:
         self._groups = [group for state in self._states for group in _groups_of(state)]
         self._check(model, parameters)
         self.device = next(iter(parameters.values())).device
-        group: Any = torch.distributed.group.WORLD
         part, self._factor = self._data_rank()
-        self.ranks = Ranks(group, self.device, part)
+        self.ranks = Ranks(_group_apart(self.device), self.device, part)
         self.is_data_parallel = all(group.mesh_info.mesh.size() == self.ranks.size for group in self._groups)
         self.is_data_parallel &= bool(self._groups)
         self._begun = False
@@ -177,17 +183,30 @@ class ShardedModel:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Around an evaluation or a backward pass. FSDP starts from a clean state after it, even after an exception."""
+        """Around an evaluation or a backward pass. FSDP starts from a clean state after it, even after an exception.
+
+        Raises:
+            OutOfStepError: this rank has failed, and others haven't, or elsewhere.
+        """
         try:
             yield
-        except BaseException:
+        except BaseException as error:
+            place = self._place(error)
             self._begin_anew()
+            self.ranks.check_failed_alike(error, place)
             raise
         finally:
             self.reshard()
             for group in self._groups:
                 group.comm_ctx.post_forward_order.clear()
                 group._post_forward_indices.clear()
+
+    def _place(self, error: BaseException) -> Any:
+        """Where an error was raised: the lines of the program, and how far FSDP was."""
+        lines = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+        states = [str(owner._training_state) for owner in (*self._states, *self._groups)]
+        passed = [len(group.comm_ctx.post_forward_order) for group in self._groups]
+        return lines, states, passed
 
     def _begin_anew(self) -> None:
         for module in self._modules:
@@ -222,11 +241,9 @@ class ShardedModel:
             if not self._groups:
                 found = list(torch.autograd.grad(loss, list(parameters.values()), allow_unused=True))
             else:
-                with _without_hooks(parameters):
+                with _without_gradients(parameters):
                     (loss * self._factor).backward()  # type: ignore[no-untyped-call]
                     found = [parameter.grad for parameter in parameters.values()]
-                    for parameter in parameters.values():
-                        parameter.grad = None
         return {
             name: dtensors.placed_like(gradient.detach(), parameters[name])
             for name, gradient in zip(parameters, found, strict=True)
@@ -286,10 +303,39 @@ def sharded_model(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> S
         raise UsageError(f"how this version of torch shards a model isn't known here ({error})") from error
 
 
+def ranks_of(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], process_group: ProcessGroup | None
+) -> tuple[Ranks, ShardedModel | None]:
+    """The ranks that evaluate a model together, and how, where it is sharded: all of them then.
+
+    Raises:
+        UsageError: see `sharded_model`; or a group of some ranks is given for a model that is sharded.
+    """
+    sharded = sharded_model(model, parameters)
+    if sharded is None:
+        return Ranks(process_group, next(iter(parameters.values())).device), None
+    if process_group is not None and process_group.size() != torch.distributed.get_world_size():
+        raise UsageError("a sharded model is measured by all ranks: give no process_group")
+    return sharded.ranks, sharded
+
+
 def resharded(model: nn.Module) -> None:
     """Frees weights that FSDP has gathered: a model has its own parameters again."""
     for module in _fsdp_modules(model):
         module.reshard()
+
+
+_APART: WeakKeyDictionary[ProcessGroup, ProcessGroup] = WeakKeyDictionary()
+"""By the default process group, the one of what ranks tell one another."""
+
+
+def _group_apart(device: torch.device) -> ProcessGroup:
+    """A process group of all ranks, in which nothing of a model's own is exchanged; with the time-out of theirs."""
+    world: Any = torch.distributed.group.WORLD
+    if world not in _APART:
+        timeout = getattr(world._get_backend(device).options, "_timeout", None)
+        _APART[world] = torch.distributed.new_group(timeout=timeout)
+    return _APART[world]
 
 
 def _fsdp_modules(model: nn.Module) -> list[Any]:
@@ -386,15 +432,16 @@ def _without_forward_hooks(state: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _without_hooks(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    kept = [(parameter, parameter._post_accumulate_grad_hooks) for parameter in parameters.values()]
+def _without_gradients(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Inside, parameters have no gradients, and no hooks on those that come in."""
+    kept = [(p, p.grad, p._post_accumulate_grad_hooks) for p in parameters.values()]
     try:
-        for parameter, _ in kept:
-            parameter._post_accumulate_grad_hooks = None  # type: ignore[assignment]
+        for parameter, _, _ in kept:
+            parameter.grad = parameter._post_accumulate_grad_hooks = None  # type: ignore[assignment]
         yield
     finally:
-        for parameter, hooks in kept:
-            parameter._post_accumulate_grad_hooks = hooks
+        for parameter, gradient, hooks in kept:
+            parameter.grad, parameter._post_accumulate_grad_hooks = gradient, hooks
 
 
 def _write(place: Tensor, content: Tensor) -> None:

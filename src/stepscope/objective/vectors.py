@@ -138,8 +138,22 @@ def norm(a: Mapping[str, Tensor]) -> float:
         >>> norm({"w": torch.tensor([3.0]), "b": torch.tensor([4.0])})
         5.0
     """
-    lengths = (torch.linalg.vector_norm(dtensors.part(x), dtype=accumulator(x)) for x in a.values())
-    return dtensors.whole_length(numbers(lengths), a.values())
+    return dtensors.whole_length(_lengths(a), a.values())
+
+
+def norms(a: Mapping[str, Tensor]) -> dict[str, float]:
+    """The Euclidean norm of each tensor, by its name.
+
+    Example:
+        >>> norms({"w": torch.tensor([3.0, 4.0]), "b": torch.ones(1)})
+        {'w': 5.0, 'b': 1.0}
+    """
+    return dict(zip(a, dtensors.whole_lengths(_lengths(a), a.values()), strict=True))
+
+
+def _lengths(a: Mapping[str, Tensor]) -> list[float]:
+    """Of each tensor, or of this rank's part of it."""
+    return numbers(torch.linalg.vector_norm(dtensors.part(x), dtype=accumulator(x)) for x in a.values())
 
 
 def is_finite(a: Mapping[str, Tensor]) -> bool:
@@ -150,7 +164,9 @@ def is_finite(a: Mapping[str, Tensor]) -> bool:
         (True, False)
     """
     # A sum is quicker than a test of each coordinate. It isn't finite where one isn't, but can overflow where all are.
-    return all(bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all()) for tensor in a.values())
+    parts = map(dtensors.part, a.values())
+    finite = all(bool(part.sum().isfinite()) or bool(part.isfinite().all()) for part in parts)
+    return not dtensors.on_any_rank(not finite, a.values())
 
 
 def add(total: Direction, direction: Mapping[str, Tensor], factor: float) -> None:

@@ -17,7 +17,7 @@ from stepscope.errors import UsageError, said
 from stepscope.objective import Direction, vectors
 from stepscope.probe import gradient_scales
 
-_logger = logging.getLogger("stepscope")
+_LOGGER = logging.getLogger("stepscope")
 
 DEFAULT_OTHERS: dict[str, Factory] = {
     "sgd": lambda ps: torch.optim.SGD(ps, lr=1e-2, momentum=0.9, dampening=0.9, fused=_is_fusible(ps)),
@@ -43,6 +43,7 @@ class ComparedUpdates:
         others: ``{label: factory}``; ``None`` for `DEFAULT_OTHERS` and the optimizer's own with clipped gradients.
         clip_fractions: the fractions of the gradients' coordinates that are clipped there, one update for each;
             ``None`` for the paper's (10% for SGD, 50% for others), and none where others are given.
+        logger: for warnings.
 
     Attributes:
         name: of the optimizer that trains.
@@ -58,7 +59,9 @@ class ComparedUpdates:
         optimizer: Optimizer | Sequence[Optimizer],
         others: Mapping[str, Factory] | None = None,
         clip_fractions: Sequence[float] | None = None,
+        logger: logging.Logger = _LOGGER,
     ) -> None:
+        self._logger = logger
         if others is not None and not isinstance(others, Mapping):
             raise UsageError(
                 f"directions is a {type(others).__name__}: give {{label: factory}}, as in {{'adam': torch.optim.Adam}}"
@@ -217,7 +220,7 @@ class ComparedUpdates:
     def _warn(self, label: str, length: str) -> None:
         if (text := f"the update of {label} is {length}: it is left out") not in self._warned:
             self._warned.add(text)
-            _logger.warning("%s", text)
+            self._logger.warning("%s", text)
 
     def _why_it_rests(self, given: Mapping[str, Tensor]) -> str:
         rates = [group.get("lr") for group in self.groups]

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -30,9 +30,11 @@ from stepscope.objective import (
     Direction,
     LossFunction,
     Objective,
+    Ranks,
     UnitDirection,
     check_before,
     digest,
+    dtensors,
     is_out_of_memory,
     moved,
     random_state,
@@ -40,11 +42,14 @@ from stepscope.objective import (
 from stepscope.probe.compared_updates import ComparedUpdates
 from stepscope.runs import RecordedEdge
 
-_logger = logging.getLogger("stepscope")
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class Measurer:
     """Measures the updates that are compared, on the evaluation batches.
+
+    Of ranks that measure together, all call its methods, each with evaluation batches of its own.
 
     Args:
         model: the module that is trained.
@@ -55,6 +60,9 @@ class Measurer:
         modules: see `Objective`.
         layer: see `measure`.
         memory: see `Objective`.
+        process_group: see `Objective`.
+        ranks: those of the group, or of a sharded model.
+        logger: for warnings.
 
     Attributes:
         batches: the micro-batches, those that were chosen for a budget of memory once that is known.
@@ -75,10 +83,14 @@ class Measurer:
         modules: Iterable[nn.Module] = (),
         layer: Grouping | Mapping[str, str] | None = None,
         memory: float | None = None,
+        process_group: ProcessGroup | None,
+        ranks: Ranks,
+        logger: logging.Logger,
     ) -> None:
         self.model = model
-        self.batches = check_before(model, batches)
+        self.batches = check_before(model, batches, weight_fn, memory)
         self._loss_fn, self._weight_fn, self._modules, self._memory = loss_fn, weight_fn, list(modules), memory
+        self._process_group, self._ranks, self._logger = process_group, ranks, logger
         for path, root in {"model": model, **{f"modules[{n}]": m for n, m in enumerate(self._modules)}}.items():
             _refuse_scripted({f"{path}.{name}".rstrip("."): module for name, module in root.named_modules()})
         self._dtype = next(iter(self.parameters.values())).dtype
@@ -86,6 +98,7 @@ class Measurer:
         self._layer = grouping(layer, self.parameters)
         self._objective: Objective | None = None
         self._check: SelfCheck | None = None
+        self._digest: str | None = None
         self._surrogate = False  # has been said
 
     @property
@@ -108,16 +121,20 @@ class Measurer:
         if self._objective is None:
             memory, self._memory = self._memory, None
             self._follow_dtype()
-            self._objective = Objective(
-                self.model, self._loss_fn, self.batches, self._weight_fn, modules=self._modules, memory=memory
-            )
+            self._objective = self._made(memory)
             _refuse_scripted(self._objective.modules())
             self.batches = self._objective.batches
         elif [*map(id, self.parameters.values())] != [*map(id, self._objective.parameters.values())]:
             # Some were frozen, unfrozen or added since.
-            self._objective = Objective(self.model, self._loss_fn, self.batches, self._weight_fn, modules=self._modules)
+            self._objective = self._made(None)
             grouping(self._layer, self._objective.parameters)
         return self._objective
+
+    def _made(self, memory: float | None) -> Objective:
+        return Objective(
+            self.model, self._loss_fn, self.batches, self._weight_fn,
+            modules=self._modules, memory=memory, process_group=self._process_group,
+        )  # fmt: skip
 
     def _follow_dtype(self) -> None:
         """Where the model has changed its dtype since the batches were given, they follow."""
@@ -159,8 +176,9 @@ class Measurer:
             if not check.repeatable:
                 raise UsageError(f"this model can't be measured: {check.suspicions[0]}")
             for suspicion in check.suspicions:
-                _logger.warning("%s", suspicion)
+                self._logger.warning("%s", suspicion)
             self._check = check
+            self._digest = self._ranks.digest(digest(self.batches))
             zeros = {n: torch.zeros_like(p) for n, p in self._compared.held(objective.parameters).items()}
             following = _seconds(lambda: followers.step(zeros))
         return self._compared.count * (9 * check.seconds_loss + 3 * check.seconds_gradient), following
@@ -178,6 +196,10 @@ class Measurer:
     def measured(self, updates: dict[str, Direction], within_layers: bool = False) -> dict[str, Measurement]:
         """Measures updates, which are emptied: each becomes its unit direction, and two copies of a model are many."""
         check, objective = self.check, self.objective
+        if not self._ranks.alone:
+            for label, update in updates.items():
+                objective.check_direction(label, update)
+        sharded = any(map(dtensors.is_spread, objective.parameters.values()))
         with objective.measuring():
             units = {label: UnitDirection.of(updates.pop(label), objective.parameters) for label in list(updates)}
             measurements = measure_units(
@@ -185,7 +207,7 @@ class Measurer:
                 units,
                 check.method,
                 landscape=True,
-                breakdown=True,
+                breakdown=not sharded,
                 within_layers=within_layers,
                 layer=self._layer,
             )
@@ -209,7 +231,7 @@ class Measurer:
             return {}
         weighting = self.objective.weighting
         return {
-            "evaluation": {"sha256": digest(self.batches)},
+            "evaluation": {"sha256": self._digest},
             "weights": {"by": weighting.by, "check": weighting.check},
             "self_check": {**vars(self._check), "suspicions": list(self._check.suspicions)},
         }
@@ -221,7 +243,7 @@ class Measurer:
         for label, measurement in measurements.items():
             if measurement.gradient_agrees is False:
                 self._surrogate = True
-                _logger.warning(
+                self._logger.warning(
                     "along %s the loss has the slope %.4g, and its gradient says %.4g: %s",
                     label, measurement.loss_slope, measurement.slope, ANOTHER_GRADIENT,
                 )  # fmt: skip

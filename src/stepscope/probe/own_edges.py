@@ -13,14 +13,12 @@ import math
 import time
 
 from stepscope.errors import UsageError
-from stepscope.objective import Direction
+from stepscope.objective import Direction, Ranks
 from stepscope.probe.compared_updates import ComparedUpdates, NoUpdateError
 from stepscope.probe.measurer import Measurer
 from stepscope.probe.schedule import Schedule
 from stepscope.probe.step_schedule import SECONDS_ANYWAY, SHORTEST, StepSchedule
 from stepscope.runs import RecordedEdge
-
-_logger = logging.getLogger("stepscope")
 
 SHARE, SHARE_BESIDE = 0.4, 0.1
 """The part of the limit that they may take together with the steps on their own batches, 2% of a training by default;
@@ -109,10 +107,20 @@ class OwnEdges:
         schedule: which steps are measured.
         measurer: measures on the evaluation batches.
         compared: gives the optimizer's own update.
+        ranks: those that measure together; what fails on one fails on all.
+        logger: for warnings.
     """
 
-    def __init__(self, schedule: EdgeSchedule, measurer: Measurer, compared: ComparedUpdates) -> None:
+    def __init__(
+        self,
+        schedule: EdgeSchedule,
+        measurer: Measurer,
+        compared: ComparedUpdates,
+        ranks: Ranks,
+        logger: logging.Logger,
+    ) -> None:
         self._schedule, self._measurer, self._compared = schedule, measurer, compared
+        self._ranks, self._logger = ranks, logger
         self._failures = 0
         self._has_compiled = False
 
@@ -128,16 +136,9 @@ class OwnEdges:
     def measured(self, step: int) -> tuple[Direction, RecordedEdge] | None:
         """The step that is about to be made, and its edge; ``None`` where it isn't measured."""
         started = time.perf_counter()
-        parameters = self._measurer.parameters
         try:
-            if self._compared.skipped():
-                return None
-            if not self._has_compiled and self._measurer.objective.is_compiled():
-                self._schedule.passed(step)
-                return None
-            self._has_compiled = True  # there is nothing to compile
-            own = self._compared.own_update(parameters)
-            found = self._measurer.edge(own, None, self._compared.decay(parameters))
+            with self._ranks.agreed("the edge of a step", NoUpdateError):
+                found = self._found(step)
         except NoUpdateError:
             self._schedule.passed(step)
             return None
@@ -146,9 +147,21 @@ class OwnEdges:
             self._schedule.passed(step)
             if self._failures == 1:
                 why = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
-                _logger.warning("the edge wasn't measured at step %d (%s)", step, why)
-            _logger.debug("the failure at step %d", step, exc_info=error)
+                self._logger.warning("the edge wasn't measured at step %d (%s)", step, why)
+            self._logger.debug("the failure at step %d", step, exc_info=error)
             return None
-        self._failures = 0
-        self._schedule.made(step, time.perf_counter() - started)
-        return own, found
+        if found is not None:
+            self._failures = 0
+            self._schedule.made(step, time.perf_counter() - started)
+        return found
+
+    def _found(self, step: int) -> tuple[Direction, RecordedEdge] | None:
+        parameters = self._measurer.parameters
+        if any(self._ranks.concatenated([float(self._compared.skipped())])):
+            return None
+        if not self._has_compiled and any(self._ranks.concatenated([float(self._measurer.objective.is_compiled())])):
+            self._schedule.passed(step)
+            return None
+        self._has_compiled = True  # there is nothing to compile
+        own = self._compared.own_update(parameters)
+        return own, self._measurer.edge(own, None, self._compared.decay(parameters))

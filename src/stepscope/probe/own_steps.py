@@ -11,29 +11,34 @@ from typing import Any
 from torch import Tensor, nn
 
 from stepscope.errors import UsageError, said
-from stepscope.objective import LossFunction, held
+from stepscope.objective import LossFunction, dtensors, held
 from stepscope.probe.step_batch import BatchWatch
 from stepscope.probe.step_meter import StepMeter
 from stepscope.probe.step_schedule import StepSchedule
 from stepscope.runs import RecordedEdge, StepRecord
-
-_logger = logging.getLogger("stepscope")
 
 _MAX_FAILURES = 3
 
 NO_BATCH = "compute the loss by `probe.loss_fn(model, batch)`, or inside `with probe.batch(batch):`"
 
 
+class _NoBatchError(UsageError):
+    """What made the step isn't known."""
+
+
 class OwnSteps:
-    """Measures steps of a training when the schedule says so. Whatever fails ends this, and not the training.
+    """Measures steps of a training when it is told so. Whatever fails ends this, and not the training.
+
+    Of ranks that measure together, all call its methods, and what fails on one fails on all.
 
     Args:
         watch: keeps the batches.
         measure: measures a step on its batch.
-        schedule: which steps are measured.
+        schedule: which steps should be measured, by the clock of this process.
         trajectory: the name of the optimizer.
         groups: gives its parameter groups.
         say: tells a person, once, that the batch isn't known.
+        logger: for warnings.
     """
 
     def __init__(
@@ -44,20 +49,24 @@ class OwnSteps:
         trajectory: str,
         groups: Callable[[], Sequence[Mapping[str, Any]]],
         say: Callable[[str], None],
+        logger: logging.Logger,
     ) -> None:
         self._watch = watch
+        self._ranks, self._logger = measure.ranks, logger
         self._measure = measure
         self._schedule = schedule
         self._trajectory = trajectory
         self._groups = groups
         self._say = say
         self._parameters: Callable[[], Mapping[str, nn.Parameter]] = dict
+        self._due = False
+        self._unwatched: Exception | None = None
         self._peaks: list[float | None] = []
         self._rates: list[float | None] = []
         self._failures = 0
         self._has_said = False
         self._seconds: float | None = None
-        self._left: list[tuple[nn.Parameter, int]] = []
+        self._left: list[tuple[Tensor, int]] = []
         self._has_said_written = False
 
     def batch(self, batch: Any) -> AbstractContextManager[None]:
@@ -68,24 +77,29 @@ class OwnSteps:
         """See `Probe.loss_fn`."""
         return self._watch.loss(loss_fn, model, batch)
 
-    def begin(self, step: int, parameters: Callable[[], Mapping[str, nn.Parameter]]) -> None:
+    def wants(self, step: int) -> bool:
+        """Whether a step should be measured, by the clock of this process."""
+        return self.is_on and self._schedule.is_due(step)
+
+    def begin(self, due: bool, parameters: Callable[[], Mapping[str, nn.Parameter]]) -> None:
         """A step begins: where it is to be measured, its batch is kept.
 
         Args:
-            step: its number.
+            due: whether it is.
             parameters: gives those that it will move.
         """
         self._parameters = parameters
-        if self.is_on and self._schedule.is_due(step):
+        self._due, self._unwatched = due and self.is_on, None
+        if self._due:
             try:
                 self._watch.begin(parameters())
             except Exception as error:
-                self._failed(step, error)
+                self._unwatched = error
 
     @property
     def is_due(self) -> bool:
         """Whether the step that has begun is to be measured."""
-        return self._watch.is_on
+        return self._due
 
     @property
     def is_on(self) -> bool:
@@ -94,28 +108,39 @@ class OwnSteps:
 
     def before(self, step: int, parameters: Callable[[], Mapping[str, nn.Parameter]]) -> None:
         """The step that is to be measured is about to be made."""
-        started = time.perf_counter()
+        started, self._due = time.perf_counter(), False
         try:
-            with held():
-                batch = self._watch.end()
-                if batch is None:
-                    self._lacks(step, self._watch.lacking)
-                    return
-                try:
-                    self._measure.before(batch, parameters())
-                except UsageError:
-                    raise
-                except Exception as error:
-                    if batch.is_named:
-                        raise
-                    self._lacks(step, f"what the model was called with gives no loss ({said(error)})")
-                    return
+            with self._ranks.agreed("the step on its own batch", _NoBatchError), held():
+                self._look(parameters())
             self._seconds = time.perf_counter() - started
+        except _NoBatchError as error:
+            self._lacks(step, str(error))
         except Exception as error:
             self._failed(step, error)
         except BaseException:  # Ctrl-C: the step isn't made
             self.drop()
             raise
+
+    def _look(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """What is measured of the step before it is made.
+
+        Raises:
+            _NoBatchError: its batch isn't known.
+        """
+        with self._ranks.agreed("the batch of a step", _NoBatchError):
+            if self._unwatched is not None:
+                raise self._unwatched
+            batch = self._watch.end()
+            if batch is None:
+                raise _NoBatchError(self._watch.lacking)
+        try:
+            self._measure.before(batch, parameters)
+        except UsageError:
+            raise
+        except Exception as error:
+            if batch.is_named:
+                raise
+            raise _NoBatchError(f"what the model was called with gives no loss ({said(error)})") from error
 
     def after(self, step: int, edges: dict[str, RecordedEdge] | None = None) -> StepRecord | None:
         """The step has been made: its record, where it was measured.
@@ -127,7 +152,8 @@ class OwnSteps:
         terms = self._terms(step)
         if terms is None and not edges:
             return None
-        self._left = [(parameter, parameter._version) for parameter in self._parameters().values()]
+        parts = map(dtensors.part, self._parameters().values())
+        self._left = [(part, part._version) for part in parts]
         return StepRecord(
             trajectory=self._trajectory,
             seed=0,
@@ -145,7 +171,7 @@ class OwnSteps:
             return None
         started, seconds, self._seconds = time.perf_counter(), self._seconds, None
         try:
-            with held():
+            with self._ranks.agreed("the step that was made"), held():
                 norm, terms = self._measure.after()
         except Exception as error:
             self._failed(step, error)
@@ -153,7 +179,7 @@ class OwnSteps:
         seconds += time.perf_counter() - started
         self._schedule.made(step, seconds)
         if self._measure.refusal:
-            _logger.warning("at step %d %s", step, self._measure.refusal)
+            self._logger.warning("at step %d %s", step, self._measure.refusal)
         if terms is None:
             return None
         self._failures = 0
@@ -165,9 +191,9 @@ class OwnSteps:
         Decay or a projection that follows the step, in a loop or a replaced ``step``, is no part of what is measured.
         """
         left, self._left = self._left, []
-        if not self._has_said_written and any(parameter._version != version for parameter, version in left):
+        if not self._has_said_written and any(part._version != version for part, version in left):
             self._has_said_written = True
-            _logger.warning(
+            self._logger.warning(
                 "between steps %d and %d something else than the step of %s wrote to the weights (a decay, a "
                 "projection, averages): what is measured is the step without that",
                 step - 1, step, self._trajectory,
@@ -200,7 +226,7 @@ class OwnSteps:
 
     def drop(self) -> None:
         """The step that has begun won't be made, or the probe is taken off."""
-        self._left = []
+        self._left, self._due = [], False
         self._watch.end()
         self._measure.drop()
         self._seconds = None
@@ -221,5 +247,5 @@ class OwnSteps:
         self._failures += 1
         if self._failures == 1:
             why = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
-            _logger.warning("step %d wasn't measured on its own batch (%s)", step, why)
-        _logger.debug("the failure at step %d", step, exc_info=error)
+            self._logger.warning("step %d wasn't measured on its own batch (%s)", step, why)
+        self._logger.debug("the failure at step %d", step, exc_info=error)

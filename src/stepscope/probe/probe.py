@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,17 +30,27 @@ from stepscope.objective import (
     HALF,
     Direction,
     LossFunction,
+    Ranks,
+    ShardedModel,
+    check_model,
+    check_parameters,
+    dtensors,
+    form_of,
     held,
+    is_known_to_all,
     random_state,
+    ranks_of,
+    resharded,
 )
 from stepscope.objective.replay import Replay
+from stepscope.probe.agenda import Agenda
 from stepscope.probe.compared_updates import ComparedUpdates, NoUpdateError
 from stepscope.probe.measurer import Measurer
 from stepscope.probe.own_edges import EdgeSchedule, OwnEdges
 from stepscope.probe.own_steps import OwnSteps
 from stepscope.probe.recorder import Recorder
 from stepscope.probe.run_directories import open_run
-from stepscope.probe.schedule import Schedule, Turn, paused
+from stepscope.probe.schedule import Plan, Schedule, Turn, paused
 from stepscope.probe.step_batch import BatchWatch
 from stepscope.probe.step_check import ExpectedStep
 from stepscope.probe.step_meter import StepMeter
@@ -48,7 +58,8 @@ from stepscope.probe.step_schedule import StepSchedule
 from stepscope.probe.trackers import as_log
 from stepscope.runs import DirectionRecord, Record, RecordedEdge, latest, show, versions, write_atomically
 
-_logger = logging.getLogger("stepscope")
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 FOLLOWED_STEPS = 20
 """How many steps before a measurement the other optimizers see gradients: what their momentum remembers."""
@@ -62,6 +73,10 @@ class Probe:
     Attached to the optimizer's step: before an update, at intervals, it measures the update that the optimizer is
     about to make, and those that others would make of the same gradients, on fixed evaluation batches. A measurement
     that fails is reported and skipped.
+
+    Of a model that is sharded over ranks (`fully_shard`, tensor parallelism), or that ranks of a `process_group` train
+    together (`DistributedDataParallel`), all ranks attach a probe, each with evaluation batches of its own. They
+    measure the same steps, and have the same records. The first rank decides when, and writes, logs and speaks.
 
     Args:
         model: the module that is trained.
@@ -89,16 +104,20 @@ class Probe:
         layer: what a layer is in the breakdown: see `measure`.
         memory: see `Objective`: what a measurement may take; evaluation batches are cut to fit.
         source: which examples `eval_batches` are, for the records and the page.
+        process_group: ranks that train together and are to measure together (`torch.distributed.group.WORLD` for all).
+            ``None``: this process measures by itself, without waiting for others; all ranks, where the model is
+            sharded.
         quiet: whether to keep the announcement of cost to itself.
 
     Attributes:
         source: which examples they are.
-        run_dir: the directory that the records go to: `run_dir`, or the numbered one that it became.
+        run_dir: the directory that the records go to: `run_dir`, or the numbered one that it became; ``None`` on ranks
+            other than the first.
         step: steps of the training so far. A record's step is that of the update before which it was measured.
 
     Raises:
         UsageError: the model can't be measured (see `Objective`), its loss is random, the optimizer works by
-            reevaluation, or the run directory can't be used.
+            reevaluation, the run directory can't be used, or ranks differ in their models or settings.
 
     Example:
         >>> model = nn.Linear(2, 1); optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -132,6 +151,7 @@ class Probe:
         layer: Grouping | Mapping[str, str] | None = None,
         memory: float | None = None,
         source: str = "the run's own evaluation batches",
+        process_group: ProcessGroup | None = None,
         quiet: bool = False,
     ) -> None:
         started = time.perf_counter()
@@ -139,49 +159,55 @@ class Probe:
         if any(isinstance(part, torch.optim.LBFGS) for part in optimizers):
             raise UsageError("LBFGS reevaluates the loss within its step, so its update can't be known in advance")
         modules = list(modules)
+        self._ranks, sharded = _ranks_of(model, process_group)
+        self._logger = _logger_of(self._ranks)
         self._clip_fractions = None if clip_fractions is None else list(clip_fractions)
-        self._compared = ComparedUpdates(optimizers, directions, self._clip_fractions)
-        self._measurer = Measurer(
-            model, loss_fn, eval_batches, self._compared,
-            weight_fn=weight_fn, modules=modules, layer=layer, memory=memory,
-        )  # fmt: skip
-        self._loss_fn = loss_fn
-        self.source = source
-        as_log(log)  # refuses what is no tracker before anything is measured
-        self._quiet = self._silent = quiet
-        self.step = step
+        self._loss_fn, self.source, self.step = loss_fn, source, step
+        self._silent = self._quiet = quiet or self._ranks.rank > 0
         self._expected: ExpectedStep | None = None
         self._edges: dict[str, RecordedEdge] = {}
         self._failures = 0
-        self._off = False
-        self._closed = False
-        self._remarked = self._idle = False  # what is said once has been said
-        # A little of each weight, until a step is seen or something is measured.
-        self._untrained = [(p, _beginning(p).clone()) for p in self._held().values()]
-        self._schedule = Schedule(
-            every,
-            max_overhead,
-            None,
-            FOLLOWED_STEPS if self._compared.others else 0,
-            cost_in_steps=self._measurer.steps_of_first,
-            first=step + 1,
-        )
-        own = StepSchedule(self._schedule, steps, step + 1)
-        self._own_steps = OwnSteps(
-            BatchWatch(model), StepMeter(Replay(model, loss_fn, modules)),
-            own, self._compared.name, lambda: self._compared.groups,
-            lambda text: None if quiet else print(f"stepscope: {text}", file=sys.stderr),
-        )  # fmt: skip
-        edges = EdgeSchedule(self._schedule, own, step + 1, self._measurer.steps_of_edge)
-        self._own_edges = OwnEdges(edges, self._measurer, self._compared)
+        self._off = self._closed = False
+        self._remarked = self._idle = self._unkept = False  # what is said once has been said
+        with self._ranks.agreed("the settings of a probe"):
+            _refuse_optimizers(optimizers, self._ranks)
+            self._compared = ComparedUpdates(optimizers, directions, self._clip_fractions, self._logger)
+            self._measurer = Measurer(
+                model, loss_fn, eval_batches, self._compared,
+                weight_fn=weight_fn, modules=modules, layer=layer, memory=memory,
+                process_group=process_group, ranks=self._ranks, logger=self._logger,
+            )  # fmt: skip
+            as_log(log)  # refuses what is no tracker before anything is measured
+            # A little of each weight, until a step is seen or something is measured.
+            self._untrained = [(p, _beginning(p).clone()) for p in self._held().values()]
+            self._schedule = Schedule(
+                every if self._ranks.rank == 0 else _never, max_overhead, None,
+                FOLLOWED_STEPS if self._compared.others else 0,
+                cost_in_steps=self._measurer.steps_of_first, first=step + 1,
+            )  # fmt: skip
+            replay = Replay(model, loss_fn, modules, self._ranks, sharded)
+            own = StepSchedule(self._schedule, steps, step + 1)
+            self._own_steps = OwnSteps(
+                BatchWatch(model, averaged=not self._ranks.alone), StepMeter(replay),
+                own, self._compared.name, lambda: self._compared.groups,
+                lambda text: None if self._silent else print(f"stepscope: {text}", file=sys.stderr), self._logger,
+            )  # fmt: skip
+            edges = EdgeSchedule(self._schedule, own, step + 1, self._measurer.steps_of_edge)
+            self._own_edges = OwnEdges(edges, self._measurer, self._compared, self._ranks, self._logger)
+        self._agenda = Agenda(self._ranks, self._own_steps.wants, self._wants_edge, self._plans_ahead)
+        options = (self._compared.name, [*self._compared.others], self._clip_fractions, max_overhead, steps, step)
+        mine = [form_of(self._measurer.parameters, options)]
+        self._ranks.check_same("models or settings of the probe", mine, "give all ranks the same")
         run = None
-        if run_dir is not None:
-            run = open_run(run_dir, self._configuration(), self._context(), step=step, overwrite=overwrite, quiet=quiet)
+        with self._ranks.agreed("the run directory"):
+            if run_dir is not None and self._ranks.rank == 0:
+                configuration, context = self._configuration(), self._context()
+                run = open_run(run_dir, configuration, context, step=step, overwrite=overwrite, quiet=quiet)
         self.run_dir: Path | None = None if run is None else run.path
-        self._recorder = Recorder(run, log)
+        self._recorder = Recorder(run, log if self._ranks.rank == 0 else None)
         self._hook = JointStepHook(optimizers, self._before_step, self._after_step, self._broken_step)
         self._schedule.begin(time.perf_counter() - started)
-        self._own_steps.begin(step + 1, self._held)
+        self._begin_step()
 
     @property
     def eval_batches(self) -> list[Any]:
@@ -196,7 +222,7 @@ class Probe:
             UsageError: the model can't be measured.
         """
         if not self._measurer.is_ready:
-            with paused(), held():
+            with paused(), self._ranks.agreed("what a measurement needs"), held():
                 self._prepare()
         return self._measurer.check
 
@@ -243,7 +269,7 @@ class Probe:
     def measure(
         self, *, gradients: Literal["evaluation", "training"] = "evaluation", within_layers: bool = False
     ) -> dict[str, Measurement]:
-        """Measures now.
+        """Measures now; of ranks that measure together, all call this.
 
         Args:
             gradients: what the optimizers get to see: the gradient of the evaluation batches, or, between ``backward``
@@ -260,7 +286,7 @@ class Probe:
         """
         if self._closed:
             raise UsageError("the probe is closed: make another")
-        with paused(), held(), random_state():
+        with paused(), self._ranks.agreed("a measurement"), held(), random_state():
             if not self._measurer.is_ready:
                 self._prepare()
             self._refresh()
@@ -277,7 +303,7 @@ class Probe:
         return self._schedule.overhead
 
     def loss(self) -> float:
-        """The loss on the evaluation batches, as the model is now."""
+        """The loss on the evaluation batches, as the model is now; of ranks that measure together, all call this."""
         with paused(), held(), random_state():
             return self._measurer.objective.loss()
 
@@ -376,22 +402,18 @@ class Probe:
         self._own_steps.look_back(self.step)
         self._own_steps.note_rates()
         try:
-            with self._schedule.turn(self.step, entered) as turn:
+            with self._schedule.turn(self.step, entered, self._agenda.plan(self.step)) as turn:
                 self._expected, self._edges = None, {}
                 if not self._quiet and (turn.plan == "measure" or self._schedule.step_seconds is not None):
                     self._quiet = True
                     self._announce()
-                edge_is_due = (
-                    not self._off
-                    and (self._own_steps.is_due or not self._own_steps.is_on)
-                    and self._own_edges.is_due(self.step)
-                )
+                edge_is_due = self._agenda.has_edge(self.step, self._own_steps.is_due)
                 if self._own_steps.is_due:
                     self._look_at_own_step(turn)
                 if self._off:
                     turn.plan = "pass"
                     return
-                self._recorder.keep_waiting()  # the step before was not made
+                self._keep(self._recorder.keep_waiting)  # the step before was not made
                 if turn.plan != "pass" and not self._measurer.is_ready:
                     self._prepare_in(turn)
                 if turn.plan == "measure":
@@ -401,13 +423,28 @@ class Probe:
                 if turn.plan == "pass":
                     self._compared.lose()
                 else:
-                    with held():
+                    with self._ranks.agreed("what is measured before a step"), held():
                         self._carry_out(turn)
         except Exception as error:
             self._failed(error)
         except BaseException:  # Ctrl-C: the step isn't made
             self.step -= 1
             raise
+
+    def _begin_step(self) -> None:
+        """The next step begins."""
+        due = False
+        try:
+            due = self._agenda.has_own(self.step + 1)
+        except Exception as error:
+            self._failed(error)
+        self._own_steps.begin(due, self._held)
+
+    def _wants_edge(self, step: int, with_own: bool) -> bool:
+        return not self._off and (with_own or not self._own_steps.is_on) and self._own_edges.is_due(step)
+
+    def _plans_ahead(self, step: int, count: int) -> list[Plan]:
+        return ["pass"] * count if self._off else self._schedule.ahead(step, count)
 
     def _look_at_own_step(self, turn: Turn) -> None:
         _synchronize(self._held())
@@ -418,7 +455,7 @@ class Probe:
     def _look_at_own_edge(self, turn: Turn) -> None:
         _synchronize(self._held())
         turn.settle()
-        with turn.aside(), held(), random_state():
+        with turn.aside(), self._ranks.agreed("how far the step is from the edge"), held(), random_state():
             if (found := self._own_edges.measured(self.step)) is not None:
                 self._expected, self._edges = ExpectedStep(self._held(), found[0]), {"evaluation": found[1]}
             _synchronize(self._held())
@@ -427,37 +464,51 @@ class Probe:
         _synchronize(self._held())
         turn.settle()
         try:
-            with turn.aside(), held():
+            with turn.aside(), self._ranks.agreed("what a measurement needs"), held():
                 self._prepare()
         except Exception as error:
             self._off = True
             turn.plan = "pass"
             why = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
-            _logger.warning("nothing is measured on the evaluation batches, and training goes on: %s", why)
+            self._logger.warning("nothing is measured on the evaluation batches, and training goes on: %s", why)
         else:
             turn.reconsider()
+            self._agenda.drop(self.step)
+            turn.plan = self._agenda.agree(turn.plan)
 
     def _prepare(self) -> None:
         """Makes what full measurements need, and says it in the records."""
         self._schedule.expect(*self._measurer.prepare())
         if (plan := self._measurer.objective.memory) is not None and not self._silent:
             print(f"stepscope: {plan}", file=sys.stderr)
-        self._recorder.describe(self._measurer.context())
+        self._keep(lambda: self._recorder.describe(self._measurer.context()))
 
     def _after_step(self, _: Optimizer, entered: float) -> None:
         """The step has been made: was it the one that was measured?"""
         if self._recorder.waiting or self._expected is not None:
             try:
-                self._compare_with_made()
-                self._recorder.keep_waiting()
+                with self._ranks.agreed("the step that was made beside the one that was measured"):
+                    self._compare_with_made()
             except Exception as error:
                 self._failed(error)
+            else:
+                self._keep(self._recorder.keep_waiting)
         if not self._closed:
             edges, self._edges = self._edges, {}
             if (record := self._own_steps.after(self.step, edges or None)) is not None:
-                self._recorder.keep_step(record)
-            self._own_steps.begin(self.step + 1, self._held)
+                self._keep(lambda: self._recorder.keep_step(record))
+            self._begin_step()
         self._schedule.count(time.perf_counter() - entered)
+
+    def _keep(self, write: Callable[[], None]) -> None:
+        """Writes records. Where that fails, on a full disk, say, it is said once; they stay in memory."""
+        try:
+            write()
+        except Exception as error:
+            if not self._unkept:
+                self._unkept = True
+                why = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
+                self._logger.warning("the records of step %d are kept in memory alone (%s)", self.step, why)
 
     def _broken_step(self, in_a_row: int) -> None:
         """Not all of several optimizers have stepped: what was measured is no step of the training."""
@@ -467,7 +518,7 @@ class Probe:
         if in_a_row == _MAX_FAILURES and not self._off:
             self._off = True
             self._own_steps.stop()
-            _logger.warning(
+            self._logger.warning(
                 "the probe is off: the optimizers of %s step in turns, and make no step together: give each a probe "
                 "of its own",
                 self._compared.name,
@@ -477,7 +528,7 @@ class Probe:
         _synchronize(self._measurer.parameters)
         turn.settle()
         with random_state():
-            if self._compared.skipped():
+            if any(self._ranks.concatenated([float(self._compared.skipped())])):
                 if turn.plan == "measure":
                     turn.postpone()
                 return
@@ -498,7 +549,7 @@ class Probe:
         except NoUpdateError as error:
             if not self._idle:
                 self._idle = True
-                _logger.warning("nothing to measure at step %d: %s", self.step, error)
+                self._logger.warning("nothing to measure at step %d: %s", self.step, error)
             return
         own = updates.get(self._compared.own)
         measurements, self._recorder.waiting = self._measured(updates, self.step, "training")
@@ -540,29 +591,29 @@ class Probe:
         remark = made.remark(self._compared.name)
         if remark is not None and not self._remarked:  # its percentage changes from step to step
             self._remarked = True
-            _logger.warning("%s", remark)
+            self._logger.warning("%s", remark)
 
     def _remark_unseen(self) -> None:
         """Says once that the training goes on without the optimizer that the probe is attached to."""
         then, self._untrained = self._untrained, []
         if any(not torch.equal(_beginning(p).to(start.device, start.dtype), start) for p, start in then):
-            _logger.warning(
+            self._logger.warning(
                 "no step of %s was seen, yet the weights have moved: if another optimizer trains, or its step was "
                 "replaced, attach the probe to the one that does, after that",
                 self._compared.name,
             )
 
     def _failed(self, error: Exception) -> None:
-        """Training goes on; a probe that fails again and again is switched off."""
-        self._failures += 1
+        """Training goes on; a probe that fails again and again is switched off, on all ranks."""
+        self._failures += self._ranks.alone or is_known_to_all(error)
         why = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
-        _logger.warning("nothing measured at step %d (%s)", self.step, why)
-        _logger.debug("the failure at step %d", self.step, exc_info=error)
+        self._logger.warning("nothing measured at step %d (%s)", self.step, why)
+        self._logger.debug("the failure at step %d", self.step, exc_info=error)
         if self._failures >= _MAX_FAILURES:
             # The hook stays until `close`: this is called while the optimizer goes through its hooks.
             self._off = True
             self._compared.lose()
-            _logger.warning("the probe is off after %d failures in a row; training goes on", self._failures)
+            self._logger.warning("the probe is off after %d failures in a row; training goes on", self._failures)
 
     def _held(self) -> dict[str, nn.Parameter]:
         return self._compared.held(self._measurer.parameters)
@@ -572,6 +623,7 @@ class Probe:
         if self._compared.lost_track(self._measurer.parameters):
             self._compared.lose()
             self._schedule.forget()
+            self._agenda.drop(self.step)
 
     def _announce(self) -> None:
         """Says once, before anything is measured, when that will be and what it costs."""
@@ -586,8 +638,9 @@ class Probe:
 
     def _memory(self) -> int:
         """Bytes that a measurement needs at most, beside activations: see docs/performance.md."""
+        parts = [dtensors.part(p) for p in self._held().values()]
         raised = sum(4 * p.numel() for p in self._measurer.model.parameters() if p.dtype in HALF)
-        held = sum(p.numel() * max(p.element_size(), 4) for p in self._held().values())
+        held = sum(p.numel() * max(p.element_size(), 4) for p in parts)
         others = len(self._compared.others)
         following = bool(others) + 2 * others
         updates = self._compared.count
@@ -622,7 +675,38 @@ class Probe:
 
 
 def _beginning(parameter: Tensor) -> Tensor:
-    return parameter.detach().reshape(-1)[:64]
+    return dtensors.part(parameter).reshape(-1)[:64]
+
+
+def _ranks_of(model: Any, process_group: ProcessGroup | None) -> tuple[Ranks, ShardedModel | None]:
+    """The ranks that measure together; all of them where the model is sharded."""
+    check_model(model)
+    resharded(model)
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    check_parameters(parameters)
+    return ranks_of(model, parameters, process_group)
+
+
+def _logger_of(ranks: Ranks) -> logging.Logger:
+    """What is said once is said by the first rank, which knows of the others' failures."""
+    if ranks.rank == 0:
+        return logging.getLogger("stepscope")
+    logger = logging.getLogger("stepscope.others")
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.CRITICAL)
+    return logger
+
+
+def _refuse_optimizers(optimizers: Sequence[Optimizer], ranks: Ranks) -> None:
+    if not ranks.alone and any(type(part).__name__ == "ZeroRedundancyOptimizer" for part in optimizers):
+        raise UsageError(
+            "the optimizer of each rank holds some of the parameters (ZeroRedundancyOptimizer) and sends them to the "
+            "others at its step, which a probe on all ranks can't take on trial: shard the model by fully_shard instead"
+        )
+
+
+def _never(_: int) -> bool:
+    return False
 
 
 def _synchronize(parameters: Mapping[str, nn.Parameter]) -> None:

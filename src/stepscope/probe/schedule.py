@@ -3,13 +3,16 @@
 Other optimizers need some steps to gather their moments, so a measurement is preceded by 20 steps at which they follow
 the run, or by all steps since the beginning. Where following costs more than the overhead allows, the schedule saves up
 for measurement and following together.
+
+The plan of a step is made when the step comes. Of ranks that measure together, one foretells its plans (`ahead`), and
+all are given them.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Literal
@@ -59,7 +62,7 @@ class Schedule:
 
     Args:
         every: measure at each ``every``-th step, or ``every(step) -> bool``. The function is called once for each step,
-            in order, up to `window` steps ahead.
+            in order, at least `window` steps ahead.
         max_overhead: measuring may take this part of the training time; ``None`` for no limit.
         cost: seconds that a measurement will take, until one has been timed; ``None``: as `cost_in_steps` says.
         cost_in_steps: the same in steps of the training.
@@ -106,7 +109,7 @@ class Schedule:
         self._cost_in_steps = cost_in_steps
         self._window = window
         self._follow_cost = follow_cost
-        self._due_ahead: deque[bool] = deque()
+        self._due: dict[int, bool] = {}
         self._known_up_to = first - 1
         self._first = first
         self._owed = False
@@ -116,7 +119,7 @@ class Schedule:
         self._training = 0.0
         self._measuring = 0.0
         self._steps = 0
-        self._before = (False, False, 0, True, False)
+        self._before = (False, False, 0, True)
         self._left = self._arrived = time.perf_counter()
         self._standstill_then = _standstill.seconds
 
@@ -162,7 +165,7 @@ class Schedule:
         self._standstill_then = _standstill.seconds
 
     @contextmanager
-    def turn(self, step: int, at: float | None = None) -> Iterator[Turn]:
+    def turn(self, step: int, at: float | None = None, plan: Plan | None = None) -> Iterator[Turn]:
         """The time between two steps of the training: what went before was the training's, what passes inside is not.
 
         Where an interruption leaves it (`KeyboardInterrupt`), the step isn't made: it will come again.
@@ -170,11 +173,12 @@ class Schedule:
         Args:
             step: the step that is about to be made.
             at: when the training came to it, on the clock of `time.perf_counter`; ``None`` for now.
+            plan: what was foretold of it; ``None``: it is planned now.
         """
         self._arrive(at)
         turn = Turn(self, "pass")
         try:
-            turn.plan = self._plan_for(step)
+            turn.plan = self._plan_for(step, plan)
             yield turn
         except Exception:
             raise
@@ -183,6 +187,23 @@ class Schedule:
             raise
         finally:
             self._leave(turn.plan)
+
+    def ahead(self, step: int, count: int) -> list[Plan]:
+        """The plans of steps to come, up to the first that is measured, as if they took as long as those before.
+
+        Args:
+            step: the first of them, which is about to begin.
+            count: how many, at most.
+        """
+        self._look_ahead(step, count)
+        twin = copy.copy(self)
+        twin._due = self._due.copy()
+        plans: list[Plan] = []
+        while len(plans) < count and "measure" not in plans:
+            twin._training += self.step_seconds or 0.0
+            plans.append(twin._plan_for(step + len(plans)))
+            twin._measuring += self._follow_cost if plans[-1] == "follow" else 0.0
+        return plans
 
     def count(self, seconds: float) -> None:
         """Adds time that was spent measuring between two turns."""
@@ -206,7 +227,7 @@ class Schedule:
             return "when due"
         interval = self.cost / self._planned / self.step_seconds
         earned = self._first - 1 + (self._measuring + self.cost) / self._planned / self.step_seconds
-        due = next((step + i for i, due in enumerate(self._due_ahead, 1) if due), step + len(self._due_ahead))
+        due = next((ahead for ahead, due in self._due.items() if due and ahead > step), self._known_up_to)
         first = max(earned, due)
         if steps is not None and first > steps:
             return f"not before step {first:,.0f}, after the end: raise max_overhead=, or call probe.measure()"
@@ -232,47 +253,49 @@ class Schedule:
         self._standstill_then = _standstill.seconds
         self._arrived = self._left
 
-    def _plan_for(self, step: int) -> Plan:
+    def _plan_for(self, step: int, foretold: Plan | None = None) -> Plan:
         """The plan of this step, made once. A measurement that was due and not afforded is made later."""
-        due = self._is_due(step)
-        self._before = (self._owed, self._promised, self._history, self._unbroken, due)
-        self._owed |= due
-        known = self._history >= self._window or self._unbroken
-        plan: Plan
-        if self._owed and known and (self._promised or self._affordable(self._training, self._cost)):
-            self._owed = self._promised = False
-            plan = "measure"
-        else:
-            plan = "follow" if self._follows() else "pass"
+        self._look_ahead(step)
+        self._before = (self._owed, self._promised, self._history, self._unbroken)
+        self._owed |= self._due[step]
+        plan = self._chosen(step) if foretold is None else foretold
+        if plan == "measure":
+            self._owed = False
+        self._promised = plan == "follow"
         self._history = 0 if plan == "pass" else self._history + 1
         self._unbroken &= plan != "pass"
         return plan
 
+    def _chosen(self, step: int) -> Plan:
+        known = self._history >= self._window or self._unbroken
+        if self._owed and known and (self._promised or self._affordable(self._training, self._cost)):
+            return "measure"
+        return "follow" if self._follows(step) else "pass"
+
     def _retract(self) -> None:
-        self._owed, self._promised, self._history, self._unbroken, due = self._before
-        self._due_ahead.appendleft(due)
+        self._owed, self._promised, self._history, self._unbroken = self._before
         self._steps -= 1
 
-    def _is_due(self, step: int) -> bool:
-        """Whether a measurement is due at this step; looks `window` steps ahead."""
-        while self._known_up_to < step + self._window:
+    def _look_ahead(self, step: int, count: int = 1) -> None:
+        """Asks `every` up to `window` steps beyond so many from this one on; those before it are forgotten."""
+        self._due = {known: due for known, due in self._due.items() if known >= step}
+        while self._known_up_to < step + count - 1 + self._window:
             self._known_up_to += 1
-            self._due_ahead.append(bool(self._every(self._known_up_to)))
-        return self._due_ahead.popleft()
+            self._due[self._known_up_to] = False  # if it fails
+            self._due[self._known_up_to] = bool(self._every(self._known_up_to))
 
-    def _follows(self) -> bool:
+    def _follows(self, step: int) -> bool:
         """Once begun, following ends in a measurement; what it cost beyond the forecast is earned before the next."""
         if not self._window:
             return False
         if self._promised:
             return True
-        ahead = next((i for i, due in enumerate(self._due_ahead, 1) if due), None)
+        ahead = next((i for i in range(1, self._window + 1) if self._due[step + i]), None)
         if not self._owed and ahead is None:
             return False
         left = max(self._window - self._history, 0 if self._owed else ahead or 0)
         then = self._training + left * (self.step_seconds or 0.0)
-        self._promised = left > 0 and self._affordable(then, self._cost + left * self._follow_cost)
-        return self._promised
+        return left > 0 and self._affordable(then, self._cost + left * self._follow_cost)
 
     def _affordable(self, training: float, cost: float) -> bool:
         return math.isinf(self._planned) or self._measuring + cost <= self._planned * training

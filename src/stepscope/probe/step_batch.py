@@ -3,7 +3,8 @@
 It is kept for the steps alone that are to be measured, by reference, with what is needed to evaluate it again: the
 random state and autocast. The hooks that notice it are put on just before such a step begins, and taken off when it is
 about to be made. Other hooks note the length of the gradient that ``backward`` leaves on each parameter: clipping and
-gradient scalers change it before the step, and averaging over processes makes it that of another batch.
+gradient scalers change it before the step, and averaging over processes makes it that of another batch. Where ranks
+measure together, that is the batch of all: the lengths are noted when `DistributedDataParallel` has averaged.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from stepscope.errors import said
+from stepscope.objective import dtensors
 from stepscope.objective.batches import tensors
 from stepscope.objective.loss_calls import LossFunction, loss_of
 from stepscope.objective.replay import Arguments, Pass, autocast_now
@@ -29,8 +31,8 @@ class StepBatch:
 
     Attributes:
         passes: in order; several where gradients are accumulated.
-        norms: by the name of each parameter, the norm of its gradient as ``backward`` left it. None of a parameter
-            without one, or with a sparse one.
+        norms: by the name of each parameter, the norm of its gradient as ``backward`` left it, or of this rank's part
+            of that. None of a parameter without one, or with a sparse one.
         is_named: whether the loop has said that this is the batch, and not only called the model with it.
         backwards: how many backward passes have added to its gradient.
     """
@@ -61,15 +63,18 @@ class BatchWatch:
 
     Args:
         model: the module that is trained.
+        averaged: whether gradients count as they are when all of ``backward`` is done.
 
     Attributes:
         lacking: why there is no batch where `end` gave none.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
+    def __init__(self, model: nn.Module, averaged: bool = False) -> None:
+        self._model, self._averaged = model, averaged
         self._handles: list[Any] = []
         self._hooked: list[tuple[nn.Parameter, Any]] = []
+        self._parameters: Mapping[str, nn.Parameter] = {}
+        self._awaits = False
         self._passes: list[Pass] = []
         self._norms: dict[str, Tensor] = {}
         self._accumulation = _Accumulation()
@@ -92,6 +97,7 @@ class BatchWatch:
         """
         self._forget()
         self.lacking = "the batch that made the step isn't known"
+        self._parameters = parameters
         if self._model._compiled_call_impl is None:  # else a hook would have the model compiled again
             on_call = _Hook(self._on_call)
             self._handles.append(self._model.register_forward_pre_hook(on_call, with_kwargs=True))
@@ -186,8 +192,26 @@ class BatchWatch:
             del self._passes[: self._accumulation.passes]
             self._accumulation = _Accumulation()
         self._accumulation.note(name, gradient, len(self._passes))
-        if not gradient.is_sparse:
-            self._norms[name] = torch.linalg.vector_norm(gradient.detach(), dtype=_wide(gradient))
+        self._measure(name, parameter, gradient)
+        if self._averaged and not self._awaits:
+            self._awaits = True
+            # Behind what others have queued by the end of the backward pass.
+            _after_backward(lambda: _after_backward(self._on_averaged))
+
+    def _on_averaged(self) -> None:
+        """A backward pass is over, and its gradients have been averaged."""
+        self._awaits = False
+        for name, parameter in self._parameters.items() if self._handles else ():
+            if parameter.grad is not None:
+                self._accumulation.see(name, parameter.grad)
+                self._measure(name, parameter, parameter.grad)
+
+    def _measure(self, name: str, parameter: nn.Parameter, gradient: Tensor) -> None:
+        if gradient.is_sparse:
+            return
+        if dtensors.is_spread(parameter):
+            gradient = dtensors.placed_like(gradient.detach(), parameter)
+        self._norms[name] = torch.linalg.vector_norm(dtensors.part(gradient), dtype=_wide(gradient))
 
     def _keep(self, given: Any) -> None:
         try:
@@ -198,7 +222,7 @@ class BatchWatch:
     def _forget(self) -> None:
         self._take_off()
         self._passes, self._norms, self._accumulation, self._entered = [], {}, _Accumulation(), None
-        self._called, self._weights = None, []
+        self._called, self._weights, self._parameters, self._awaits = None, [], {}, False
 
     def _take_off(self) -> None:
         for handle in self._handles:
@@ -228,13 +252,19 @@ class _Accumulation:
         """Whether the gradient holds nothing of the backward pass before. The first parameter speaks for all."""
         if name != self._name:
             return False
-        return gradient is not self._gradient or gradient._version != self._version + 1
+        return gradient is not self._gradient or dtensors.part(gradient)._version != self._version + 1
 
     def note(self, name: str, gradient: Tensor, passes: int) -> None:
         """A backward pass has added to a gradient, after so many forward passes."""
         if self._name in (None, name):
-            self._name, self._gradient, self._version, self.passes = name, gradient, gradient._version, passes
+            self._name, self.passes = name, passes
+        self.see(name, gradient)
         self._counts[name] += 1
+
+    def see(self, name: str, gradient: Tensor) -> None:
+        """This is what a backward pass has left."""
+        if self._name == name:
+            self._gradient, self._version = gradient, dtensors.part(gradient)._version
 
 
 class _Hook:
@@ -250,6 +280,11 @@ class _Hook:
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         return _Hook, (_nothing,)
+
+
+def _after_backward(call: Callable[[], None]) -> None:
+    """Calls a function at the end of the backward pass that goes on."""
+    torch.autograd.Variable._execution_engine.queue_callback(call)
 
 
 def _nothing(*_: Any) -> None:

@@ -84,13 +84,14 @@ class ExpectedStep:
             if name in parameters
         }
         length = vectors.norm(self._update)
-        rounding = math.hypot(*(_half_a_unit(x, self._update[name]) for name, x in self._before.items())) / length
+        sizes, steps = vectors.norms(self._before), vectors.norms({name: self._update[name] for name in self._before})
+        roundings = (_half_a_unit(x, sizes[name] + steps[name]) for name, x in self._before.items())
+        rounding = math.hypot(*roundings) / length
         dtype = max((x.dtype for x in self._before.values()), key=lambda d: torch.finfo(d).eps)
         return MadeStep(vectors.norm(missed) / length, rounding, dtype)
 
 
-def _half_a_unit(x: Tensor, update: Tensor) -> float:
-    """How far rounding can move ``x + update``, at most."""
+def _half_a_unit(x: Tensor, size: float) -> float:
+    """How far rounding can move a tensor of a norm of at most this size, at most."""
     limits = torch.finfo(x.dtype)
-    size = vectors.norm({"x": x}) + vectors.norm({"d": update})
     return 0.5 * limits.eps * (size + limits.tiny * math.sqrt(x.numel()))

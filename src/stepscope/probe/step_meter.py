@@ -7,6 +7,8 @@ that is evaluated is the one that was differentiated is tried: its gradient is c
 change its loss. Where that doesn't agree, nothing is said of the batch. Of several processes, a gradient that is
 changed after ``backward`` is taken to be averaged over them, and isn't that of the batch.
 
+Ranks that measure together compare the gradient of all their batches.
+
 Nor is anything said where the gradient isn't that of its loss, as with straight-through estimators: what it foretells
 then doesn't come true at the shortest step either. A loss close to the weights tells that, once.
 
@@ -18,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -26,7 +28,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from stepscope.objective import vectors
+from stepscope.objective import dtensors, vectors
 from stepscope.objective.replay import Evaluation, Replay
 from stepscope.probe.step_batch import StepBatch
 
@@ -96,11 +98,12 @@ class StepMeter:
         replay: evaluates the loss of a batch again.
 
     Attributes:
+        ranks: those that measure together.
         refusal: why nothing is measured, once that is known.
     """
 
     def __init__(self, replay: Replay) -> None:
-        self._replay = replay
+        self._replay, self.ranks = replay, replay.ranks
         self._known: dict[Kind, _Known] = {}
         self._looked = Counter[Kind]()
         self._trials = Counter[str]()
@@ -108,6 +111,8 @@ class StepMeter:
         self._copies = False
         self._start: dict[str, tuple[nn.Parameter, Tensor]] = {}
         self._batch: StepBatch | None = None
+        self._size: int | None = None
+        self._left: dict[str, float] = {}
         self._before: Evaluation | None = None
         self._gradient: dict[str, Tensor] = {}
         self._versions: dict[str, int] = {}
@@ -124,17 +129,29 @@ class StepMeter:
             parameters: those that it will move, with the gradients that it gets.
         """
         self.drop()
-        self._start = {name: (p, p.detach().clone()) for name, p in parameters.items()}
+        self._start = {name: (p, dtensors.part(p).clone()) for name, p in parameters.items()}
         if batch is not None and not self.refusal:
             self._batch = batch
+            self._pool(batch, parameters)
             self._look(batch, parameters)
+
+    def _pool(self, batch: StepBatch, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Rows of all ranks, and the norms of what ``backward`` left, where that is the gradient of all."""
+        remedy = "they make the same number of forward and backward passes for a step"
+        self.ranks.check_same("the passes of a step", [*_kind(batch), len(batch.norms)], remedy)
+        rows = self.ranks.concatenated([math.nan if batch.size is None else batch.size])
+        self._size = None if any(map(math.isnan, rows)) else int(sum(rows))
+        lengths, owners = vectors.numbers(batch.norms.values()), [parameters[name] for name in batch.norms]
+        self._left = dict(zip(batch.norms, dtensors.whole_lengths(lengths, owners), strict=True))
 
     def after(self) -> tuple[float, BatchTerms | None]:
         """The step has been made: its length, and its terms where they are known."""
         try:
-            norm, slope = self._moved()
+            moved = [*self._moved(), float(self._has_changed_gradients())]
+            everyone = self.ranks.concatenated(moved)  # the same numbers on all
+            norm, slope = everyone[:2]
             before, batch = self._before, self._batch
-            if self._has_changed_gradients():
+            if any(everyone[2::3]):
                 self._copies, before = True, None
             if before is None or batch is None:
                 return norm, None
@@ -145,8 +162,8 @@ class StepMeter:
                 batch_loss=self._scale * before.loss,
                 batch_change=self._scale * change,
                 batch_slope=slope,
-                batch_noise=self._scale * _noise(before, batch),
-                batch_size=batch.size,
+                batch_noise=self._scale * self._noise(before),
+                batch_size=self._size,
                 slope_by=self._way,
             )
         finally:
@@ -161,18 +178,20 @@ class StepMeter:
         known = self._known.get(kind)
         self._looked[kind] += 1
         again = _MANY % self._looked[kind] == 0
-        now = {name: p.grad.detach() for name, p in parameters.items() if p.grad is not None}
+        given = {name: (p.grad.detach(), p) for name, p in parameters.items() if p.grad is not None}
+        now = {name: dtensors.placed_like(g, p) if dtensors.is_spread(p) else g for name, (g, p) in given.items()}
         dense = not any(gradient.is_sparse for gradient in now.values())
-        clipped = _factor(_norms(now), _numbers(batch.norms)) if dense and batch.norms else None
+        clipped = _factor(vectors.norms(now), self._left) if dense and self._left else None
         if known is None or known.way == "recomputed" or clipped is None or again:
-            bound = clipped is not None or _among_others()
+            bound = clipped is not None or not self.ranks.alone or _among_others()
             self._recompute(batch, parameters, _dense(now) if bound else None)
             return
         told = batch.loss if known.is_told else None
         self._before = self._replay.evaluated(batch.passes) if told is None else replace(known.evaluation, loss=told)
         # A step may change its gradients: a fused one undoes their scale.
-        self._gradient = {name: g.clone() if self._copies else g for name, g in now.items()}
-        self._versions = {} if self._copies else {name: g._version for name, g in now.items()}
+        parts = {name: dtensors.part(g) for name, g in now.items()}
+        self._gradient = {name: g.clone() if self._copies else g for name, g in parts.items()}
+        self._versions = {} if self._copies else {name: g._version for name, g in parts.items()}
         self._way, self._factor, self._scale = "step", 1 / clipped, known.scale
 
     def _recompute(
@@ -187,8 +206,8 @@ class StepMeter:
         """
         before = self._replay.evaluated(batch.passes, differentiate=True)
         found = {name: gradient for name, gradient in (before.gradient or {}).items() if name in parameters}
-        left = _numbers(batch.norms) or _norms(now or {})
-        factor = _factor(left, _norms({name: gradient for name, gradient in found.items() if name in left}))
+        left = self._left or vectors.norms(now or {})
+        factor = _factor(left, vectors.norms({name: gradient for name, gradient in found.items() if name in left}))
         if factor is None or (now is not None and not _are_parallel(now, found)):
             self._disagrees(_kind(batch), _OTHER_LOSS)
             return
@@ -197,10 +216,10 @@ class StepMeter:
         # The loop adds the losses of the passes up, or takes their mean.
         self._scale = float(count) if _is_near(factor, count) else 1.0
         way: Way = "step" if _is_near(factor, self._scale) else "recomputed"
-        self._known[_kind(batch)] = _Known(
-            way, self._scale, replace(before, gradient=None), is_told=batch.loss == before.loss
-        )
-        self._before, self._gradient, self._versions = before, found, {}
+        is_told = self.ranks.alone and batch.loss == before.loss
+        self._known[_kind(batch)] = _Known(way, self._scale, replace(before, gradient=None), is_told)
+        self._before, self._versions = before, {}
+        self._gradient = {name: dtensors.part(gradient) for name, gradient in found.items()}
         self._way, self._factor = "recomputed", self._scale
 
     def _disagrees(self, kind: Kind, why: str) -> None:
@@ -222,13 +241,13 @@ class StepMeter:
             slope: of that loss, along the step.
         """
         kind = _kind(batch)
-        rounding = _noise(before, batch)
+        rounding = self._noise(before)
         if kind in self._agreed or not rounding < 0.02 * _FAR * abs(slope):
             return True
-        if any(_is_shared(parameter) for parameter, _ in self._start.values()):
+        parameters = {name: parameter for name, (parameter, _) in self._start.items()}
+        if any(self.ranks.concatenated([float(any(map(_is_shared, parameters.values())))])):
             return True  # other processes train these weights too, so they can't be moved for a moment
-        starts = {name: start for name, (_, start) in self._start.items()}
-        t = max(rounding / (0.02 * abs(slope)), _RESOLVED * before.eps_inside * vectors.norm(starts) / norm)
+        t = max(rounding / (0.02 * abs(slope)), _RESOLVED * before.eps_inside * vectors.norm(parameters) / norm)
         if not t <= _FAR:
             return True
         with self._at(t):
@@ -244,31 +263,45 @@ class StepMeter:
     @contextmanager
     def _at(self, t: float) -> Iterator[None]:
         """Inside, the weights are at ``x + td``; afterwards they are bit for bit, and count as never written to."""
-        made = {name: parameter.detach().clone() for name, (parameter, _) in self._start.items()}
-        parameters = [parameter for parameter, _ in self._start.values()]
-        versions = [parameter._version for parameter in parameters]
+        parts = [(dtensors.part(parameter), start) for parameter, start in self._start.values()]
+        made = [(part, part._version, part.clone()) for part, _ in parts]
         try:
-            with torch.no_grad():
-                for name, (parameter, start) in self._start.items():
-                    parameter.copy_(torch.lerp(start, made[name], t))
+            for (part, start), (_, _, end) in zip(parts, made, strict=True):
+                part.copy_(torch.lerp(start, end, t))
             yield
         finally:
-            with torch.no_grad():
-                for name, (parameter, _) in self._start.items():
-                    parameter.copy_(made[name])
-            torch._C._autograd._unsafe_set_version_counter(tuple(parameters), tuple(versions))
+            for part, _, end in made:
+                part.copy_(end)
+            written, versions = tuple(part for part, *_ in made), tuple(version for _, version, _ in made)
+            torch._C._autograd._unsafe_set_version_counter(written, versions)
 
     def _moved(self) -> tuple[float, float]:
         """The length of the step, and the slope along it."""
+        by_shards: dict[int, list[str]] = {}
+        for name, (parameter, _) in self._start.items():
+            by_shards.setdefault(dtensors.shards(parameter), []).append(name)
+        sums = [self._sums(names) for names in by_shards.values()]
+        owners = [self._start[names[0]][0] for names in by_shards.values()]
+        squares = dtensors.summed([square for square, _ in sums], owners)
+        products = dtensors.summed([product for _, product in sums], owners)
+        return math.sqrt(math.fsum(squares)), self._factor * math.fsum(products)
+
+    def _sums(self, names: Iterable[str]) -> tuple[float, float]:
+        """Of this rank's parts of some parameters: the step's square, and its product with the gradient."""
         squares, products = [torch.zeros(())], [torch.zeros(())]
-        moved = [(start, p, self._gradient.get(name)) for name, (p, start) in self._start.items()]
+        starts = ((name, *self._start[name]) for name in names)
+        moved = ((start, dtensors.part(p), self._gradient.get(name)) for name, p, start in starts)
         shaped = ((a, b, torch.zeros_like(a) if g is None else g) for a, b, g in moved)
         for before, after, g in vectors.joined_pieces(shaped):
             wide = vectors.accumulator(before)
             step = after.to(wide) - before.to(wide)
             squares.append(torch.dot(step, step))
             products.append(torch.dot(step, g.to(wide)))
-        return math.sqrt(math.fsum(vectors.numbers(squares))), self._factor * math.fsum(vectors.numbers(products))
+        return math.fsum(vectors.numbers(squares)), math.fsum(vectors.numbers(products))
+
+    def _noise(self, evaluation: Evaluation) -> float:
+        """The error of a difference of two such losses: rounding of the mean, and of what it is the mean of."""
+        return abs(evaluation.loss) * (evaluation.eps + evaluation.eps_inside / math.sqrt(self._size or 1))
 
     def _has_changed_gradients(self) -> bool:
         return any(
@@ -278,6 +311,7 @@ class StepMeter:
 
 def _is_shared(parameter: Tensor) -> bool:
     """Whether it lies in memory that other processes can have; on a GPU all memory says so."""
+    parameter = dtensors.part(parameter)
     return parameter.device.type == "cpu" and bool(parameter.is_shared())  # type: ignore[no-untyped-call]
 
 
@@ -293,14 +327,6 @@ def _among_others() -> bool:
     """Whether there are other processes whose gradients may come in."""
     distributed = torch.distributed
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-
-
-def _numbers(norms: Mapping[str, Tensor]) -> dict[str, float]:
-    return dict(zip(norms, vectors.numbers(norms.values()), strict=True)) if norms else {}
-
-
-def _norms(gradients: Mapping[str, Tensor]) -> dict[str, float]:
-    return _numbers({name: torch.linalg.vector_norm(g, dtype=vectors.accumulator(g)) for name, g in gradients.items()})
 
 
 def _factor(norms: Mapping[str, float], others: Mapping[str, float]) -> float | None:
@@ -326,8 +352,3 @@ def _are_parallel(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
 
 def _is_near(factor: float, number: float) -> bool:
     return abs(factor / number - 1) <= _AGREES
-
-
-def _noise(evaluation: Evaluation, batch: StepBatch) -> float:
-    """The error of a difference of two such losses: rounding of the mean, and of what it is the mean of."""
-    return abs(evaluation.loss) * (evaluation.eps + evaluation.eps_inside / math.sqrt(batch.size or 1))

@@ -1,0 +1,419 @@
+"""A probe on all ranks: the numbers of one process, and a training that nothing disturbs."""
+
+import contextlib
+import functools
+import logging
+import math
+import os
+import shutil
+import signal
+import tempfile
+import warnings
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+from ranks import on_ranks, refused
+from stepscope import Probe
+from stepscope.objective import dtensors
+from stepscope.runs import DirectionRecord, read_run, read_steps
+from traces import Log
+
+pytestmark = pytest.mark.slow
+
+STEPS, WIDTH, ROWS = 8, 5, 12
+
+
+class Model(nn.Module):
+    """Its parts are uneven on two ranks."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(7, WIDTH)
+        self.up, self.down, self.norm = nn.Linear(WIDTH, 8), nn.Linear(8, WIDTH), nn.LayerNorm(WIDTH)
+        self.head = nn.Linear(WIDTH, 3)
+
+    def forward(self, tokens):
+        x = self.embedding(tokens).mean(1)
+        return self.head(self.norm(x + self.down(nn.functional.gelu(self.up(x)))))
+
+
+def loss_fn(model, batch):
+    return nn.functional.cross_entropy(model(batch["x"]), batch["y"])
+
+
+def rows_of(batch):
+    return len(batch["x"])
+
+
+def data(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x, y = (torch.randint(n, s, generator=generator) for n, s in ((7, (count, ROWS, 4)), (3, (count, ROWS))))
+    return [{"x": a, "y": b} for a, b in zip(x, y, strict=True)]
+
+
+def part(batch, share):
+    """The rows of one of so many data ranks."""
+    number, count = share
+    return {name: tensor[number * ROWS // count : (number + 1) * ROWS // count] for name, tensor in batch.items()}
+
+
+def as_it_is(model):
+    return model
+
+
+def by_ddp(model):
+    return nn.parallel.DistributedDataParallel(model)
+
+
+def by_fsdp(model):
+    for module in (model.up, model.down):
+        fully_shard(module)
+    return fully_shard(model)
+
+
+def by_tensors(model):
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    return parallelize_module(model, mesh, {"up": ColwiseParallel(), "down": RowwiseParallel()})
+
+
+def everywhere():
+    return dist.get_rank(), dist.get_world_size()
+
+
+WAYS = {
+    "alone": (as_it_is, lambda: (0, 1), False),
+    "ddp": (by_ddp, everywhere, True),
+    "fsdp": (by_fsdp, everywhere, False),
+    "tensors": (by_tensors, lambda: (0, 1), False),
+}
+
+
+def trained(way, probed=True, accumulate=1, clip=None, dtype=torch.float64, loss=loss_fn, factory=None, **settings):
+    """A training on batches that are shared out: what its probe measured, and what it left behind."""
+    wrap, share_of, group = WAYS[way]
+    share = share_of()
+    torch.manual_seed(1)
+    model = wrap(Model().to(dtype))
+    optimizer = (factory or (lambda p: torch.optim.AdamW(p, lr=0.05)))(model.parameters())
+    evaluation = [part(batch, share) for batch in data(2, seed=2)]
+    given = {
+        "every": 4, "max_overhead": None, "directions": {"sgd": lambda p: torch.optim.SGD(p, lr=0.1)}, "quiet": True,
+        "steps": STEPS, "weight_fn": rows_of, "process_group": dist.group.WORLD if group else None,
+    }  # fmt: skip
+    probe = Probe(model, optimizer, loss, evaluation, **given | settings) if probed else None
+    for batches in zip(*[iter(data(STEPS * accumulate, seed=3))] * accumulate, strict=True):
+        optimizer.zero_grad()
+        for batch in batches:
+            mine = part(batch, share)
+            with probe.batch(mine) if probe else contextlib.nullcontext():
+                (loss_fn(model, mine) / accumulate).backward()
+        if clip:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+    if probe is not None:
+        probe.close()
+    tensors = [*model.parameters(), *(p.grad for p in model.parameters())]
+    tensors += [t for state in optimizer.state.values() for t in state.values() if torch.is_tensor(t)]
+    left = [(t.to_local() if hasattr(t, "to_local") else t).detach().clone() for t in tensors]
+    return probe, [*left, torch.get_rng_state()]
+
+
+UNTOLD = ("seconds", "layers", "top", "magnitudes", "method", "method_reason", "numerical_error", "sharpness_stderr",
+          "sharpness_finite_error", "step_error", "landscape", "batch_noise", "slope_by", "slope_stderr",
+          "signal_to_noise", "realized_stderr", "noise")  # fmt: skip
+"""What belongs to the machine, to the method or to rounds, in which ranks evaluate together."""
+
+
+def told(probe):
+    """The numbers of the records."""
+
+    def plain(value, path=""):
+        if isinstance(value, dict):
+            return [n for key, inner in value.items() if key not in UNTOLD for n in plain(inner, f"{path}.{key}")]
+        if isinstance(value, list | tuple):
+            return [n for place, inner in enumerate(value) for n in plain(inner, f"{path}[{place}]")]
+        return [(path, value)]
+
+    return {"steps": plain(probe.step_records), "records": plain(probe.records)}
+
+
+# ------------------------------------------------------------------------------------------------------------ cases
+
+
+def numbers():
+    found = {way: told(trained(way)[0]) for way in WAYS if way != "alone"}
+    return found | {"alone": told(trained("alone")[0]) if dist.get_rank() == 0 else {}}
+
+
+def accumulated():
+    """Steps of two backward passes each, clipped."""
+    settings = {"accumulate": 2, "clip": 0.1, "every": 1000}
+    found = {way: told(trained(way, **settings)[0])["steps"] for way in ("ddp", "fsdp")}
+    return found | {"alone": told(trained("alone", **settings)[0])["steps"] if dist.get_rank() == 0 else []}
+
+
+class Counted:
+    """A loss that fails in some evaluations of evaluation batches, of some ranks."""
+
+    def __init__(self, fail):
+        self.fail = fail
+
+    def __call__(self, model, batch):
+        loss = loss_fn(model, batch)
+        if not model.training:
+            self.fail(model)
+        return loss
+
+
+def raising(_):
+    if dist.get_rank() == 1:
+        raise KeyError("of rank 1")
+
+
+def raising_inside(model):
+    """On all ranks, in the middle of the forward pass."""
+    handle = model.norm.register_forward_hook(lambda *_: 1 / 0)
+    try:
+        model(torch.zeros(1, 4, dtype=torch.long))
+    finally:
+        handle.remove()
+
+
+def bit_identical():
+    """With a probe as without, also where measurements fail."""
+
+    def same(way, **settings):
+        settings |= {"dtype": torch.float32}
+        return all(map(torch.equal, trained(way, probed=False, dtype=torch.float32)[1], trained(way, **settings)[1]))
+
+    return {
+        "ddp": same("ddp"),
+        "ddp, one fails": same("ddp", loss=Counted(raising)),
+        "fsdp": same("fsdp"),
+        "fsdp, all fail": same("fsdp", loss=Counted(raising_inside)),
+        "fsdp, one fails outside": same("fsdp", loss=Counted(raising)),
+        "tensors": same("tensors"),
+    }
+
+
+def warned(run):
+    """What the first rank's log says meanwhile, and the others'."""
+    kept = []
+    handler = logging.Handler()
+    handler.emit = lambda record: kept.append(record.getMessage())
+    logger = logging.getLogger("stepscope")
+    logger.addHandler(handler)
+    try:
+        return run(), kept
+    finally:
+        logger.removeHandler(handler)
+
+
+def skipped():
+    """Full measurements at which one rank fails: all skip them, and the first says so."""
+    failing = {"raises": Counted(raising), "NaN": lambda m, b: loss_fn(m, b) * (math.nan if raised(m) else 1.0)}
+    found = {}
+    for way in ("ddp", "fsdp"):
+        for name, loss in failing.items():
+            (probe, _), said = warned(lambda: trained(way, loss=loss))  # noqa: B023
+            found[f"{way}, {name}"] = [said, len(probe.records), len(probe.step_records)]
+    return found
+
+
+def raised(model):
+    return dist.get_rank() == 1 and not model.training
+
+
+def interrupted():
+    """Ctrl-C on rank 1 alone, in a full measurement: all ranks leave before that step, which comes again."""
+    found = {}
+    for way in ("ddp", "fsdp"):
+        pressed = Log()
+
+        def press(_):
+            if dist.get_rank() == 1 and not len(pressed):  # noqa: B023
+                pressed()  # noqa: B023
+                signal.raise_signal(signal.SIGINT)
+
+        wrap, share_of, group = WAYS[way]
+        torch.manual_seed(1)
+        model = wrap(Model())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        batch, seen = part(data(1, 2)[0], share_of()), []
+        with Probe(
+            model, optimizer, Counted(press), [batch], every=2, max_overhead=None, directions={}, weight_fn=rows_of,
+            process_group=dist.group.WORLD if group else None, quiet=True,
+        ) as probe:  # fmt: skip
+            for _ in range(3):
+                optimizer.zero_grad()
+                with probe.batch(batch):
+                    loss_fn(model, batch).backward()
+                before = [dtensors.part(p).clone() for p in model.parameters()]
+                try:
+                    optimizer.step()
+                except KeyboardInterrupt:
+                    seen.append(all(map(torch.equal, before, map(dtensors.part, model.parameters()))))
+                    optimizer.step()
+                seen.append(probe.step)
+        found[way] = [*seen, [r["step"] for r in probe.records]]
+    return found
+
+
+def full_disk():
+    """The first rank can't write at the second measurement; no other writes at all."""
+    folder = tempfile.mkdtemp()
+    sync, calls = os.fsync, []
+
+    def fsync(file):
+        calls.append(file)
+        if 3 < len(calls) < 9:
+            raise OSError(28, "No space left on device")
+        sync(file)
+
+    os.fsync = fsync
+    try:
+        (probe, _), said = warned(lambda: trained("ddp", run_dir=folder + "/run"))
+    finally:
+        os.fsync = sync
+    written = [len(read_run(probe.run_dir, DirectionRecord)[1]), len(read_steps(probe.run_dir))] if calls else []
+    shutil.rmtree(folder)
+    return [said, len(probe.records), len(probe.step_records), written, str(probe.run_dir is None)]
+
+
+def refusals():
+    rank = dist.get_rank()
+
+    def made(way="ddp", **settings):
+        wrap, _, group = WAYS[way]
+        model = wrap(Model())
+        given = {"weight_fn": rows_of, "process_group": dist.group.WORLD if group else None, "quiet": True}
+        optimizer = settings.pop("optimizer", torch.optim.SGD)(model.parameters(), lr=0.1)
+        return Probe(model, optimizer, loss_fn, data(1, 2), **given | settings)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+    zero = functools.partial(ZeroRedundancyOptimizer, optimizer_class=torch.optim.SGD)
+    said = {
+        "settings": lambda: made(every=0 if rank == 0 else 1),
+        "differ": lambda: made(steps=10 + rank),
+        "directory": lambda: made(run_dir=__file__),
+        "weights": lambda: made("fsdp", weight_fn=None),
+        "memory": lambda: made("fsdp", memory=0.5),
+        "zero": lambda: made(optimizer=zero),
+    }
+    found = {name: refused(call) for name, call in said.items()}
+    first = data(1, 2)[0]
+    (probe, _), found["passes"] = warned(lambda: uneven(first))
+    return found | {"uneven records": len(probe.step_records)}
+
+
+def uneven(batch):
+    """One rank makes two forward passes for a step, the other one."""
+    torch.manual_seed(1)
+    model = by_ddp(Model())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    probe = Probe(model, optimizer, loss_fn, [batch], steps=3, process_group=dist.group.WORLD, quiet=True)
+    with model.no_sync() if dist.get_rank() == 0 else contextlib.nullcontext():
+        if dist.get_rank() == 0:
+            probe.loss_fn(model, batch).backward()
+    probe.loss_fn(model, batch).backward()
+    optimizer.step()
+    probe.close()
+    return probe, None
+
+
+CASES = (numbers, accumulated, bit_identical, skipped, interrupted, full_disk, refusals)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return on_ranks(CASES, 2, tmp_path_factory.mktemp("ranks"))
+
+
+def same_numbers(here, there, tolerance):
+    assert [path for path, _ in here] == [path for path, _ in there]
+    for (path, a), (_, b) in zip(here, there, strict=True):
+        assert a == (pytest.approx(b, rel=tolerance, abs=1e-12) if isinstance(b, float) else b), path
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp", "tensors"])
+def test_numbers_are_those_of_one_process_on_the_whole_batch(results, way):
+    alone = results["numbers"][0]["alone"]
+    assert any(path.endswith("batch_slope") and slope for path, slope in alone["steps"])
+    for rank in results["numbers"]:
+        same_numbers(rank[way]["steps"], alone["steps"], 1e-9)
+        same_numbers(rank[way]["records"], alone["records"], 1e-5)  # curvature by differences of gradients
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_accumulated_and_clipped_steps_are_those_of_one_process(results, way):
+    alone = results["accumulated"][0]["alone"]
+    assert any(path.endswith("batch_slope") and slope for path, slope in alone)
+    for rank in results["accumulated"]:
+        same_numbers(rank[way], alone, 1e-9)
+
+
+def test_ranks_have_the_same_records(results):
+    first, second = results["numbers"]
+    for way in ("ddp", "fsdp", "tensors"):
+        assert first[way] == second[way]
+
+
+@pytest.mark.parametrize(
+    "case", ["ddp", "ddp, one fails", "fsdp", "fsdp, all fail", "fsdp, one fails outside", "tensors"]
+)
+def test_training_is_bit_identical(results, case):
+    assert [rank[case] for rank in results["bit_identical"]] == [True, True]
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+@pytest.mark.parametrize(("failure", "text"), [("raises", "of rank 1"), ("NaN", "the loss is nan")])
+def test_what_one_rank_alone_meets_all_skip(results, way, failure, text):
+    (said, *first), (unsaid, *second) = (rank[f"{way}, {failure}"] for rank in results["skipped"])
+    assert first == second == [0, first[1]]
+    assert first[1] > 5
+    assert [text in line for line in said] == [True] * len(said)
+    assert (len(said) > 0, unsaid) == (True, [])
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_ctrl_c_on_one_rank_ends_the_step_on_all(results, way):
+    assert [rank[way] for rank in results["interrupted"]] == [[1, True, 2, 3, [2]]] * 2
+
+
+def test_a_full_disk_of_the_first_rank_stops_nobody(results):
+    (said, *kept, written, _), (unsaid, *others, none, elsewhere) = results["full_disk"]
+    assert ["No space left" in line for line in said] == [True]
+    assert (unsaid, none, elsewhere) == ([], [], "True")
+    assert kept == others
+    assert 0 < written[0] <= kept[0]
+    assert 0 < written[1] < kept[1]
+
+
+REFUSALS = {
+    "settings": "every is 0",
+    "differ": "differ in models or settings",
+    "directory": "is a file",
+    "weights": "give weight_fn",
+    "memory": "give no dtype, no memory",
+    "zero": "ZeroRedundancyOptimizer",
+}
+
+
+@pytest.mark.parametrize("mistake", REFUSALS)
+def test_a_mistake_is_said_on_all_ranks(results, mistake):
+    for rank in results["refusals"]:
+        assert rank[mistake].startswith("UsageError: ")
+        assert REFUSALS[mistake] in rank[mistake]
+
+
+def test_steps_of_unequal_passes_are_left_out(results):
+    assert ["the passes of a step" in line for line in results["refusals"][0]["passes"]] == [True]
+    assert [rank["uneven records"] for rank in results["refusals"]] == [0, 0]
