@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from stepscope.clipping import check_fraction, clamp_, fraction_threshold, name_of, parts_of
 from stepscope.directions import Factory, PseudoUpdates, decay_part, own_update
 from stepscope.errors import UsageError, said
-from stepscope.objective import Direction, vectors
+from stepscope.objective import Direction, dtensors, vectors
 from stepscope.probe import gradient_scales
 
 _LOGGER = logging.getLogger("stepscope")
@@ -27,7 +27,9 @@ DEFAULT_OTHERS: dict[str, Factory] = {
 
 def _is_fusible(parameters: Sequence[Tensor]) -> bool:
     """Whether one kernel can make a whole step of theirs: a third of the time that operation by operation takes."""
-    return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
+    return all(
+        p.device.type in ("cpu", "cuda") and p.is_floating_point() and not dtensors.is_spread(p) for p in parameters
+    )
 
 
 class NoUpdateError(UsageError):
