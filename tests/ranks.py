@@ -21,7 +21,7 @@ IMPORTED = ["stepscope.measuring", "torch._dynamo", "torch.distributed.fsdp", "t
 
 
 def on_ranks(cases: Sequence[Case], size: int, folder: Path) -> dict[str, list[Any]]:
-    """Runs functions of a module on `size` processes of one gloo group, all ranks each of them in turn.
+    """Runs functions of a module on `size` processes of one gloo group, all ranks each of them in turn, in a folder.
 
     Returns:
         By the name of a case, what each rank has returned: numbers, strings, tensors, and containers of them.
@@ -43,6 +43,7 @@ def refused(call: Callable[[], Any]) -> str:
 
 def _work(rank: int, size: int, folder: Path, cases: list[Case]) -> None:
     torch.set_num_threads(1)
+    os.chdir(folder)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
     timeout = datetime.timedelta(seconds=100)
     # By a file: a port that was free a moment ago may be taken.

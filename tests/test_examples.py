@@ -48,7 +48,7 @@ def test_it_runs(name, tmp_path, monkeypatch, capsys):
         assert multiples == sorted(multiples, reverse=True)  # a longer step is nearer to the edge
         assert multiples[-1] > 1
     elif name == "fsdp2.py":
-        losses = [float(loss) for loss in re.findall(r"loss (\S+), changed by", printed)]
+        losses = [float(loss) for loss in re.findall(r"own AdamW: loss (\S+), slope", printed)]
         assert losses[0] > losses[-1]
     elif name == "noise.py":
         small, large = re.findall(r"of 10 steps (\d+) lower .* and (\d+) that", printed)

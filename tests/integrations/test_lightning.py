@@ -114,3 +114,11 @@ def test_mistakes(lightning, tmp_path):
         lightning.probe(evry=2)
     with pytest.raises(UsageError, match="the module has 1"):
         lightning.train(tmp_path, lightning.probe(optimizer=1))
+
+
+def test_several_ranks_by_another_strategy_than_ddp_are_refused(lightning):
+    class Elsewhere:
+        world_size, strategy, optimizers = 2, object(), [None]
+
+    with pytest.raises(UsageError, match="strategy='ddp'"):
+        lightning.probe().on_train_start(Elsewhere(), None)

@@ -18,7 +18,7 @@ from stepscope.probe import Probe
 require("lightning", "lightning")
 
 from lightning.pytorch import Callback  # noqa: E402
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy  # noqa: E402
+from lightning.pytorch.strategies import DDPStrategy  # noqa: E402
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -30,7 +30,8 @@ class ProbeCallback(Callback):  # type: ignore[misc]
     """Measures while a `lightning.Trainer` trains.
 
     The probe is attached when the training begins, to the module and its optimizer; numbers go to the trainer's
-    loggers. In a distributed training the first process measures.
+    loggers. In a distributed training (`DDPStrategy`) all ranks measure together, each on its share of the evaluation
+    batches; give all the same.
 
     Args:
         loss_fn: ``loss_fn(module, batch)`` gives the mean loss. ``training_step`` won't do: it logs.
@@ -73,15 +74,16 @@ class ProbeCallback(Callback):  # type: ignore[misc]
 
     @property
     def probe(self) -> Probe | None:
-        """The probe of the newest training; ``None`` before, and in processes other than the first."""
+        """The probe of the newest training; ``None`` before."""
         return self._attachment.probe
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attaches the probe."""
-        if not trainer.is_global_zero:
-            return
-        if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
-            raise UsageError("a model sharded by FSDP or DeepSpeed can't be measured: take the probe off")
+        if trainer.world_size > 1 and type(trainer.strategy) is not DDPStrategy:
+            raise UsageError(
+                f"a training on several ranks by {type(trainer.strategy).__name__} can't be measured: use "
+                "strategy='ddp', or shard by fully_shard in a loop of your own, with a Probe on all ranks"
+            )
         if not 0 <= self._optimizer < len(trainer.optimizers):
             raise UsageError(f"optimizer is {self._optimizer}: the module has {len(trainer.optimizers)}, from 0 on")
 

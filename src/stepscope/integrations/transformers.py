@@ -20,6 +20,7 @@ require("transformers", "transformers")
 require("accelerate", "transformers")
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments  # noqa: E402
+from transformers.training_args import ParallelMode  # noqa: E402
 
 __all__ = ["ProbeCallback"]
 
@@ -33,7 +34,8 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
     """Measures while a `transformers.Trainer` trains.
 
     The probe is attached when the training begins, to the trainer's model and optimizer; numbers go to the trackers
-    that the trainer reports to (``report_to``). In a distributed training the first process measures.
+    that the trainer reports to (``report_to``). In a distributed training (`DistributedDataParallel`) all ranks
+    measure together, each on its share of the evaluation batches; give all the same.
 
     Args:
         trainer: the trainer.
@@ -87,7 +89,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
 
     @property
     def probe(self) -> Probe | None:
-        """The probe of the newest training; ``None`` before, and in processes other than the first."""
+        """The probe of the newest training; ``None`` before."""
         return self._attachment.probe
 
     def on_train_begin(
@@ -95,11 +97,13 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Attaches the probe."""
         del control
-        if not state.is_world_process_zero:
-            return
         trainer = self._trainer
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            raise UsageError("a model sharded by FSDP or DeepSpeed can't be measured: take the probe off")
+        joined = args.world_size == 1 or args.parallel_mode == ParallelMode.DISTRIBUTED
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or not joined:
+            raise UsageError(
+                "a Trainer whose model is sharded by FSDP or DeepSpeed, or that trains on TPUs, can't be measured: use "
+                "DistributedDataParallel, or shard by fully_shard in a loop of your own, with a Probe on all ranks"
+            )
         defaults: dict[str, Any] = {"log": self._log if args.report_to else None, "step": state.global_step}
         defaults["steps"] = state.max_steps
         batches = self._eval_batches
@@ -126,6 +130,8 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             return
         if abs(own - trainers) > _FAR * abs(trainers):
             self._compared = True
+            if not state.is_world_process_zero:
+                return
             _logger.warning(
                 "at step %d the loss on %s is %.3g, and the trainer's %s %.3g: what is measured is of other examples, "
                 "or another loss, than the trainer evaluates; more micro_batches=, or give eval_batches and loss_fn",
