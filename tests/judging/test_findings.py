@@ -51,7 +51,7 @@ def calibrated(monkeypatch):
 def test_the_trust_ratio_judges_the_rate(ratio, kind):
     first, *others = findings(training(ratio))
     assert (first.kind, others) == (kind, [])
-    assert f"{ratio:.3f} of the change" in first.evidence
+    assert f"{ratio:.3f} of what its gradient predicts" in first.evidence
     assert "23 steps from step 3 to 25" in first.evidence
     assert (first.change is None) == (kind == "healthy")
     assert kind == "healthy" or "now 0.01" in first.change
@@ -84,9 +84,9 @@ def test_the_trust_ratio_is_that_of_the_quadratic():
         (lambda records: [replace(r, steps=None) for r in records[:4]], "`steps=` tells the probe how long"),
         (lambda records: [replace(r, steps=1000) for r in records], "0 of the 25 measured steps"),
         (lambda records: [replace(r, batch_slope=-r.batch_slope) for r in records], "don't go downhill"),
-        (lambda records: [replace(r, batch_change=-r.step / 250) for r in records], "reaches past"),
+        (lambda records: [replace(r, batch_change=-r.step / 250) for r in records], "reaches below 0.5: "),
         # Where weights in low precision don't move at all, no change is seen: no step is too long for that.
-        (lambda records: [replace(r, batch_change=0.0, batch_noise=0.5) for r in records], "reaches past 0.5"),
+        (lambda records: [replace(r, batch_change=0.0, batch_noise=0.5) for r in records], "reaches below 0.5: "),
         (lambda records: [replace(r, batch_loss=2.0 + r.step / 20) for r in records], "20% above its start"),
         (lambda records: [*records[:-1], replace(records[-1], batch_change=None)], "20% above its start"),
         (lambda records: [replace(r, lr=(r.step / 100,), peak_lr=None) for r in records], "still rising"),
@@ -182,7 +182,7 @@ def test_a_verdict_that_is_not_calibrated_is_not_said(ratio, optimizer, said, mo
     first, *_ = findings([replace(step, trajectory=optimizer) for step in training(ratio)])
     assert (first.kind, first.confidence, first.change) == ("cannot_tell", None, None)
     assert said in first.evidence
-    assert f"{ratio:.3f} of the change" in first.evidence
+    assert f"{ratio:.3f} of what its gradient predicts" in first.evidence
 
 
 def test_adam_is_calibrated_where_adamw_is(monkeypatch):
@@ -191,12 +191,38 @@ def test_adam_is_calibrated_where_adamw_is(monkeypatch):
     assert findings([replace(step, trajectory="Adam") for step in training(0.99)])[0].confidence == 0.98
 
 
+@pytest.mark.parametrize(
+    ("spread", "noise", "kind", "peaks", "against"),
+    [
+        # By turns on both sides of a threshold: the interval reaches past it.
+        (lambda r: -0.9 - 0.15 * (r.step % 2), 0.0, "small", "0.03", "5 of these rates were the best, and 0"),
+        (lambda r: -0.3 - 0.35 * (r.step % 2), 0.0, "large", "0.0033", "4 of these rates were the best, and 1"),
+        (lambda r: -8.0 * (r.step % 8 == 0), 0.0, "", None, "more measured steps may tell"),  # past both
+        (lambda r: 0.0, 3.5, "", None, "more measured steps may tell"),  # weights that didn't move
+    ],
+)
+def test_near_a_verdict_it_is_told_where_such_rates_were(spread, noise, kind, peaks, against, monkeypatch):
+    near = {"step_too_short": (35, 5, 0), "step_too_long": (1, 4, 32)}
+    made = Calibrated({"SGD": 30}, {}, near)
+    monkeypatch.setattr(confidence, "_calibrated", lambda: made)
+    steps = [replace(r, batch_slope=-1.0, batch_change=spread(r), batch_noise=noise) for r in training(1.0)]
+    first, *_ = findings(steps)
+    assert (first.kind, first.confidence) == ("cannot_tell", None)
+    assert first.against.startswith(against)
+    assert first.summary.partition("; ")[2] == (f"it may be too {kind}" if kind else "")
+    assert first.change == (peaks and f"a peak rate of {peaks} (now 0.01)")
+    monkeypatch.setattr(confidence, "_calibrated", lambda: replace(made, trainings={"AdamW": 30}))
+    assert findings(steps)[0].change is None
+
+
 def test_each_stored_confidence_is_a_count():
     stored = Calibrated(**json.loads(Path(confidence.__file__).with_name(confidence.FILE).read_text()))
     assert set(stored.verdicts) == set(KINDS)
     for bins in stored.verdicts.values():
         assert all(int(least) in confidence.PROBES and 0 <= right <= said for least, (right, said) in bins.items())
     assert all(count % 9 == 0 for count in stored.trainings.values())
+    assert set(stored.near) == {"step_too_short", "step_too_long"}
+    assert all(len(counts) == 3 for counts in stored.near.values())
 
 
 # What describes
@@ -283,7 +309,7 @@ def test_the_command_line_prints_them_as_text_and_as_json(tmp_path, capsys):
             main(arguments)
     text, _, listed = capsys.readouterr().out.partition("[\n")
     assert text.startswith("The learning rate is probably at least three times too large (")
-    assert "\n  Try:      a peak rate a third as large" in text
+    assert "\n  Try:      a peak rate of 0.0033, then 0.001 (now 0.01)" in text
     assert "\x1b" not in text
     assert [finding["kind"] for finding in json.loads("[" + listed)] == ["step_too_long", "one_layer"]
 

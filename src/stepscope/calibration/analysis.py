@@ -176,7 +176,25 @@ def calibrated(cases: Sequence[Case]) -> Calibrated:
             least = str(bin_of(case.evidence.trust.probes))
             before, said = table[kind][least]
             table[kind][least] = before + right[kind](case.distance), said + 1
-    return Calibrated(dict(Counter(NAMES[case.record.optimizer] for case in cases)), table)
+    return Calibrated(dict(Counter(NAMES[case.record.optimizer] for case in cases)), table, near_verdicts(cases))
+
+
+def near_verdicts(cases: Sequence[Case]) -> dict[str, tuple[int, int, int]]:
+    """Where the best rate lies, of trainings of which nothing could be told but that they are near a verdict.
+
+    Args:
+        cases: see `cases_of`.
+
+    Returns:
+        For each such verdict: how many had a rate below the best one, the best, and one above it.
+    """
+    found = {"step_too_short": (0, 0, 0), "step_too_long": (0, 0, 0)}
+    for case in cases:
+        if near := verdict_of(case.evidence, SHIPPED.rule).near:
+            below, best, above = found[near]
+            d = case.distance
+            found[near] = below + (d < 0), best + (d == 0), above + (d > 0)
+    return found
 
 
 def with_thresholds(short: float, long: float) -> Tried:

@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from stepscope.calibration.analysis import SHIPPED, TRIED, Case, Errors, cases_of, errors_of
+from stepscope.calibration.analysis import SHIPPED, TRIED, Case, Errors, cases_of, errors_of, near_verdicts
 from stepscope.calibration.jobs import OPTIMIZERS, SCHEDULES, VARIANTS
 from stepscope.calibration.splits import Split, part, splits
 from stepscope.calibration.study import complete_curves
 from stepscope.calibration.tasks import TASKS
 from stepscope.calibration.training import TrainingRecord
+from stepscope.judging import verdict_of
 from stepscope.report import NOTHING, Table
 
 _COLUMNS = ("right side, of said", "small found", "large found", "best called short", "best called long", "inverted")
@@ -27,7 +28,7 @@ def tables_of(records: Sequence[TrainingRecord]) -> list[Table]:
         records: its trainings.
     """
     cases = cases_of(records)
-    return [verdicts(records, cases), rules(records), parts(cases), over_splits(list(splits(cases)))]
+    return [verdicts(records, cases), near(cases), rules(records), parts(cases), over_splits(list(splits(cases)))]
 
 
 def verdicts(records: Sequence[TrainingRecord], cases: Sequence[Case]) -> Table:
@@ -49,6 +50,19 @@ def verdicts(records: Sequence[TrainingRecord], cases: Sequence[Case]) -> Table:
         f"A median of {probes:g} measured steps count in a training."
     )
     return Table("Verdicts by distance from the best rate", headers, tuple(rows), note, "calibration-verdicts")
+
+
+def near(cases: Sequence[Case]) -> Table:
+    """Where the best rate lies if nothing could be told but that a verdict is near."""
+    rows = []
+    for kind, title in (("step_too_short", "too short"), ("step_too_long", "too long")):
+        found = [case for case in cases if verdict_of(case.evidence, SHIPPED.rule).near == kind]
+        tasks = {case.record.task for case in found}
+        below, best, above = near_verdicts(cases)[kind]
+        rows.append((title, str(len(found)), str(len(tasks)), str(below), str(best), str(above)))
+    headers = ("near the verdict", "trainings", "tasks", "rate below the best", "the best rate", "above the best")
+    note = "The interval of the trust ratio reaches past the threshold of this verdict, and not past the other."
+    return Table("Where nothing could be told", headers, tuple(rows), note, "calibration-near")
 
 
 def rules(records: Sequence[TrainingRecord]) -> Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 FILE = "confidence.json"
 """What the calibration writes from its records: `Calibrated`."""
@@ -27,10 +27,13 @@ class Calibrated:
     Attributes:
         trainings: of each optimizer, by the name that a probe gives it.
         verdicts: ``{kind: {least number of steps: (right, said)}}``.
+        near: of trainings of which nothing could be told, by the verdict that they were near: how many had a rate below
+            the best one, how many the best, and how many one above it.
     """
 
     trainings: dict[str, int]
     verdicts: dict[str, dict[str, tuple[int, int]]]
+    near: dict[str, tuple[int, int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,18 +60,36 @@ def confidence_of(kind: str, probes: int, optimizer: str) -> Confidence:
         probes: how many steps it rests on.
         optimizer: its name, as records have it; several are joined by ``" + "``.
     """
-    calibrated = _calibrated()
-    parts = {_ALIKE.get(part, part) for part in optimizer.split(" + ")}
-    tried = [set(name.split(" + ")) for name, count in calibrated.trainings.items() if count >= FEWEST]
-    if not any(parts <= together for together in tried):
+    if not _is_tried(optimizer):
         return Confidence(None, f"the calibration has too few trainings by {optimizer.replace(' + ', ' with ')}")
-    bins = calibrated.verdicts.get(kind, {})
+    bins = _calibrated().verdicts.get(kind, {})
     right, said = bins.get(str(bin_of(probes)), (0, 0))
     if said < FEWEST:
         right, said = (sum(counts) for counts in zip((0, 0), *bins.values(), strict=True))
     if said < FEWEST:
         return Confidence(None, f"in the calibration that was said {said} times, fewer than {FEWEST}")
     return Confidence((right + 1) / (said + 2), "")
+
+
+def trainings_near(kind: str, optimizer: str) -> tuple[int, int, int] | None:
+    """Of the calibration's trainings of which nothing could be told but that they are near a verdict.
+
+    Args:
+        kind: the verdict.
+        optimizer: its name, as records have it.
+
+    Returns:
+        How many had a rate below the best one, the best, and one above it; ``None`` where there are too few.
+    """
+    below, best, above = _calibrated().near.get(kind, (0, 0, 0))
+    return (below, best, above) if below + best + above >= FEWEST and _is_tried(optimizer) else None
+
+
+def _is_tried(optimizer: str) -> bool:
+    """Whether the calibration has enough trainings by the parts of an optimizer, together."""
+    parts = {_ALIKE.get(part, part) for part in optimizer.split(" + ")}
+    tried = [set(name.split(" + ")) for name, count in _calibrated().trainings.items() if count >= FEWEST]
+    return any(parts <= together for together in tried)
 
 
 def bin_of(probes: int) -> int:

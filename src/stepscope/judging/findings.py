@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
-from stepscope.judging.confidence import confidence_of
+from stepscope.judging.confidence import confidence_of, trainings_near
 from stepscope.judging.descriptions import OF_DIRECTIONS, OF_STEPS
 from stepscope.judging.finding import Finding, Findings
-from stepscope.judging.rate import RateVerdict, judge_rate
+from stepscope.judging.rate import RULE, RateVerdict, judge_rate
 from stepscope.runs import DirectionRecord, Record, StepRecord, latest, read_training
 
 MOST_FINDINGS = 3
@@ -76,70 +76,93 @@ def rate_finding(steps: list[StepRecord]) -> Finding:
     """
     verdict = judge_rate(steps)
     if verdict.kind == "cannot_tell":
-        evidence = verdict.why + ("" if verdict.evidence.trust.ratio is None else f"; {_evidence(verdict)}")
-        return _cannot_tell(evidence, "more measured steps may tell")
+        return _cannot_tell(verdict, steps)
     confidence = confidence_of(verdict.kind, verdict.evidence.trust.probes, steps[-1].trajectory)
-    summary, change, against = _WORDS[verdict.kind]
+    summary, against = _WORDS[verdict.kind]
     if confidence.share is None:
         sign = summary[0].lower() + summary[1:]
-        return _cannot_tell(
-            f"{_evidence(verdict)}: by the thresholds {sign}, but {confidence.lacking}",
-            "how often that is right isn't known",
+        return Finding(
+            kind="cannot_tell",
+            summary=_UNKNOWN,
+            evidence=f"{_evidence(verdict)}. By this {sign}, but {confidence.lacking}",
+            against="how often that is right isn't known",
         )
+    factors = _FACTORS.get(verdict.kind, ())
     return Finding(
         kind=verdict.kind,
         summary=summary,
         confidence=confidence.share,
         evidence=_evidence(verdict),
-        change=change and change.format(_rates(steps)),
-        cost=change and "a second training from the same start, as far as this one; keep the one with the lower "
-        "held-out loss",
-        against=against,
-    )  # fmt: skip
-
-
-def _cannot_tell(evidence: str, against: str) -> Finding:
-    return Finding(
-        kind="cannot_tell",
-        summary="Whether the learning rate is right can't be told",
-        evidence=evidence,
+        change=_peak_rates(steps, factors) if factors else None,
+        cost=_COST.format("two more trainings") if factors else None,
         against=against,
     )
 
 
+def _cannot_tell(verdict: RateVerdict, steps: list[StepRecord]) -> Finding:
+    """What is known all the same: on which side of the best rate such trainings were, in the calibration."""
+    why = verdict.why
+    evidence = why if verdict.evidence.trust.ratio is None else f"{why}: {_evidence(verdict)}"
+    counts = verdict.near and trainings_near(verdict.near, steps[-1].trajectory)
+    if not counts:
+        return Finding(kind="cannot_tell", summary=_UNKNOWN, evidence=evidence, against="more measured steps may tell")
+    small = verdict.near == "step_too_short"
+    wrong, best, other = counts if small else counts[::-1]
+    side, beyond = ("below", "above") if small else ("above", "below")
+    return Finding(
+        kind="cannot_tell",
+        summary=f"{_UNKNOWN}; it may be too {'small' if small else 'large'}",
+        evidence=f"{evidence}. In the calibration {wrong} of {sum(counts)} such rates lay {side} the best one",
+        change=_peak_rates(steps, _FACTORS[verdict.near][:1]),
+        cost=_COST.format("a second training"),
+        against=f"{best} of these rates were the best, and {other} lay {beyond} it",
+    )
+
+
+_UNKNOWN = "Whether the learning rate is right can't be told"
+_COST = "{} from the same start, as far as this one; keep the one with the lowest held-out loss"
+_FACTORS = {"step_too_short": (3, 10), "step_too_long": (1 / 3, 1 / 10)}
+"""Of a verdict: what to multiply the rate by, first and then."""
+
 _WORDS = {
     "step_too_short": (
         "The learning rate is probably at least three times too small",
-        "a peak rate three times as large, then ten times ({})",
         "small batches make the ratio larger; a rate may be small on purpose, to stay near pretrained weights",
     ),
     "step_too_long": (
         "The learning rate is probably at least three times too large",
-        "a peak rate a third as large, then a tenth ({})",
-        "plain SGD with clipped gradients, and long trainings, bear rates that look too large early on",
+        "long trainings bear rates that look too large early on, and so does plain SGD with clipped gradients",
     ),
     "healthy": (
         "No sign of a tenfold error of the learning rate",
-        None,
         "that it is the best one can't be told: between the thresholds lie rates three times too large and too small",
     ),
 }
-"""Of each verdict: summary, change, and what speaks against it."""
+"""Of each verdict: summary, and what speaks against it."""
 
 
 def _evidence(verdict: RateVerdict) -> str:
     trust, steps = verdict.evidence.trust, verdict.evidence.steps
     return (
-        f"on its own batch a step brought about {trust.ratio:.3f} of the change that its gradient foretells (80% "
-        f"interval {trust.low:.3f} to {trust.high:.3f}; {trust.probes} steps from step {steps[0]} to {steps[-1]})"
+        f"a step lowered the loss of its own batch by {trust.ratio:.3f} of what its gradient predicts (the trust "
+        f"ratio; 80% interval {trust.low:.3f} to {trust.high:.3f}; {trust.probes} steps from step {steps[0]} to "
+        f"{steps[-1]}). A rate is called too large below {RULE.long:g}, too small above {RULE.short:g}"
     )
 
 
-def _rates(steps: list[StepRecord]) -> str:
-    """The peak rates of this training."""
+def _peak_rates(steps: list[StepRecord], factors: Sequence[float]) -> str:
+    """The peak rates to try, in numbers where these are recorded."""
     peaks: dict[int, float] = {}
     for step in steps:
         for group, rate in enumerate(step.peak_lr or step.lr or ()):
             peaks[group] = max(peaks.get(group, 0.0), rate or 0.0)
-    shown = ", ".join(dict.fromkeys(f"{peak:.3g}" for peak in peaks.values()))
-    return f"now {shown}" if shown else "the rate isn't in the records"
+    rates = list(dict.fromkeys(peak for peak in peaks.values() if peak))
+    if not rates:
+        parts = [f"{factor:.2g} times" for factor in factors]
+        return f"a peak rate {', then '.join(parts)} as large (the rate isn't in the records)"
+    shown = [_listed([factor * rate for rate in rates]) for factor in factors]
+    return f"a peak rate of {', then '.join(shown)} (now {_listed(rates)})"
+
+
+def _listed(rates: Sequence[float]) -> str:
+    return " and ".join(f"{rate:.2g}" for rate in rates[:3]) + " and so on" * (len(rates) > 3)

@@ -12,6 +12,7 @@ from stepscope.judging.trust import TrustRatio, terms_of, trust_ratio
 from stepscope.runs import StepRecord
 
 Kind = Literal["step_too_short", "step_too_long", "healthy", "cannot_tell"]
+Side = Literal["", "step_too_short", "step_too_long"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +70,14 @@ class RateVerdict:
         kind: the verdict. ``"healthy"`` means no sign of a tenfold error, and no more.
         why: where nothing can be told, the reason.
         evidence: what it rests on.
+        near: where nothing can be told since the interval reaches past one threshold alone, the verdict beyond that;
+            none where the interval does so by rounding alone.
     """
 
     kind: Kind
     why: str
     evidence: RateEvidence
+    near: Side = ""
 
 
 def judge_rate(records: Sequence[StepRecord], rule: Rule = RULE) -> RateVerdict:
@@ -115,11 +119,9 @@ def verdict_of(evidence: RateEvidence, rule: Rule = RULE) -> RateVerdict:
         evidence: see `evidence_of`.
         rule: the thresholds.
     """
-    kind: Kind = "cannot_tell"
-    why = evidence.silent
-    if not why:
-        kind, why = _judged(evidence.trust, evidence.rose, rule)
-    return RateVerdict(kind, why, evidence)
+    if evidence.silent:
+        return RateVerdict("cannot_tell", evidence.silent, evidence)
+    return _judged(evidence, rule)
 
 
 def counted_steps(records: Sequence[StepRecord], rule: Rule = RULE) -> list[StepRecord]:
@@ -209,16 +211,23 @@ def _warming_up(records: Sequence[StepRecord]) -> bool:
     return before < last == 1
 
 
-def _judged(trust: TrustRatio, rose: bool, rule: Rule) -> tuple[Kind, str]:
+def _judged(evidence: RateEvidence, rule: Rule) -> RateVerdict:
+    trust = evidence.trust
     if trust.ratio is None:
-        return "cannot_tell", "the measured steps don't go downhill on their own batches"
+        return RateVerdict("cannot_tell", "the measured steps don't go downhill on their own batches", evidence)
     if trust.high < rule.long:
-        return "step_too_long", ""
-    if rose:
-        return "cannot_tell", f"the loss came to lie {rule.rise:.0%} above its start: often a step that is too long"
+        return RateVerdict("step_too_long", "", evidence)
+    if evidence.rose:
+        why = f"the loss came to lie {rule.rise:.0%} above its start: often a step that is too long"
+        return RateVerdict("cannot_tell", why, evidence)
     if trust.low > rule.short:
-        return "step_too_short", ""
-    if trust.low < rule.long or trust.high > rule.short:
-        near = rule.long if trust.low < rule.long else rule.short
-        return "cannot_tell", f"the interval of the trust ratio reaches past {near:g}"
-    return "healthy", ""
+        return RateVerdict("step_too_short", "", evidence)
+    past = [f"below {rule.long:g}"] * (trust.low < rule.long) + [f"above {rule.short:g}"] * (trust.high > rule.short)
+    if not past:
+        return RateVerdict("healthy", "", evidence)
+    # Weights in low precision that are too small a step away don't move: as if all steps were far too long.
+    is_rounding = trust.high - trust.rounding < rule.long
+    near: Side = "step_too_long" if trust.low < rule.long else "step_too_short"
+    if len(past) == 2 or is_rounding:
+        near = ""
+    return RateVerdict("cannot_tell", f"the interval of the trust ratio reaches {' and '.join(past)}", evidence, near)

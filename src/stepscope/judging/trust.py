@@ -23,12 +23,14 @@ class TrustRatio:
         low: the lower end of its interval.
         high: the upper end.
         probes: how many steps it is made of.
+        rounding: by how much the losses' errors in their precision widen the interval, at its upper end.
     """
 
     ratio: float | None
     low: float
     high: float
     probes: int
+    rounding: float = 0.0
 
 
 def trust_ratio(records: Sequence[StepRecord], coverage: float = 0.8) -> TrustRatio:
@@ -56,7 +58,7 @@ def trust_ratio(records: Sequence[StepRecord], coverage: float = 0.8) -> TrustRa
         >>> place = {"trajectory": "SGD", "seed": 0, "batch_loss": 1.0}
         >>> steps = [StepRecord(**place, step=n, batch_change=-0.9, batch_slope=-1.0) for n in range(5)]
         >>> trust_ratio(steps)
-        TrustRatio(ratio=0.9, low=0.9, high=0.9, probes=5)
+        TrustRatio(ratio=0.9, low=0.9, high=0.9, probes=5, rounding=0.0)
     """
     terms = [term for record in records if (term := terms_of(record)) is not None]
     slope = math.fsum(slope for _, slope, _ in terms)
@@ -65,11 +67,11 @@ def trust_ratio(records: Sequence[StepRecord], coverage: float = 0.8) -> TrustRa
     ratio = math.fsum(change for change, _, _ in terms) / slope
     noise = math.hypot(*(noise for *_, noise in terms)) / -slope
     if not coverage:
-        return TrustRatio(ratio, ratio, ratio + noise, len(terms))
+        return TrustRatio(ratio, ratio, ratio + noise, len(terms), noise)
     draws = _drawn_ratios(terms)
     below, above = sorted(low for low, _ in draws), sorted(high for _, high in draws)
     tail = round((1 - coverage) / 2 * _DRAWS)
-    return TrustRatio(ratio, below[tail], above[-1 - tail] + noise, len(terms))
+    return TrustRatio(ratio, below[tail], above[-1 - tail] + noise, len(terms), noise)
 
 
 def terms_of(record: StepRecord) -> tuple[float, float, float] | None:
