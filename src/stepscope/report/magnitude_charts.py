@@ -45,7 +45,7 @@ def magnitudes(
     if not counts:
         raise UsageError(f"no magnitudes of coordinates were measured on trajectory {trajectory!r} at step {step}")
     low, high = min(row["magnitude"] for row in rows) / 2, max(row["magnitude"] for row in rows) * 2
-    x = log_axis(alt.X, "magnitude", "|coordinate| / root mean square of the direction", low, high, most=9, grid=False)
+    x = log_axis(alt.X, "magnitude", "|coordinate| / root mean square", low, high, most=9, grid=False)
     y = log_axis(alt.Y, "count", "coordinates", min(counts) / 1.5, max(counts) * 2, format="~s")
     looks = Looks(directions_of(records))
     chart: alt.Chart = (

@@ -34,6 +34,18 @@ from stepscope.report.tables import Table, latex
 from stepscope.report.vega import vega_script
 from stepscope.runs import DirectionRecord, StepRecord, Training, family, is_own, read_training, write_atomically
 
+_ALONG = (
+    "loss",
+    "sharpness",
+    "layers over steps",
+    "interaction of layers",
+    "slope against sharpness",
+    "decrease against sharpness",
+    "clip sweep",
+    "magnitudes",
+)
+"""The charts along a training, by how their titles begin."""
+
 
 def render(
     template: str,
@@ -113,11 +125,12 @@ def _section(training: Training, trajectory: str, charts: dict[str, Any]) -> dic
     names = [name for name in directions_of(records) if name in measured]
     own = own_step_figures(training, trajectory)
     figures, updates = figures_of(records, trajectory, sliding=True), own_update_figures(records, trajectory)
+    still = [figure for figure in figures if not figure.slides]
     return {
         "name": trajectory,
         "landing": drawn(charts, own[:LANDING]),
         "landscapes": drawn(charts, (figure for figure in figures if figure.slides)),
-        "others": drawn(charts, [*own[LANDING:], *(figure for figure in figures if not figure.slides), *updates]),
+        "along": drawn(charts, sorted([*own[LANDING:], *still, *updates], key=_place_along)),
         "names": names,
         "table": next(reversed(tables.values()), None),
         "steps": [
@@ -126,6 +139,11 @@ def _section(training: Training, trajectory: str, charts: dict[str, Any]) -> dic
         ],
         "seeds": max((row.seeds for row in rows), default=0),
     }
+
+
+def _place_along(figure: Figure) -> int:
+    """What is asked first stands first; charts that aren't named come last, in the order in which they are defined."""
+    return next((place for place, title in enumerate(_ALONG) if figure.title.startswith(title)), len(_ALONG))
 
 
 def training_figures(training: Training) -> list[Figure]:
@@ -203,6 +221,7 @@ def render_report(run: Mapping[str, Any], records: Sequence[DirectionRecord], st
         "directions.html", title_of_training(training), "" if probed else summary_sentence(records), parts,
         facts=facts_of(run), names=directions_of(records), charts=charts, top=top_of(training), words=_words(training),
         findings=findings([*records, *steps]) if probed else (), panels=[part["steps"] for part in parts],
+        is_kept="created" in run,
     )  # fmt: skip
 
 

@@ -140,6 +140,7 @@ def test_hostile_names_do_nothing_in_a_browser(browser, tmp_path):
         shown.append(tab.locator("#vg-tooltip-element").inner_text())
         assert tab.locator("#vg-tooltip-element img").count() == 0
     assert any("<img src=x onerror=alert(1)>" in text for text in shown), "the tooltip shows the name as text"
+    assert all("correlation" in text and "standard error" not in text for text in shown), "what wasn't measured"
     for button in tab.locator("[data-direction]").all():
         button.click()
     assert events == []
@@ -211,6 +212,63 @@ def test_the_charts_of_a_probe_are_drawn_and_names_of_layers_do_nothing(browser,
     }
     assert tab.locator(".failed").count() == 0
     assert tab.evaluate("document.documentElement.scrollWidth") == width
+    assert events == []
+
+
+VIEWS = [("light", 1440), ("dark", 1440), ("light", 390)]
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.parametrize("kind", ["probe", "no record", "long names", "reproduction"])
+def test_axe_finds_nothing_serious(browser, tmp_path, made, kind):
+    """Contrast, names, roles, keyboard: what a program can check of them. Names have ten thousand letters in vain."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    layers = {"probe": "a", "long names": "x" * 10_000 + "\u202eright to left"}
+    if kind == "reproduction":
+        path = made[0] / "report.html"
+    else:
+        records = in_full(5, layers[kind]) + in_full(10, layers[kind]) if kind in layers else []
+        run = probed_run(tmp_path / kind, records, steps_of() if kind in layers else [])
+        path = write_page(run, tmp_path / "page.html")
+    for scheme, width in VIEWS:
+        tab = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900}).new_page()
+        tab.goto(path.as_uri())
+        tab.wait_for_selector("html[data-charts], .empty", timeout=60_000)
+        found = axe.run(tab).response["violations"]
+        assert [v["id"] for v in found if v["impact"] in ("serious", "critical")] == [], (scheme, width)
+        assert tab.evaluate("document.documentElement.scrollWidth") == width
+        tab.close()
+
+
+@pytest.mark.browser
+def test_a_page_is_used_by_the_keyboard_alone(browser, tmp_path):
+    """From the top, Tab reaches the highlights, the slider, the headers and the copies; each does what a click does."""
+    run = probed_run(tmp_path / "run", in_full(5) + in_full(10), steps_of())
+    tab, events = opened(browser, write_page(run, tmp_path / "page.html"))
+    reached, wanted = set(), {"0", "range", "header", "csv", "latex"}
+    while not reached >= wanted:
+        tab.keyboard.press("Tab")
+        at = tab.evaluate(
+            "document.activeElement.dataset.direction ?? document.activeElement.dataset.copy ?? "
+            "document.activeElement.type ?? document.activeElement.tagName"
+        )
+        if at == "range":
+            tab.keyboard.press("ArrowLeft")
+            assert tab.locator(".panel output").inner_text() == "step 5"
+        elif at == "0":
+            tab.keyboard.press("Enter")
+            assert tab.locator("[aria-pressed=true]").count() == 1
+        elif "header" not in reached and tab.evaluate("document.activeElement.closest('th') !== null"):
+            tab.keyboard.press("Enter")
+            at = "header"
+        elif at == "latex":
+            tab.keyboard.press("Enter")
+            tab.wait_for_function("document.querySelector('.panel [role=status]').textContent !== ''")
+            assert "tabular" in tab.locator("textarea").input_value()
+        assert at != "BODY", "past the end of the page"
+        reached.add(at)
+    assert tab.locator("[aria-sort]").count() == 1
     assert events == []
 
 

@@ -189,7 +189,8 @@
 
   function shortTitle(title) {
     const text = typeof title === "string" ? title : title.text;
-    return { text: text.split(/: (.*)/s).filter((part) => part) };
+    const lines = text.split(/: (.*)/s).flatMap((part) => part.match(/\S.{0,39}(?=\s|$)|\S{40}/g) || []);
+    return { text: lines.slice(0, 4) };
   }
 
   function drawAll() {
