@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from ranks import on_ranks, refused
@@ -26,7 +26,7 @@ from traces import Log
 
 pytestmark = pytest.mark.slow
 
-STEPS, WIDTH, ROWS = 8, 5, 12
+STEPS, WIDTH, ROWS = 6, 5, 12
 
 
 class Model(nn.Module):
@@ -82,6 +82,26 @@ def by_tensors(model):
     return parallelize_module(model, mesh, {"up": ColwiseParallel(), "down": RowwiseParallel()})
 
 
+def in_half_precision(model):
+    """As large models train, and all weights stay gathered from the forward to the backward pass."""
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+    for module in (model.up, model.down, model):
+        fully_shard(module, mp_policy=policy, reshard_after_forward=False)
+    return model
+
+
+def by_copies_of_shards(model):
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("copies", "shards"))
+    fully_shard(model.up, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def by_shards_of_tensors(model):
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensors"))
+    parallelize_module(model, mesh["tensors"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
+    return fully_shard(model, mesh=mesh["data"])
+
+
 def everywhere():
     return dist.get_rank(), dist.get_world_size()
 
@@ -91,6 +111,9 @@ WAYS = {
     "ddp": (by_ddp, everywhere, True),
     "fsdp": (by_fsdp, everywhere, False),
     "tensors": (by_tensors, lambda: (0, 1), False),
+    "half": (in_half_precision, everywhere, False),
+    "hsdp": (by_copies_of_shards, everywhere, False),
+    "fsdp x tensors": (by_shards_of_tensors, lambda: (dist.get_rank() // 2, 2), False),
 }
 
 
@@ -149,8 +172,26 @@ def told(probe):
 def numbers():
     """With the optimizers that are compared by default, which follow the run."""
     settings = {"directions": None, "every": 6}
-    found = {way: told(trained(way, **settings)[0]) for way in WAYS if way != "alone"}
+    found = {way: told(trained(way, **settings)[0]) for way in ("ddp", "fsdp", "tensors")}
     return found | {"alone": told(trained("alone", **settings)[0]) if dist.get_rank() == 0 else {}}
+
+
+def on_two_meshes():
+    found = {way: told(trained(way, every=6)[0]) for way in ("hsdp", "fsdp x tensors")}
+    return found | {"alone": told(trained("alone", every=6)[0]) if dist.get_rank() == 0 else {}}
+
+
+def half_precision():
+    """Whether training is as without, how many steps were measured, and the first one's terms, beside exact ones."""
+    probe, left = trained("half", dtype=torch.float32, every=1000)
+    plain = trained("half", probed=False, dtype=torch.float32)[1]
+    exact = trained("alone", dtype=torch.float32, every=1000)[0] if dist.get_rank() == 0 else None
+    first, reference = probe.step_records[0], exact.step_records[0] if exact else None
+    names = ("batch_loss", "batch_slope", "batch_change")
+    return [
+        all(map(torch.equal, plain, left)), len(probe.step_records), [first[name] for name in names],
+        [reference[name] for name in names] if reference else [],
+    ]  # fmt: skip
 
 
 def accumulated():
@@ -191,7 +232,7 @@ def bit_identical():
     """With a probe as without, also where measurements fail."""
 
     def same(way, **settings):
-        settings |= {"dtype": torch.float32}
+        settings |= {"dtype": torch.float32, "every": 5}
         return all(map(torch.equal, trained(way, probed=False, dtype=torch.float32)[1], trained(way, **settings)[1]))
 
     return {
@@ -280,7 +321,7 @@ def full_disk():
 
     os.fsync = fsync
     try:
-        (probe, _), said = warned(lambda: trained("ddp", run_dir=folder + "/run"))
+        (probe, _), said = warned(lambda: trained("ddp", every=2, run_dir=folder + "/run"))
     finally:
         os.fsync = sync
     written = [len(read_run(probe.run_dir, DirectionRecord)[1]), len(read_steps(probe.run_dir))] if calls else []
@@ -331,12 +372,17 @@ def uneven(batch):
     return probe, None
 
 
-CASES = (numbers, accumulated, bit_identical, skipped, interrupted, full_disk, refusals)
+CASES = (numbers, half_precision, accumulated, bit_identical, skipped, interrupted, full_disk, refusals)
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     return on_ranks(CASES, 2, tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.fixture(scope="module")
+def of_four(tmp_path_factory):
+    return on_ranks((on_two_meshes,), 4, tmp_path_factory.mktemp("four"))
 
 
 def same_numbers(here, there, tolerance):
@@ -353,6 +399,21 @@ def test_numbers_are_those_of_one_process_on_the_whole_batch(results, way):
     for rank in results["numbers"]:
         same_numbers(rank[way]["steps"], alone["steps"], 1e-9)
         same_numbers(rank[way]["records"], alone["records"], 1e-5)  # curvature by differences of gradients
+
+
+@pytest.mark.parametrize("way", ["hsdp", "fsdp x tensors"])
+def test_numbers_on_two_meshes_are_those_of_one_process(of_four, way):
+    alone = of_four["on_two_meshes"][0]["alone"]
+    for rank in of_four["on_two_meshes"]:
+        same_numbers(rank[way]["steps"], alone["steps"], 1e-9)
+        same_numbers(rank[way]["records"], alone["records"], 1e-5)
+
+
+def test_the_step_in_half_precision(results):
+    for same, count, found, _ in results["half_precision"]:
+        assert same
+        assert count == STEPS
+        assert found == pytest.approx(results["half_precision"][0][3], rel=0.1)
 
 
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
@@ -381,7 +442,7 @@ def test_training_is_bit_identical(results, case):
 def test_what_one_rank_alone_meets_all_skip(results, way, failure, text):
     (said, *first), (unsaid, *second) = (rank[f"{way}, {failure}"] for rank in results["skipped"])
     assert first == second == [0, first[1]]
-    assert first[1] > 5
+    assert first[1] == STEPS
     assert [text in line for line in said] == [True] * len(said)
     assert (len(said) > 0, unsaid) == (True, [])
 
