@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from stepscope import __version__
 from stepscope.cli import commands
+from stepscope.cli.folding import HelpFormatter
 from stepscope.paper.experiments.command_lines import (
     EXPERIMENTS,
     MEASURED_TASKS,
@@ -104,8 +105,11 @@ and what speaks against it. RUN is the run directory of a probe; the training ma
   stepscope findings runs/probe --json | jq '.[0].kind'
 
 The first is about the learning rate:
-  step_too_short  probably at least three times too small    step_too_long  probably at least three times too large
-  healthy         no sign of a tenfold error, no more        cannot_tell    and why
+  step_too_short  probably at least three times too small
+  step_too_long   probably at least three times too large
+  healthy         no sign of a tenfold error, no more
+  cannot_tell     and why
+
 It comes from the trust ratio T: how far a step changes the loss of the batch that made it, divided by the change that
 the gradient foretells. T is 1 where the loss is straight along the step, and falls as the step nears the edge. It needs
 that batch: Hugging Face models give it by themselves, another loop by `probe.loss_fn(model, batch)`.
@@ -248,7 +252,7 @@ def _command(
     chosen: Any, name: str, summary: str, text: str, does: Callable[[argparse.Namespace], None] | None = None
 ) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = chosen.add_parser(
-        name, help=summary, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+        name, help=summary, description=text, formatter_class=HelpFormatter
     )
     if does is not None:
         command.set_defaults(run=does)

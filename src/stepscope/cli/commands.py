@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stepscope.cli.folding import folded_to_terminal
 from stepscope.cli.progress import shown_progress
 from stepscope.errors import UsageError, require
 
@@ -334,7 +335,7 @@ def findings(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(found.as_json(), indent=1))
     else:
-        print("\n".join(printable(line) for line in str(found).splitlines()))
+        print(folded_to_terminal("\n".join(printable(line) for line in str(found).splitlines())))
 
 
 def summary(options: argparse.Namespace) -> None:
@@ -348,7 +349,7 @@ def summary(options: argparse.Namespace) -> None:
         return
     paragraphs = filter(None, ("\n".join(summed.lines), str(summed.findings)))
     for line in "\n\n".join(paragraphs).split("\n"):
-        print(printable(line))
+        print(folded_to_terminal(printable(line)))
     print()
     print_tables(summed.tables)
 
@@ -370,7 +371,7 @@ def compare(options: argparse.Namespace) -> None:
         return
     print_tables(comparison.tables())
     for refusal in comparison.refusals:
-        print(printable(f"Not compared: {refusal}"))
+        print(folded_to_terminal(printable(f"Not compared: {refusal}")))
 
 
 def _training(path: str) -> Training:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,7 +45,9 @@ def print_tables(tables: Sequence[Table], console: Any = None) -> None:
         MissingExtraError: rich is not installed.
     """
     target = console if console is not None else require("rich.console", "cli").Console()
-    for table in tables:
+    for place, table in enumerate(tables):
+        if place and tables[place - 1].note:
+            target.print()
         target.print(_drawn(table, target.width))
         if table.note:
             target.print(_text(table.note))
@@ -56,7 +59,7 @@ def _drawn(table: Table, width: int) -> Any:
     module = require("rich.table", "cli")
     drawn = module.Table(title=_text(table.title), title_justify="left", box=box, padding=(0, 1, 0, 0))
     for header, words, size in zip(table.headers, table.wordy, _widths(table, width), strict=True):
-        drawn.add_column(_text(header, "\n"), justify="left" if words else "right", overflow="fold", width=size)
+        drawn.add_column(_header(header), justify="left" if words else "right", overflow="fold", width=size)
     for row in table.rows:
         drawn.add_row(*map(_text, row))
     return drawn
@@ -84,5 +87,10 @@ def _widths(table: Table, width: int) -> list[int]:
     return sizes
 
 
-def _text(text: str, between: str = " ") -> Any:
-    return require("rich.text", "cli").Text(printable(text).replace(" ", between))
+def _header(text: str) -> Any:
+    """A word a line, but for what is divided by."""
+    return require("rich.text", "cli").Text("\n".join(map(printable, re.split("(?<!/) ", text))))
+
+
+def _text(text: str) -> Any:
+    return require("rich.text", "cli").Text(printable(text))
