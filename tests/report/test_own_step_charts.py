@@ -68,7 +68,7 @@ def test_what_came_true_and_what_the_verdict_counts():
         (5, "no descent: uphill on its own batch"),
         (6, "the loss of the batch isn't finite"),
     ]
-    assert chart.to_dict()["title"]["subtitle"][-1].startswith("1 of 9 points lie beyond the axis")
+    assert chart.to_dict()["title"]["subtitle"][-1].endswith("1 of 9 points beyond it.")
     assert rows_with(what_came_true(steps_of(20)), "from", "to") == [(5, 24)], "the interval of the trust ratio"
 
 

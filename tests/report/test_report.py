@@ -346,7 +346,7 @@ def test_a_probes_page_begins_with_what_was_trained_and_explains_no_more_than_it
     assert top["Batch"] == "64 examples"
     assert top["Steps"] == "24 of 100"
     terms = re.findall(r"<dt>(.*?)</dt><dd><code>", page.partition("How to read this")[2])
-    assert terms == ["what came true", "critical multiple"]
+    assert terms == ["actual / predicted", "critical multiple"]
     assert "Highlight" not in page
     with_directions = probed_run(tmp_path / "other", own(5), steps_of(20))
     more = write_report(with_directions, tmp_path / "more.html").read_text().partition("How to read this")[2]

@@ -62,5 +62,7 @@ def magnitude_axis(channel: type[_Channel], field: str, values: Sequence[float],
 def step_axis(steps: Iterable[float]) -> alt.X:
     """Training steps, each with its tick where they are few."""
     ticks = sorted(set(steps))
-    axis = alt.Axis(values=ticks, format="~s", grid=False, labelOverlap=True) if len(ticks) <= 12 else alt.Axis()
+    axis = alt.Axis(values=ticks, format="~s", grid=False, labelOverlap=True)
+    if len(ticks) > 12:
+        axis = alt.Axis(format="~s", grid=False, tickCount=8)
     return alt.X("step:Q", title="training step", axis=axis, scale=alt.Scale(zero=False, nice=False, padding=14))

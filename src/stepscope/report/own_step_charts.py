@@ -122,8 +122,9 @@ def _ends(edge: RecordedEdge) -> tuple[float, float] | None:
 def what_came_true(steps: Sequence[StepRecord]) -> alt.LayerChart:
     """The part of the change that its own batch's gradient foretells that each step brought about.
 
-    Filled points are the steps that the verdict on the learning rate counts, the band is the interval of their trust
-    ratio, and the lines are the thresholds of the verdict.
+    Filled points are the steps that the verdict on the learning rate counts, with the predicted change as their area:
+    in the trust ratio, which sums changes, they weigh as much. The band is its interval, and the lines across are the
+    thresholds of the verdict.
 
     Args:
         steps: those of one training, in order.
@@ -140,13 +141,17 @@ def what_came_true(steps: Sequence[StepRecord]) -> alt.LayerChart:
     names = dict.fromkeys(row["row"] for row in rows)
     low = max(-1.0, min([0.0, *(point["part"] for point in points)]) - 0.1)
     high = 1.3 + 0.12 * len(names)
-    y = alt.Y("part:Q", title="part that came true", scale=alt.Scale(domain=[low, high], nice=False))
+    y = alt.Y("part:Q", title="actual / predicted", scale=alt.Scale(domain=[low, high], nice=False))
+    most = max((-point["slope"] for point in points), default=1.0)
     for point in points:
         point["shown"] = min(max(point["part"], low), 1.3)
-    facts = tooltips("counted", step="step", part="part that came true", change="change", slope="foretold")
+        point["weight"] = -point["slope"] / most
+    facts = tooltips("counted", step="step", part="actual / predicted", change="change", slope="predicted")
     trust = evidence.trust
-    words = {limits.short: f"above {limits.short:g}: too short", limits.long: f"below {limits.long:g}: too long"}
-    layers = [_thresholds(y, words)]
+    layers = [
+        _threshold(y, limits.short, f"rate too small above {limits.short:g}", dy=-8),
+        _threshold(y, limits.long, f"rate too large below {limits.long:g}", dy=10),
+    ]
     if trust.ratio is not None and evidence.steps and math.isfinite(trust.low) and math.isfinite(trust.high):
         band = {"from": evidence.steps[0], "to": evidence.steps[-1]}
         ends = {"low": max(trust.low, low), "high": min(trust.high, 1.3)}
@@ -158,14 +163,18 @@ def what_came_true(steps: Sequence[StepRecord]) -> alt.LayerChart:
             area.mark_rule(color=_INK, strokeWidth=2).encode(**across, y=alt.Y("ratio:Q")),
         ]
     filled = alt.FillOpacityValue(0, condition=[{"test": "datum.counted === 'yes'", "value": 1}])
-    data = plot_folded(points, "step", "part", "change", "slope", "shown")
-    marks = data.mark_point(size=45, color=_INK, fill=_INK, opacity=1)
-    layers.append(marks.encode(x, y=alt.Y("shown:Q"), fillOpacity=filled, tooltip=facts))
-    notes = ["Filled: the steps that the verdict counts. Band: the 80% interval of their trust ratio."]
+    data = plot_folded(points, "step", "part", "change", "slope", "shown", "weight")
+    size = alt.Size("weight:Q", scale=alt.Scale(domain=[0, 1], range=[18, 160]), legend=None)
+    marks = data.mark_point(color=_INK, fill=_INK, opacity=1)
+    layers.append(marks.encode(x, size, y=alt.Y("shown:Q"), fillOpacity=filled, tooltip=facts))
+    notes = [
+        "1: the loss of the step's own batch falls as its gradient predicts; 0: it is what it was; below: it rises.",
+        "Line and band: all filled points together, by size, and their 80% interval: the trust ratio, which is judged.",
+    ]
     if outside := sum(point["shown"] != point["part"] for point in points):
-        notes.append(f"{outside} of {len(points)} points lie beyond the axis, and are drawn at its ends.")
+        notes.append(f"At the ends of the axis: {outside} of {len(points)} points beyond it.")
     chart = _over_rate(layered(*layers, *_in_rows(rows, x)), steps, x)
-    return finish(chart, "What came true: of the change that its own batch foretells", *notes)
+    return finish(chart, "Actual over predicted change of loss", *notes)
 
 
 def _parts(steps: Iterable[StepRecord], counted: set[int]) -> tuple[Rows, Rows]:
@@ -226,12 +235,12 @@ def _losses(steps: Iterable[StepRecord], own: Iterable[DirectionRecord]) -> Iter
             yield "evaluation examples", record.step, record.loss
 
 
-def _thresholds(y: alt.Y, named: dict[float, str]) -> alt.LayerChart:
-    """Lines across a chart, with what they mean at their right end."""
-    rows = plot([{"part": value, "text": text} for value, text in named.items()])
-    words = rows.mark_text(align="right", dx=-4, dy=10, color="#777", fontSize=11)
+def _threshold(y: alt.Y, value: float, text: str, *, dy: float) -> alt.LayerChart:
+    """A line across a chart, with what it means at its right end."""
+    row = plot([{"part": value, "text": text}])
+    words = row.mark_text(align="right", dx=-4, dy=dy, color="#777", fontSize=11)
     return layered(
-        rows.mark_rule(color="#888", strokeDash=[4, 3]).encode(y),
+        row.mark_rule(color="#888", strokeDash=[4, 3]).encode(y),
         words.encode(x=alt.value("width"), y=y, text="text:N"),
     )
 
@@ -258,8 +267,8 @@ def _over_rate(chart: alt.LayerChart, steps: Iterable[StepRecord], x: alt.X) -> 
     axis = alt.Axis(orient="right", grid=False, format="~g", tickCount=3, titleColor="#888")
     most = max(point["rate"] for point in rates) or 1.0
     y = alt.Y("rate:Q", title="learning rate (shaded)", axis=axis, scale=alt.Scale(domain=[0, 1.15 * most], nice=False))
-    line = {"color": "#888", "opacity": 0.5, "strokeWidth": 1}
-    area = plot_folded(rates, "step", "rate").mark_area(color="#888", opacity=0.14, line=line)
+    line = {"color": "#888", "opacity": 0.3, "strokeWidth": 1}
+    area = plot_folded(rates, "step", "rate").mark_area(color="#888", opacity=0.07, line=line)
     both: Any = layered(area.encode(x, y), chart)
     shared: alt.LayerChart = both.resolve_scale(y="independent")
     return shared

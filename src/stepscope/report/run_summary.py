@@ -161,11 +161,10 @@ def steps_table(steps: Sequence[StepRecord], measured: int) -> Table:
         ],
         "loss": [format_number(step.batch_loss) for step in steps],
         "change": [format_number(step.batch_change) for step in steps],
-        "foretold": [format_number(step.batch_slope) for step in steps],
-        "came true": [format_number(_part(step)) for step in steps],
+        "predicted": [format_number(step.batch_slope) for step in steps],
+        "actual / predicted": [format_number(_part(step)) for step in steps],
     }
-    note = "What each step changed the loss of its own batch by, what its gradient foretells, and the part of it that "
-    note += "came true."
+    note = "What each step changed the loss of its own batch by, and what its gradient predicts."
     if any(step.edges for step in steps):
         columns["critical multiple"] = [format_number(critical_multiple(step)) for step in steps]
         note += " The critical multiple is of the evaluation examples."
