@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -280,11 +281,22 @@ def test_a_run_file_that_cannot_be_used(tmp_path, content, told):
 
 
 def test_what_is_not_a_run_directory_cannot_be_read(tmp_path):
-    with pytest.raises(UsageError, match=r"is not a run directory: it has no run.json"):
+    with pytest.raises(UsageError, match=r"is not a run directory: it has no run.json$"):
         read_run(tmp_path, Line)
     with pytest.raises(UsageError, match=r"cannot read .*missing: No such file or directory"):
         read_run(tmp_path / "missing", Line)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_who_names_the_folder_of_runs_or_a_file_of_one_is_told_the_run(tmp_path):
+    for name in ("a", "b", "c", "d", "e"):
+        RunDirectory.open(tmp_path / "runs" / name, Line, {}).close()
+    named = ", ".join(str(tmp_path / "runs" / name) for name in "abcd")
+    with pytest.raises(UsageError, match=re.escape(f"give one of those in it: {named} and 1 other") + "$") as error:
+        read_run(tmp_path / "runs", Line)
+    one_line(error)
+    with pytest.raises(UsageError, match=re.escape(f"; give {tmp_path / 'runs' / 'a'}") + "$"):
+        read_run(tmp_path / "runs" / "a" / "run.json", Line)
 
 
 def test_a_run_without_measurements_can_be_read(tmp_path):

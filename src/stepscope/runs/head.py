@@ -43,8 +43,21 @@ def read_head(path: str | os.PathLike[str]) -> Head:
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read {show(directory)}: {reason(error)}") from error
     if not is_run:
-        raise UsageError(f"{show(directory)} is not a run directory: it has no {RUN_FILE}")
+        raise UsageError(f"{show(directory)} is not a run directory: it has no {RUN_FILE}{_remedy(directory)}")
     return read_run_file(directory)
+
+
+_NAMED = 4
+
+
+def _remedy(path: Path) -> str:
+    """Which run directories may have been meant: those in it, or the one that it is a file of."""
+    if is_run(path.parent) and path.is_file():
+        return f"; give {show(path.parent)}"
+    below = sorted(file.parent for file in path.glob(f"*/{RUN_FILE}"))
+    left = len(below) - _NAMED
+    more = f" and {left} other{'s' * (left > 1)}" if left > 0 else ""
+    return f"; give one of those in it: {', '.join(map(show, below[:_NAMED]))}{more}" if below else ""
 
 
 def read_run_file(directory: Path) -> Head:
