@@ -34,7 +34,7 @@ def test_values_are_paired_by_step():
     assert [step for *_, step in loss.places] == [5, 7, 9, 11, 13]
     assert loss.reduced == [13, 11.5]
     assert loss.lower == [0, 1]
-    assert loss.steps == "step 13, of 5 from 5 to 13"
+    assert (loss.at, loss.steps) == ("step 13", "5–13")
 
 
 def test_values_are_paired_by_trajectory_and_seed_where_a_run_has_several():
@@ -98,7 +98,7 @@ def test_an_edge_beyond_all_that_was_tried_counts_as_far():
     assert (multiple.reduced, multiple.lower) == ([math.inf, 1.0], [0, 2])
     assert comparison.as_json()["compared"][1]["reduced"] == [None, 1.0]
     (row,) = [row for row in comparison.tables()[-1].rows if row[0] == "critical multiple"]
-    assert row == ("critical multiple", "beyond the last", "1.00, lower at 2 of 3", "median of 3 from 5 to 7")
+    assert row == ("critical multiple", "beyond the last", "1.00, lower at 2 of 3", "median", "5–7")
 
 
 def test_what_differs_is_named():

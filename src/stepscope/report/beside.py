@@ -69,13 +69,15 @@ class Compared:
         return [sum(here < first for here, first in zip(values, self.values[0], strict=True)) for values in self.values]
 
     @property
+    def at(self) -> str:
+        """What of the steps the value is, in words."""
+        last = self.places[-1][-1]
+        return f"step {last:,}" if self.quantity.how == "last" or len(self.places) == 1 else self.quantity.how
+
+    @property
     def steps(self) -> str:
-        """Where, in words."""
-        steps = [step for *_, step in self.places]
-        if len(steps) == 1:
-            return f"step {steps[0]:,}"
-        last = f"step {steps[-1]:,}, of " if self.quantity.how == "last" else "median of "
-        return f"{last}{len(steps)} from {steps[0]:,} to {steps[-1]:,}"
+        """The first and the last of the steps."""
+        return "–".join(f"{step:,}" for step in dict.fromkeys(self.places[end][-1] for end in (0, -1)))
 
 
 @dataclass(frozen=True)
@@ -105,16 +107,17 @@ class Comparison:
         if self.differences:
             rows = tuple((name, *values) for name, values in self.differences.items())
             tables.append(Table("What differs", head, rows, ""))
-        rows = tuple((each.quantity.name, *_cells(each), each.steps) for each in self.compared)
+        rows = tuple((each.quantity.name, *_cells(each), each.at, each.steps) for each in self.compared)
         note = (
             "Of steps that were measured in all of them. A lower value is counted against the first. The loss of a "
-            "batch is noisy: at the same step it is that of the same examples only if the data comes in the same order."
+            "batch is noisy: at the same step it is that of the same examples only if the data comes in the same "
+            "order. The trust ratio is of the steps that its verdict counts."
         )
         if any(self.verdicts):
-            rows += (("learning rate", *(verdict.kind if verdict else NOTHING for verdict in self.verdicts), NOTHING),)
-            rows += (("trust ratio", *map(_trust, self.verdicts), "the steps that its verdict counts"),)
-        rows += (("seconds measuring", *(format_number(facts["seconds_measuring"]) for facts in self.facts), "all"),)
-        return [*tables, Table("What was measured", (*head, "at"), rows, note if self.compared else "")]
+            rows += (("learning rate", *(verdict.kind if verdict else NOTHING for verdict in self.verdicts), "", ""),)
+            rows += (("trust ratio", *map(_trust, self.verdicts), "", ""),)
+        rows += (("seconds measuring", *(format_number(facts["seconds_measuring"]) for facts in self.facts), "", ""),)
+        return [*tables, Table("What was measured", (*head, "at", "of steps"), rows, note if self.compared else "")]
 
     def as_json(self) -> dict[str, Any]:
         """The comparison as JSON holds it; what isn't finite is ``None``."""
@@ -161,8 +164,8 @@ def compare(trainings: Mapping[str, Training]) -> Comparison:
         >>> head = {"configuration": {}, "context": {}}
         >>> runs = {name: Training(head, [], trained(loss)) for name, loss in {"a": 3.0, "b": 2.0}.items()}
         >>> (loss, *_) = compare(runs).compared
-        >>> loss.quantity.name, loss.steps, loss.reduced, loss.lower
-        ('loss of its batch', 'step 10, of 2 from 5 to 10', [2.0, 1.0], [0, 2])
+        >>> loss.quantity.name, loss.at, loss.steps, loss.reduced, loss.lower
+        ('loss of its batch', 'step 10', '5–10', [2.0, 1.0], [0, 2])
     """
     if len(trainings) < 2:
         raise UsageError("one run has nothing to be compared with: give two or more")
