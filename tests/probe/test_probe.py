@@ -526,7 +526,7 @@ def test_the_memory_counts_what_half_precision_is_raised_to():
             [torch.randn(3, 64)],
             quiet=True,
         )
-        sizes[dtype] = probe._memory()
+        sizes[dtype] = probe._measurer.bytes_needed
     assert sizes[torch.bfloat16] - sizes[torch.float32] == 4 * (64 * 64 + 64)
 
 

@@ -27,6 +27,7 @@ from stepscope.measuring import (
     self_check,
 )
 from stepscope.objective import (
+    HALF,
     Direction,
     LossFunction,
     Objective,
@@ -192,6 +193,19 @@ class Measurer:
     def steps_of_edge(self) -> float:
         """The same of the first `edge`."""
         return 4 * len(self.batches)
+
+    @property
+    def bytes_needed(self) -> int:
+        """Bytes that a measurement needs at most, beside activations: see docs/performance.md."""
+        parts = [dtensors.part(p) for p in self._compared.held(self.parameters).values()]
+        raised = sum(4 * p.numel() for p in self.model.parameters() if p.dtype in HALF)
+        held = sum(p.numel() * max(p.element_size(), 4) for p in parts)
+        others = len(self._compared.others)
+        following = bool(others) + 2 * others
+        updates = self._compared.count
+        # Not at the same time: a step on trial, mirrored in double precision, and what measuring an update needs.
+        trial, measuring = 11, 5
+        return raised + held * (following + updates + max(trial, measuring))
 
     def measured(self, updates: dict[str, Direction], within_layers: bool = False) -> dict[str, Measurement]:
         """Measures updates, which are emptied: each becomes its unit direction, and two copies of a model are many."""

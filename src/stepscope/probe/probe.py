@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -27,44 +25,37 @@ from stepscope.measuring import (
     SelfCheck,
 )
 from stepscope.objective import (
-    HALF,
-    Direction,
     LossFunction,
     Ranks,
     ShardedModel,
     check_model,
     check_parameters,
-    dtensors,
     form_of,
     held,
-    is_known_to_all,
     random_state,
     ranks_of,
     resharded,
 )
 from stepscope.objective.replay import Replay
-from stepscope.probe.agenda import Agenda
-from stepscope.probe.compared_updates import ComparedUpdates, NoUpdateError
+from stepscope.probe.compared_updates import ComparedUpdates
 from stepscope.probe.measurer import Measurer
 from stepscope.probe.own_edges import EdgeSchedule, OwnEdges
 from stepscope.probe.own_steps import OwnSteps
 from stepscope.probe.recorder import Recorder
 from stepscope.probe.run_directories import open_run
-from stepscope.probe.schedule import Plan, Schedule, Turn, paused
+from stepscope.probe.schedule import Schedule, paused
 from stepscope.probe.step_batch import BatchWatch
-from stepscope.probe.step_check import ExpectedStep
 from stepscope.probe.step_meter import StepMeter
 from stepscope.probe.step_schedule import StepSchedule
 from stepscope.probe.trackers import as_log
-from stepscope.runs import DirectionRecord, Record, RecordedEdge, latest, show, versions, write_atomically
+from stepscope.probe.training_steps import TrainingSteps, tell
+from stepscope.runs import Record, latest, show, versions, write_atomically
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 FOLLOWED_STEPS = 20
 """How many steps before a measurement the other optimizers see gradients: what their momentum remembers."""
-
-_MAX_FAILURES = 3
 
 
 class Probe:
@@ -113,7 +104,6 @@ class Probe:
         source: which examples they are.
         run_dir: the directory that the records go to: `run_dir`, or the numbered one that it became; ``None`` on ranks
             other than the first.
-        step: steps of the training so far. A record's step is that of the update before which it was measured.
 
     Raises:
         UsageError: the model can't be measured (see `Objective`), its loss is random, the optimizer works by
@@ -160,26 +150,19 @@ class Probe:
             raise UsageError("LBFGS reevaluates the loss within its step, so its update can't be known in advance")
         modules = list(modules)
         self._ranks, sharded = _ranks_of(model, process_group)
-        self._logger = _logger_of(self._ranks)
+        logger = _logger_of(self._ranks)
         self._clip_fractions = None if clip_fractions is None else list(clip_fractions)
-        self._loss_fn, self.source, self.step = loss_fn, source, step
-        self._silent = self._quiet = quiet or self._ranks.rank > 0
-        self._expected: ExpectedStep | None = None
-        self._edges: dict[str, RecordedEdge] = {}
-        self._failures = 0
-        self._off = self._closed = False
-        self._remarked = self._idle = self._unkept = False  # what is said once has been said
+        self._loss_fn, self.source = loss_fn, source
+        quiet_here = quiet or self._ranks.rank > 0
         with self._ranks.agreed("the settings of a probe"):
             _refuse_optimizers(optimizers, self._ranks)
-            self._compared = ComparedUpdates(optimizers, directions, self._clip_fractions, self._logger)
+            as_log(log)  # refuses what is no tracker before anything is measured
+            self._compared = ComparedUpdates(optimizers, directions, self._clip_fractions, logger)
             self._measurer = Measurer(
                 model, loss_fn, eval_batches, self._compared,
                 weight_fn=weight_fn, modules=modules, layer=layer, memory=memory,
-                process_group=process_group, ranks=self._ranks, logger=self._logger,
+                process_group=process_group, ranks=self._ranks, logger=logger,
             )  # fmt: skip
-            as_log(log)  # refuses what is no tracker before anything is measured
-            # A little of each weight, until a step is seen or something is measured.
-            self._untrained = [(p, _beginning(p).clone()) for p in self._held().values()]
             self._schedule = Schedule(
                 every if self._ranks.rank == 0 else _never, max_overhead, None,
                 FOLLOWED_STEPS if self._compared.others else 0,
@@ -190,11 +173,10 @@ class Probe:
             self._own_steps = OwnSteps(
                 BatchWatch(model, averaged=not self._ranks.alone), StepMeter(replay),
                 own, self._compared.name, lambda: self._compared.groups,
-                lambda text: None if self._silent else print(f"stepscope: {text}", file=sys.stderr), self._logger,
+                lambda text: None if quiet_here else tell(text), logger,
             )  # fmt: skip
             edges = EdgeSchedule(self._schedule, own, step + 1, self._measurer.steps_of_edge)
-            self._own_edges = OwnEdges(edges, self._measurer, self._compared, self._ranks, self._logger)
-        self._agenda = Agenda(self._ranks, self._own_steps.wants, self._wants_edge, self._plans_ahead)
+            own_edges = OwnEdges(edges, self._measurer, self._compared, self._ranks, logger)
         options = (self._compared.name, [*self._compared.others], self._clip_fractions, max_overhead, steps, step)
         mine = [form_of(self._measurer.parameters, options)]
         self._ranks.check_same("models or settings of the probe", mine, "give all ranks the same")
@@ -205,9 +187,13 @@ class Probe:
                 run = open_run(run_dir, configuration, context, step=step, overwrite=overwrite, quiet=quiet)
         self.run_dir: Path | None = None if run is None else run.path
         self._recorder = Recorder(run, log if self._ranks.rank == 0 else None)
-        self._hook = JointStepHook(optimizers, self._before_step, self._after_step, self._broken_step)
+        self._steps = TrainingSteps(
+            step, self._ranks, self._schedule, self._compared, self._measurer, self._own_steps, own_edges,
+            self._recorder, logger, quiet=quiet_here,
+        )  # fmt: skip
+        self._hook = JointStepHook(optimizers, self._steps.before, self._steps.after, self._steps.broken)
         self._schedule.begin(time.perf_counter() - started)
-        self._begin_step()
+        self._steps.begin()
 
     @property
     def eval_batches(self) -> list[Any]:
@@ -222,9 +208,14 @@ class Probe:
             UsageError: the model can't be measured.
         """
         if not self._measurer.is_ready:
-            with paused(), self._ranks.agreed("what a measurement needs"), held():
-                self._prepare()
+            with paused():
+                self._steps.prepare()
         return self._measurer.check
+
+    @property
+    def step(self) -> int:
+        """Steps of the training so far. A record's step is that of the update before which it was measured."""
+        return self._steps.step
 
     @property
     def records(self) -> list[dict[str, Any]]:
@@ -284,18 +275,10 @@ class Probe:
             UsageError: the loss isn't finite, there is no gradient, all updates are zero (a learning rate of 0), or
                 the probe is closed.
         """
-        if self._closed:
+        if self._steps.is_closed:
             raise UsageError("the probe is closed: make another")
-        with paused(), self._ranks.agreed("a measurement"), held(), random_state():
-            if not self._measurer.is_ready:
-                self._prepare()
-            self._refresh()
-            gradient = self._measurer.objective.gradient()[1] if gradients == "evaluation" else None
-            updates = self._compared.updates(self._measurer.parameters, gradient)
-            measurements, records = self._measured(updates, self.step + 1, gradients, within_layers)
-            self._untrained = []
-            self._recorder.keep(records)
-            return measurements
+        with paused():
+            return self._steps.measure_now(gradients, within_layers)
 
     @property
     def overhead(self) -> float:
@@ -331,7 +314,7 @@ class Probe:
         """
         from stepscope.report import render_report
 
-        self._remark_unseen()
+        self._steps.remark_unseen()
         run = {"configuration": self._configuration(), "context": {**self._context(), **self._spent()}}
         page = render_report(run, latest(self._recorder.records), latest(self._recorder.steps))
         write_atomically(path, page.encode(errors="replace"))
@@ -377,8 +360,8 @@ class Probe:
 
     def close(self) -> None:
         """Takes the probe off the optimizer; closing twice does nothing."""
-        self._remark_unseen()
-        self._closed = True
+        self._steps.remark_unseen()
+        self._steps.is_closed = True
         self._own_steps.drop()
         self._hook.remove()
         try:
@@ -394,259 +377,6 @@ class Probe:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-    def _before_step(self, _: Optimizer, entered: float) -> None:
-        """A step of the training is about to be made, its gradients on the parameters."""
-        self._untrained = []
-        self.step += 1
-        self._own_steps.look_back(self.step)
-        self._own_steps.note_rates()
-        try:
-            with self._schedule.turn(self.step, entered, self._agenda.plan(self.step)) as turn:
-                self._expected, self._edges = None, {}
-                if not self._quiet and (turn.plan == "measure" or self._schedule.step_seconds is not None):
-                    self._quiet = True
-                    self._announce()
-                edge_is_due = self._agenda.has_edge(self.step, self._own_steps.is_due)
-                if self._own_steps.is_due:
-                    self._look_at_own_step(turn)
-                if self._off:
-                    turn.plan = "pass"
-                    return
-                self._keep(self._recorder.keep_waiting)  # the step before was not made
-                if turn.plan != "pass" and not self._measurer.is_ready:
-                    self._prepare_in(turn)
-                if turn.plan == "measure":
-                    self._own_edges.passed(self.step)
-                elif edge_is_due:
-                    self._look_at_own_edge(turn)
-                if turn.plan == "pass":
-                    self._compared.lose()
-                else:
-                    with self._ranks.agreed("what is measured before a step"), held():
-                        self._carry_out(turn)
-        except Exception as error:
-            self._failed(error)
-        except BaseException:  # Ctrl-C: the step isn't made
-            self.step -= 1
-            raise
-
-    def _begin_step(self) -> None:
-        """The next step begins."""
-        due = False
-        try:
-            due = self._agenda.has_own(self.step + 1)
-        except Exception as error:
-            self._failed(error)
-        self._own_steps.begin(due, self._held)
-
-    def _wants_edge(self, step: int, with_own: bool) -> bool:
-        return not self._off and (with_own or not self._own_steps.is_on) and self._own_edges.is_due(step)
-
-    def _plans_ahead(self, step: int, count: int) -> list[Plan]:
-        return ["pass"] * count if self._off else self._schedule.ahead(step, count)
-
-    def _look_at_own_step(self, turn: Turn) -> None:
-        _synchronize(self._held())
-        turn.settle()
-        with turn.aside():
-            self._own_steps.before(self.step, self._held)
-
-    def _look_at_own_edge(self, turn: Turn) -> None:
-        _synchronize(self._held())
-        turn.settle()
-        with turn.aside(), self._ranks.agreed("how far the step is from the edge"), held(), random_state():
-            if (found := self._own_edges.measured(self.step)) is not None:
-                self._expected, self._edges = ExpectedStep(self._held(), found[0]), {"evaluation": found[1]}
-            _synchronize(self._held())
-
-    def _prepare_in(self, turn: Turn) -> None:
-        _synchronize(self._held())
-        turn.settle()
-        try:
-            with turn.aside(), self._ranks.agreed("what a measurement needs"), held():
-                self._prepare()
-        except Exception as error:
-            self._off = True
-            turn.plan = "pass"
-            why = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
-            self._logger.warning("nothing is measured on the evaluation batches, and training goes on: %s", why)
-        else:
-            turn.reconsider()
-            self._agenda.drop(self.step)
-            turn.plan = self._agenda.agree(turn.plan)
-
-    def _prepare(self) -> None:
-        """Makes what full measurements need, and says it in the records."""
-        self._schedule.expect(*self._measurer.prepare())
-        if (plan := self._measurer.objective.memory) is not None and not self._silent:
-            print(f"stepscope: {plan}", file=sys.stderr)
-        self._keep(lambda: self._recorder.describe(self._measurer.context()))
-
-    def _after_step(self, _: Optimizer, entered: float) -> None:
-        """The step has been made: was it the one that was measured?"""
-        if self._recorder.waiting or self._expected is not None:
-            try:
-                with self._ranks.agreed("the step that was made beside the one that was measured"):
-                    self._compare_with_made()
-            except Exception as error:
-                self._failed(error)
-            else:
-                self._keep(self._recorder.keep_waiting)
-        if not self._closed:
-            edges, self._edges = self._edges, {}
-            if (record := self._own_steps.after(self.step, edges or None)) is not None:
-                self._keep(lambda: self._recorder.keep_step(record))
-            self._begin_step()
-        self._schedule.count(time.perf_counter() - entered)
-
-    def _keep(self, write: Callable[[], None]) -> None:
-        """Writes records. Where that fails, on a full disk, say, it is said once; they stay in memory."""
-        try:
-            write()
-        except Exception as error:
-            if not self._unkept:
-                self._unkept = True
-                why = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
-                self._logger.warning("the records of step %d are kept in memory alone (%s)", self.step, why)
-
-    def _broken_step(self, in_a_row: int) -> None:
-        """Not all of several optimizers have stepped: what was measured is no step of the training."""
-        self._expected = None
-        self._recorder.waiting = []
-        self._own_steps.drop()
-        if in_a_row == _MAX_FAILURES and not self._off:
-            self._off = True
-            self._own_steps.stop()
-            self._logger.warning(
-                "the probe is off: the optimizers of %s step in turns, and make no step together: give each a probe "
-                "of its own",
-                self._compared.name,
-            )
-
-    def _carry_out(self, turn: Turn) -> None:
-        _synchronize(self._measurer.parameters)
-        turn.settle()
-        with random_state():
-            if any(self._ranks.concatenated([float(self._compared.skipped())])):
-                if turn.plan == "measure":
-                    turn.postpone()
-                return
-            self._refresh()
-            try:
-                if turn.plan == "measure":
-                    self._measure_step(turn)
-            except Exception:
-                self._compared.follow(self._measurer.parameters)
-                raise
-            # The others see every gradient once; after Ctrl-C it comes again.
-            self._compared.follow(self._measurer.parameters)
-        _synchronize(self._measurer.parameters)
-
-    def _measure_step(self, turn: Turn) -> None:
-        try:
-            updates = self._compared.updates(self._measurer.parameters)
-        except NoUpdateError as error:
-            if not self._idle:
-                self._idle = True
-                self._logger.warning("nothing to measure at step %d: %s", self.step, error)
-            return
-        own = updates.get(self._compared.own)
-        measurements, self._recorder.waiting = self._measured(updates, self.step, "training")
-        self._untrained = []
-        if own is not None:
-            decay = self._compared.decay(self._measurer.parameters)
-            self._edges = {"evaluation": self._measurer.edge(own, measurements[self._compared.own], decay)}
-            self._expected = ExpectedStep(self._held(), own)
-        self._failures = 0
-        _synchronize(self._measurer.parameters)
-        turn.measured()
-
-    def _measured(
-        self, updates: dict[str, Direction], step: int, source: str, within_layers: bool = False
-    ) -> tuple[dict[str, Measurement], list[DirectionRecord]]:
-        measurements = self._measurer.measured(updates, within_layers)
-        rates = [group.get("lr") for group in self._compared.groups]
-        place = {
-            "trajectory": self._compared.name,
-            "seed": 0,
-            "step": step,
-            "gradient": source,
-            "followed_steps": self._compared.followed,
-            "lr": [None if rate is None else float(rate) for rate in rates],
-        }
-        records = [DirectionRecord.of(m.record(), direction=label, **place) for label, m in measurements.items()]
-        return measurements, records
-
-    def _compare_with_made(self) -> None:
-        """Hooks of the optimizer can make the step another than was measured: then that is withdrawn."""
-        if self._expected is None:
-            return
-        made = self._expected.compared_with(self._held())
-        self._expected = None
-        withdrawn = self._compared.of_the_optimizer if made.is_another else ()
-        if made.is_another:
-            self._edges = {}
-        self._recorder.check(self._compared.own, made.error, withdrawn)
-        remark = made.remark(self._compared.name)
-        if remark is not None and not self._remarked:  # its percentage changes from step to step
-            self._remarked = True
-            self._logger.warning("%s", remark)
-
-    def _remark_unseen(self) -> None:
-        """Says once that the training goes on without the optimizer that the probe is attached to."""
-        then, self._untrained = self._untrained, []
-        if any(not torch.equal(_beginning(p).to(start.device, start.dtype), start) for p, start in then):
-            self._logger.warning(
-                "no step of %s was seen, yet the weights have moved: if another optimizer trains, or its step was "
-                "replaced, attach the probe to the one that does, after that",
-                self._compared.name,
-            )
-
-    def _failed(self, error: Exception) -> None:
-        """Training goes on; a probe that fails again and again is switched off, on all ranks."""
-        self._failures += self._ranks.alone or is_known_to_all(error)
-        why = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
-        self._logger.warning("nothing measured at step %d (%s)", self.step, why)
-        self._logger.debug("the failure at step %d", self.step, exc_info=error)
-        if self._failures >= _MAX_FAILURES:
-            # The hook stays until `close`: this is called while the optimizer goes through its hooks.
-            self._off = True
-            self._compared.lose()
-            self._logger.warning("the probe is off after %d failures in a row; training goes on", self._failures)
-
-    def _held(self) -> dict[str, nn.Parameter]:
-        return self._compared.held(self._measurer.parameters)
-
-    def _refresh(self) -> None:
-        """Where parameters were frozen, unfrozen or added since, the others begin anew."""
-        if self._compared.lost_track(self._measurer.parameters):
-            self._compared.lose()
-            self._schedule.forget()
-            self._agenda.drop(self.step)
-
-    def _announce(self) -> None:
-        """Says once, before anything is measured, when that will be and what it costs."""
-        seconds, mebibytes = self._schedule.cost, self._memory() / 2**20
-        costs = [f"{seconds:.2g} s"] * math.isfinite(seconds) + [f"up to {mebibytes:,.0f} MiB"] * (mebibytes >= 1)
-        full = self._schedule.described(self.step, self._own_steps.steps)
-        print(
-            f"stepscope: your step is measured on its own batch {self._own_steps.described()}; "
-            f"in full {full}{' (' + ', '.join(costs) + ')' if costs else ''}",
-            file=sys.stderr,
-        )
-
-    def _memory(self) -> int:
-        """Bytes that a measurement needs at most, beside activations: see docs/performance.md."""
-        parts = [dtensors.part(p) for p in self._held().values()]
-        raised = sum(4 * p.numel() for p in self._measurer.model.parameters() if p.dtype in HALF)
-        held = sum(p.numel() * max(p.element_size(), 4) for p in parts)
-        others = len(self._compared.others)
-        following = bool(others) + 2 * others
-        updates = self._compared.count
-        # Not at the same time: a step on trial, mirrored in double precision, and what measuring an update needs.
-        trial, measuring = 11, 5
-        return raised + held * (following + updates + max(trial, measuring))
 
     def _configuration(self) -> dict[str, Any]:
         return {
@@ -672,10 +402,6 @@ class Probe:
             **self._measurer.context(),
             "versions": versions(),
         }
-
-
-def _beginning(parameter: Tensor) -> Tensor:
-    return dtensors.part(parameter).reshape(-1)[:64]
 
 
 def _ranks_of(model: Any, process_group: ProcessGroup | None) -> tuple[Ranks, ShardedModel | None]:
@@ -707,9 +433,3 @@ def _refuse_optimizers(optimizers: Sequence[Optimizer], ranks: Ranks) -> None:
 
 def _never(_: int) -> bool:
     return False
-
-
-def _synchronize(parameters: Mapping[str, nn.Parameter]) -> None:
-    """Work that is still queued on a GPU is the training's, not the measurement's (and the other way round)."""
-    if any(p.device.type == "cuda" for p in parameters.values()):
-        torch.cuda.synchronize()
