@@ -22,7 +22,7 @@ from stepscope.directions import Lion
 HERE = Path(__file__).parent
 TEXT = torch.tensor(list(Path(os.__file__).read_bytes()))  # a file of Python's standard library
 STEPS = 3000
-PICTURES = {"page": (1.0, 1440, 1250)}
+PICTURES = {"page": (1.0, 1440, 1560)}
 """By its name: the learning rate, and the width and height in pixels."""
 
 
@@ -47,7 +47,7 @@ def train(rate: float, folder: Path) -> Path:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=STEPS, pct_start=0.1)
     others = {"sgd": lambda p: torch.optim.SGD(p, momentum=0.9, dampening=0.9), "lion": Lion}
     probe = stepscope.Probe(
-        model, optimizer, loss_fn, [batch(-1, 64), batch(-2, 64)], directions=others, steps=STEPS,
+        model, optimizer, loss_fn, [batch(-1, 64), batch(-2, 64)], directions=others, steps=STEPS, max_overhead=0.2,
         run_dir=folder / "run", source="a file of Python's standard library", quiet=True,
     )  # fmt: skip
     with probe:

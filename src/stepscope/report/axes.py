@@ -64,5 +64,6 @@ def step_axis(steps: Iterable[float]) -> alt.X:
     ticks = sorted(set(steps))
     axis = alt.Axis(values=ticks, format="~s", grid=False, labelOverlap=True)
     if len(ticks) > 12:
-        axis = alt.Axis(format="~s", grid=False, tickCount=8)
+        # Each with its own prefix: ticks that Vega chooses would share one, and 200 be 0.2k.
+        axis = alt.Axis(labelExpr="format(datum.value, '~s')", grid=False, tickCount=8)
     return alt.X("step:Q", title="training step", axis=axis, scale=alt.Scale(zero=False, nice=False, padding=14))

@@ -8,6 +8,7 @@ from typing import Any
 from stepscope.report.facts import title_of
 from stepscope.report.run_summary import facts_of_training, in_words
 from stepscope.runs import DirectionRecord, StepRecord, Training
+from stepscope.shown import format_number
 
 VERSIONS = ("stepscope", "torch", "python")
 """Those that stand first; all of them are at the end of the page."""
@@ -67,10 +68,17 @@ def schedule_of(records: Sequence[StepRecord | DirectionRecord]) -> str:
         return ""
     last, peak = max(rates), max(rates, key=lambda step: rates[step])
     if rates[peak] == min(rates.values()):
-        return f"{rates[last]:.3g}, constant"
+        return f"{_shown(rates[last])}, constant"
+    first, now = min(rates), f"{_shown(rates[last])} at step {last:,}"
     if peak == last:
-        return f"{rates[min(rates)]:.3g} at step {min(rates):,}, {rates[last]:.3g} at step {last:,}, the largest so far"
-    return f"{rates[peak]:.3g} at step {peak:,}, the largest; {rates[last]:.3g} at step {last:,}"
+        return f"{_shown(rates[first])} at step {first:,}, {now}, the largest so far"
+    return f"{_shown(rates[peak])} at step {peak:,}, the largest; {now}"
+
+
+def _shown(rate: float) -> str:
+    """As it is given to an optimizer, or as a power of ten, which no line's end breaks."""
+    text = f"{rate:.3g}"
+    return format_number(rate) if "e" in text else text
 
 
 def rate_of(record: StepRecord | DirectionRecord) -> float | None:
