@@ -1,6 +1,7 @@
 """Where a rank is lost in the middle of a measurement, all end with a message, and what was recorded can be read."""
 
 import datetime
+import logging
 import multiprocessing
 import os
 import signal
@@ -29,6 +30,7 @@ def work(rank, folder, way, how):
     torch.set_num_threads(1)
     limit = datetime.timedelta(seconds=TIMEOUT)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2, timeout=limit)
+    logging.getLogger("stepscope").addHandler(logging.FileHandler(folder / f"{rank}.log"))
     torch.manual_seed(0)
     inside = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
     if way == "fsdp":
@@ -76,13 +78,14 @@ def ended(request, tmp_path_factory):
 
 
 def test_all_ranks_end_with_a_message(ended):
-    how, codes, said, seconds, _ = ended
+    how, codes, said, seconds, run = ended
     assert codes == [1, -signal.SIGKILL if how == "killed" else 1]
     assert all(text.startswith("OutOfStepError: ") for text in said)
     assert len(said) == codes.count(1)
     assert seconds < 5 * TIMEOUT
     if how == "failed":
-        assert all("has no attribute 'missing'" in text for text in said[1:])
+        assert "has no attribute 'missing'" in said[1]
+        assert "has no attribute 'missing'" in (run.parent / "1.log").read_text()  # long before the time-out
 
 
 def test_what_was_recorded_can_be_read(ended):

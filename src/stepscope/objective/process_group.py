@@ -13,8 +13,10 @@ answer, nothing that they do together from then on can be right: `OutOfStepError
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import struct
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 
 _LONGEST = 600
 """Bytes of an error message that is sent to all ranks."""
+
+_PATIENCE = 5.0
+"""Seconds after which a rank that waits for others because it has failed says so."""
 
 _KNOWN = "stepscope: known to all ranks"
 """An attribute of errors."""
@@ -121,11 +126,12 @@ class Ranks:
         if self.alone or is_known_to_all(error) or isinstance(error, OutOfStepError):
             return
         if isinstance(error, Exception):
+            what = f"rank {self.rank} failed in the middle of what all ranks do together"
             try:
-                self._begin("a failure", number_of(place), error=error, together=True)
+                with _said_late(f"{what}, and waits for the others: {_text_of(error)}"):
+                    self._begin("a failure", number_of(place), error=error, together=True)
             except OutOfStepError:
-                what = f"rank {self.rank} failed in the middle of what all ranks do together, and others elsewhere"
-                raise OutOfStepError(f"{what}: {_text_of(error)}") from error
+                raise OutOfStepError(f"{what}, and others elsewhere: {_text_of(error)}") from error
         _make_known(error)  # a second Ctrl-C doesn't wait: this process ends
 
     def concatenated(self, values: Sequence[float]) -> list[float]:
@@ -253,6 +259,18 @@ class Ranks:
         with _answered():
             torch.distributed.all_gather(everyone, own, group=self._group)
         return [numbers.tolist() for numbers in everyone]
+
+
+@contextmanager
+def _said_late(text: str) -> Iterator[None]:
+    """What takes long inside is said, since the time-out of a group can be half an hour."""
+    timer = threading.Timer(_PATIENCE, logging.getLogger("stepscope").warning, ("%s", text))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextmanager
