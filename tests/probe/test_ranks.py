@@ -201,6 +201,46 @@ def accumulated():
     return found | {"alone": told(trained("alone", **settings)[0])["steps"] if dist.get_rank() == 0 else []}
 
 
+def asked_for():
+    """What is measured when the loop asks for it."""
+
+    def now(way):
+        wrap, share_of, group = WAYS[way]
+        torch.manual_seed(1)
+        model = wrap(Model().double())
+        given = {"process_group": dist.group.WORLD if group else None, "weight_fn": rows_of, "quiet": True}
+        evaluation = [part(batch, share_of()) for batch in data(2, seed=2)]
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with Probe(model, optimizer, loss_fn, evaluation, directions={}, clip_fractions=[0.2], **given) as probe:
+            found = probe.measure()
+            return [probe.loss(), *(n for one in found.values() for n in (one.slope, one.sharpness, one.best_step))]
+
+    found = {way: now(way) for way in ("ddp", "fsdp")}
+    return found | {"alone": now("alone") if dist.get_rank() == 0 else []}
+
+
+def scaled():
+    """A gradient scaler skips a step that is infinite on one rank: no step of the training."""
+    model, share = by_ddp(Model()), everywhere()
+    optimizer, scaler = torch.optim.SGD(model.parameters(), lr=0.1), torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    evaluation = [part(batch, share) for batch in data(1, seed=2)]
+    with Probe(
+        model, optimizer, loss_fn, evaluation, every=2, max_overhead=None, directions={}, steps=STEPS,
+        process_group=dist.group.WORLD, quiet=True,
+    ) as probe:  # fmt: skip
+        for step, batch in enumerate(data(STEPS, seed=3)):
+            optimizer.zero_grad()
+            with probe.batch(part(batch, share)):
+                loss = loss_fn(model, part(batch, share))
+                infinite = step == 3 and dist.get_rank() == 1
+                scaler.scale(loss * math.inf if infinite else loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    slopes = [r["batch_slope"] < 0 for r in probe.step_records if r["batch_slope"] is not None]
+    errors = [r["step_error"] < 1e-5 for r in probe.records if r["step_error"] is not None]
+    return [probe.step, slopes, errors]
+
+
 class Counted:
     """A loss that fails in some evaluations of evaluation batches, of some ranks."""
 
@@ -372,7 +412,9 @@ def uneven(batch):
     return probe, None
 
 
-CASES = (numbers, half_precision, accumulated, bit_identical, skipped, interrupted, full_disk, refusals)
+CASES = (
+    numbers, half_precision, accumulated, asked_for, scaled, bit_identical, skipped, interrupted, full_disk, refusals,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -422,6 +464,18 @@ def test_accumulated_and_clipped_steps_are_those_of_one_process(results, way):
     assert any(path.endswith("batch_slope") and slope for path, slope in alone)
     for rank in results["accumulated"]:
         same_numbers(rank[way], alone, 1e-9)
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_what_a_loop_asks_for_is_measured_together(results, way):
+    alone = results["asked_for"][0]["alone"]
+    assert len(alone) == 7
+    for rank in results["asked_for"]:
+        assert rank[way] == pytest.approx(alone, rel=1e-5)
+
+
+def test_a_step_that_a_scaler_skips_is_none(results):
+    assert results["scaled"] == [[STEPS - 1, [True] * (STEPS - 1), [True] * 2]] * 2
 
 
 def test_ranks_have_the_same_records(results):
