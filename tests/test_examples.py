@@ -104,7 +104,11 @@ echo "7;cluster"
 """
 STEPSCOPE = """#!/bin/sh
 case "$*" in
-*--list) printf '%s\\n' "touch 'one line'" "touch another" ;;
+*--list)
+    [ -e another ] || printf '%s\\n' "touch 'one line'" "touch another"
+    [ ! -e another ] || [ -e "what these made possible" ] || echo "touch 'what these made possible'"
+    echo "false # fails whenever it is tried"
+    ;;
 *) echo "$@" > gathered.txt ;;
 esac
 """
@@ -117,7 +121,7 @@ def test_the_array_of_slurm_runs_every_line_and_then_what_gathers(tmp_path):
     environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
     command = ["sh", str(FOLDER / "slurm.sh"), "some runs", "--scale", "smoke", "--only", "C", "D"]
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
-    assert {path.name for path in tmp_path.iterdir()} >= {"one line", "another"}
+    assert {path.name for path in tmp_path.iterdir()} >= {"one line", "another", "what these made possible"}
     assert (tmp_path / "gathered.txt").read_text() == "reproduce --scale smoke --only C D --out some runs\n"
-    assert (tmp_path / "dependencies.txt").read_text() == "--dependency=afterany:7\n"
+    assert (tmp_path / "dependencies.txt").read_text() == 3 * "--dependency=afterany:7\n"
     assert len((FOLDER / "slurm.sh").read_text().splitlines()) < 40

@@ -85,6 +85,16 @@ def test_a_part_that_is_written_to_is_left_alone(run):
     assert head["context"]["pretraining"] == [{"seed": 0}, {"seed": 1}]
 
 
+def test_what_two_parts_hold_is_the_runs_once_and_in_the_order_that_is_wanted(tmp_path):
+    with RunDirectory.open(tmp_path, Loss, CONFIGURATION) as old:
+        old.append([Loss(seed=5, step=1)])
+    written(tmp_path, "0", 1, 2)
+    with open_part(tmp_path, "9", Loss, CONFIGURATION, {}) as part:
+        part.append([Loss(seed=0, step=2), Loss(seed=0, step=3)])
+    assert gather(tmp_path, Loss, CONFIGURATION, lambda records: sorted(records, key=lambda r: -r.step)) == 3
+    assert places(read_run(tmp_path, Loss)[1]) == [(5, 1), (0, 3), (0, 2), (0, 1)]
+
+
 @pytest.mark.parametrize("torn", [0, 20, 60])
 def test_a_process_that_dies_while_it_gathers_loses_nothing(run, tmp_path, torn):
     """What it had written of the records, and of a line, stands beside parts that it had not deleted."""

@@ -104,6 +104,7 @@ def reproduce(options: argparse.Namespace) -> None:
     """``stepscope reproduce``."""
     _require_all()
     from stepscope.paper.experiments.jobs import in_processes
+    from stepscope.paper.experiments.run_files import run_directories
     from stepscope.paper.reproduction.costs import measured_cost
     from stepscope.paper.reproduction.plan import prepare_directory, run_reproduction
     from stepscope.report import print_tables
@@ -128,11 +129,12 @@ def reproduce(options: argparse.Namespace) -> None:
     started = time.perf_counter()
     with shown_progress() as progress:
         weights = {name: cost.minutes for name, cost in costs.items() if cost}
-        failures = run_reproduction(plan, out, progress, execute=execute, weights=weights)
+        apart = options.executor != "here"
+        failures = run_reproduction(plan, out, progress, execute=execute, weights=weights, apart=apart)
     seconds = time.perf_counter() - started
     for failure in failures:
         print(f"{failure.name} failed: {failure.reason}", file=sys.stderr)
-    if any(out.glob("*/run.json")):
+    if run_directories(out):
         _reproduced(out)
     print(f"\nThe runs took {seconds:.0f} s this time.")
     if failed := len({failure.name for failure in failures}):

@@ -2,14 +2,15 @@
 
 A part is claimed by the lock of its directory, which dies with its holder, so any number of processes share the parts
 out. Its configuration is that of the run, and its name. What the parts hold is the run's: whoever reads sees it, and
-`gather` puts it into the run's own files, in the order of the parts' names, whichever was made first.
+`gather` puts it into the run's own files, in the order of the parts' names, whichever was made first. What several of
+them hold counts once.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,12 @@ def open_part(
     return RunDirectory.open(Path(path) / PARTS_FOLDER / name, record, {**configuration, _NAME: name}, context=context)
 
 
-def gather(path: str | os.PathLike[str], record: type[AnyRecord], configuration: Mapping[str, Any]) -> int:
+def gather(
+    path: str | os.PathLike[str],
+    record: type[AnyRecord],
+    configuration: Mapping[str, Any],
+    in_order: Callable[[Sequence[AnyRecord]], Sequence[AnyRecord]] = list,
+) -> int:
     """Puts what the parts hold into the files of the run, and deletes them. One that is being written to is left alone.
 
     A process that dies amid it loses nothing: a part goes when its records are safely on the disk, and none is taken
@@ -113,6 +119,7 @@ def gather(path: str | os.PathLike[str], record: type[AnyRecord], configuration:
         path: the run directory.
         record: the type of its records.
         configuration: of the run.
+        in_order: puts the run's records and then those of the parts, by name, into another order.
 
     Returns:
         How many records the run gained.
@@ -133,7 +140,9 @@ def gather(path: str | os.PathLike[str], record: type[AnyRecord], configuration:
         with RunDirectory.open(path, record, configuration, context=context) as whole:
             whole.merge(context)
             known = {one.key for one in whole.records()}
-            gained = [one for each in parts for one in each.records() if one.key not in known]
+            found = latest(one for each in parts for one in each.records() if one.key not in known)
+            new = {one.key for one in found}
+            gained = [one for one in in_order([*whole.records(), *found]) if one.key in new]
             whole.append(gained)
         for each in parts:
             each.delete()

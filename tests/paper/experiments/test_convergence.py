@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import random
+import re
 from fractions import Fraction
 from operator import itemgetter
 
@@ -14,6 +16,7 @@ from stepscope import Objective, UsageError
 from stepscope.paper.experiments import convergence as module
 from stepscope.paper.experiments.compared_optimizers import RULES, SETTINGS, contenders
 from stepscope.paper.experiments.convergence import SEARCH_SEED, Training, convergence_experiment
+from stepscope.paper.experiments.jobs import perform, run_all
 from stepscope.paper.experiments.jobs import run as run_experiment
 from stepscope.paper.experiments.search import Search
 from stepscope.paper.records import LossRecord
@@ -214,6 +217,49 @@ def test_what_is_trained_next_is_a_function_of_the_records(search, monkeypatch):
     for count in range(len(records)):
         assert experiment.missing(unit, records[:count])
         assert rest(records[:count]) == records[count:], count
+
+
+@pytest.mark.parametrize("search", [SEARCH, Search()])
+@pytest.mark.parametrize("seed", range(5))
+def test_trainings_in_any_order_by_any_process_are_those_of_one(search, seed, monkeypatch):
+    """Some by themselves, each dying now and then, and some by a process that makes them all and dies."""
+    monkeypatch.setattr(module, "Training", Foretold)
+    whole = convergence_experiment("smoke", seeds=(0, 1, 2))
+    experiment = dataclasses.replace(whole, optimizers=("sgd",), steps=8, every=2, search=search)
+    unit, draw = experiment.units()[0], random.Random(seed)
+
+    def made(one, known):
+        return [r for records in experiment.measure(one, object(), known, lambda *_: None) for r in records]
+
+    alone, known, turns = made(unit, []), [], 0
+    while left := [one for one in experiment.pieces(unit, known) if experiment.missing(one, known)]:
+        one = unit if draw.random() < 0.2 else draw.choice(left)
+        found, turns = made(one, known), turns + 1
+        known += found[: draw.randint(1, min(len(found), 10))]
+    assert turns > 5
+    assert not experiment.missing(unit, known)
+    assert experiment.in_order(known) == alone
+
+
+@pytest.mark.slow
+def test_trainings_as_jobs_of_their_own_make_the_files_of_one_process(run, experiment, tmp_path):
+    out, draw = tmp_path / "convergence", random.Random(0)
+
+    def execute(jobs, receive):
+        for number, job in draw.sample(list(enumerate(jobs)), len(jobs)):
+            perform(job, lambda part, text, number=number: receive(number, (part, text)))
+
+    def files(folder):
+        names = ("run.json", "measurements.jsonl")
+        return [re.sub(r'"created": "[^"]*"', "", (folder / name).read_text()) for name in names]
+
+    told = []
+    gained, failures = run_all({out: experiment}, execute, lambda part, _: told.append(part), apart=True)
+    assert (gained, failures) == (run[1], [])
+    assert files(out) == files(run[0])
+    assert told == sorted(told)
+    assert told[-1] <= 1
+    assert run_all({out: experiment}, execute, apart=True) == (0, [])
 
 
 def test_the_codes_setting_gives_no_mask(sources):

@@ -179,7 +179,8 @@ def test_interrupted_between_records_it_goes_on_to_the_same(experiment, monkeypa
     )
     assert (status, "give the same command again" in err) == (130, True)
     monkeypatch.setattr(ToyExperiment, "measure_at", ordinary)
-    kept = Path("part/measurements.jsonl").read_bytes()
+    [part] = Path("part/parts").iterdir()
+    kept = (part / "measurements.jsonl").read_bytes()
     assert run(experiment, "part") == 4
     assert Path("part/measurements.jsonl").read_bytes().startswith(kept)
     assert records_of("part") == records_of("whole")

@@ -4,6 +4,9 @@ Each looks for its own learning rate within the same budget (`Search`), on weigh
 Then it trains once a seed: a seed draws the same weights and the same batches for all. A rate that diverges on a seed
 is given up for the next lower one, on all seeds: the best rate of one search may lie at the edge of what is stable. The
 loss is that of the fixed evaluation batch, which is drawn from the training data, as in the paper.
+
+Which trainings are asked for is a function of the records, so a training is a piece of its unit that any process can
+make. One that makes several carries them on from rung to rung; by itself, each begins at its start.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 from typing_extensions import override
 
@@ -66,6 +69,24 @@ _SIZES = {
     # As many updates as the paper's 20 epochs of ten batches.
     "paper": _Size(200, 10, Search(), {}),
 }
+
+
+class _Planned(NamedTuple):
+    """A training that is asked for: up to which step, and of a final one whether the search's neighbours were worse."""
+
+    phase: str
+    lr: float
+    seed: int
+    end: int
+    bracketed: bool | None = None
+
+    def done(self, records: Iterable[LossRecord]) -> bool:
+        return any(record.step == self.end for record in records if self.holds(record))
+
+    def holds(self, record: LossRecord) -> bool:
+        """Whether a record is of this training, or of the same before it was carried on."""
+        same = (record.phase, record.lr, record.seed) == (self.phase, self.lr, self.seed)
+        return same and record.step <= self.end
 
 
 @dataclass(frozen=True)
@@ -132,9 +153,36 @@ class ConvergenceExperiment(Experiment[LossRecord]):
         return [Unit(f"{task}: {optimizer}", task, optimizer=optimizer) for task, optimizer in pairs]
 
     @override
+    def pieces(self, unit: Unit, records: Iterable[LossRecord]) -> list[Unit]:
+        whole = float(self.search.budget() + len(self.seeds)) * self.steps
+        return [
+            unit._replace(
+                label=f"{unit.label}, {number:02}: {planned.phase}, lr {planned.lr!r}, to step {planned.end}",
+                seed=planned.seed,
+                piece=planned,
+                share=planned.end / whole,
+            )
+            for number, planned in enumerate(self._planned(unit, _own(unit, records)))
+        ]
+
+    @override
+    def in_order(self, records: Sequence[LossRecord]) -> list[LossRecord]:
+        ordered: list[LossRecord] = []
+        for unit in self.units():
+            own = _own(unit, records)
+            planned = self._planned(unit, own)
+            places = [next((i for i, one in enumerate(planned) if one.holds(r)), len(planned)) for r in own]
+            by_place = sorted(zip(places, own, strict=True), key=lambda pair: (pair[0], pair[1].step))
+            ordered += [record for _, record in by_place]
+        return ordered
+
+    @override
     def missing(self, unit: Unit, records: Iterable[LossRecord]) -> list[int]:
         """The seeds whose last training isn't there; which rates come before, the search says."""
-        finals = self._finals(_own(unit, records))
+        own = _own(unit, records)
+        if unit.piece is not None:
+            return [] if unit.piece.done(own) else [unit.piece.seed]
+        finals = self._finals(own)
         ends = finals[min(finals)] if finals else {}
         lowered = any(ends.values()) and len(finals) <= RETREATS
         return [seed for seed in self.seeds if lowered or seed not in ends]
@@ -143,10 +191,55 @@ class ConvergenceExperiment(Experiment[LossRecord]):
     def measure(
         self, unit: Unit, task: Task | None, records: Sequence[LossRecord], progress: Progress
     ) -> Iterator[list[LossRecord]]:
-        """Looks for the learning rate, then trains with it."""
+        """Looks for the learning rate, then trains with it; of a piece, makes that training."""
         assert task is not None
-        known = _own(unit, records)
-        yield from _Contender(self, unit, task, known, progress).measure(self._finals(known))
+        known, live = _own(unit, records), dict[_Planned, Training]()
+        whole = unit.piece.end if unit.piece else float(self.search.budget() + len(self.seeds)) * self.steps
+        done = 0
+
+        def stepped() -> None:
+            nonlocal done
+            done += 1
+            progress(min(1.0, done / whole), unit.label)
+
+        while left := [one for one in self._asked(unit, known) if not one.done(known)]:
+            # A rate that isn't asked for now hardly ever is again; it is trained from its start then.
+            begun, live = live, {}
+            for planned in left:
+                training = begun.pop(planned._replace(end=0), None) or self._training(unit, task, planned, known)
+                found = self.not_in(known, training.advance(planned.end, stepped))
+                known += found
+                yield found
+                if planned.end < self.steps:
+                    live[planned._replace(end=0)] = training
+
+    def _asked(self, unit: Unit, records: Sequence[LossRecord]) -> list[_Planned]:
+        return [unit.piece] if unit.piece else self._planned(unit, records)
+
+    def _training(self, unit: Unit, task: Task, planned: _Planned, known: Sequence[LossRecord]) -> Training:
+        training = Training(self, unit, task, planned.phase, planned.lr, planned.seed, bracketed=planned.bracketed)
+        # One that diverged before stays so, also where it is repeated.
+        training.diverged = any(record.diverged for record in known if planned.holds(record))
+        return training
+
+    def _planned(self, unit: Unit, own: Sequence[LossRecord]) -> list[_Planned]:
+        """All trainings that the records ask for, done or not, in the order in which one process makes them."""
+        known, found, planned = _losses(own), dict[float, dict[int, float]](), list[_Planned]()
+        while asked := self.search.next_trainings(RULES[unit.optimizer].first_lr, self.steps, found):
+            planned += [_Planned("search", lr, SEARCH_SEED, end) for lr, end in asked]
+            if any(end not in known.get(lr, {}) for lr, end in asked):
+                return planned
+            for lr, end in asked:
+                found.setdefault(lr, {})[end] = known[lr][end]
+        lr, bracketed = self.search.best(self.steps, found)
+        finals = self._finals(own)
+        for _ in range(RETREATS + 1):
+            planned += [_Planned("final", lr, seed, self.steps, bracketed) for seed in self.seeds]
+            ends = finals.get(lr, {})
+            if not any(ends.values()) or not ends.keys() >= set(self.seeds):
+                break
+            lr = self.search.lower(lr)
+        return planned
 
     def _finals(self, records: Iterable[LossRecord]) -> dict[float, dict[int, bool]]:
         """By learning rate and seed, whether the final training diverged; only of those that came to their end."""
@@ -267,70 +360,13 @@ def _own(unit: Unit, records: Iterable[LossRecord]) -> list[LossRecord]:
     return [record for record in records if (record.task, record.optimizer) == (unit.task, unit.optimizer)]
 
 
-class _Contender:
-    """The search and the trainings of one optimizer on one task."""
-
-    def __init__(
-        self,
-        experiment: ConvergenceExperiment,
-        unit: Unit,
-        task: Task,
-        known: Sequence[LossRecord],
-        progress: Progress,
-    ) -> None:
-        self._experiment, self._unit, self._task, self._progress = experiment, unit, task, progress
-        self._known = list(known)
-        self._losses: dict[float, dict[int, float]] = {}
-        self._remember(known)
-        self._done = 0
-
-    def measure(self, finals: Mapping[float, Mapping[int, bool]]) -> Iterator[list[LossRecord]]:
-        """Trains what isn't known; `finals` are those that came to their end."""
-        experiment, live = self._experiment, dict[float, Training]()
-        first = RULES[self._unit.optimizer].first_lr
-        while trainings := experiment.search.next_trainings(first, experiment.steps, self._losses):
-            # A rate that isn't asked for now hardly ever is again; it is trained from its start then.
-            live = {lr: live.get(lr) or self._training("search", lr, SEARCH_SEED) for lr, _ in trainings}
-            for lr, end in trainings:
-                yield self._train(live[lr], end)
-        live.clear()
-        lr, bracketed = experiment.search.best(experiment.steps, self._losses)
-        for retreats in range(RETREATS + 1):
-            ends = dict(finals.get(lr, {}))
-            for seed in experiment.seeds:
-                # One that diverged is enough, but for the last rate, of which all is told.
-                if seed not in ends and (retreats == RETREATS or not any(ends.values())):
-                    training = self._training("final", lr, seed, bracketed=bracketed)
-                    yield self._train(training, experiment.steps)
-                    ends[seed] = training.diverged
-            if not any(ends.values()):
-                break
-            lr = experiment.search.lower(lr)
-
-    def _training(self, phase: str, lr: float, seed: int, *, bracketed: bool | None = None) -> Training:
-        return Training(self._experiment, self._unit, self._task, phase, lr, seed, bracketed=bracketed)
-
-    def _train(self, training: Training, end: int) -> list[LossRecord]:
-        """Trains up to a step, and gives the records that are new: of one that is repeated to go on, some are known."""
-        # One that diverged before stays so, also where it is repeated.
-        training.diverged |= training.phase == "search" and math.inf in self._losses.get(training.lr, {}).values()
-        records = self._experiment.not_in(self._known, training.advance(end, self._stepped))
-        self._remember(records)
-        self._known += records
-        return records
-
-    def _remember(self, records: Iterable[LossRecord]) -> None:
-        """The losses that the search goes by; of one that diverged, infinite."""
-        for record in records:
-            if record.phase == "search":
-                loss = math.inf if record.loss is None else record.loss
-                self._losses.setdefault(record.lr, {})[record.step] = loss
-
-    def _stepped(self) -> None:
-        self._done += 1
-        experiment = self._experiment
-        whole = float(experiment.search.budget() + len(experiment.seeds)) * experiment.steps
-        self._progress(min(1.0, self._done / whole), self._unit.label)
+def _losses(records: Iterable[LossRecord]) -> dict[float, dict[int, float]]:
+    """The losses that the search goes by; of one that diverged, infinite."""
+    losses: dict[float, dict[int, float]] = {}
+    for record in records:
+        if record.phase == "search":
+            losses.setdefault(record.lr, {})[record.step] = math.inf if record.loss is None else record.loss
+    return losses
 
 
 class Training:

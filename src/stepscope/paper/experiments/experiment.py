@@ -32,12 +32,16 @@ class Unit(NamedTuple):
         task: the name of its task; None if it needs none.
         seed: of the task's weights and batches; None if it draws its own.
         optimizer: the one that trains.
+        piece: what of the unit it is, if it is a piece of one (`Experiment.pieces`).
+        share: the least part of the unit's work that it is.
     """
 
     label: str
     task: str | None = None
     seed: int | None = None
     optimizer: str = ""
+    piece: Any = None
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,21 @@ class Experiment(ABC, Generic[AnyRecord]):
     @abstractmethod
     def units(self) -> Sequence[Unit]:
         """All of them, in the order in which they are measured."""
+
+    def pieces(self, unit: Unit, records: Iterable[AnyRecord]) -> Sequence[Unit]:  # noqa: ARG002
+        """What of a unit can be measured by itself by now, or was: the unit, where nothing less can.
+
+        Pieces don't depend on one another, but those that will come depend on the records of these.
+
+        Args:
+            unit: one of `units`.
+            records: all that the run has so far.
+        """
+        return [unit]
+
+    def in_order(self, records: Sequence[AnyRecord]) -> list[AnyRecord]:
+        """Records of jobs, which are in the order of the jobs, in the order in which one process makes them."""
+        return list(records)
 
     @abstractmethod
     def missing(self, unit: Unit, records: Iterable[AnyRecord]) -> Sequence[Any]:

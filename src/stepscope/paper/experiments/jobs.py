@@ -9,6 +9,7 @@ same training.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import traceback
@@ -23,17 +24,17 @@ from stepscope.paper.experiments.experiment import Experiment, Progress, Unit
 from stepscope.paper.experiments.workers import Tell, check_processes, run_jobs
 from stepscope.paper.tasks import Task
 from stepscope.paper.tasks.pretraining import pretraining_told
-from stepscope.runs import Head, Record, check_whole, gather, open_part, read_whole
+from stepscope.runs import DirectoryInUseError, Head, Record, check_whole, gather, open_part, read_whole
 
 
 @dataclass(frozen=True)
 class Job:
-    """A unit of a run.
+    """A unit of a run, or a piece of one.
 
     Attributes:
         experiment: the run's.
         path: of the run's directory.
-        unit: what is measured.
+        unit: what is measured, or a piece of it (`Experiment.pieces`).
         number: of the unit among those of the experiment; records are gathered in this order.
     """
 
@@ -62,10 +63,12 @@ class Failure:
     Attributes:
         name: of the run's directory.
         reason: one line.
+        lasting: whether it would fail again, as where a training diverges.
     """
 
     name: str
     reason: str
+    lasting: bool = False
 
 
 Message = tuple[float, str] | Failure
@@ -93,26 +96,45 @@ def jobs_of(experiment: Experiment[Any], path: str | os.PathLike[str]) -> list[J
     return [job for _, job in sorted(jobs, key=lambda each: each[0])]
 
 
-def unfinished(jobs: Sequence[Job]) -> list[Job]:
+def unfinished(jobs: Sequence[Job], *, apart: bool = False) -> list[Job]:
     """Those jobs of one run that have anything left to do.
 
     Args:
         jobs: of one run.
+        apart: whether the pieces that a unit has by now are jobs of their own. Others come when these are done.
 
     Raises:
         UsageError: the run's directory, or a part of it, can't be continued by this experiment.
     """
     if not jobs:
         return []
-    records = _found(jobs[0])[1]
-    return [job for job in jobs if job.experiment.missing(job.unit, records)]
+    records = _found(jobs[0].path, jobs[0].experiment)[1]
+    left = [job for job in jobs if job.experiment.missing(job.unit, records)]
+    pieces = [piece for job in left for piece in _pieces(job, records)] if apart else left
+    return [job for job in pieces if job.experiment.missing(job.unit, records)]
 
 
-def _found(job: Job) -> tuple[Head, list[Record]]:
+def pieces_of(job: Job) -> list[Job]:
+    """The pieces of a unit as jobs, those that are left by now and those that are done.
+
+    Args:
+        job: a whole unit.
+
+    Raises:
+        UsageError: as `unfinished`.
+    """
+    return _pieces(job, _found(job.path, job.experiment)[1])
+
+
+def _pieces(job: Job, records: Sequence[Record]) -> list[Job]:
+    return [replace(job, unit=unit) for unit in job.experiment.pieces(job.unit, records)]
+
+
+def _found(path: Path, experiment: Experiment[Any]) -> tuple[Head, list[Record]]:
     """What is there of a run; an empty head where nothing is."""
-    if not check_whole(job.path, job.experiment.configuration()):
+    if not check_whole(path, experiment.configuration()):
         return {}, []
-    head, records = read_whole(job.path, job.experiment.record)
+    head, records = read_whole(path, experiment.record)
     return head, list(records)
 
 
@@ -135,13 +157,13 @@ def perform(job: Job, progress: Progress) -> None:
         reached = part
         progress(part, text)
 
-    head, records = _found(job)
+    head, records = _found(job.path, experiment)
     if experiment.missing(unit, records):
         with pretraining_told(lambda step, of: progress(reached, f"{unit.label}: pretraining, step {step} of {of}")):
             task, context = _prepared(job, head.get("context") or {})
             configuration = experiment.configuration()
             with open_part(job.path, job.part, experiment.record, configuration, context) as directory:
-                records = _found(job)[1]  # by now another process may have done it
+                records = _found(job.path, experiment)[1]  # by now another process may have done it
                 if experiment.missing(unit, records):
                     for measured in experiment.measure(unit, task, records, tell):
                         directory.append(measured)
@@ -162,7 +184,7 @@ def _prepared(job: Job, begun: Mapping[str, Any]) -> tuple[Task | None, dict[str
     """
     experiment, unit = job.experiment, job.unit
     if unit.seed is not None and hasattr(experiment, "seeds"):
-        alone: dict[str, Any] = {"seeds": (unit.seed,)}
+        alone: dict[str, Any] = {"seeds": tuple(seed for seed in experiment.seeds if seed == unit.seed)}
         experiment = replace(experiment, **alone)  # no other is to be pretrained for it
     if unit.task is None:
         return None, experiment.context({})
@@ -230,7 +252,7 @@ def _carry_out(job: Job, tell: Tell) -> None:
     try:
         perform(job, lambda part, text: tell((part, text)))
     except UsageError as error:
-        tell(_failure(job.path, error))
+        tell(replace(_failure(job.path, error), lasting=not isinstance(error, DirectoryInUseError)))
     except OSError as error:
         tell(Failure(job.path.name, error.strerror or said(error)))
     except Exception as error:
@@ -244,61 +266,101 @@ def run_all(
     execute: Execute,
     progress: Progress = lambda part, what: None,  # noqa: ARG005
     weights: Mapping[str, float] | None = None,
+    *,
+    apart: bool = False,
 ) -> tuple[int, list[Failure]]:
-    """Does what is left of some runs, and gathers each. A job that fails doesn't stop the others.
+    """Does what is left of some runs, and gathers each of which nothing is left but what would fail again.
+
+    A job that fails doesn't stop the others.
 
     Args:
         runs: ``{run directory: its experiment}``.
         execute: what does the jobs.
         progress: called with the part that is done, and a line.
         weights: ``{name of a run's directory: its expected part of the time}``; 1 where it isn't known.
+        apart: whether pieces of units are jobs of their own, for `execute` to do in turn.
 
     Returns:
         How many records the runs gained, and what failed.
     """
-    failures: list[Failure] = []
-    done: dict[str, dict[int, float]] = {}
-    waiting: list[Job] = []
-    for path, experiment in runs.items():
-        jobs = jobs_of(experiment, path)
-        done[path.name] = {job.number: 1.0 for job in jobs}
-        try:
-            experiment.check()
-            waiting += unfinished(jobs)
-        except UsageError as error:
-            failures.append(_failure(path, error))
-    expected = {name: (weights or {}).get(name, 1.0) for name in done}
-    # The longest first: what is begun last must not be what is waited for.
-    waiting.sort(key=lambda job: -expected[job.path.name] / len(done[job.path.name]))
-
-    def reach(job: Job, part: float) -> float:
-        done[job.path.name][job.number] = part
-        parts = (expected[name] * sum(jobs.values()) / len(jobs) for name, jobs in done.items())
-        return sum(parts) / sum(expected.values())
-
-    def receive(number: int, message: Message) -> None:
-        job = waiting[number]
-        if isinstance(message, Failure):
-            failures.append(message)
-            message = 1.0, "failed"
-            if len(runs) == 1:  # what stops all its jobs is to be one line
-                reach(job, 1.0)
-                return
-        progress(reach(job, message[0]), f"{job.path.name}: {message[1]}" if len(runs) > 1 else message[1])
-
+    course, before = _Course(runs, progress, weights or {}, apart), _recorded(runs)
     try:
-        if waiting:
-            progress([reach(job, 0.0) for job in waiting][-1], "preparing data and weights")
-            execute(waiting, receive)
+        while jobs := course.next():
+            execute(jobs, lambda number, message, jobs=jobs: course.receive(jobs[number], message))  # type: ignore[misc]
     finally:
-        gained = 0
         for path, experiment in runs.items():
             try:
-                gained += gather(path, experiment.record, experiment.configuration())
+                left = unfinished(jobs_of(experiment, path))
+                if all((path.name, job.number) in course.given_up for job in left):  # else the order were that of ends
+                    gather(path, experiment.record, experiment.configuration(), experiment.in_order)
             except UsageError as error:
-                failures.append(_failure(path, error))
-    undone = _undone({job.path: job.experiment for job in waiting}, {failure.name for failure in failures})
-    return gained, [*dict.fromkeys(failures), *undone]
+                course.failures.append(_failure(path, error))
+    undone = _undone(runs, {failure.name for failure in course.failures})
+    return _recorded(runs) - before, [*dict.fromkeys(course.failures), *undone]
+
+
+def _recorded(runs: Mapping[Path, Experiment[Any]]) -> int:
+    """How many records there are."""
+    count = 0
+    for path, experiment in runs.items():
+        with contextlib.suppress(UsageError):  # which is told where the run is continued
+            count += len(_found(path, experiment)[1])
+    return count
+
+
+class _Course:
+    """How far some runs are: what can be done next, what was reached of each unit, and what failed."""
+
+    def __init__(
+        self, runs: Mapping[Path, Experiment[Any]], progress: Progress, weights: Mapping[str, float], apart: bool
+    ) -> None:
+        self.failures: list[Failure] = []
+        self.given_up: set[tuple[str, int]] = set()
+        """The units that would fail again."""
+        self._runs, self._progress, self._apart = runs, progress, apart
+        self._expected = {path.name: weights.get(path.name, 1.0) for path in runs}
+        self._counts = {path.name: len(experiment.units()) for path, experiment in runs.items()}
+        self._tried: set[str] = set()
+        self._reached: dict[tuple[str, int], dict[str, float]] = {}
+        """Of the units that anything is left of: by unit and job, which part of the unit is done."""
+
+    def next(self) -> list[Job]:
+        """The jobs that can be done by now, and weren't tried."""
+        left: list[Job] = []
+        for path, experiment in self._runs.items():
+            try:
+                experiment.check()
+                left += unfinished(jobs_of(experiment, path), apart=self._apart)
+            except UsageError as error:
+                self.failures.append(_failure(path, error))
+        places = {(job.path.name, job.number) for job in left}
+        self._reached = {place: self._reached.get(place, {}) for place in places}
+        waiting = [job for job in left if job.name not in self._tried]
+        if waiting and not self._tried:
+            self._progress(self._part(), "preparing data and weights")
+        self._tried |= {job.name for job in waiting}
+        # The longest first: what is begun last must not be what is waited for.
+        return sorted(waiting, key=lambda job: -self._expected[job.path.name] / self._counts[job.path.name])
+
+    def receive(self, job: Job, message: Message) -> None:
+        """Takes the progress of a job, and tells that of the whole."""
+        failed = isinstance(message, Failure)
+        if isinstance(message, Failure):
+            self.failures.append(message)
+            self.given_up |= {(job.path.name, job.number)} if message.lasting else set()
+            message = 1.0, "failed"
+        self._reached[job.path.name, job.number][job.part] = message[0] * job.unit.share
+        if len(self._runs) > 1:
+            self._progress(self._part(), f"{job.path.name}: {message[1]}")
+        elif not failed:  # what stops all its jobs is to be one line
+            self._progress(self._part(), message[1])
+
+    def _part(self) -> float:
+        done = dict[str, float](self._counts)
+        for (name, _), reached in self._reached.items():
+            done[name] -= 1 - min(1.0, sum(reached.values()))
+        parts = (self._expected[name] * done[name] / count for name, count in self._counts.items())
+        return sum(parts) / sum(self._expected.values())
 
 
 def _undone(runs: Mapping[Path, Experiment[Any]], failed: Collection[str]) -> list[Failure]:

@@ -11,7 +11,16 @@ from stepscope.errors import UsageError
 from stepscope.paper.experiments.as_released import check_released
 from stepscope.paper.experiments.command_lines import EXPERIMENTS, MEASURED_TASKS, RELEASED, letters
 from stepscope.paper.experiments.experiment import Asked, Experiment, Progress
-from stepscope.paper.experiments.jobs import Execute, Failure, Job, in_processes, jobs_of, run_all, unfinished
+from stepscope.paper.experiments.jobs import (
+    Execute,
+    Failure,
+    Job,
+    in_processes,
+    jobs_of,
+    pieces_of,
+    run_all,
+    unfinished,
+)
 from stepscope.paper.experiments.run_files import run_directories
 from stepscope.paper.experiments.training import sources_by_task
 from stepscope.paper.tasks.catalog import TASKS
@@ -87,8 +96,9 @@ def run_reproduction(
     *,
     execute: Execute | None = None,
     weights: Mapping[str, float] | None = None,
+    apart: bool = False,
 ) -> list[Failure]:
-    """Makes the runs of a plan, or goes on with them, and gathers them. A job that fails doesn't stop the others.
+    """Makes the runs of a plan, or goes on with them, and gathers what is complete. A job that fails stops no other.
 
     Args:
         plan: what to run.
@@ -97,6 +107,7 @@ def run_reproduction(
         execute: what does the jobs; None does them here.
         weights: ``{name of a run: its expected part of the time}``, for the progress and the order; 1 where it isn't
             known.
+        apart: whether pieces of units are jobs of their own, as `jobs_left` has them.
 
     Returns:
         What could not be made; none if all could.
@@ -105,7 +116,7 @@ def run_reproduction(
         UsageError: the directory can't be made or holds runs of another scale or mask.
     """
     prepare_directory(plan, out)
-    return run_all(directories(plan, out), execute or in_processes(1), progress, weights)[1]
+    return run_all(directories(plan, out), execute or in_processes(1), progress, weights, apart=apart)[1]
 
 
 def job_named(plan: Sequence[Experiment[Any]], out: str | os.PathLike[str], name: str) -> Job:
@@ -121,13 +132,14 @@ def job_named(plan: Sequence[Experiment[Any]], out: str | os.PathLike[str], name
     """
     for path, experiment in directories(plan, out).items():
         for job in jobs_of(experiment, path):
-            if job.name == name:
-                return job
+            for each in [job, *(pieces_of(job) if name.startswith(f"{job.name}-") else [])]:
+                if each.name == name:
+                    return each
     raise UsageError(f"no job {name!r} in this plan: --list prints those that are left")
 
 
 def jobs_left(plan: Sequence[Experiment[Any]], out: str | os.PathLike[str]) -> list[Job]:
-    """The jobs of a plan that have anything left to do; it leaves the disk as it was.
+    """The jobs of a plan that can be done by now, pieces of units apart; it leaves the disk as it was.
 
     Args:
         plan: what to run.
@@ -137,7 +149,8 @@ def jobs_left(plan: Sequence[Experiment[Any]], out: str | os.PathLike[str]) -> l
         UsageError: it holds runs that would be mixed up with these.
     """
     check_directory(plan, out)
-    return [job for path, experiment in directories(plan, out).items() for job in unfinished(jobs_of(experiment, path))]
+    runs = directories(plan, out)
+    return [job for path, one in runs.items() for job in unfinished(jobs_of(one, path), apart=True)]
 
 
 def prepare_directory(plan: Sequence[Experiment[Any]], out: str | os.PathLike[str]) -> None:
