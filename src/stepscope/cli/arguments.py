@@ -52,7 +52,8 @@ Makes every table and figure of the paper, and says of each of its claims whethe
   stepscope reproduce --with padding-labels          in this alone
 
   stepscope reproduce --list | xargs -P 2 -I{{}} sh -c {{}}   the same by any scheduler: a line is a job, and leaves at
-                                                     once if it is done or another process is at it
+                                                     once if it is done or another process is at it; again, until
+                                                     nothing is listed: trainings wait for those before them
 
 A plan is printed first. What was interrupted goes on when the same command is given again. The directory holds a run
 directory for each run, claims.json, report.html, tables/ (CSV and LaTeX) and figures/ (PDF).
@@ -231,9 +232,12 @@ def _add_reproduce(chosen: Any) -> None:
     _add_jobs(reproduce, "jobs", "one on a GPU")
     reproduce.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     reproduce.add_argument("--list", action="store_true", help="print the commands of the jobs that are left, and stop")
-    text = "here (the default: processes of this machine), or submitit: Slurm where there is one, else processes"
-    reproduce.add_argument("--executor", choices=("here", "submitit"), default="here", help=text)
-    text = "of submitit, such as timeout_min=60 slurm_partition=gpu"
+    text = (
+        "here (the default: processes of this machine), submitit (Slurm where there is one, else processes), or ray "
+        "(the cluster at RAY_ADDRESS, else this machine)"
+    )
+    reproduce.add_argument("--executor", choices=("here", "submitit", "ray"), default="here", help=text)
+    text = "of submitit, such as timeout_min=60 slurm_partition=gpu; of a Ray task, such as num_gpus=1"
     reproduce.add_argument("--parameters", nargs="+", default=[], metavar="NAME=VALUE", help=text)
     reproduce.add_argument("--job", metavar="NAME", help="do one job alone, as --list names it")
 

@@ -115,7 +115,7 @@ def reproduce(options: argparse.Namespace) -> None:
         _jobs(options, plan, out)
         return
     jobs = options.jobs if options.jobs is not None else (os.cpu_count() or 1) if on_cores else 1
-    execute = _by_submitit(options, out) if options.executor == "submitit" else in_processes(jobs)
+    execute = in_processes(jobs) if options.executor == "here" else _by_scheduler(options, out)
     costs = {experiment.run_name: measured_cost(experiment, seeds) for experiment in plan}
     table = _plan_table(plan, costs, jobs)
     if options.dry_run:
@@ -187,19 +187,23 @@ def _jobs(options: argparse.Namespace, plan: Sequence[Experiment[Any]], out: Pat
         print(f"{job.name}: another process is at it", file=sys.stderr)
 
 
-def _by_submitit(options: argparse.Namespace, out: Path) -> Execute:
-    from stepscope.paper.experiments.schedulers import by_submitit
+def _by_scheduler(options: argparse.Namespace, out: Path) -> Execute:
+    from stepscope.paper.experiments.schedulers import by_ray, by_submitit
     from stepscope.paper.experiments.workers import check_processes
 
-    parameters: dict[str, str | int] = {}
+    parameters: dict[str, str | int | float] = {}
     for given in options.parameters:
         name, separator, value = given.partition("=")
         if not separator or not name or not value:
             raise UsageError(f"--parameters {given}: give NAME=VALUE, such as timeout_min=60")
-        parameters[name] = int(value) if value.isdecimal() else value
+        number = float(value) if value.replace(".", "", 1).isdecimal() else None
+        parameters[name] = value if number is None else int(value) if value.isdecimal() else number
     if options.jobs is not None:
         check_processes(options.jobs)
-    return by_submitit(partial(_command_of, options), out / "submitit", options.jobs, parameters)
+    command = partial(_command_of, options)
+    if options.executor == "ray":
+        return by_ray(command, options.jobs, parameters)
+    return by_submitit(command, out / "submitit", options.jobs, parameters)
 
 
 def _command_of(options: argparse.Namespace, job: Job) -> str:
