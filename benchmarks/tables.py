@@ -106,6 +106,24 @@ def spikes(stored: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def multipliers(stored: dict[str, Any]) -> str:
+    """A row for each optimizer, place of the rate and way to follow the multipliers."""
+    rows = [
+        "| optimizer | rate | multipliers | ends lower | median change | largest rise | lower than all alike |",
+        "| --- |" + " --- |" * 6,
+    ]
+    for line in stored["lines"]:
+        of = f"of {line['trainings']}"
+        alike = "" if line["arm"] == "all alike" else f"{line['lower_than_all_alike']} {of}"
+        cells = (line["optimizer"], line["rate"], line["arm"], f"{line['lower']} {of}", f"{line['median_change']:+.3f}",
+                 f"{max(line['worst'], 0.0):.3f}", alike)  # fmt: skip
+        rows.append("| " + " | ".join(cells) + " |")
+    rows.append(
+        f"\n{stored['seeds']} seeds; losses in nats, held out. Below, best and above: of three rates, √10 apart."
+    )
+    return "\n".join(rows)
+
+
 def counted_bytes(stored: dict[str, Any]) -> str:
     """A row for each measurement and number of ranks, with the range over widths of counted by foretold bytes."""
     found: dict[tuple[str, int], list[dict[str, Any]]] = {}
@@ -237,6 +255,7 @@ def stored_tables() -> dict[str, str]:
     made = {
         "clipping.json": clipping(_stored("clipping")),
         "spikes.json": spikes(_stored("spikes")),
+        "multipliers.json": multipliers(_stored("multipliers")),
         "scale.json": counted_bytes(_stored("scale")),
         "scale plan": plan_of_scale(),
         **performance(_stored("performance")),

@@ -14,6 +14,7 @@ import costs  # noqa: E402
 import edge  # noqa: E402
 import measure  # noqa: E402
 import models  # noqa: E402
+import multipliers  # noqa: E402
 import products  # noqa: E402
 import spikes  # noqa: E402
 from performance import performance  # noqa: E402
@@ -197,3 +198,41 @@ def test_the_numbers_of_a_step_are_those_of_a_parabola():
     row = spikes.numbers_of_step(model, optimizer, lambda m: 2 * m.weight.square().sum(), 1.0, 0.99, 1)
     assert model.weight.item() == pytest.approx(0.5)
     assert (row["loss"], row["ratio"], row["edge"]) == pytest.approx((2.0, 0.75, 0.5), rel=1e-4)
+
+
+def test_what_follows_multipliers_is_held_against_the_training_as_it_is():
+    """Of three rates the middle one is best; below it every arm ends lower, above it none."""
+    change = {"below": -0.2, "best": 0.1, "above": 0.3}
+    finals = {}
+    for place, rate, loss in (("below", 1.0, 3.0), ("best", 2.0, 1.0), ("above", 3.0, 2.0)):
+        finals["bytes", "sgd", rate, 0, "as it is"] = loss
+        for arm in multipliers.ARMS[1:]:
+            finals["bytes", "sgd", rate, 0, arm] = loss + change[place] - 0.01 * (arm == "often")
+    lines = {(line["rate"], line["arm"]): line for line in multipliers.judged(finals)}
+    assert lines["below", "once"]["median_change"] == pytest.approx(-0.2)
+    assert (lines["below", "once"]["lower"], lines["best", "once"]["lower"], lines["above", "often"]["lower"]) == (
+        1,
+        0,
+        0,
+    )
+    assert (lines["best", "once"]["lower_than_all_alike"], lines["best", "often"]["lower_than_all_alike"]) == (0, 1)
+
+
+def test_one_multiplier_for_all_layers_gives_the_update_the_same_length():
+    task = multipliers.TASKS["regression"]
+    torch.manual_seed(0)
+    model = task.make(0.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    task.loss(model, task.batch(False, torch.Generator().manual_seed(0), 8)).backward()
+    asked = (model, task, optimizer)
+    by_layer, alike = (
+        multipliers.multipliers(*asked, torch.Generator().manual_seed(1), alike=a) for a in (False, True)
+    )
+    grads = {name: p.grad for name, p in model.named_parameters()}
+    lengths = [
+        sum(float((found[n.rpartition(".")[0]] * g).square().sum()) for n, g in grads.items())
+        for found in (by_layer, alike)
+    ]
+    assert len(set(by_layer.values())) > 1
+    assert len(set(alike.values())) == 1
+    assert lengths[0] == pytest.approx(lengths[1], rel=1e-5)
