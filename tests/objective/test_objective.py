@@ -484,7 +484,7 @@ def test_sparse_embeddings():
 def test_the_memory_of_displaced_points_is_given_back():
     objective = Objective(linear(), mean_square, ONES)
     objective.loss_at({"weight": torch.ones(1, 2)}, 1.0)
-    assert objective._scratch == []
+    assert objective._how._scratch == []
 
 
 def test_the_nodes_that_gather_gradients_stay():

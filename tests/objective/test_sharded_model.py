@@ -307,7 +307,7 @@ def mutants():
     def agrees(break_it, setting=None):
         m = sharded(model(), reshard_after_forward=setting)
         objective = Objective(m, loss_fn, own(), counted)
-        break_it(objective._sharded, objective)
+        break_it(objective._how, objective)
         try:
             return self_check(objective).gradient_agrees
         except (RuntimeError, UsageError) as error:  # which says it as well
@@ -321,7 +321,7 @@ def mutants():
 
     def weight(s, objective):
         right = s.gradient
-        s.gradient = lambda loss, parameters: right(loss * (3.0 if dist.get_rank() == 0 else 1.0), parameters)
+        s.gradient = lambda loss, *rest, **named: right(loss * (3.0 if dist.get_rank() == 0 else 1.0), *rest, **named)
 
     return [agrees(lambda *_: None), agrees(factor), agrees(no_reshard, False), agrees(weight)]
 

@@ -8,9 +8,10 @@ from stepscope.objective.loss_calls import LossFunction, is_out_of_memory, model
 from stepscope.objective.loss_denominators import IGNORED_LABEL, averaged_over, predicts_next_token
 from stepscope.objective.measurable import HALF
 from stepscope.objective.objective import Objective, check_objective
+from stepscope.objective.plain_model import PlainModel
 from stepscope.objective.process_group import Ranks, is_known_to_all
 from stepscope.objective.randomness import random_state
-from stepscope.objective.sharded_model import ShardedModel, ranks_of, resharded
+from stepscope.objective.sharded_model import ShardedModel, model_of_ranks, resharded
 from stepscope.objective.sharding import sharded
 from stepscope.objective.state import State
 from stepscope.objective.switches import emptied
@@ -23,6 +24,7 @@ __all__ = [
     "Direction",
     "LossFunction",
     "Objective",
+    "PlainModel",
     "Ranks",
     "ShardedModel",
     "State",
@@ -42,11 +44,11 @@ __all__ = [
     "is_known_to_all",
     "is_out_of_memory",
     "memory_of",
+    "model_of_ranks",
     "model_output",
     "moved",
     "predicts_next_token",
     "random_state",
-    "ranks_of",
     "reached",
     "resharded",
     "sharded",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stepscope.errors import UsageError, said
-from stepscope.objective import checks, dtensors, interrupts, vectors
+from stepscope.objective import checks, vectors
 from stepscope.objective.batch_weights import weighting
 from stepscope.objective.batches import digest, moved
 from stepscope.objective.interrupts import held
@@ -31,9 +31,10 @@ from stepscope.objective.loss_calls import (
 )
 from stepscope.objective.measurable import HALF, Measurable, is_compiled, measurable, measured_dtype
 from stepscope.objective.memory_budget import MemoryPlan, PeakMemory, within
-from stepscope.objective.process_group import Ranks, checksum, number_of
+from stepscope.objective.plain_model import PlainModel
+from stepscope.objective.process_group import Ranks, number_of
 from stepscope.objective.randomness import random_state, seed_everything
-from stepscope.objective.sharded_model import ShardedModel, ranks_of, resharded
+from stepscope.objective.sharded_model import GatheredModel, ShardedModel, model_of_ranks, resharded
 from stepscope.objective.state import State
 from stepscope.objective.switches import attention_kernels
 from stepscope.objective.vectors import Direction
@@ -116,10 +117,11 @@ class Objective:
         self._raised = dtype is None and any(p.dtype in HALF for p in self.parameters.values())
         self._first_dtype = measured_dtype(next(iter(self.parameters.values())).dtype, dtype)
         device = next(iter(self.parameters.values())).device
-        ranks, self._sharded = ranks_of(model, self.parameters, process_group)
-        self._all_ranks = ranks
-        checks.check_sharded(self._sharded is not None, dtype, weight_fn, memory)
+        together = model_of_ranks(model, self.parameters, process_group)
+        self._all_ranks = ranks = together.ranks
         self.ranks = Ranks(None, device)  # what is tried first is tried alone
+        self._how = together if isinstance(together, ShardedModel) else PlainModel(self.ranks)
+        checks.check_sharded(self._sharded is not None, dtype, weight_fn, memory)
         options = (dtype, weight_fn is None, loss_fn is None, memory is None)
         ranks.check_same("models or options", [checks.form_of(self.parameters, options)], "give all ranks the same")
         # Iterating a DataLoader draws a seed from the global RNG, and its data set may draw more.
@@ -135,15 +137,18 @@ class Objective:
         self._differentiates = False
         self._fused = True
         self._kernels = [SDPBackend.MATH]
-        self._scratch: list[dict[str, Tensor]] = []
-        self._whole: tuple[ShardedModel, dict[str, nn.Parameter]] | None = None
         self._evaluated_once: set[Hashable] = set()
         self.memory: MemoryPlan | None = None
         if memory is not None:
             with ranks.agreed("the memory budget"):
                 self.batches, self.memory = within(memory, self.batches, self._memory_of, device)
         self.weighting = weighting(model, self.batches, weight_fn, self._tried, ranks)
+        self._how = together
         self._distribute(ranks)
+
+    @property
+    def _sharded(self) -> ShardedModel | None:
+        return self._how if isinstance(self._how, ShardedModel) else None
 
     def _distribute(self, ranks: Ranks) -> None:
         """What this rank evaluates, and with what weight."""
@@ -221,11 +226,10 @@ class Objective:
                 with ExitStack() as stack:
                     if self._sharded is not None:
                         checks.check_precision(self.parameters, as_trained)
-                        stack.enter_context(self._sharded.measuring(as_trained=as_trained))
-                    spared = None if self._sharded is None else self._sharded.memories
+                    stack.enter_context(self._how.measuring(as_trained=as_trained))
                     with self.ranks.agreed("the beginning of a measurement"):
                         measured = stack.enter_context(
-                            measurable(self.model, self._roots(), self.dtype, as_trained, spared)
+                            measurable(self.model, self._roots(), self.dtype, as_trained, self._how.memories)
                         )
                     self._measured, self._measuring, self._as_trained = measured, 1, as_trained
                     self.parameters = {name: measured.stand_ins.get(id(p), p) for name, p in parameters.items()}
@@ -233,7 +237,7 @@ class Objective:
                     yield
             finally:
                 self.parameters = parameters
-                self._measuring, self._displaced, self._scratch, self._measured = 0, 0, [], None
+                self._measuring, self._displaced, self._measured = 0, 0, None
                 self._as_trained, self._loss_eps = False, 0.0
 
     def _be_the_same(self) -> None:
@@ -245,13 +249,9 @@ class Objective:
             "the values of parameters",
             "they must hold the same weights; DistributedDataParallel sees to that",
         )
-        if self._sharded is not None:
-            self._sharded.check_copies(what, self.parameters, remedy)
-        elif not self.ranks.alone:
-            self.ranks.check_same(what, checksum(self.parameters), remedy)
-        if self._sharded is None or self._sharded.is_data_parallel:
-            ranks = self.ranks if self._sharded is None else self._all_ranks
-            ranks.share([buffer.detach() for buffer in self._called.buffers()])
+        self._how.check_copies(what, self.parameters, remedy)
+        if self._how.is_data_parallel:
+            self._how.ranks.share([buffer.detach() for buffer in self._called.buffers()])
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -268,12 +268,12 @@ class Objective:
             stack.enter_context(sharded.whole())
             self._measured = stack.enter_context(measurable(self.model, self._roots(), None, False, sharded.memories))
             try:
+                self._how, self.ranks = GatheredModel(sharded, self.parameters), sharded.ranks
                 self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-                self._sharded, self._whole, self.ranks = None, (sharded, kept[0]), sharded.ranks
                 yield
             finally:
                 self.parameters, self.ranks, self._measured = kept
-                self._sharded, self._whole = sharded, None
+                self._how = sharded
 
     def __repr__(self) -> str:
         count = sum(parameter.numel() for parameter in self.parameters.values())
@@ -322,8 +322,7 @@ class Objective:
         assert self._measuring, "an evaluation outside measuring()"
         own = zip(self._own_weights, self.batches, strict=True)
         for index, (weight, batch) in enumerate(own, self._before):
-            with self._all_ranks.agreed("an evaluation") if self._sharded is not None else nullcontext():
-                interrupts.deliver()
+            self._how.deliver()
             seed_everything(index)
             copied = self._copy(batch)
             # Without a variable: the result has a graph, which would stay in memory while the next one grows.
@@ -367,9 +366,7 @@ class Objective:
                     # The loss holds derivatives of its own (a gradient penalty, a differential equation).
                     self._differentiates = True
                     values = self._values()
-            if self._sharded is not None:
-                return self._sharded.of_rounds(values)
-            return self.ranks.concatenated(values)
+            return self._how.of_rounds(values)
 
     def roundings(self) -> tuple[float, float]:
         """The relative rounding of the coarsest type that evaluations computed in, and that of their losses.
@@ -433,29 +430,15 @@ class Objective:
 
     def of_all(self, values: Sequence[float]) -> list[float]:
         """A number of each micro-batch, as `mean` takes them, from those of what this rank has evaluated."""
-        return self._whole[0].of_rounds(values) if self._whole is not None else self.ranks.concatenated(values)
+        return list(values) if self._sharded is not None else self._how.of_rounds(values)  # `finite` has summed them
 
     def pooled(self, direction: Direction) -> Direction:
         """The sum over ranks of what each has summed over its own micro-batches; `direction` is used up."""
-        total = self.ranks.summed(direction, self.parameters)
-        if self._whole is None:
-            return total
-        return {name: dtensors.cut_like(tensor, self._whole[1][name]) for name, tensor in total.items()}
+        return self._how.pooled(direction, self.parameters)
 
     def derivative(self, loss: Tensor, *, create_graph: bool = False) -> Direction:
         """The gradient of one loss from `losses`; a parameter that it doesn't use is left out."""
-        if self._sharded is not None:
-            assert not create_graph
-            return self._sharded.gradient(loss, self.parameters)
-        with torch.enable_grad():
-            gradients = torch.autograd.grad(
-                loss, list(self.parameters.values()), create_graph=create_graph, allow_unused=True
-            )
-        return {
-            name: gradient.to_dense() if gradient.is_sparse else gradient
-            for name, gradient in zip(self.parameters, gradients, strict=True)
-            if gradient is not None
-        }
+        return self._how.gradient(loss, self.parameters, create_graph=create_graph)
 
     def finite(self, loss: Tensor) -> float:
         """A loss from `losses` as a number.
@@ -478,32 +461,11 @@ class Objective:
         The point is computed into memory that is kept until `measuring` ends: one model's worth, more where it nests.
         """
         assert self._measured is not None, "displaced() outside measuring()"
-        if self._sharded is not None:
-            with self._sharded.moved(self.parameters, direction, step):
-                yield
-            return
-        if self._displaced == len(self._scratch):
-            self._scratch.append({})
-        scratch = self._scratch[self._displaced]
-        here = {name: self.parameters[name].data for name in direction}
-        aliases = {name: [(a, a.data) for a in self._measured.aliases_of(self.parameters[name])] for name in here}
         self._displaced += 1
         try:
-            for name, x in here.items():
-                if name not in scratch:
-                    scratch[name] = torch.empty_like(x)
-                wider = measured_dtype(x.dtype, None)  # a step of weights in half precision is rounded at its end
-                torch.add(x, direction[name].to(x.device, wider), alpha=step, out=scratch[name])
-                self.parameters[name].data = scratch[name]
-                for alias, data in aliases[name]:
-                    place = data.storage_offset() - x.storage_offset()
-                    alias.data = scratch[name].as_strided(data.size(), data.stride(), place)
-            yield
+            with self._how.moved(self.parameters, direction, step, self._measured.aliases_of):
+                yield
         finally:
-            for name, x in here.items():
-                self.parameters[name].data = x
-                for alias, data in aliases[name]:
-                    alias.data = data
             self._displaced -= 1
 
     def check_direction(self, label: str, direction: Mapping[str, Tensor]) -> None:
@@ -515,10 +477,7 @@ class Objective:
         with self.ranks.agreed("a direction"):
             checks.check_direction(label, direction, self.parameters)
         what, remedy = f"direction {label!r}", "give all ranks the same"
-        if self._sharded is not None:
-            self._sharded.check_copies(what, direction, remedy)
-        elif not self.ranks.alone:
-            self.ranks.check_same(what, checksum(direction), remedy)
+        self._how.check_copies(what, direction, remedy)
 
     def check_alone(self, what: str) -> None:
         """Refuses what can't be computed by several ranks together, with a sharded model or a process group.
@@ -586,7 +545,7 @@ class Objective:
         assert self._measured is not None
 
         def within() -> Output:
-            with self._sharded.evaluating() if self._sharded is not None else nullcontext():
+            with self._how.evaluating():
                 return evaluate()
 
         try:

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,11 +30,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils._python_dispatch import _disable_current_modes
 
 from stepscope.errors import UsageError
-from stepscope.objective import dtensors, interrupts, vectors
+from stepscope.objective import dtensors, vectors
 from stepscope.objective.batches import mapped, moved, tensors
 from stepscope.objective.interrupts import held
 from stepscope.objective.loss_calls import LossFunction, loss_in, loss_of, scalar, without_communication
 from stepscope.objective.measurable import is_compiled
+from stepscope.objective.plain_model import PlainModel
 from stepscope.objective.process_group import Ranks
 from stepscope.objective.randomness import RandomState, random_state
 from stepscope.objective.sharded_model import ShardedModel
@@ -121,11 +122,10 @@ class Replay:
         loss_fn: ``loss_fn(model, batch)`` gives the loss that is trained on; ``None``: the ``loss`` in the output of
             the model.
         modules: see `Objective`.
-        ranks: those that train together; ``None`` for this process alone.
-        sharded: how they evaluate the model together, where it is sharded.
+        how: how ranks that train together evaluate the model; ``None`` for this process alone.
 
     Attributes:
-        ranks: see there.
+        ranks: those that train together.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
@@ -140,11 +140,10 @@ class Replay:
         model: nn.Module,
         loss_fn: LossFunction | None,
         modules: Iterable[nn.Module] = (),
-        ranks: Ranks | None = None,
-        sharded: ShardedModel | None = None,
+        how: PlainModel | ShardedModel | None = None,
     ) -> None:
-        self.ranks = ranks or Ranks(None, next(model.parameters()).device)
-        self._sharded = sharded
+        self._how = how or PlainModel(Ranks(None, next(model.parameters()).device))
+        self.ranks = self._how.ranks
         self._model = model
         self._called = without_communication(model)
         self._loss_fn = loss_fn
@@ -165,10 +164,9 @@ class Replay:
         Raises:
             UsageError: the loss isn't a scalar, or evaluating it changes a weight, or what can't be put back.
         """
-        together = self._sharded.measuring(as_trained=True) if self._sharded is not None else nullcontext()
         with (
             self.ranks.agreed("the loss of the step's batch"), held(), random_state(),
-            together, self._left_as_found(), as_compiled(),
+            self._how.measuring(as_trained=True), self._left_as_found(), as_compiled(),
         ):  # fmt: skip
             if self._watched:
                 own = self._evaluated(passes, differentiate)
@@ -183,9 +181,9 @@ class Replay:
         everyone = self.ranks.concatenated([own.loss, own.eps, own.eps_inside])
         losses, eps, inside = (everyone[kind::3] for kind in range(3))
         gradient = own.gradient
-        if gradient is not None and self._sharded is None:
+        if gradient is not None:
             parameters = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
-            gradient = self.ranks.summed(gradient, parameters)
+            gradient = self._how.pooled(gradient, parameters)
         return Evaluation(math.fsum(losses) / len(losses), max(eps), max(inside), gradient)
 
     def _evaluated(self, passes: Sequence[Pass], differentiate: bool) -> Evaluation:
@@ -193,31 +191,16 @@ class Replay:
         loss, gradient = 0.0, Direction()
         dtypes, inside = set[torch.dtype](), {*self._dtypes, *(p.dtype for p in parameters.values())}
         for index, one in enumerate(passes):
-            self._deliver()
-            with self._evaluating(), self._as_then(one) as given:
+            self._how.deliver()
+            with self._how.evaluating(), self._as_then(one) as given:
                 # With its graph, wanted or not: without, compiled code would be compiled again.
                 value = scalar(self._loss(given), index)
             loss += float(value.detach()) / len(passes)
             dtypes.add(value.dtype)
             inside |= {dtype for _, enabled, dtype in one.autocast if enabled}
             if differentiate:
-                vectors.absorb(gradient, self._derivative(value / len(passes) / self.ranks.parts, parameters), 1.0)
+                vectors.absorb(gradient, self._how.gradient(value / len(passes) / self.ranks.parts, parameters), 1.0)
         return Evaluation(loss, _eps(dtypes), _eps(inside), gradient if differentiate else None)
-
-    def _derivative(self, loss: Tensor, parameters: Mapping[str, nn.Parameter]) -> Direction:
-        if self._sharded is not None:
-            return self._sharded.gradient(loss, parameters)
-        found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-        given = {name: part for name, part in zip(parameters, found, strict=True) if part is not None}
-        return {name: part.to_dense() if part.is_sparse else part for name, part in given.items()}
-
-    def _deliver(self) -> None:
-        """Ctrl-C takes effect here, on all ranks that are about to evaluate together."""
-        with self.ranks.agreed("an evaluation") if self._sharded is not None else nullcontext():
-            interrupts.deliver()
-
-    def _evaluating(self) -> AbstractContextManager[None]:
-        return self._sharded.evaluating() if self._sharded is not None else nullcontext()
 
     def _loss(self, given: Any) -> Tensor:
         if not isinstance(given, Arguments):
@@ -242,7 +225,7 @@ class Replay:
     def _watch(self, evaluate: Callable[[], Evaluation]) -> Evaluation:
         """The first evaluation: what no walk found and it moves is put back too, from now on."""
         assert self._state is not None
-        spared = self._sharded.memories() if self._sharded is not None else ()
+        spared = self._how.memories() if self._how.memories is not None else ()
         writes, compiled = WatchedWrites(spared), is_compiled(self._state)
         handle = register_module_forward_pre_hook(self._meet)
         try:

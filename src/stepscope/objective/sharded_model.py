@@ -29,7 +29,8 @@ import torch
 from torch import Tensor, nn
 
 from stepscope.errors import UsageError
-from stepscope.objective import dtensors
+from stepscope.objective import dtensors, interrupts
+from stepscope.objective.plain_model import AliasesOf, PlainModel
 from stepscope.objective.process_group import Ranks, checksum, number_of
 from stepscope.objective.vectors import Direction
 from stepscope.objective.writes import memory_of
@@ -219,9 +220,22 @@ class ShardedModel:
             state._state_ctx.iter_forward_root = None
             state._state_ctx.post_backward_final_callback_queued = False
 
+    def deliver(self) -> None:
+        """Ctrl-C takes effect here, on all ranks that are about to evaluate together."""
+        with self.ranks.agreed("an evaluation"):
+            interrupts.deliver()
+
+    def pooled(self, direction: Direction, parameters: Mapping[str, nn.Parameter]) -> Direction:
+        """What `gradient` gives is the sum over ranks."""
+        del parameters
+        return direction
+
     @contextmanager
-    def moved(self, parameters: Mapping[str, Tensor], direction: Mapping[str, Tensor], step: float) -> Iterator[None]:
+    def moved(
+        self, parameters: Mapping[str, Tensor], direction: Mapping[str, Tensor], step: float, aliases_of: AliasesOf
+    ) -> Iterator[None]:
         """Inside, parameters are ``x + step · direction``; outside ``x``, bit for bit, of which a copy is kept."""
+        del aliases_of  # what shares their memory sees what is written there
         here = {name: dtensors.part(parameters[name]) for name in direction}
         kept = {name: x.clone() for name, x in here.items()}
         try:
@@ -234,8 +248,11 @@ class ShardedModel:
                 _write(x, kept[name])
             self.reshard()
 
-    def gradient(self, loss: Tensor, parameters: Mapping[str, nn.Parameter]) -> Direction:
+    def gradient(
+        self, loss: Tensor, parameters: Mapping[str, nn.Parameter], *, create_graph: bool = False
+    ) -> Direction:
         """The gradient of the sum of all data ranks' `loss`; a parameter that none of them uses is left out."""
+        assert not create_graph
         with torch.enable_grad(), self.evaluating():
             found: list[Tensor | None]
             if not self._groups:
@@ -303,20 +320,43 @@ def sharded_model(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> S
         raise UsageError(f"how this version of torch shards a model isn't known here ({error})") from error
 
 
-def ranks_of(
+class GatheredModel(PlainModel):
+    """A sharded model while each rank holds all of it; in `ShardedModel.whole`.
+
+    Args:
+        sharded: the model.
+        parameters: its parameters, in parts.
+    """
+
+    def __init__(self, sharded: ShardedModel, parameters: Mapping[str, nn.Parameter]) -> None:
+        super().__init__(sharded.ranks)
+        self._sharded, self._parts = sharded, parameters
+        self.memories = sharded.memories
+
+    def of_rounds(self, values: Sequence[float]) -> list[float]:
+        """As of the sharded model."""
+        return self._sharded.of_rounds(values)
+
+    def pooled(self, direction: Direction, parameters: Mapping[str, nn.Parameter]) -> Direction:
+        """The sum over ranks, in parts."""
+        total = super().pooled(direction, parameters)
+        return {name: dtensors.cut_like(tensor, self._parts[name]) for name, tensor in total.items()}
+
+
+def model_of_ranks(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], process_group: ProcessGroup | None
-) -> tuple[Ranks, ShardedModel | None]:
-    """The ranks that evaluate a model together, and how, where it is sharded: all of them then.
+) -> PlainModel | ShardedModel:
+    """How ranks evaluate a model together: those of a group, or all of them where it is sharded.
 
     Raises:
         UsageError: see `sharded_model`; or a group of some ranks is given for a model that is sharded.
     """
     sharded = sharded_model(model, parameters)
     if sharded is None:
-        return Ranks(process_group, next(iter(parameters.values())).device), None
+        return PlainModel(Ranks(process_group, next(iter(parameters.values())).device))
     if process_group is not None and process_group.size() != torch.distributed.get_world_size():
         raise UsageError("a sharded model is measured by all ranks: give no process_group")
-    return sharded.ranks, sharded
+    return sharded
 
 
 def resharded(model: nn.Module) -> None:

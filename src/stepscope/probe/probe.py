@@ -26,14 +26,15 @@ from stepscope.measuring import (
 )
 from stepscope.objective import (
     LossFunction,
+    PlainModel,
     Ranks,
     ShardedModel,
     check_model,
     check_parameters,
     form_of,
     held,
+    model_of_ranks,
     random_state,
-    ranks_of,
     resharded,
 )
 from stepscope.objective.replay import Replay
@@ -149,7 +150,8 @@ class Probe:
         if any(isinstance(part, torch.optim.LBFGS) for part in optimizers):
             raise UsageError("LBFGS reevaluates the loss within its step, so its update can't be known in advance")
         modules = list(modules)
-        self._ranks, sharded = _ranks_of(model, process_group)
+        how = _model_of_ranks(model, process_group)
+        self._ranks = how.ranks
         logger = _logger_of(self._ranks)
         self._clip_fractions = None if clip_fractions is None else list(clip_fractions)
         self._loss_fn, self.source = loss_fn, source
@@ -168,7 +170,7 @@ class Probe:
                 FOLLOWED_STEPS if self._compared.others else 0,
                 cost_in_steps=self._measurer.steps_of_first, first=step + 1,
             )  # fmt: skip
-            replay = Replay(model, loss_fn, modules, self._ranks, sharded)
+            replay = Replay(model, loss_fn, modules, how)
             own = StepSchedule(self._schedule, steps, step + 1)
             self._own_steps = OwnSteps(
                 BatchWatch(model, averaged=not self._ranks.alone), StepMeter(replay),
@@ -404,13 +406,12 @@ class Probe:
         }
 
 
-def _ranks_of(model: Any, process_group: ProcessGroup | None) -> tuple[Ranks, ShardedModel | None]:
-    """The ranks that measure together; all of them where the model is sharded."""
+def _model_of_ranks(model: Any, process_group: ProcessGroup | None) -> PlainModel | ShardedModel:
     check_model(model)
     resharded(model)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     check_parameters(parameters)
-    return ranks_of(model, parameters, process_group)
+    return model_of_ranks(model, parameters, process_group)
 
 
 def _logger_of(ranks: Ranks) -> logging.Logger:
