@@ -143,6 +143,21 @@ def counted_bytes(stored: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def kills(stored: dict[str, Any]) -> str:
+    """A row for each engine: what was killed, and what differs from the records of one process."""
+    heads = ["jobs by", "jobs", "kills", "of a whole group", "while pretraining", "after a record", "torn files"]
+    heads += ["runs of the engine", "records", "lost", "twice", "files that differ"]
+    lines = ["| " + " | ".join(heads) + " |", "| --- |" + " --- |" * (len(heads) - 1)]
+    for row in stored["rows"]:
+        counts = [
+            sum(count for kind, count in row["kills"].items() if word in kind)
+            for word in ("", "group", "pretraining", "recording")
+        ]
+        cells = [row["jobs"], *counts, row["torn"], row["rounds"], row["records"], row["lost"], row["twice"]]
+        lines.append(f"| {row['engine']} | " + " | ".join(map(str, [*cells, len(row["differing"])])) + " |")
+    return "\n".join(lines)
+
+
 def plan_of_scale() -> str:
     """A row for each size of a model, with the ranks that such a model is spread over."""
     heads = ["parameters", "ranks", "a rank's part", "a loss", "an edge", "a gradient", "`uᵀHu` of one direction"]
@@ -258,6 +273,7 @@ def stored_tables() -> dict[str, str]:
         "multipliers.json": multipliers(_stored("multipliers")),
         "scale.json": counted_bytes(_stored("scale")),
         "scale plan": plan_of_scale(),
+        "kills.json": kills(_stored("kills")),
         **performance(_stored("performance")),
     }
     made |= {table.__name__: table(read(RESULTS / "convergence")[1]) for table in (losses, verdicts)}

@@ -12,11 +12,13 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import costs  # noqa: E402
 import edge  # noqa: E402
+import kills  # noqa: E402
 import measure  # noqa: E402
 import models  # noqa: E402
 import multipliers  # noqa: E402
 import products  # noqa: E402
 import spikes  # noqa: E402
+from made_data import data_of  # noqa: E402
 from performance import performance  # noqa: E402
 from stepscope import Objective  # noqa: E402
 
@@ -170,6 +172,25 @@ def test_the_stored_summary_of_edges_is_that_of_its_rows():
     assert {row["family"] for row in stored["rows"]} <= set(edge.FAMILIES)
     assert stored["summary"] == json.loads(json.dumps(edge.summary(stored["rows"])))
     assert all(row[way]["forwards"] <= 8 for row in stored["rows"] for way in edge.SLOPES)
+
+
+@pytest.mark.slow
+def test_what_is_killed_and_given_again_is_what_is_left_undisturbed(tmp_path, monkeypatch):
+    monkeypatch.setenv("STEPSCOPE_CACHE", "")
+    words = ["reproduce", "--scale", "smoke", "--only", "C", "--seeds", "1"]
+    words += ["--source", f"translation={data_of('translation', tmp_path)}"]
+    [row] = kills.trial(["processes"], words, tmp_path, 2, seed=0)
+    assert row["jobs"] == 2
+    assert sum(row["kills"].values()) == 2
+    assert (row["lost"], row["twice"], row["others"], row["differing"]) == (0, 0, 0, [])
+
+
+def test_a_record_that_is_lost_or_twice_or_another_is_told():
+    wanted = {"run/measurements.jsonl": '{"step": 1}\n{"step": 2}\n'}
+    found = {"run/measurements.jsonl": '{"step": 2}\n{"step": 2}\n{"step": 3}\n'}
+    told = kills.compared(wanted, found)
+    assert told == {"records": 3, "lost": 1, "twice": 1, "others": 1, "differing": ["run/measurements.jsonl"]}
+    assert kills.compared(wanted, wanted)["differing"] == []
 
 
 def rows_of(ratio, loss):
