@@ -322,6 +322,7 @@ def test_the_page_opens_with_them_and_escapes_names(tmp_path):
     steps_alone = write_report(stored(tmp_path / "steps", training(0.99)), tmp_path / "page.html").read_text()
     assert "at least three times too small" in steps_alone
     assert "Nothing measured yet" not in steps_alone
+    assert "Self-check" not in steps_alone
 
 
 def test_a_probe_has_findings_of_its_own_steps_and_shows_them_on_its_page(tmp_path):
@@ -337,7 +338,9 @@ def test_a_probe_has_findings_of_its_own_steps_and_shows_them_on_its_page(tmp_pa
                 optimizer.step()
     assert stepscope.findings(probe) == probe.findings()
     assert probe.findings()[0].kind == "step_too_short"
-    assert probe.findings()[0].evidence in probe.report(tmp_path / "page.html").read_text()
+    page = probe.report(tmp_path / "page.html").read_text()
+    assert probe.findings()[0].evidence in page
+    assert "Self-check, before the first full measurement. Two evaluations of the loss differ by 0.00." in page
 
 
 def test_what_is_not_finite_counts_as_thrown_off():

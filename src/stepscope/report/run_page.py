@@ -28,7 +28,7 @@ from stepscope.report.looks import Looks
 from stepscope.report.names import distinct
 from stepscope.report.own_step_charts import LANDING, own_step_figures
 from stepscope.report.own_update_charts import own_update_figures
-from stepscope.report.run_top import title_of_training, top_of
+from stepscope.report.run_top import self_check_of, title_of_training, top_of
 from stepscope.report.summary import summary_sentence
 from stepscope.report.tables import Table, latex
 from stepscope.report.vega import vega_script
@@ -222,6 +222,7 @@ def render_report(run: Mapping[str, Any], records: Sequence[DirectionRecord], st
         facts=facts_of(run), names=directions_of(records), charts=charts, top=top_of(training), words=_words(training),
         findings=findings([*records, *steps]) if probed else (), panels=[part["steps"] for part in parts],
         is_kept="created" in run,
+        self_check=self_check_of(training),
     )  # fmt: skip
 
 

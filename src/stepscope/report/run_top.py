@@ -57,6 +57,32 @@ def top_of(training: Training) -> list[tuple[str, str]]:
     return [(name, value) for name, value in named.items() if value]
 
 
+def self_check_of(training: Training) -> str:
+    r"""What a probe's self-check found, in sentences; empty where there was none.
+
+    Example:
+        >>> found = {"loss_difference": 0.0, "second_derivative": "agrees", "by_autograd": 2.0, "by_difference": 2.0,
+        ...          "numerical_error": 1e-6, "gradient_agrees": True, "suspicions": []}
+        >>> print(self_check_of(Training({"context": {"self_check": found}}, [], [])).replace(". ", ".\n"))
+        Two evaluations of the loss differ by 0.00.
+        uᵀHu along the gradient: 2.00 by double backward, 2.00 ± 1.00×10⁻⁶ by differences of gradients: agrees.
+        The gradient is that of the loss, by differences of losses.
+    """
+    found = training.head["context"].get("self_check")
+    if not isinstance(found, dict):
+        return ""
+    known = found.get("by_autograd")
+    exact = "none" if known is None else format_number(known)
+    parts = [
+        f"Two evaluations of the loss differ by {format_number(found.get('loss_difference'))}.",
+        f"uᵀHu along the gradient: {exact} by double backward, {format_number(found.get('by_difference'))} ± "
+        f"{format_number(found.get('numerical_error'))} by differences of gradients: {found.get('second_derivative')}.",
+        f"The gradient is {'' if found.get('gradient_agrees') else 'not '}that of the loss, by differences of losses.",
+        *map(str, found.get("suspicions") or ()),
+    ]
+    return " ".join(parts)
+
+
 def schedule_of(records: Sequence[StepRecord | DirectionRecord]) -> str:
     """The learning rate along a training, in words: of several parameter groups, the largest.
 
