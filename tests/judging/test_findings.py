@@ -78,7 +78,10 @@ def test_the_trust_ratio_is_that_of_the_quadratic():
     ("change", "why"),
     [
         (lambda records: [], "no step was measured on the batch that made it"),
-        (lambda records: [replace(r, batch_change=None, batch_loss=None) for r in records], "no step was measured"),
+        (
+            lambda records: [replace(r, batch_change=None, batch_slope=None) for r in records],
+            "no step was measured",
+        ),
         (lambda records: [replace(r, batch_change=math.nan) for r in records], "wasn't finite"),
         (lambda records: records[:6], "4 of the 6 measured steps lie between steps 3 and 30"),
         (lambda records: [replace(r, steps=None) for r in records[:4]], "`steps=` tells the probe how long"),
@@ -199,6 +202,7 @@ def test_adam_is_calibrated_where_adamw_is(monkeypatch):
         (lambda r: -0.3 - 0.35 * (r.step % 2), 0.0, "large", "0.0033", "4 of these rates were the best, and 1"),
         (lambda r: -8.0 * (r.step % 8 == 0), 0.0, "", None, "more measured steps may tell"),  # past both
         (lambda r: 0.0, 3.5, "", None, "more measured steps may tell"),  # weights that didn't move
+        (lambda r: -0.501, 2.3, "", None, "more measured steps may tell"),  # past the upper one by rounding alone
     ],
 )
 def test_near_a_verdict_it_is_told_where_such_rates_were(spread, noise, kind, peaks, against, monkeypatch):
@@ -348,3 +352,14 @@ def test_what_is_not_finite_counts_as_thrown_off():
     for lost in (math.inf, math.nan):
         verdict = judge_rate([*records[:-1], replace(records[-1], batch_change=lost)])
         assert (verdict.kind, verdict.evidence.trust.probes) == ("cannot_tell", 22)
+
+
+@pytest.mark.parametrize("ratio", [0.9, 0.99])
+def test_a_loss_that_came_to_be_nan_says_that_nothing_is_well(ratio):
+    """The step at which it is has a record of nothing else."""
+    records = training(ratio)
+    lost = replace(records[-1], step=60, batch_loss=None, batch_change=None, batch_slope=0.0)
+    first, *_ = findings([*records, lost])
+    assert first.kind == "cannot_tell"
+    assert "wasn't finite" in first.evidence
+    assert "wasn't finite" in findings([records[3], lost])[0].evidence

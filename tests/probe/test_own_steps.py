@@ -659,3 +659,19 @@ def test_an_edge_says_what_weight_decay_adds():
     found = probe.step_records[0]["edges"]["evaluation"]
     assert found["decay_change"] == pytest.approx(losses[0] - losses[1], rel=1e-6)
     assert found["decay_slope"] is None
+
+
+def test_a_training_that_diverges_has_records_of_it_and_a_page(tmp_path):
+    pytest.importorskip("altair")
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with attached(model, optimizer) as probe:
+        for step, batch in enumerate(data(6)):
+            optimizer.zero_grad()
+            probe.loss_fn(model, batch).backward()
+            if step == 3:
+                model[0].weight.data.fill_(math.nan)
+            optimizer.step()
+        assert "wasn't finite" in probe.findings()[0].evidence
+        assert probe.report(tmp_path / "page.html").read_text().count("the loss of the batch isn")
+    assert [record["batch_loss"] is None for record in probe.step_records][-2:] == [True, True]

@@ -120,7 +120,7 @@ def train(job: Job, attach: Attach) -> TrainingRecord:
             if step in ends:
                 losses.append(_held_out_loss(model, task, held_out))
         records = [StepRecord.from_json(record) for record in attached.step_records]
-        probed = tuple(_condensed(record, peaks) for record in records if record.batch_loss is not None)
+        probed = tuple(_condensed(record, peaks) for record in records if record.batch_slope is not None)
     final = sum(losses) / len(losses)
     return TrainingRecord(
         **vars(curve), rate=job.rate, parameters=sum(p.numel() for p in model.parameters()), steps=task.steps,

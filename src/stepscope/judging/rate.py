@@ -154,8 +154,8 @@ def _rises(records: Sequence[StepRecord], rule: Rule) -> bool:
 
 
 def _thrown_off(record: StepRecord) -> bool:
-    """Whether the step led to where the loss isn't finite."""
-    return record.batch_loss is not None and record.batch_slope is not None and terms_of(record) is None
+    """Whether the loss wasn't finite, before the step or after it."""
+    return record.batch_slope is not None and terms_of(record) is None
 
 
 def _length(records: Sequence[StepRecord]) -> int:
@@ -191,6 +191,8 @@ def _reason_to_be_silent(records: Sequence[StepRecord], counted: Sequence[StepRe
         )
     if _warming_up(records):
         return "the learning rate was still rising at the last measured step"
+    if len(counted) < rule.least_probes and any(map(_thrown_off, records)):
+        return "before or after a measured step the loss of its batch wasn't finite"
     if len(counted) < rule.least_probes:
         first, last = (part * _length(records) for part in rule.window)
         unknown = all(record.steps is None for record in records)
@@ -218,7 +220,7 @@ def _judged(evidence: RateEvidence, rule: Rule) -> RateVerdict:
     if trust.high < rule.long:
         return RateVerdict("step_too_long", "", evidence)
     if evidence.rose:
-        why = f"the loss came to lie {rule.rise:.0%} above its start: often a step that is too long"
+        why = f"the loss came to lie {rule.rise:.0%} above its start, or wasn't finite: often a step that is too long"
         return RateVerdict("cannot_tell", why, evidence)
     if trust.low > rule.short:
         return RateVerdict("step_too_short", "", evidence)
@@ -226,7 +228,8 @@ def _judged(evidence: RateEvidence, rule: Rule) -> RateVerdict:
     if not past:
         return RateVerdict("healthy", "", evidence)
     # Weights in low precision that are too small a step away don't move: as if all steps were far too long.
-    is_rounding = trust.high - trust.rounding < rule.long
+    without = trust.high - trust.rounding
+    is_rounding = without < rule.long or without <= rule.short < trust.high
     near: Side = "step_too_long" if trust.low < rule.long else "step_too_short"
     if len(past) == 2 or is_rounding:
         near = ""

@@ -73,7 +73,7 @@ class EdgeSchedule:
     def passed(self, step: int) -> None:
         """This step was due, or a full measurement was made at it: the next one comes after an interval."""
         if self._steps is None:
-            self._next = math.ceil(step * GROWTH)
+            self._next = self._first - 1 + math.ceil((step - self._first + 1) * GROWTH)
             return
         left = max(0, self._steps - step)
         self._next = step + max(1, self._steps // MOST, round(left / max(self._affordable(step), 1)))

@@ -58,7 +58,7 @@ class Recorder:
         """Keeps records of one step: in memory, on the disk, in the tracker."""
         if not records:
             return
-        smoothed = [replace(r, overshoot_smoothed=self._smoothed(r.direction, r.overshoot)) for r in records]
+        smoothed = [replace(r, overshoot_smoothed=self._smoothed(r.direction, r.overshoot)).as_read() for r in records]
         self.records += smoothed
         if self._run is not None:
             self._run.append(smoothed)
@@ -72,6 +72,7 @@ class Recorder:
 
     def keep_step(self, record: StepRecord) -> None:
         """Keeps the record of a step: in memory, on the disk, in the tracker."""
+        record = record.as_read()
         self.steps.append(record)
         if self._run is not None:
             self._run.append_step(record)

@@ -155,6 +155,8 @@ class StepMeter:
                 self._copies, before = True, None
             if before is None or batch is None:
                 return norm, None
+            if not math.isfinite(before.loss):
+                slope = 0.0  # which says that the step was measured, as no number would
             change = self._replay.evaluated(batch.passes).loss - before.loss
             if not self._is_of_its_loss(batch, before, norm, change, slope / self._scale):
                 return norm, None
@@ -205,6 +207,10 @@ class StepMeter:
             now: the gradients that it gets, where they have to be a multiple of those that ``backward`` left.
         """
         before = self._replay.evaluated(batch.passes, differentiate=True)
+        if not math.isfinite(before.loss):  # which a record says: its gradient can't be compared, nor would it move
+            self._before, self._gradient, self._versions = before, {}, {}
+            self._way, self._factor, self._scale = "recomputed", 1.0, 1.0
+            return
         found = {name: gradient for name, gradient in (before.gradient or {}).items() if name in parameters}
         left = self._left or vectors.norms(now or {})
         factor = _factor(left, vectors.norms({name: gradient for name, gradient in found.items() if name in left}))

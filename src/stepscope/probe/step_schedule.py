@@ -108,9 +108,10 @@ class StepSchedule:
 
     def _interval(self, step: int) -> int:
         if self.steps is None:
-            # What is earned until twice this step is spread over it.
-            doublings = 1 / max(self._earned(2 * step), 1)
-            return max(1, round(step * (min(max(2**doublings, DENSEST), SPARSEST) - 1)))
+            # What is earned until twice as many steps have been made is spread over them.
+            made = step - self._first + 1
+            doublings = 1 / max(self._earned(step + made), 1)
+            return max(1, round(made * (min(max(2**doublings, DENSEST), SPARSEST) - 1)))
         left = self._left(step)
         wanted = sum(count for _, count in left)
         if not wanted:

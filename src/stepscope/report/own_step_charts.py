@@ -184,7 +184,7 @@ def _parts(steps: Iterable[StepRecord], counted: set[int]) -> tuple[Rows, Rows]:
         change, slope = step.batch_change, step.batch_slope
         if slope is None:
             continue
-        if change is None:
+        if change is None or not math.isfinite(change / (slope or 1.0)):
             rows.append({"step": step.step, "row": "the loss of the batch isn't finite"})
         elif slope >= 0:
             rows.append({"step": step.step, "row": "no descent: uphill on its own batch"})

@@ -43,7 +43,8 @@ def top_of(training: Training) -> list[tuple[str, str]]:
     if not training.is_probed:
         return []
     facts, context = facts_of_training(training), training.head["context"]
-    versions = context.get("versions") or {}
+    versions = context.get("versions")
+    versions = versions if isinstance(versions, dict) else {}
     named = {
         "Model": _listed(facts["model"], _parameters(facts["parameters"]), context.get("device")),
         "Optimizer": " and ".join(facts["optimizers"]),

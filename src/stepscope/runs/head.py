@@ -67,7 +67,7 @@ def read_run_file(directory: Path) -> Head:
         run = json.loads(file.read_bytes())
     except OSError as error:
         raise UsageError(f"cannot read {show(file)}: {reason(error)}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{show(file)} is damaged (not JSON): delete the directory and run again") from error
     version = run.get("schema_version") if isinstance(run, dict) else None
     if not isinstance(version, int) or not isinstance(run.get("configuration"), dict):

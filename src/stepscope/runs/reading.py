@@ -77,7 +77,7 @@ def read_records(file: Path, kind: type[AnyRecord]) -> tuple[list[AnyRecord], in
     for line_number, line in enumerate(lines_of(content), start=1):
         try:
             values = json.loads(line) if line.endswith(b"\n") else None
-        except ValueError:
+        except (ValueError, RecursionError):
             values = None
         if not isinstance(values, dict):
             if whole + len(line) == len(content):
@@ -85,7 +85,7 @@ def read_records(file: Path, kind: type[AnyRecord]) -> tuple[list[AnyRecord], in
             raise UsageError(f"{show(file)}, line {line_number} is not a JSON object: repair or delete that line")
         try:
             records.append(kind.from_json(values))
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise UsageError(f"{show(file)}, line {line_number}: {error}: repair or delete that line") from error
         whole += len(line)
     return records, whole

@@ -59,6 +59,10 @@ class Record:
         """The line that holds this record; a number that isn't finite becomes ``None``."""
         return {field.name: plain(getattr(self, field.name), field.name) for field in fields(self)}
 
+    def as_read(self) -> Self:
+        """The record as a file gives it back: what isn't finite is ``None``."""
+        return self.from_json(self.as_json())
+
     def flat(self) -> dict[str, Any]:
         """What of the line is no object of its own: numbers, texts and lists of them, as a row of a table has it."""
         return {name: value for name, value in self.as_json().items() if not isinstance(value, dict)}

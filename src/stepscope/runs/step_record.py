@@ -48,7 +48,7 @@ class StepRecord(Record):
         batch_loss: ``f_b(x)``: the loss on the batch whose gradient made the step, as training evaluates it; ``None``
             where that batch isn't known.
         batch_change: ``f_b(x + d) − f_b(x)``.
-        batch_slope: ``g_bᵀd``, the change that the gradient of that batch foretells.
+        batch_slope: ``g_bᵀd``, the change that the gradient of that batch foretells; 0 where the loss isn't finite.
         batch_noise: the error of ``batch_change`` in the precision of the loss.
         batch_size: how many examples that batch has, as far as its first tensor tells: the rows of it.
         slope_by: where ``g_b`` comes from: ``"step"`` (what ``backward`` left) or ``"recomputed"``.
