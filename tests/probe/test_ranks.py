@@ -412,8 +412,22 @@ def uneven(batch):
     return probe, None
 
 
+def report_of_one():
+    """The page, by the first rank alone, when other parameters are trained than were measured."""
+    model, batch = Model(), part(data(1, 2)[0], everywhere())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Probe(model, optimizer, loss_fn, [batch], process_group=dist.group.WORLD, quiet=True) as probe:
+        probe.measure()
+        model.head.bias.requires_grad_(False)
+        if dist.get_rank() == 0:
+            probe.report("page.html")
+        dist.barrier()
+        return probe.measure()["own SGD"].slope
+
+
 CASES = (
     numbers, half_precision, accumulated, asked_for, scaled, bit_identical, skipped, interrupted, full_disk, refusals,
+    report_of_one,
 )  # fmt: skip
 
 
@@ -535,3 +549,8 @@ def test_a_mistake_is_said_on_all_ranks(results, mistake):
 def test_steps_of_unequal_passes_are_left_out(results):
     assert ["the passes of a step" in line for line in results["refusals"][0]["passes"]] == [True]
     assert [rank["uneven records"] for rank in results["refusals"]] == [0, 0]
+
+
+def test_one_rank_may_make_the_page_after_parameters_were_frozen(results):
+    first, second = results["report_of_one"]
+    assert first == second

@@ -99,7 +99,7 @@ class Measurer:
         self._layer = grouping(layer, self.parameters)
         self._objective: Objective | None = None
         self._check: SelfCheck | None = None
-        self._digest: str | None = None
+        self._context: dict[str, Any] = {}
         self._surrogate = False  # has been said
 
     @property
@@ -179,7 +179,12 @@ class Measurer:
             for suspicion in check.suspicions:
                 self._logger.warning("%s", suspicion)
             self._check = check
-            self._digest = self._ranks.digest(digest(self.batches))
+            weighting = objective.weighting
+            self._context = {
+                "evaluation": {"sha256": self._ranks.digest(digest(self.batches))},
+                "weights": {"by": weighting.by, "check": weighting.check},
+                "self_check": {**vars(check), "suspicions": list(check.suspicions)},
+            }
             zeros = {n: torch.zeros_like(p) for n, p in self._compared.held(objective.parameters).items()}
             following = _seconds(lambda: followers.step(zeros))
         return self._compared.count * (9 * check.seconds_loss + 3 * check.seconds_gradient), following
@@ -240,15 +245,11 @@ class Measurer:
         return RecordedEdge(**edge(self.objective, step, slope=slope, decay=decay).record())
 
     def context(self) -> dict[str, Any]:
-        """What the records of a run should say of its measurements."""
-        if self._check is None:
-            return {}
-        weighting = self.objective.weighting
-        return {
-            "evaluation": {"sha256": self._digest},
-            "weights": {"by": weighting.by, "check": weighting.check},
-            "self_check": {**vars(self._check), "suspicions": list(self._check.suspicions)},
-        }
+        """What the records of a run should say of its measurements, as it was when they were prepared.
+
+        One rank alone may ask for it.
+        """
+        return dict(self._context)
 
     def _warn_of_another_gradient(self, measurements: Mapping[str, Measurement]) -> None:
         """Says once that along a direction the loss has another slope than its gradient says."""
