@@ -425,9 +425,59 @@ def report_of_one():
         return probe.measure()["own SGD"].slope
 
 
+def without(optimizer):
+    optimizer.zero_grad()
+
+
+def zero(optimizer):
+    optimizer.zero_grad(set_to_none=False)
+
+
+def noisy(optimizer):
+    for parameter in optimizer.param_groups[0]["params"]:
+        parameter.grad += torch.randn_like(parameter)
+
+
+def clipped(optimizer):
+    nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1e-3)
+
+
+CHANGES = (without, zero, noisy, clipped)
+
+
+def unlike():
+    """Rank 1 alone changes its second step of four: what is said, and the steps measured on their batch and in full."""
+    found = {}
+    for change in CHANGES:
+        torch.manual_seed(1)
+        model, batch = by_ddp(Model()), part(data(1, 2)[0], everywhere())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        probe = Probe(
+            model, optimizer, loss_fn, [batch], every=2, max_overhead=None, steps=4, process_group=dist.group.WORLD,
+            directions={"sgd": lambda p: torch.optim.SGD(p, lr=0.1)}, quiet=True,
+        )  # fmt: skip
+
+        def train():
+            for step in range(4):
+                optimizer.zero_grad()  # noqa: B023
+                optimizer.param_groups[0]["lr"] = 0.1  # noqa: B023
+                probe.loss_fn(model, batch).backward()  # noqa: B023
+                if step == 1 and dist.get_rank() == 1:
+                    change(optimizer)  # noqa: B023
+                optimizer.step()  # noqa: B023
+                for parameter in model.parameters():  # noqa: B023
+                    dist.broadcast(parameter.data, 0)
+
+        said = warned(train)[1]
+        steps = [r["step"] for r in probe.step_records if r["batch_change"] is not None]
+        found[change.__name__] = [said, steps, sorted({r["step"] for r in probe.records})]
+        probe.close()
+    return found
+
+
 CASES = (
     numbers, half_precision, accumulated, asked_for, scaled, bit_identical, skipped, interrupted, full_disk, refusals,
-    report_of_one,
+    report_of_one, unlike,
 )  # fmt: skip
 
 
@@ -554,3 +604,12 @@ def test_steps_of_unequal_passes_are_left_out(results):
 def test_one_rank_may_make_the_page_after_parameters_were_frozen(results):
     first, second = results["report_of_one"]
     assert first == second
+
+
+@pytest.mark.parametrize("change", [change.__name__ for change in CHANGES])
+def test_a_step_that_differs_between_ranks_is_left_out_on_all(results, change):
+    (said, *first), (unsaid, *second) = (rank[change] for rank in results["unlike"])
+    assert first == second == [[1, 3, 4], [4]]
+    assert sorted("on its own batch (the ranks of the process group differ in" in line for line in said) == [0, 1]
+    assert all("at step 2" in line or "step 2 wasn't" in line for line in said)
+    assert unsaid == []

@@ -163,5 +163,6 @@ class OwnEdges:
             self._schedule.passed(step)
             return None
         self._has_compiled = True  # there is nothing to compile
-        own = self._compared.own_update(parameters)
+        with self._ranks.agreed("the update of a step", NoUpdateError):
+            own = self._compared.own_update(parameters)
         return own, self._measurer.edge(own, None, self._compared.decay(parameters))

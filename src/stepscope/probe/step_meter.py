@@ -7,7 +7,8 @@ that is evaluated is the one that was differentiated is tried: its gradient is c
 change its loss. Where that doesn't agree, nothing is said of the batch. Of several processes, a gradient that is
 changed after ``backward`` is taken to be averaged over them, and isn't that of the batch.
 
-Ranks that measure together compare the gradient of all their batches.
+Ranks that measure together compare the gradient of all their batches. Where what makes a step
+isn't the same on all, the step isn't measured.
 
 Nor is anything said where the gradient isn't that of its loss, as with straight-through estimators: what it foretells
 then doesn't come true at the shortest step either. A loss close to the weights tells that, once.
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -28,7 +29,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from stepscope.errors import UsageError
 from stepscope.objective import dtensors, vectors
+from stepscope.objective.process_group import number_of
 from stepscope.objective.replay import Evaluation, Replay
 from stepscope.probe.step_batch import StepBatch
 
@@ -39,6 +42,9 @@ Kind = tuple[int, int]
 
 _AGREES = 0.02
 """How far gradients may be from one another that differ by rounding alone."""
+
+_ALIKE = 1e-3
+"""How far numbers of ranks may be from one another, relatively, that do the same: their sums round otherwise."""
 
 _MANY = 3**20
 """Gradients are compared at the steps whose number divides it: the powers of 3."""
@@ -55,6 +61,9 @@ _RESOLVED = 2**6
 _OTHER_LOSS = (
     "the loss of the batch, evaluated again, has another gradient than the one that made the step, so that nothing can "
     "be said of the step on its own batch"
+)
+_SAME_STEP = (
+    "gradients are averaged over them before the step, and whatever changes gradients or weights does so on all alike"
 )
 _OTHER_GRADIENT = (
     "the gradient isn't that of the loss (a straight-through estimator, a stop-gradient, a gradient reversal): what it "
@@ -181,9 +190,12 @@ class StepMeter:
         self._looked[kind] += 1
         again = _MANY % self._looked[kind] == 0
         given = {name: (p.grad.detach(), p) for name, p in parameters.items() if p.grad is not None}
+        # Before what is computed of parts that lie on several ranks.
+        self.ranks.check_same(
+            "the gradients of a step", [number_of([(name, g.is_sparse) for name, (g, _) in given.items()])], _SAME_STEP
+        )
         now = {name: dtensors.placed_like(g, p) if dtensors.is_spread(p) else g for name, (g, p) in given.items()}
-        dense = not any(gradient.is_sparse for gradient in now.values())
-        clipped = _factor(vectors.norms(now), self._left) if dense and self._left else None
+        clipped = self._clipped(now)
         if known is None or known.way == "recomputed" or clipped is None or again:
             bound = clipped is not None or not self.ranks.alone or _among_others()
             self._recompute(batch, parameters, _dense(now) if bound else None)
@@ -195,6 +207,23 @@ class StepMeter:
         self._gradient = {name: g.clone() if self._copies else g for name, g in parts.items()}
         self._versions = {} if self._copies else {name: g._version for name, g in parts.items()}
         self._way, self._factor, self._scale = "step", 1 / clipped, known.scale
+
+    def _clipped(self, now: Mapping[str, Tensor]) -> float | None:
+        """What the gradients that the step gets are of those that ``backward`` left; ``None`` if no multiple.
+
+        Raises:
+            UsageError: they differ between ranks.
+        """
+        if not self._left or any(gradient.is_sparse for gradient in now.values()):
+            return None
+        lengths = vectors.norms(now)
+        _check_alike("the gradients of a step", self.ranks.concatenated([math.hypot(*lengths.values())]))
+        return self._of_all(_factor(lengths, self._left))
+
+    def _of_all(self, factor: float | None) -> float | None:
+        """The factor of all ranks; ``None`` where one of them has none, though others may."""
+        everyone = self.ranks.concatenated([math.nan if factor is None else factor])
+        return None if any(map(math.isnan, everyone)) else everyone[0]
 
     def _recompute(
         self, batch: StepBatch, parameters: Mapping[str, nn.Parameter], now: Mapping[str, Tensor] | None
@@ -213,8 +242,10 @@ class StepMeter:
             return
         found = {name: gradient for name, gradient in (before.gradient or {}).items() if name in parameters}
         left = self._left or vectors.norms(now or {})
-        factor = _factor(left, vectors.norms({name: gradient for name, gradient in found.items() if name in left}))
-        if factor is None or (now is not None and not _are_parallel(now, found)):
+        norms = vectors.norms({name: gradient for name, gradient in found.items() if name in left})
+        factor = self._of_all(_factor(left, norms))
+        another = factor is not None and now is not None and not _are_parallel(now, found)
+        if factor is None or any(self.ranks.concatenated([float(another)])):
             self._disagrees(_kind(batch), _OTHER_LOSS)
             return
         del self._trials[_OTHER_LOSS]
@@ -251,9 +282,11 @@ class StepMeter:
         if kind in self._agreed or not rounding < 0.02 * _FAR * abs(slope):
             return True
         parameters = {name: parameter for name, (parameter, _) in self._start.items()}
-        if any(self.ranks.concatenated([float(any(map(_is_shared, parameters.values())))])):
+        shared = float(any(map(_is_shared, parameters.values())))
+        everyone = self.ranks.concatenated([shared, vectors.norm(parameters)])
+        if any(everyone[::2]):
             return True  # other processes train these weights too, so they can't be moved for a moment
-        t = max(rounding / (0.02 * abs(slope)), _RESOLVED * before.eps_inside * vectors.norm(parameters) / norm)
+        t = max(rounding / (0.02 * abs(slope)), _RESOLVED * before.eps_inside * everyone[1] / norm)
         if not t <= _FAR:
             return True
         with self._at(t):
@@ -354,6 +387,17 @@ def _are_parallel(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
     """Whether two gradients are multiples of one another, but for rounding."""
     product, norms = vectors.dot(a, b), vectors.norm(a) * vectors.norm(b)
     return product > 0 and math.sqrt(max(0.0, 1 - (product / norms) ** 2)) <= _AGREES
+
+
+def _check_alike(what: str, numbers: Sequence[float]) -> None:
+    """Refuses what differs between ranks by more than rounding: the number of each, which all know.
+
+    Raises:
+        UsageError: it does, on all ranks.
+    """
+    first = numbers[0]
+    if not all(math.isclose(n, first, rel_tol=_ALIKE) or (math.isnan(n) and math.isnan(first)) for n in numbers):
+        raise UsageError(f"the ranks of the process group differ in {what}: {_SAME_STEP}")
 
 
 def _is_near(factor: float, number: float) -> bool:

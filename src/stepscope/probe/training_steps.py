@@ -256,7 +256,8 @@ class TrainingSteps:
 
     def _measure_step(self, turn: Turn) -> None:
         try:
-            updates = self._compared.updates(self._measurer.parameters)
+            with self._ranks.agreed("the updates of a step", NoUpdateError):
+                updates = self._compared.updates(self._measurer.parameters)
         except NoUpdateError as error:
             if not self._idle:
                 self._idle = True
