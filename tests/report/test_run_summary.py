@@ -6,10 +6,18 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from probed_runs import call, own, probed_run, steps_of
 from stepscope.report import run_summary
 from stepscope.runs import StepRecord, Training, read_training
 from synthetic_records import hostile_run, run_directory, synthetic_records
+
+
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch):
+    """Lines as they are, whatever terminal the tests run in."""
+    monkeypatch.setenv("COLUMNS", "1000")
 
 
 def test_a_probed_training_says_what_was_trained_what_it_shows_and_its_last_directions(tmp_path, capsys):
