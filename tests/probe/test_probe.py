@@ -801,3 +801,33 @@ def test_a_model_that_changes_its_dtype_midway_is_measured_on(caplog):
     assert not caplog.messages
     found = [(r["step"], r["dtype"]) for r in probe.records if r["direction"] == "sgd"]  # which then follows anew
     assert found == [(1, "float32"), (2, "float32"), (3, "float64")]
+
+
+class Branched(nn.Module):
+    """One branch gets its first gradients late, and not at every step."""
+
+    def __init__(self):
+        super().__init__()
+        self.always, self.rarely, self.is_used = nn.Linear(4, 2), nn.Linear(4, 2), False
+
+    def forward(self, x):
+        return self.always(x) + self.rarely(x) if self.is_used else self.always(x)
+
+
+def test_those_that_follow_bear_a_parameter_that_gets_its_first_gradient_late(caplog):
+    torch.manual_seed(0)
+    model = Branched()
+    batches = [(torch.randn(8, 4), torch.randint(0, 2, (8,))) for _ in range(16)]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    settings = {"every": 2, "max_overhead": None, "quiet": True, "steps": 16}
+    with (
+        caplog.at_level(logging.WARNING, "stepscope"),
+        Probe(model, optimizer, loss_fn, batches[:2], **settings) as probe,
+    ):
+        for step, batch in enumerate(batches):
+            model.is_used = step >= 4 and step % 2 == 0
+            probe.loss_fn(model, batch).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert caplog.messages == []
+    assert {record["step"] for record in probe.records if record["direction"] == "sgd"} == set(range(2, 17, 2))

@@ -20,7 +20,8 @@ from stepscope.probe import gradient_scales
 _LOGGER = logging.getLogger("stepscope")
 
 DEFAULT_OTHERS: dict[str, Factory] = {
-    "sgd": lambda ps: torch.optim.SGD(ps, lr=1e-2, momentum=0.9, dampening=0.9, fused=_is_fusible(ps)),
+    # Not fused: torch's kernel fails where a parameter gets its first gradient later than others.
+    "sgd": lambda ps: torch.optim.SGD(ps, lr=1e-2, momentum=0.9, dampening=0.9),
     "adam": lambda ps: torch.optim.Adam(ps, lr=1e-3, fused=_is_fusible(ps)),
 }
 
