@@ -442,7 +442,15 @@ def clipped(optimizer):
     nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1e-3)
 
 
-CHANGES = (without, zero, noisy, clipped)
+def slower(optimizer):
+    optimizer.param_groups[0]["lr"] *= 0.9
+
+
+def resting(optimizer):
+    optimizer.param_groups[0]["lr"] = 0.0
+
+
+CHANGES = (without, zero, noisy, clipped, slower, resting)
 
 
 def unlike():

@@ -40,6 +40,7 @@ from stepscope.objective import (
     moved,
     random_state,
 )
+from stepscope.objective.process_group import number_of
 from stepscope.probe.compared_updates import ComparedUpdates
 from stepscope.runs import RecordedEdge
 
@@ -216,6 +217,8 @@ class Measurer:
         """Measures updates, which are emptied: each becomes its unit direction, and two copies of a model are many."""
         check, objective = self.check, self.objective
         if not self._ranks.alone:
+            # An update that is zero is left out.
+            self._ranks.check_same("the updates that move", [number_of([*updates])], "gradients are averaged over them")
             for label, update in updates.items():
                 objective.check_direction(label, update)
         sharded = any(map(dtensors.is_spread, objective.parameters.values()))

@@ -7,8 +7,8 @@ that is evaluated is the one that was differentiated is tried: its gradient is c
 change its loss. Where that doesn't agree, nothing is said of the batch. Of several processes, a gradient that is
 changed after ``backward`` is taken to be averaged over them, and isn't that of the batch.
 
-Ranks that measure together compare the gradient of all their batches. Where what makes a step
-isn't the same on all, the step isn't measured.
+Ranks that measure together compare the gradient of all their batches. They have to make the same step of the same
+gradient: where they don't, the step isn't measured.
 
 Nor is anything said where the gradient isn't that of its loss, as with straight-through estimators: what it foretells
 then doesn't come true at the shortest step either. A loss close to the weights tells that, once.
@@ -154,7 +154,11 @@ class StepMeter:
         self._left = dict(zip(batch.norms, dtensors.whole_lengths(lengths, owners), strict=True))
 
     def after(self) -> tuple[float, BatchTerms | None]:
-        """The step has been made: its length, and its terms where they are known."""
+        """The step has been made: its length, and its terms where they are known.
+
+        Raises:
+            UsageError: it differs between ranks.
+        """
         try:
             moved = [*self._moved(), float(self._has_changed_gradients())]
             everyone = self.ranks.concatenated(moved)  # the same numbers on all
@@ -164,6 +168,8 @@ class StepMeter:
                 self._copies, before = True, None
             if before is None or batch is None:
                 return norm, None
+            for numbers in (everyone[::3], everyone[1::3]):
+                _check_alike("the step that was made", numbers)
             if not math.isfinite(before.loss):
                 slope = 0.0  # which says that the step was measured, as no number would
             change = self._replay.evaluated(batch.passes).loss - before.loss
