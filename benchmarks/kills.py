@@ -6,8 +6,8 @@
 Forty-two jobs of `stepscope reproduce` are done by one process, the reference, and by each engine, two at a time. There
 processes are killed (SIGKILL): one that is at a job, or all of its process group; at any moment, while a model is
 pretrained, or as soon as something was recorded. Between two runs of an engine some files get a torn last line, as a
-machine that loses power leaves it. The same command is given until nothing is left. Then every file of every run is
-compared, but for times. Results go to benchmarks/kills.json.
+machine that loses power leaves it. The same command is given until nothing is left. Then all files of all
+runs are compared; only times may differ. Results go to benchmarks/kills.json.
 """
 
 from __future__ import annotations

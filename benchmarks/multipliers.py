@@ -7,9 +7,9 @@ Tasks of the calibration are trained with warm-up and cosine, by AdamW and by SG
 fifth of the steps the multipliers of the next update are measured on four fresh batches, and where the loss confirms
 them, each layer's rate is multiplied from there on. Beside the training as it is stand three:
 
-    once         by layer, measured once
-    often        by layer, measured anew after two, three and four fifths
-    all alike    one multiplier for all layers, with which the update has the length that those of `once` gave it
+    once         a multiplier for each layer, measured once
+    often        the same, measured again at 40%, 60% and 80% of the steps
+    all alike    one multiplier for all layers; the update is as long as with those of `once`
 
 What counts is the held-out loss at the end. Rates are named after the best of the three, by the mean over the seeds of
 the training as it is. Results are kept in benchmarks/multipliers.json.

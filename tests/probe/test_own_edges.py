@@ -4,26 +4,15 @@ import logging
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from classes import data, loss_fn
 from stepscope import Objective, Probe, edge, next_update
 from stepscope.probe import schedule as module
 from stepscope.probe.own_edges import EdgeSchedule
 from stepscope.probe.schedule import Schedule
 from stepscope.probe.step_schedule import StepSchedule
 from traces import outcome, same
-
-
-def loss_fn(model, batch):
-    return F.cross_entropy(model(batch[0]), batch[1])
-
-
-def data(count, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        (torch.randn(8, 4, generator=generator), torch.randint(0, 3, (8,), generator=generator)) for _ in range(count)
-    ]
 
 
 def net():

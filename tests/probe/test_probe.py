@@ -8,10 +8,10 @@ import time
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import stepscope
+from classes import data, loss_fn
 from stepscope import Objective, Probe, UsageError
 from stepscope.probe import measurer as module
 from stepscope.runs import DirectionRecord, read_run
@@ -21,17 +21,6 @@ from traces import fingerprint, outcome, same
 def net():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.GELU(), nn.Dropout(0.3), nn.Linear(8, 3))
-
-
-def loss_fn(model, batch):
-    return F.cross_entropy(model(batch[0]), batch[1])
-
-
-def data(count, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        (torch.randn(8, 4, generator=generator), torch.randint(0, 3, (8,), generator=generator)) for _ in range(count)
-    ]
 
 
 OPTIMIZERS = {

@@ -5,9 +5,9 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from classes import data, loss_fn
 from stepscope import Probe, UsageError, next_update
 from stepscope.directions import muon_with_adamw
 from traces import equal, outcome, same
@@ -16,17 +16,6 @@ from traces import equal, outcome, same
 def net():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.GELU(), nn.Dropout(0.3), nn.Linear(8, 3))
-
-
-def loss_fn(model, batch):
-    return F.cross_entropy(model(batch[0]), batch[1])
-
-
-def data(count, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        (torch.randn(8, 4, generator=generator), torch.randint(0, 3, (8,), generator=generator)) for _ in range(count)
-    ]
 
 
 def whole(model, **settings):

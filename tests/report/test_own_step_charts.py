@@ -49,7 +49,8 @@ def test_where_steps_land_with_brackets_and_nothing_vanishes():
 
 def test_a_training_without_any_descent_is_drawn():
     uphill = replace(EDGE, critical_multiple=None, critical_bracket=(0.0, 0.125), status="no descent")
-    json.dumps(critical_multiples(at_multiples(uphill, uphill)).to_dict(), allow_nan=False)
+    chart = critical_multiples(at_multiples(uphill, uphill))
+    assert "no descent at any length (2 steps)" in json.dumps(chart.to_dict(), allow_nan=False)
 
 
 def test_what_came_true_and_what_the_verdict_counts():

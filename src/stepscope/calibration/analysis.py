@@ -180,7 +180,7 @@ def calibrated(cases: Sequence[Case]) -> Calibrated:
 
 
 def near_verdicts(cases: Sequence[Case]) -> dict[str, tuple[int, int, int]]:
-    """Where the best rate lies, of trainings of which nothing could be told but that they are near a verdict.
+    """Of trainings that are near a verdict and don't reach it: on which side of the best rate they are.
 
     Args:
         cases: see `cases_of`.

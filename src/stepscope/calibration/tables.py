@@ -53,7 +53,7 @@ def verdicts(records: Sequence[TrainingRecord], cases: Sequence[Case]) -> Table:
 
 
 def near(cases: Sequence[Case]) -> Table:
-    """Where the best rate lies if nothing could be told but that a verdict is near."""
+    """On which side of the best rate trainings are that don't reach a verdict, by the one that they are near."""
     rows = []
     for kind, title in (("step_too_short", "too short"), ("step_too_long", "too long")):
         found = [case for case in cases if verdict_of(case.evidence, SHIPPED.rule).near == kind]
@@ -62,7 +62,7 @@ def near(cases: Sequence[Case]) -> Table:
         rows.append((title, str(len(found)), str(len(tasks)), str(below), str(best), str(above)))
     headers = ("near the verdict", "trainings", "tasks", "rate below the best", "the best rate", "above the best")
     note = "The interval of the trust ratio reaches past the threshold of this verdict, and not past the other."
-    return Table("Where nothing could be told", headers, tuple(rows), note, "calibration-near")
+    return Table("Near a verdict", headers, tuple(rows), note, "calibration-near")
 
 
 def rules(records: Sequence[TrainingRecord]) -> Table:

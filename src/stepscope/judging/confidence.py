@@ -27,7 +27,7 @@ class Calibrated:
     Attributes:
         trainings: of each optimizer, by the name that a probe gives it.
         verdicts: ``{kind: {least number of steps: (right, said)}}``.
-        near: of trainings of which nothing could be told, by the verdict that they were near: how many had a rate below
+        near: of trainings that are near a verdict and don't reach it, by that verdict: how many had a rate below
             the best one, how many the best, and how many one above it.
     """
 
@@ -72,7 +72,7 @@ def confidence_of(kind: str, probes: int, optimizer: str) -> Confidence:
 
 
 def trainings_near(kind: str, optimizer: str) -> tuple[int, int, int] | None:
-    """Of the calibration's trainings of which nothing could be told but that they are near a verdict.
+    """Of the calibration's trainings that are near a verdict and don't reach it.
 
     Args:
         kind: the verdict.

@@ -40,8 +40,9 @@ def _table(task: str, runs: Sequence[Run[Record]], claims: Sequence[Claim]) -> T
         for *facts, parts in rows
     )
     note = (
-        "Mean over seeds, Student's interval in square brackets, and whether the claim's part holds (✓), does not (✗) "
-        "or cannot be told (?). Each factor is changed alone; the embedding is its share of the parameters."
+        "A cell: the mean over seeds, Student's interval, and the verdict on this part of the claim (✓ holds, ✗ does "
+        "not hold, ? cannot be told). A row changes one factor; padding and equal weights come with short texts. The "
+        "embedding is a share of the parameters."
     )
     title = f"One factor at a time, {task}, scale {', '.join(dict.fromkeys(run.scale for run in factors))}"
     return Table(title, ("factor", "parameters", "embedding", *headers), cells, note)
