@@ -94,11 +94,23 @@ def test_a_landscape_is_relative_to_its_start_and_marked_at_its_minimum():
     assert start == [{"change": 0}]
     assert [(row["direction"], row["t"], row["change"]) for row in lines] == [
         *(("a", *point) for point in ((0.5, -0.5), (1.0, -1.0), (4.0, 6.0))),
-        *(("b", *point) for point in ((0.5, -0.5), (1.0, 1.0), (2.0, 2.0), (4.0, 3.0))),
+        *(("b", *point) for point in ((0.5, -0.5), (1.0, 1.0))),  # what follows lies above the axis
         ("up", 1, 1),
     ]
     found = {row["direction"]: (row["best_step"], row["best_decrease"]) for row in minima if row["found"] == 1}
     assert found == {"a": (1.1, 1.2), "b": (0.5, 0.5)}
+
+
+def test_a_line_that_explodes_goes_a_little_beyond_the_axis():
+    """A browser draws each dash of a line, also of the millions that lie outside."""
+    losses = [3.0, 2.0, 2.5, 5.0, 9e6, 9e7, 9e8, 2.0, 8.0, 9e9, 9e9]
+    curve = {"steps": [*range(len(losses))], "losses": losses, "status": "bracketed"}
+    chart = step_charts.landscapes([record("sgd", 1, "a", loss=3.0, landscape=curve, best_decrease=1.0)], "sgd", 1)
+    low, high = view(chart)["y"]
+    _, (lines, _), *_ = layers(chart)
+    assert {row["t"]: row["change"] for row in lines if row["t"] != 6} == {1: -1.0, 2: -0.5, 3: 2.0, 7: -1.0, 8: 5.0}
+    (far,) = [row["change"] for row in lines if row["t"] == 6]
+    assert high < far < high + 31 * (high - low)
 
 
 def test_the_second_order_model_leads_to_the_first_measured_step():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +81,20 @@ class Window:
     x: tuple[float, float]
     y: tuple[float, float]
     ticks: list[float]
+
+
+def seen(curve: Sequence[dict[str, Any]], window: Window) -> list[dict[str, Any]]:
+    """The points of a line that are seen, and those that it comes from and goes to; always the first.
+
+    Far out the loss explodes, and a browser draws each dash of a line, also those outside: half a second for a chart.
+    What a line goes to is at most 30 heights of the window away, which bends it by less than its width.
+    """
+    low, high = window.y
+    most = 30 * (high - low)
+    sides = [(point["change"] > high) - (point["change"] < low) for point in curve]
+    between = [{*sides[max(place - 1, 0) : place + 2]} for place in range(len(curve))]
+    shown = [point for place, point in enumerate(curve) if place == 0 or between[place] not in ({-1}, {1})]
+    return [{**point, "change": min(max(point["change"], low - most), high + most)} for point in shown]
 
 
 def window_of(curves: list[dict[str, Any]], minima: list[dict[str, Any]], landings: list[dict[str, Any]]) -> Window:

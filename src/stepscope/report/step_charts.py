@@ -19,6 +19,7 @@ from stepscope.report.landscape_curves import (
     landing_of,
     minimum_of,
     model_before,
+    seen,
     window_around,
     window_of,
 )
@@ -119,12 +120,13 @@ def _shown_of(chosen: Sequence[DirectionRecord], around: str | None) -> list[_La
 
 
 def _line_of(record: DirectionRecord, window: Window) -> list[dict[str, Any]]:
-    """A landscape in one row: the measured points as lists, the first minimum, and what the model before them needs."""
+    """A landscape in one row: the points that are seen as lists, the minimum, what the model before them needs."""
     curve = curve_of(record)
     if not curve:
         return []
     # The points of lines are most of a page, and need fewer digits than the numbers in its tables.
-    row = {**curve[0], **{name: short([point[name] for point in curve], 4) for name in ("t", "change")}}
+    line = seen(curve, window)
+    row = {**curve[0], **{name: short([point[name] for point in line], 4) for name in ("t", "change")}}
     for lowest in minimum_of(record):
         row |= {"best_step": lowest["t"], "best_decrease": -lowest["change"], "found": 1}
     return [row | part for part in model_before(record, window.x[0]) or [{}]]
