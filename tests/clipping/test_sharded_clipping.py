@@ -165,7 +165,12 @@ def bad_gradients():
     other = nn.Parameter(torch.zeros(3))
     other.grad = torch.ones(3) * (1 + rank)
     parameter.grad = distribute_tensor(torch.ones(4, 2), on, [Shard(0)])
-    return [raised, handle.stats().without_gradient, refused(lambda: clip_grad_fraction_([parameter, other], 0.5))]
+    unsynchronized = refused(lambda: clip_grad_fraction_([parameter, other], 0.5))
+    other.grad = torch.ones(3) if rank else None
+    missing = [refused(lambda: clip_grad_fraction_([parameter, other], 0.5))]
+    parameter.grad = parameter.grad if rank else None
+    missing += [refused(lambda: clip_grad_fraction_([parameter, other], 0.5)), refused(optimizer.step)]
+    return [raised, handle.stats().without_gradient, unsynchronized, missing]
 
 
 CASES = (by_chance, in_place, costs, targets, bad_gradients)
@@ -202,7 +207,8 @@ def test_a_sharded_training_is_clipped_as_in_one_process(results, target):
 
 
 def test_gradients_that_cannot_be_clipped(results):
-    for raised, without_gradient, unsynchronized in results["bad_gradients"]:
+    for raised, without_gradient, unsynchronized, missing in results["bad_gradients"]:
         assert "infinite or NaN" in raised
         assert without_gradient == 1
         assert "should be the same on all ranks differ" in unsynchronized
+        assert ["are missing on some ranks" in text for text in missing] == [True] * 3

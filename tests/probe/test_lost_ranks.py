@@ -20,6 +20,7 @@ from stepscope.runs import DirectionRecord, read_run, read_steps
 pytestmark = pytest.mark.slow
 
 TIMEOUT = 10
+WAYS = [("fsdp", "failed"), ("fsdp", "killed"), ("ddp", "killed"), ("fsdp", "alone"), ("ddp", "alone")]
 
 
 def loss_fn(model, x):
@@ -54,12 +55,14 @@ def work(rank, folder, way, how):
             optimizer.zero_grad()
             probe.loss_fn(model, torch.randn(3, 4)).backward()
             optimizer.step()
+            if how == "alone" and probe.step == 3 and rank == 1:
+                probe.measure()
     except BaseException as error:
         (folder / f"{rank}.txt").write_text(f"{type(error).__name__}: {error}")
     os._exit(1)
 
 
-@pytest.fixture(scope="module", params=[("fsdp", "failed"), ("fsdp", "killed"), ("ddp", "killed")], ids="-".join)
+@pytest.fixture(scope="module", params=WAYS, ids="-".join)
 def ended(request, tmp_path_factory):
     folder, (way, how) = tmp_path_factory.mktemp("ranks"), request.param
     context = multiprocessing.get_context("forkserver")
@@ -80,9 +83,14 @@ def ended(request, tmp_path_factory):
 def test_all_ranks_end_with_a_message(ended):
     how, codes, said, seconds, run = ended
     assert codes == [1, -signal.SIGKILL if how == "killed" else 1]
-    assert all(text.startswith("OutOfStepError: ") for text in said)
+    own = [text for text in said if not (how == "alone" and text.startswith("RuntimeError: "))]  # of the training's
+    assert all(text.startswith("OutOfStepError: ") for text in own)
+    assert own
     assert len(said) == codes.count(1)
     assert seconds < 5 * TIMEOUT
+    if how == "alone":
+        assert "all ranks have to come to 'Probe.measure', and rank 0 didn't come" in said[1]
+        assert "'Probe.measure': waiting for rank 0" in (run.parent / "1.log").read_text()  # long before the time-out
     if how == "failed":
         assert "has no attribute 'missing'" in said[1]
         assert "has no attribute 'missing'" in (run.parent / "1.log").read_text()  # long before the time-out

@@ -483,9 +483,65 @@ def unlike():
     return found
 
 
+def missing():
+    """Rank 1 alone lacks gradients in its second step of four, some or all: what is said, and what is measured."""
+    found = {}
+    for way in ("ddp", "fsdp", "tensors"):
+        for which in ("bias", ""):
+            torch.manual_seed(1)
+            model, batch = WAYS[way][0](Model()), part(data(1, 2)[0], WAYS[way][1]())
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+            probe = Probe(
+                model, optimizer, loss_fn, [batch], every=2, max_overhead=None, steps=4, weight_fn=rows_of, quiet=True,
+                directions={"sgd": lambda p: torch.optim.SGD(p, lr=0.1)}, process_group=dist.group.WORLD,
+            )  # fmt: skip
+
+            def train():
+                for step in range(4):
+                    optimizer.zero_grad()  # noqa: B023
+                    probe.loss_fn(model, batch).backward()  # noqa: B023
+                    for name, parameter in model.named_parameters():  # noqa: B023
+                        if step == 1 and dist.get_rank() == 1 and which in name:  # noqa: B023
+                            parameter.grad = None
+                    optimizer.step()  # noqa: B023
+
+            said = warned(train)[1]
+            steps = [r["step"] for r in probe.step_records if r["batch_change"] is not None]
+            found[f"{way} {which}"] = [said, steps, sorted({r["step"] for r in probe.records})]
+            probe.close()
+    return found
+
+
+def closed():
+    """Rank 1 closes its probe after the first of four steps: nobody waits for it, then or later."""
+    found = {}
+    for way in ("ddp", "fsdp"):
+        torch.manual_seed(1)
+        model, batch = WAYS[way][0](Model()), part(data(1, 2)[0], everywhere())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        settings = {"every": 2, "max_overhead": None, "directions": {}, "weight_fn": rows_of, "quiet": True}
+        settings["process_group"] = dist.group.WORLD
+        probe = Probe(model, optimizer, loss_fn, [batch], steps=4, **settings)
+
+        def train():
+            for step in range(4):
+                optimizer.zero_grad()  # noqa: B023
+                probe.loss_fn(model, batch).backward()  # noqa: B023
+                optimizer.step()  # noqa: B023
+                if step == 0 and dist.get_rank() == 1:
+                    probe.close()  # noqa: B023
+
+        said = warned(train)[1]
+        asked = refused(probe.measure)
+        probe.close()
+        with Probe(model, optimizer, loss_fn, [batch], **settings) as another:
+            found[way] = [said, asked, len(probe.step_records), len(probe.records), len(another.measure())]
+    return found
+
+
 CASES = (
     numbers, half_precision, accumulated, asked_for, scaled, bit_identical, skipped, interrupted, full_disk, refusals,
-    report_of_one, unlike,
+    report_of_one, unlike, missing, closed,
 )  # fmt: skip
 
 
@@ -621,3 +677,22 @@ def test_a_step_that_differs_between_ranks_is_left_out_on_all(results, change):
     assert sorted("on its own batch (the ranks of the process group differ in" in line for line in said) == [0, 1]
     assert all("at step 2" in line or "step 2 wasn't" in line for line in said)
     assert unsaid == []
+
+
+@pytest.mark.parametrize("which", ["bias", ""])
+@pytest.mark.parametrize("way", ["ddp", "fsdp", "tensors"])
+def test_a_step_whose_gradients_one_rank_lacks_is_left_out_on_all(results, way, which):
+    (said, *first), (unsaid, *second) = (rank[f"{way} {which}"] for rank in results["missing"])
+    assert first == second == [[1, 3, 4], [4]]
+    assert ["differ in the gradients of a step" in line for line in said if "is zero" not in line] == [True, True]
+    assert unsaid == []
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_nobody_waits_for_a_rank_that_has_closed_its_probe(results, way):
+    (said, asked, *first), (unsaid, asked_there, *second) = (rank[way] for rank in results["closed"])
+    assert said == ["the probe is off: rank 1 has closed its probe; training goes on"]
+    assert unsaid == []
+    assert asked == "UsageError: rank 1 has closed its probe: nothing is measured without it"
+    assert asked_there == "UsageError: the probe is closed: make another"
+    assert first == second == [1, 0, 1]

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import Any, Literal
@@ -134,6 +135,7 @@ def clip_grad_fraction_(parameters: Tensor | Iterable[Tensor], fraction: float) 
         parameters = [parameters]
     parameters = list(parameters)
     check_whole(parameters)
+    check_gradients(parameters)
     for parameter in parameters:
         if parameter.grad is not None and not dtensors.is_like(parameter.grad, parameter):
             parameter.grad = dtensors.placed_like(parameter.grad, parameter)
@@ -189,6 +191,18 @@ def check_whole(parameters: Iterable[Tensor]) -> None:
         )
     if not dtensors.spans_all(parameters):
         raise UsageError("the parameters lie on some of the ranks only (a pipeline?): the threshold isn't that of all")
+
+
+def check_gradients(parameters: Sequence[Tensor]) -> None:
+    """Raises a `UsageError`, on all ranks, where sharded parameters have a gradient on some of the ranks only.
+
+    Their ranks would wait for one another, or clip by different thresholds.
+    """
+    present = bytes(parameter.grad is not None for parameter in parameters)
+    if not dtensors.is_same_on_all(float(zlib.crc32(present)), parameters):
+        raise UsageError(
+            "the gradients of other parameters are missing on some ranks than on others: nothing was clipped"
+        )
 
 
 def check_fraction(fraction: float) -> None:

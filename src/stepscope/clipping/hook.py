@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from stepscope.clipping.clip_at_fraction import Zeros, check_fraction, check_whole, clamp_, threshold_tensor
+from stepscope.clipping.clip_at_fraction import (
+    Zeros,
+    check_fraction,
+    check_gradients,
+    check_whole,
+    clamp_,
+    threshold_tensor,
+)
 from stepscope.clipping.first_moment import SplitGradient, check_first_moment
 from stepscope.clipping.steps import StepHook, unwrapped
 from stepscope.errors import UsageError
@@ -84,6 +91,7 @@ class ClipHandle:
         del entered
         for split in self._splits.pop(optimizer, []):
             split.undo()  # the step before raised
+        check_gradients([p for group in optimizer.param_groups for p in group["params"]])
         scopes = _scopes(optimizer, self._scope)
         if self._target == "update":
             self._starts[optimizer] = [[(p, dtensors.part(p).clone()) for p, _ in pairs] for pairs in scopes]

@@ -146,6 +146,10 @@ def check_direction(label: str, direction: Any, parameters: Mapping[str, nn.Para
                 f"direction {label!r}: {name} has shape {tuple(tensor.shape)}, "
                 f"the parameter {tuple(parameters[name].shape)}"
             )
+
+
+def check_length(label: str, direction: Mapping[str, Tensor]) -> None:
+    """Refuses a direction that isn't finite, or is zero; see `Objective.check_direction`."""
     length = vectors.norm(direction)
     if not math.isfinite(length):
         raise UsageError(f"direction {label!r} has values that are infinite or NaN")

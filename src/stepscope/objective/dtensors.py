@@ -74,6 +74,14 @@ def on_any_rank(found: bool, tensors: Iterable[Tensor]) -> bool:
     return any(flag for [flag] in _of_all([float(found)], tensors[0].device))
 
 
+def is_same_on_all(value: float, tensors: Iterable[Tensor]) -> bool:
+    """Whether all ranks give the same number, where one of the tensors is spread."""
+    tensors = list(tensors)
+    if not any(map(is_spread, tensors)):
+        return True
+    return len({number for [number] in _of_all([value], tensors[0].device)}) == 1
+
+
 def is_like(tensor: Any, other: Any) -> bool:
     """Whether two tensors of one shape lie in the same parts on the same ranks."""
     if not (is_spread(tensor) and is_spread(other)):

@@ -118,8 +118,8 @@ class Objective:
         self._first_dtype = measured_dtype(next(iter(self.parameters.values())).dtype, dtype)
         device = next(iter(self.parameters.values())).device
         together = model_of_ranks(model, self.parameters, process_group)
-        self._all_ranks = ranks = together.ranks
-        self.ranks = Ranks(None, device)  # what is tried first is tried alone
+        ranks = together.ranks
+        self.ranks = self._all_ranks = Ranks(None, device)  # what is tried first is tried alone
         self._how = together if isinstance(together, ShardedModel) else PlainModel(self.ranks)
         checks.check_sharded(self._sharded is not None, dtype, weight_fn, memory)
         options = (dtype, weight_fn is None, loss_fn is None, memory is None)
@@ -152,6 +152,7 @@ class Objective:
 
     def _distribute(self, ranks: Ranks) -> None:
         """What this rank evaluates, and with what weight."""
+        self._all_ranks = ranks
         if self._sharded is not None:
             remedy = "ranks that tensor parallelism joins must have the same"
             ranks.check_same("batches", [number_of(digest(self.batches))], remedy, among=float(ranks.part))
@@ -227,7 +228,7 @@ class Objective:
                     if self._sharded is not None:
                         checks.check_precision(self.parameters, as_trained)
                     stack.enter_context(self._how.measuring(as_trained=as_trained))
-                    with self.ranks.agreed("the beginning of a measurement"):
+                    with self._all_ranks.agreed("the beginning of a measurement"):
                         measured = stack.enter_context(
                             measurable(self.model, self._roots(), self.dtype, as_trained, self._how.memories)
                         )
@@ -474,9 +475,13 @@ class Objective:
         Raises:
             UsageError: a name that isn't a trainable parameter, another shape, a value that isn't finite, or zero.
         """
-        with self.ranks.agreed("a direction"):
+        with self._all_ranks.agreed("a direction"):
             checks.check_direction(label, direction, self.parameters)
         what, remedy = f"direction {label!r}", "give all ranks the same"
+        # Of parts on several ranks sums are exchanged, of one tensor after another.
+        self._all_ranks.check_same(what, [number_of([*direction])], remedy)
+        with self.ranks.agreed("the length of a direction"):
+            checks.check_length(label, direction)
         self._how.check_copies(what, direction, remedy)
 
     def check_alone(self, what: str) -> None:

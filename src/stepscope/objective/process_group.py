@@ -13,10 +13,8 @@ answer, nothing that they do together from then on can be right: `OutOfStepError
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
 import struct
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -26,6 +24,7 @@ from torch import Tensor
 
 from stepscope.errors import UsageError, said
 from stepscope.objective import vectors
+from stepscope.objective.absences import Absences
 from stepscope.objective.vectors import Direction
 
 if TYPE_CHECKING:
@@ -33,9 +32,6 @@ if TYPE_CHECKING:
 
 _LONGEST = 600
 """Bytes of an error message that is sent to all ranks."""
-
-_PATIENCE = 5.0
-"""Seconds after which a rank that waits for others because it has failed says so."""
 
 _KNOWN = "stepscope: known to all ranks"
 """An attribute of errors."""
@@ -76,6 +72,7 @@ class Ranks:
         self.rank, self.size = (0, 1) if group is None else (group.rank(), group.size())
         if self.rank < 0:
             raise UsageError("this process isn't in the process_group: make the Objective on the group's ranks alone")
+        self._absences = None if group is None else Absences(group, patient=device.type != "cpu")
         self.part = self.rank if part is None else part
         self._counted, self._own = list(range(self.size)), self.rank
         if part is not None:
@@ -111,6 +108,35 @@ class Ranks:
             raise
         self._begin(what, expected=expected)
 
+    def meet(self, what: str) -> None:
+        """All ranks come here, or those that do say who doesn't.
+
+        Args:
+            what: they come to, a name that a user knows.
+
+        Raises:
+            UsageError: a rank has left; nobody is waited for.
+            OutOfStepError: another rank is elsewhere, or doesn't come.
+        """
+        if self._absences is None:
+            return
+        if left := self._absences.left():
+            raise UsageError(f"{left}: nothing is measured without it")
+        self._begin(what)
+
+    def leave(self, why: str) -> None:
+        """This rank comes to nothing any more.
+
+        Args:
+            why: what it has done, after "rank 1".
+        """
+        if self._absences is not None:
+            self._absences.leave(why)
+
+    def left(self) -> str:
+        """Which rank has left, and why; empty where none has, as far as is known."""
+        return "" if self._absences is None else self._absences.left()
+
     def check_failed_alike(self, error: BaseException, place: Any) -> None:
         """In the middle of what all ranks do together, this one has failed: all may go on if all have, in one place.
 
@@ -128,8 +154,7 @@ class Ranks:
         if isinstance(error, Exception):
             what = f"rank {self.rank} failed in the middle of what all ranks do together"
             try:
-                with _said_late(f"{what}, and waits for the others: {_text_of(error)}"):
-                    self._begin("a failure", number_of(place), error=error, together=True)
+                self._begin(f"{what} ({_text_of(error)})", number_of(place), error=error, together=True)
             except OutOfStepError:
                 raise OutOfStepError(f"{what}, and others elsewhere: {_text_of(error)}") from error
         _make_known(error)  # a second Ctrl-C doesn't wait: this process ends
@@ -229,7 +254,7 @@ class Ranks:
         """Begins an exchange: all ranks say which, how it went so far, and a count. Gives all counts.
 
         Args:
-            what: the exchange.
+            what: the exchange; a sentence, if `together`.
             count: of this rank.
             error: by which it has failed.
             expected: see `agreed`.
@@ -238,7 +263,9 @@ class Ranks:
         kinds = (None, expected, UsageError, RuntimeError, KeyboardInterrupt)
         own = 0 if error is None else next((n for n in (1, 2, 4) if isinstance(error, kinds[n] or ())), 3)
         own = 2 if own == 1 and expected is UsageError else own
-        everyone = self._gathered([number_of(what), float(own), float(count)])
+        exchange = "a failure" if together else what
+        sentence = what if together else f"all ranks have to come to {what!r}"
+        everyone = self._gathered([number_of(exchange), float(own), float(count)], sentence)
         same = len({exchange for exchange, _, _ in everyone}) == 1
         worst, first = max((int(kind), -rank) for rank, (_, kind, _) in enumerate(everyone))
         if not worst and not same:
@@ -252,25 +279,18 @@ class Ranks:
             _make_known(error)
         return [int(number) for _, _, number in everyone]
 
-    def _gathered(self, values: Sequence[float]) -> list[list[float]]:
-        """The numbers of each rank, equally many."""
+    def _gathered(self, values: Sequence[float], sentence: str = "") -> list[list[float]]:
+        """The numbers of each rank, equally many; a sentence says where ranks are that meet here."""
         own = torch.tensor(values, dtype=torch.float64, device=self._device)
         everyone = [torch.empty_like(own) for _ in range(self.size)]
         with _answered():
-            torch.distributed.all_gather(everyone, own, group=self._group)
+            if sentence:
+                work = torch.distributed.all_gather(everyone, own, group=self._group, async_op=True)
+                assert self._absences is not None
+                self._absences.wait(work, sentence)
+            else:
+                torch.distributed.all_gather(everyone, own, group=self._group)
         return [numbers.tolist() for numbers in everyone]
-
-
-@contextmanager
-def _said_late(text: str) -> Iterator[None]:
-    """What takes long inside is said, since the time-out of a group can be half an hour."""
-    timer = threading.Timer(_PATIENCE, logging.getLogger("stepscope").warning, ("%s", text))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 @contextmanager

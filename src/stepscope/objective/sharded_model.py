@@ -107,8 +107,9 @@ class ShardedModel:
             as_trained: whether FSDP's mixed precision stays as it is.
         """
         with ExitStack() as stack:
-            for group in self._groups:
-                _refuse_waiting(group)
+            with self.ranks.agreed("gradients that wait"):
+                for group in self._groups:
+                    _refuse_waiting(group)
             self._begin()
             stack.callback(self.reshard)
             for state in self._states:

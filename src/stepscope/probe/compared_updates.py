@@ -14,8 +14,9 @@ from torch.optim import Optimizer
 from stepscope.clipping import check_fraction, clamp_, fraction_threshold, name_of, parts_of
 from stepscope.directions import Factory, PseudoUpdates, decay_part, own_update
 from stepscope.errors import UsageError, said
-from stepscope.objective import Direction, dtensors, vectors
+from stepscope.objective import Direction, Ranks, dtensors, vectors
 from stepscope.probe import gradient_scales
+from stepscope.probe.alike import check_gradients
 
 _LOGGER = logging.getLogger("stepscope")
 
@@ -132,6 +133,19 @@ class ComparedUpdates:
             except Exception as error:
                 raise UsageError(f"direction {label!r} can't follow: {said(error)}") from error
         return PseudoUpdates(held, self.others)
+
+    def check_gradients(self, ranks: Ranks, trainable: Mapping[str, nn.Parameter]) -> None:
+        """Refuses gradients of other parameters on some of the ranks than on others: nobody computes with them before.
+
+        Args:
+            ranks: those that measure together.
+            trainable: the model's trainable parameters.
+
+        Raises:
+            UsageError: on all ranks.
+        """
+        if not ranks.alone:
+            check_gradients(ranks, {name: p.grad for name, p in self.held(trainable).items() if p.grad is not None})
 
     def skipped(self) -> bool:
         """Whether a gradient scaler will have the step skipped because of infinite gradients."""

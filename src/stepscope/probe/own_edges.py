@@ -157,6 +157,7 @@ class OwnEdges:
 
     def _found(self, step: int) -> tuple[Direction, RecordedEdge] | None:
         parameters = self._measurer.parameters
+        self._compared.check_gradients(self._ranks, parameters)
         if any(self._ranks.concatenated([float(self._compared.skipped())])):
             return None
         if not self._has_compiled and any(self._ranks.concatenated([float(self._measurer.objective.is_compiled())])):

@@ -211,6 +211,7 @@ class Probe:
         """
         if not self._measurer.is_ready:
             with paused():
+                self._ranks.meet("Probe.check")
                 self._steps.prepare()
         return self._measurer.check
 
@@ -280,6 +281,7 @@ class Probe:
         if self._steps.is_closed:
             raise UsageError("the probe is closed: make another")
         with paused():
+            self._ranks.meet("Probe.measure")
             return self._steps.measure_now(gradients, within_layers)
 
     @property
@@ -290,6 +292,7 @@ class Probe:
     def loss(self) -> float:
         """The loss on the evaluation batches, as the model is now; of ranks that measure together, all call this."""
         with paused(), held(), random_state():
+            self._ranks.meet("Probe.loss")
             return self._measurer.objective.loss()
 
     def findings(self) -> Findings:
@@ -361,8 +364,13 @@ class Probe:
         )
 
     def close(self) -> None:
-        """Takes the probe off the optimizer; closing twice does nothing."""
+        """Takes the probe off the optimizer; closing twice does nothing.
+
+        Of ranks that measure together all close theirs; where one does so earlier, the others measure no more.
+        """
         self._steps.remark_unseen()
+        if not self._steps.is_closed:
+            self._ranks.leave("has closed its probe")
         self._steps.is_closed = True
         self._own_steps.drop()
         self._hook.remove()

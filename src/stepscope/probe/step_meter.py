@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -29,10 +29,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from stepscope.errors import UsageError
 from stepscope.objective import dtensors, vectors
-from stepscope.objective.process_group import number_of
 from stepscope.objective.replay import Evaluation, Replay
+from stepscope.probe.alike import check_alike, check_gradients
 from stepscope.probe.step_batch import StepBatch
 
 Way = Literal["step", "recomputed"]
@@ -42,9 +41,6 @@ Kind = tuple[int, int]
 
 _AGREES = 0.02
 """How far gradients may be from one another that differ by rounding alone."""
-
-_ALIKE = 1e-3
-"""How far numbers of ranks may be from one another, relatively, that do the same: their sums round otherwise."""
 
 _MANY = 3**20
 """Gradients are compared at the steps whose number divides it: the powers of 3."""
@@ -61,9 +57,6 @@ _RESOLVED = 2**6
 _OTHER_LOSS = (
     "the loss of the batch, evaluated again, has another gradient than the one that made the step, so that nothing can "
     "be said of the step on its own batch"
-)
-_SAME_STEP = (
-    "gradients are averaged over them before the step, and whatever changes gradients or weights does so on all alike"
 )
 _OTHER_GRADIENT = (
     "the gradient isn't that of the loss (a straight-through estimator, a stop-gradient, a gradient reversal): what it "
@@ -169,7 +162,7 @@ class StepMeter:
             if before is None or batch is None:
                 return norm, None
             for numbers in (everyone[::3], everyone[1::3]):
-                _check_alike("the step that was made", numbers)
+                check_alike("the step that was made", numbers)
             if not math.isfinite(before.loss):
                 slope = 0.0  # which says that the step was measured, as no number would
             change = self._replay.evaluated(batch.passes).loss - before.loss
@@ -197,9 +190,7 @@ class StepMeter:
         again = _MANY % self._looked[kind] == 0
         given = {name: (p.grad.detach(), p) for name, p in parameters.items() if p.grad is not None}
         # Before what is computed of parts that lie on several ranks.
-        self.ranks.check_same(
-            "the gradients of a step", [number_of([(name, g.is_sparse) for name, (g, _) in given.items()])], _SAME_STEP
-        )
+        check_gradients(self.ranks, {name: g for name, (g, _) in given.items()})
         now = {name: dtensors.placed_like(g, p) if dtensors.is_spread(p) else g for name, (g, p) in given.items()}
         clipped = self._clipped(now)
         if known is None or known.way == "recomputed" or clipped is None or again:
@@ -223,7 +214,7 @@ class StepMeter:
         if not self._left or any(gradient.is_sparse for gradient in now.values()):
             return None
         lengths = vectors.norms(now)
-        _check_alike("the gradients of a step", self.ranks.concatenated([math.hypot(*lengths.values())]))
+        check_alike("the gradients of a step", self.ranks.concatenated([math.hypot(*lengths.values())]))
         return self._of_all(_factor(lengths, self._left))
 
     def _of_all(self, factor: float | None) -> float | None:
@@ -393,17 +384,6 @@ def _are_parallel(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
     """Whether two gradients are multiples of one another, but for rounding."""
     product, norms = vectors.dot(a, b), vectors.norm(a) * vectors.norm(b)
     return product > 0 and math.sqrt(max(0.0, 1 - (product / norms) ** 2)) <= _AGREES
-
-
-def _check_alike(what: str, numbers: Sequence[float]) -> None:
-    """Refuses what differs between ranks by more than rounding: the number of each, which all know.
-
-    Raises:
-        UsageError: it does, on all ranks.
-    """
-    first = numbers[0]
-    if not all(math.isclose(n, first, rel_tol=_ALIKE) or (math.isnan(n) and math.isnan(first)) for n in numbers):
-        raise UsageError(f"the ranks of the process group differ in {what}: {_SAME_STEP}")
 
 
 def _is_near(factor: float, number: float) -> bool:

@@ -77,7 +77,7 @@ class TrainingSteps:
         self._expected: ExpectedStep | None = None
         self._edges: dict[str, RecordedEdge] = {}
         self._failures = 0
-        self._off = False
+        self._off = self._lost = False
         self._remarked = self._idle = self._unkept = False  # what is said once has been said
         # A little of each weight, until a step is seen or something is measured.
         self._untrained = [(p, _beginning(p).clone()) for p in self._held().values()]
@@ -86,7 +86,7 @@ class TrainingSteps:
         """The next step of the training begins."""
         due = False
         try:
-            due = self._agenda.has_own(self.step + 1)
+            due = not self._has_lost_a_rank() and self._agenda.has_own(self.step + 1)
         except Exception as error:
             self._failed(error)
         self._own_steps.begin(due, self._held)
@@ -104,6 +104,9 @@ class TrainingSteps:
                     self._quiet = True
                     self._announce()
                 edge_is_due = self._agenda.has_edge(self.step, self._own_steps.is_due)
+                if (self._own_steps.is_due or edge_is_due or turn.plan != "pass") and self._has_lost_a_rank():
+                    turn.plan = "pass"
+                    return
                 if self._own_steps.is_due:
                     self._look_at_own_step(turn)
                 if self._off:
@@ -172,6 +175,8 @@ class TrainingSteps:
             self.prepare()
         with self._ranks.agreed("a measurement"), held(), random_state():
             self._refresh()
+            if gradients == "training":
+                self._compared.check_gradients(self._ranks, self._measurer.parameters)
             gradient = self._measurer.objective.gradient()[1] if gradients == "evaluation" else None
             updates = self._compared.updates(self._measurer.parameters, gradient)
             measurements, records = self._measured(updates, self.step + 1, gradients, within_layers)
@@ -188,6 +193,15 @@ class TrainingSteps:
                 "replaced, attach the probe to the one that does, after that",
                 self._compared.name,
             )
+
+    def _has_lost_a_rank(self) -> bool:
+        """Whether one of the ranks that measure together has closed its probe: the others measure no more."""
+        if (left := self._ranks.left()) and not self._lost:
+            self._lost = self._off = True
+            self._own_steps.stop()
+            self._compared.lose()
+            self._logger.warning("the probe is off: %s; training goes on", left)
+        return self._lost
 
     def _wants_edge(self, step: int, with_own: bool) -> bool:
         return not self._off and (with_own or not self._own_steps.is_on) and self._own_edges.is_due(step)
@@ -239,6 +253,7 @@ class TrainingSteps:
         _synchronize(self._measurer.parameters)
         turn.settle()
         with random_state():
+            self._compared.check_gradients(self._ranks, self._measurer.parameters)
             if any(self._ranks.concatenated([float(self._compared.skipped())])):
                 if turn.plan == "measure":
                     turn.postpone()
