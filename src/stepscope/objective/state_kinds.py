@@ -116,7 +116,7 @@ class Dictionary(Place):
         return (*content.values(), *content)
 
     def _content(self) -> dict[Any, Any]:
-        return dict(dict.items(self._mapping))
+        return dict.copy(self._mapping)
 
     def _holds(self, content: dict[Any, Any]) -> bool:
         now = self._mapping

@@ -98,7 +98,7 @@ class Walk:
         if type(value) in ATOMS or id(value) in self.objects:
             return
         self.objects[id(value)] = value
-        visit = next(visit for types_of, visit in _VISITS if isinstance(value, types_of))
+        visit = _visit_of(type(value), value.__class__)
         visit(self, path, value)
 
     def _later(self, path: str, value: Any) -> None:
@@ -319,6 +319,12 @@ _VISITS: tuple[tuple[Any, Callable[[Walk, str, Any], None]], ...] = (
     (object, Walk._other),
 )
 """What is visited how: the first row that an object is an instance of."""
+
+
+@functools.lru_cache(maxsize=4096)
+def _visit_of(kind: type, named: type) -> Callable[[Walk, str, Any], None]:
+    """How an object is visited, by its type and by the class that it names, which may be that of what it stands for."""
+    return next(visit for types_of, visit in _VISITS if issubclass(kind, types_of) or issubclass(named, types_of))
 
 
 def _is_leaf(tensor: Tensor) -> bool | None:
