@@ -46,6 +46,15 @@ def test_two_forward_passes_a_step_are_ten_measurements_within_the_limit(monkeyp
     assert sum(0.03 * length <= step <= 0.30 * length for step in measured) >= 5
 
 
+@pytest.mark.parametrize("length", [700, 1000, 2000])
+def test_twenty_are_made_and_more_within_two_percent(monkeypatch, length):
+    measured, part = train(monkeypatch, length=length, known=True, cost=0.67)
+    assert len(measured) >= 20
+    assert part <= 0.02
+    judged = [step for step in measured if 0.03 * length <= step <= 0.30 * length]
+    assert len(judged) >= 12, "spread as all of them would be"
+
+
 def test_what_is_made_beyond_the_limit_is_spread_too(monkeypatch):
     """A long warm-up is judged by what comes after it."""
     monkeypatch.setattr("stepscope.probe.step_schedule.SECONDS_ANYWAY", 1e9)

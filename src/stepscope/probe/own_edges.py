@@ -17,12 +17,12 @@ from stepscope.objective import Direction, Ranks
 from stepscope.probe.compared_updates import ComparedUpdates, NoUpdateError
 from stepscope.probe.measurer import Measurer
 from stepscope.probe.schedule import Schedule
-from stepscope.probe.step_schedule import SECONDS_ANYWAY, SHORTEST, StepSchedule
+from stepscope.probe.step_schedule import SECONDS_ANYWAY, SHARE, SHORTEST, StepSchedule
 from stepscope.runs import RecordedEdge
 
-SHARE, SHARE_BESIDE = 0.4, 0.1
-"""The part of the limit that they may take together with the steps on their own batches, 2% of a training by default;
-and alone, beside full measurements and in a training of unknown length, 0.5%."""
+SHARE_BESIDE = 0.1
+"""The part of the limit that they may take alone, beside full measurements and in a training of unknown length, 0.5% of
+a training by default. Elsewhere they share `SHARE` with the steps on their own batches."""
 
 MOST, FEWEST = 20, 5
 """So many are wanted in a training, and so many made where the limit allows fewer, in the time that is spent anyway."""

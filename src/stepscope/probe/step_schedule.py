@@ -26,6 +26,9 @@ SHORTEST = 200
 ANYWAY, SECONDS_ANYWAY = 10, 0.5
 """So many are made also where the limit allows fewer, if all together take no longer than this."""
 
+ENOUGH, SHARE = 20, 0.4
+"""After so many, a training of known length pays for more from this part of the limit, 2% of the training by default."""
+
 
 class StepSchedule:
     """Which steps are measured on their own batches.
@@ -98,7 +101,10 @@ class StepSchedule:
             return 0.0
         budget = limit * seconds * self._length(step)
         share = 0.5 if self._schedule.cost <= budget / 2 else 1.0
-        return min(share * budget - self._spent, budget - self._schedule.spent) / self._cost
+        earned = min(share * budget - self._spent, budget - self._schedule.spent) / self._cost
+        if self.steps is None:
+            return earned
+        return min(earned, max(ENOUGH - len(self._made), (SHARE * budget - self._spent) / self._cost))
 
     def _length(self, step: int) -> float:
         """Steps that this process will have made at the end."""
