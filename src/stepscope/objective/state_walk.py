@@ -98,7 +98,8 @@ class Walk:
         if type(value) in ATOMS or id(value) in self.objects:
             return
         self.objects[id(value)] = value
-        visit = _visit_of(type(value), value.__class__)
+        kind: Any = type(value)
+        visit = _visit_of(kind, value.__class__)
         visit(self, path, value)
 
     def _later(self, path: str, value: Any) -> None:
@@ -322,7 +323,7 @@ _VISITS: tuple[tuple[Any, Callable[[Walk, str, Any], None]], ...] = (
 
 
 @functools.lru_cache(maxsize=4096)
-def _visit_of(kind: type, named: type) -> Callable[[Walk, str, Any], None]:
+def _visit_of(kind: Any, named: Any) -> Callable[[Walk, str, Any], None]:
     """How an object is visited, by its type and by the class that it names, which may be that of what it stands for."""
     return next(visit for types_of, visit in _VISITS if issubclass(kind, types_of) or issubclass(named, types_of))
 

@@ -27,7 +27,7 @@ ANYWAY, SECONDS_ANYWAY = 10, 0.5
 """So many are made also where the limit allows fewer, if all together take no longer than this."""
 
 ENOUGH, SHARE = 20, 0.4
-"""After so many, a training of known length pays for more from this part of the limit, 2% of the training by default."""
+"""After so many, a training of known length pays for more from this part of the limit, 2% of it by default."""
 
 
 class StepSchedule:
