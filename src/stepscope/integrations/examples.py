@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from stepscope.errors import UsageError
-from stepscope.objective import random_state
+from stepscope.objective import reading
 
 
 class RandomExamples:
@@ -58,7 +58,7 @@ class RandomExamples:
         if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
             raise UsageError(f"examples of a {type(data).__name__} can't be looked up: give eval_batches")
         chosen = random.Random(self._seed).sample(range(len(data)), min(len(data), size * self._micro_batches))
-        with random_state():
+        with reading(data):
             examples = [_only(data[index], columns) for index in chosen]
             batches = [collate(examples[start : start + size]) for start in range(0, len(examples), size)]
         return batches, f"{len(chosen)} random examples of {name}, seed {self._seed}"

@@ -11,6 +11,7 @@ from stepscope.objective.objective import Objective, check_objective
 from stepscope.objective.plain_model import PlainModel
 from stepscope.objective.process_group import Ranks, is_known_to_all
 from stepscope.objective.randomness import random_state
+from stepscope.objective.reading import reading
 from stepscope.objective.sharded_model import ShardedModel, model_of_ranks, resharded
 from stepscope.objective.sharding import sharded
 from stepscope.objective.state import State
@@ -50,6 +51,7 @@ __all__ = [
     "predicts_next_token",
     "random_state",
     "reached",
+    "reading",
     "resharded",
     "sharded",
 ]

@@ -14,7 +14,7 @@ from stepscope.errors import UsageError
 from stepscope.objective import dtensors, vectors
 from stepscope.objective.measurable import measured_dtype
 from stepscope.objective.process_group import number_of
-from stepscope.objective.randomness import random_state
+from stepscope.objective.reading import reading
 from stepscope.objective.sharding import sharded, sharded_module
 from stepscope.objective.shared_memory import shared_memory
 from stepscope.objective.vectors import Direction
@@ -90,9 +90,7 @@ def check_before(model: Any, batches: Any, weight_fn: Any, memory: Any) -> list[
     check_model(model)
     check_sharded(any(map(dtensors.is_spread, model.parameters())), None, weight_fn, memory)
     check_parameters({name: p for name, p in model.named_parameters() if p.requires_grad})
-    # Iterating a DataLoader draws a seed from the global RNG, and its data set may draw more.
-    with random_state():
-        return read_batches(batches)
+    return read_batches(batches)
 
 
 def read_batches(batches: Any) -> list[Any]:
@@ -105,6 +103,18 @@ def read_batches(batches: Any) -> list[Any]:
         raise UsageError(f"batches is a {type(batches).__name__}: give a list of micro-batches, [batch] for one")
     if isinstance(batches, tuple) and hasattr(batches, "_fields"):
         raise UsageError(f"batches is a {type(batches).__name__}, which is one batch: give a list, [batch] for one")
+    with reading(batches):
+        read = _read(batches)
+    kinds = {(tensor.dtype, tensor.dim()) if isinstance(tensor, Tensor) else None for tensor in read}
+    if len(kinds) > 1 and None not in kinds:
+        raise UsageError(
+            f"batches holds {len(read)} tensors of different kinds, which are the parts of one batch: give a list of "
+            "micro-batches, [batch] for one"
+        )
+    return read
+
+
+def _read(batches: Iterable[Any]) -> list[Any]:
     try:
         len(batches)  # type: ignore[arg-type]
     except TypeError:
@@ -114,15 +124,8 @@ def read_batches(batches: Any) -> list[Any]:
                 f"batches has no length, and no end after {MOST_BATCHES} micro-batches: give some of them, "
                 "list(itertools.islice(batches, 8))"
             ) from None
-    else:
-        read = list(batches)
-    kinds = {(tensor.dtype, tensor.dim()) if isinstance(tensor, Tensor) else None for tensor in read}
-    if len(kinds) > 1 and None not in kinds:
-        raise UsageError(
-            f"batches holds {len(read)} tensors of different kinds, which are the parts of one batch: give a list of "
-            "micro-batches, [batch] for one"
-        )
-    return read
+        return read
+    return list(batches)
 
 
 def check_direction(label: str, direction: Any, parameters: Mapping[str, nn.Parameter]) -> None:

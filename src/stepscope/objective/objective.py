@@ -33,7 +33,7 @@ from stepscope.objective.measurable import HALF, Measurable, is_compiled, measur
 from stepscope.objective.memory_budget import MemoryPlan, PeakMemory, within
 from stepscope.objective.plain_model import PlainModel
 from stepscope.objective.process_group import Ranks, number_of
-from stepscope.objective.randomness import random_state, seed_everything
+from stepscope.objective.randomness import seed_everything
 from stepscope.objective.sharded_model import GatheredModel, ShardedModel, model_of_ranks, resharded
 from stepscope.objective.state import State
 from stepscope.objective.switches import attention_kernels
@@ -124,8 +124,7 @@ class Objective:
         checks.check_sharded(self._sharded is not None, dtype, weight_fn, memory)
         options = (dtype, weight_fn is None, loss_fn is None, memory is None)
         ranks.check_same("models or options", [checks.form_of(self.parameters, options)], "give all ranks the same")
-        # Iterating a DataLoader draws a seed from the global RNG, and its data set may draw more.
-        with ranks.agreed("the batches"), random_state():
+        with ranks.agreed("the batches"):
             self.batches: list[Any] = checks.read_batches(batches)
         self.dtype = dtype
         self._reached = {f"modules[{index}]": module for index, module in enumerate(modules)}

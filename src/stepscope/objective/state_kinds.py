@@ -405,14 +405,19 @@ def attribute_of_class(path: str, owner: type, name: str) -> Value:
 
 def numbers_of(path: str, value: Any) -> Place | None:
     """The numbers in an object that holds nothing else: a generator of random numbers, or an array."""
-    if isinstance(value, torch.Generator):
-        return RandomGenerator(path, value.get_state, value.set_state)
-    if isinstance(value, random.Random) and not isinstance(value, random.SystemRandom):
-        return RandomGenerator(path, value.getstate, value.setstate)
     if isinstance(value, bytearray | array.array):
         return Buffer(path, value)
     if "numpy" in sys.modules and isinstance(value, sys.modules["numpy"].ndarray):
         return Array(path, value) if value.nbytes <= _LARGE else LargeArray(path, value)
+    return generator_of(path, value)
+
+
+def generator_of(path: str, value: Any) -> RandomGenerator | None:
+    """The state of a generator of random numbers; ``None`` of anything else."""
+    if isinstance(value, torch.Generator):
+        return RandomGenerator(path, value.get_state, value.set_state)
+    if isinstance(value, random.Random) and not isinstance(value, random.SystemRandom):
+        return RandomGenerator(path, value.getstate, value.setstate)
     if type(value).__module__.startswith("numpy.random"):
         if hasattr(value, "get_state"):
             return RandomGenerator(path, value.get_state, value.set_state)
