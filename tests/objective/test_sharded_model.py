@@ -14,8 +14,8 @@ from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from ranks import on_ranks, refused
-from stepscope import Objective, UsageError, edge, measure, next_update
-from stepscope.measuring import self_check
+from stepscope import Objective, UsageError, clip_sweep, edge, measure, next_update
+from stepscope.measuring import layer_multipliers, self_check
 
 pytestmark = pytest.mark.slow
 
@@ -132,6 +132,38 @@ def exactly(objective, d):
     return {name: getattr(exact, name) for name in ("loss", "slope", "sharpness")}
 
 
+def in_parts(mine, shard=lambda m: m, method="difference"):
+    """What is said of layers and coordinates, and of directions that are made of one."""
+    objective = Objective(shard(model()), loss_fn, mine, counted)
+    d = direction(shard)
+    d["head.bias"].zero_()
+    tied = {name: t.sign() for name, t in d.items()}
+    layers = {"embedding": "first", "blocks": "blocks", "scale": "last", "head.weight": "last", "head.bias": "bias"}
+    found = measure(objective, {"d": d}, method, breakdown=True, within_layers=True, layer=layers)
+    found |= measure(objective, {"tied": tied}, method, breakdown=True)
+    swept = clip_sweep(objective, d, fractions=[0.01, 1])
+    multiplied = layer_multipliers(objective, d, layers, method)
+    counts = {label: vars(m.breakdown.magnitudes) for label, m in found.items()}
+    norms = {f"{label} {p:g}": part["norm"] for label, m in found.items() for p, part in m.breakdown.top.items()}
+    sharpness = {
+        f"{label} {p:g}": part["sharpness"] for label, m in found.items() for p, part in m.breakdown.top.items()
+    }
+    return {
+        "counts": counts,
+        "norms": norms,
+        "losses": {"gain": multiplied.gain, **{f"{p:g}": m.best_decrease for p, m in swept.measurements.items()}},
+        "curvatures": {
+            "top": sharpness,
+            "layers": {label: m.breakdown.layers for label, m in found.items()},
+            "within": [found["d"].within_layer, found["d"].cross_layer],
+            "swept": {f"{p:g}": m.sharpness for p, m in swept.measurements.items()},
+            "multipliers": multiplied.multipliers,
+            "slopes": multiplied.slopes,
+            "interactions": multiplied.interactions,
+        },
+    }
+
+
 def alone_only(*args):
     """In one process, for comparison: by the first rank."""
     return measured(batches(), *args) if dist.get_rank() == 0 else {}
@@ -213,6 +245,24 @@ def divided(m):
 
 
 precise = functools.partial(sharded, mp_policy=MixedPrecisionPolicy(torch.bfloat16, torch.float32))
+
+
+def details():
+    size = dist.get_world_size()
+    found = {"alone": in_parts(batches()) if dist.get_rank() == 0 else {}}
+    found["alone, exact"] = in_parts(batches(), method="autograd") if dist.get_rank() == 0 else {}
+    if size == 2:
+        mesh = init_device_mesh("cpu", (size,))
+        found["fsdp"] = in_parts(own(), sharded)
+        found["fsdp, exact"] = in_parts(own(), sharded, "autograd")
+        found["tensors"] = in_parts(batches(), lambda m: parallel(m, mesh))
+        return found
+    hybrid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("copies", "shards"))
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensors"))
+    mine = batches()[dist.get_rank() // 2 :: 2]
+    found["hsdp"] = in_parts(own(), lambda m: sharded(m, hybrid))
+    found["fsdp x tensors"] = in_parts(mine, lambda m: sharded(parallel(m, mesh["tensors"]), mesh["data"]))
+    return found
 
 
 def special():
@@ -357,7 +407,6 @@ def refusals():
         "dtype": lambda: Objective(m, loss_fn, own(), counted, dtype=torch.float32),
         "memory": lambda: Objective(m, loss_fn, own(), counted, memory=0.5),
         "no batch": lambda: Objective(m, loss_fn, own() if dist.get_rank() < 3 else [], counted),
-        "breakdown": lambda: measure(objective, {"d": d}, breakdown=True),
         "whole": lambda: measure(objective, {"d": whole}),
         "names": lambda: measure(objective, {"d": d if dist.get_rank() else dict(list(d.items())[1:])}),
         "order": lambda: measure(objective, {"d": d if dist.get_rank() else dict(reversed(d.items()))}),
@@ -382,13 +431,13 @@ def refusals():
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    cases = (alone, by_fsdp, by_tensor_parallelism, special, training, mutants)
+    cases = (alone, by_fsdp, by_tensor_parallelism, details, special, training, mutants)
     return on_ranks(cases, 2, tmp_path_factory.mktemp("two"))
 
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory):
-    cases = (alone, by_fsdp, by_two_meshes, half_precision, refusals)
+    cases = (alone, by_fsdp, by_two_meshes, details, half_precision, refusals)
     return on_ranks(cases, 4, tmp_path_factory.mktemp("four"))
 
 
@@ -415,6 +464,20 @@ def test_tensor_parallelism_gives_the_numbers_of_one_process(two):
 def test_two_meshes_give_the_numbers_of_one_process(four, form):
     for rank in four["by_two_meshes"]:
         check(rank[form], four["alone"][0], exact=() if "tensors" in form else (("exact", 1e-10),))
+
+
+def test_layers_largest_coordinates_sweeps_and_multipliers_are_those_of_one_process(two, four):
+    for results, count in ((two, 3), (four, 2)):
+        first = results["details"][0]
+        for rank in results["details"]:
+            forms = [form for form in rank if not form.startswith("alone")]
+            assert len(forms) == count
+            for form in forms:
+                exact = form.endswith("exact")
+                reference = first["alone, exact" if exact else "alone"]
+                tolerances = {"counts": 1e-300, "norms": 1e-14, "losses": 1e-10, "curvatures": 1e-10 if exact else 1e-6}
+                for name, tolerance in tolerances.items():
+                    assert furthest(rank[form][name], reference[name]) < (tolerance, ""), form
 
 
 @pytest.mark.parametrize("form", ["tied", "frozen", "divided"])
@@ -454,7 +517,6 @@ REFUSED = {
     "dtype": "give no dtype",
     "memory": "no memory",
     "no batch": "a rank has no batches",
-    "breakdown": "a breakdown can't be computed of a sharded model",
     "names": "differ in direction 'd'",
     "order": "differ in direction 'd'",
     "one shape": "isn't sharded as its parameter is",

@@ -219,26 +219,41 @@ def asked_for():
     return found | {"alone": now("alone") if dist.get_rank() == 0 else []}
 
 
-def scaled():
-    """A gradient scaler skips a step that is infinite on one rank: no step of the training."""
-    model, share = by_ddp(Model()), everywhere()
+def scaled_by(way, probed=True):
+    """A gradient scaler skips a step that is infinite on one data rank: no step of the training."""
+    wrap, share_of, group = WAYS[way]
+    torch.manual_seed(1)
+    model, share = wrap(Model()), share_of()
     optimizer, scaler = torch.optim.SGD(model.parameters(), lr=0.1), torch.amp.GradScaler("cpu", init_scale=2.0**10)
     evaluation = [part(batch, share) for batch in data(1, seed=2)]
-    with Probe(
-        model, optimizer, loss_fn, evaluation, every=2, max_overhead=None, directions={}, steps=STEPS,
-        process_group=dist.group.WORLD, quiet=True,
-    ) as probe:  # fmt: skip
-        for step, batch in enumerate(data(STEPS, seed=3)):
-            optimizer.zero_grad()
-            with probe.batch(part(batch, share)):
-                loss = loss_fn(model, part(batch, share))
-                infinite = step == 3 and dist.get_rank() == 1
-                scaler.scale(loss * math.inf if infinite else loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-    slopes = [r["batch_slope"] < 0 for r in probe.step_records if r["batch_slope"] is not None]
+    settings = {"every": 2, "max_overhead": None, "directions": {}, "steps": STEPS, "weight_fn": rows_of, "quiet": True}
+    settings["process_group"] = dist.group.WORLD if group else None
+    probe = Probe(model, optimizer, loss_fn, evaluation, **settings) if probed else None
+    for step, batch in enumerate(data(STEPS, seed=3)):
+        optimizer.zero_grad()
+        mine = part(batch, share)
+        with probe.batch(mine) if probe else contextlib.nullcontext():
+            loss = loss_fn(model, mine)
+            infinite = step == 3 and share[0] == share[1] - 1
+            scaler.scale(loss * math.inf if infinite else loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    weights = [dtensors.part(p).clone() for p in model.parameters()]
+    if probe is None:
+        return weights
+    probe.close()
+    slopes = [r["batch_slope"] for r in probe.step_records if r["batch_slope"] is not None]
     errors = [r["step_error"] < 1e-5 for r in probe.records if r["step_error"] is not None]
-    return [probe.step, slopes, errors]
+    return weights, [probe.step, slopes, errors]
+
+
+def scaled():
+    """Beside a training without a probe."""
+    found = {}
+    for way in ("ddp", "fsdp") if dist.get_world_size() == 2 else ("hsdp", "fsdp x tensors"):
+        weights, told = scaled_by(way)
+        found[way] = [*told, all(map(torch.equal, weights, scaled_by(way, probed=False)))]
+    return found
 
 
 class Counted:
@@ -552,7 +567,7 @@ def results(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def of_four(tmp_path_factory):
-    return on_ranks((on_two_meshes,), 4, tmp_path_factory.mktemp("four"))
+    return on_ranks((on_two_meshes, scaled), 4, tmp_path_factory.mktemp("four"))
 
 
 def same_numbers(here, there, tolerance):
@@ -602,8 +617,13 @@ def test_what_a_loop_asks_for_is_measured_together(results, way):
         assert rank[way] == pytest.approx(alone, rel=1e-5)
 
 
-def test_a_step_that_a_scaler_skips_is_none(results):
-    assert results["scaled"] == [[STEPS - 1, [True] * (STEPS - 1), [True] * 2]] * 2
+def test_a_step_that_a_scaler_skips_is_none(results, of_four):
+    expected = results["scaled"][0]["ddp"][1]
+    assert [slope < 0 for slope in expected] == [True] * (STEPS - 1)
+    for rank in (*results["scaled"], *of_four["scaled"]):
+        for steps, slopes, errors, same in rank.values():
+            assert (steps, errors, same) == (STEPS - 1, [True] * 2, True)
+            assert slopes == pytest.approx(expected, rel=1e-4)
 
 
 def test_ranks_have_the_same_records(results):

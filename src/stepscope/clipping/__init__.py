@@ -9,11 +9,13 @@ from stepscope.clipping.clip_at_fraction import (
 )
 from stepscope.clipping.hook import ClipHandle, Target, clip_optimizer, clipped
 from stepscope.clipping.joint_steps import JointStepHook, name_of, parts_of
+from stepscope.clipping.sharded_threshold import Parts
 from stepscope.clipping.steps import StepHook
 
 __all__ = [
     "ClipHandle",
     "JointStepHook",
+    "Parts",
     "StepHook",
     "Target",
     "check_fraction",

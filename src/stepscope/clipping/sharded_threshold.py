@@ -48,12 +48,12 @@ class Parts:
             nonzero = sum(int(torch.count_nonzero(part)) for part in parts)
             nan = sum(int(part.isnan().sum()) for part in parts)
             counts += times * torch.tensor([numel, nonzero, nan])
-        self.count, self.nonzero, nan = self._total(counts).tolist()
+        self.count, self.nonzero, nan = self.total(counts).tolist()
         self.has_nan = nan > 0
 
     def kth_largest(self, k: int) -> float:
         """The ``k``-th largest magnitude of the whole, which has no NaN."""
-        return order_statistics.by_bits(self._by_times, k, self._dtype, _DIGIT, self._total)
+        return order_statistics.by_bits(self._by_times, k, self._dtype, _DIGIT, self.total)
 
     def smallest_nonzero(self) -> float:
         """The smallest magnitude of the whole that isn't zero; infinite if there is none."""
@@ -62,10 +62,17 @@ class Parts:
         torch.distributed.all_reduce(smallest, torch.distributed.ReduceOp.MIN)
         return float(smallest)
 
-    def _total(self, counts: Tensor) -> Tensor:
-        """Counts of the whole, from those of this rank."""
+    def total(self, counts: Tensor) -> Tensor:
+        """Counts of the whole, from those of this rank, of a part as often as `dtensors.shards` says."""
         counts, ranks = counts.to(self._device), torch.distributed.get_world_size()
         torch.distributed.all_reduce(counts)
         if bool((counts % ranks).any()):
             raise UsageError("tensors that should be the same on all ranks differ: gradients that aren't synchronized?")
         return (counts // ranks).cpu()
+
+    def sum(self, value: float) -> float:
+        """A sum over the whole, from that over this rank's parts, each as often as `dtensors.shards` says."""
+        own = torch.tensor(value, dtype=torch.float64, device=self._device)
+        everyone = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(everyone, own)
+        return math.fsum(map(float, everyone)) / len(everyone)

@@ -16,7 +16,7 @@ from stepscope.clipping import count_of
 from stepscope.errors import UsageError
 from stepscope.measuring.curvature import Method, curvature
 from stepscope.measuring.magnitudes import Largest, Magnitudes, SortedMagnitudes
-from stepscope.objective import Direction, Objective, UnitDirection, vectors
+from stepscope.objective import Direction, Objective, UnitDirection, dtensors, vectors
 
 Grouping = Callable[[str], str]
 """From the name of a parameter to the name of its layer."""
@@ -66,9 +66,9 @@ class BreakdownObserver:
         self._largest: dict[str, dict[float, Largest]] = {}
         for label in self._labels:
             vector = units[label].vector
-            ordered, size = SortedMagnitudes(vector), sum(tensor.numel() for tensor in vector.values())
+            ordered = SortedMagnitudes(vector)
             self._magnitudes[label] = ordered.histogram()
-            self._largest[label] = {p: ordered.largest(count_of(p, size)) for p in TOP_FRACTIONS}
+            self._largest[label] = {p: ordered.largest(count_of(p, ordered.size)) for p in TOP_FRACTIONS}
             del ordered, vector  # one direction at a time
         self._squares = {label: unit.length**2 for label, unit in units.items()}
         self.clear()
@@ -126,11 +126,12 @@ def within_layers(
     restricted: dict[str, Direction] = {}
     for name, tensor in direction.items():
         restricted.setdefault(layer(name), {})[name] = tensor
+    moving = vectors.moving(direction)
     with objective.measuring():
         units = {
             label: UnitDirection.of(own, objective.parameters)
             for label, own in restricted.items()
-            if any(bool(tensor.any()) for tensor in own.values())
+            if not moving.isdisjoint(own)
         }
         terms = curvature(objective, units, method)
     squared_norm = math.fsum(unit.norm**2 for unit in units.values())
@@ -176,12 +177,21 @@ def _of_largest(
     u: Mapping[str, Tensor], product: Mapping[str, Tensor], largest: Mapping[float, Largest]
 ) -> dict[float, float]:
     """``Σ uᵢvᵢ`` over the largest ``|uᵢ|``, for each fraction."""
-    sums: dict[float, list[Tensor]] = {fraction: [] for fraction in largest}
     least = min(part.threshold for part in largest.values())
-    for x, y in vectors.joined_pieces((tensor, product[name]) for name, tensor in u.items() if name in product):
-        sizes = x.abs()
-        at = vectors.places(sizes >= least)
-        sizes, terms = sizes[at], x[at].to(vectors.accumulator(x)) * y[at]
-        for fraction, part in largest.items():
-            sums[fraction].append(part.sum(sizes, terms))
-    return {fraction: math.fsum(vectors.numbers(parts)) for fraction, parts in sums.items()}
+    by_shards: dict[int, list[str]] = {}
+    for name, tensor in u.items():
+        if name in product:
+            by_shards.setdefault(dtensors.shards(tensor), []).append(name)
+    totals = dict.fromkeys(largest, 0.0)
+    for names in by_shards.values():
+        sums: dict[float, list[Tensor]] = {fraction: [] for fraction in largest}
+        for x, y in vectors.joined_pieces((dtensors.part(u[name]), dtensors.part(product[name])) for name in names):
+            sizes = x.abs()
+            at = vectors.places(sizes >= least)
+            sizes, terms = sizes[at], x[at].to(vectors.accumulator(x)) * y[at]
+            for fraction, part in largest.items():
+                sums[fraction].append(part.sum(sizes, terms))
+        own = [math.fsum(vectors.numbers(parts)) for parts in sums.values()]
+        for fraction, value in zip(largest, dtensors.summed(own, [u[names[0]]] * len(own)), strict=True):
+            totals[fraction] += value
+    return totals

@@ -70,12 +70,12 @@ def layer_multipliers(
         ({'a': 1.25, 'b': 0.667}, 2.54)
     """
     check_objective(objective)
-    objective.check_unsharded("multipliers of layers")
     objective.check_direction("step", direction)
     layer_of = grouping(layer, objective.parameters)
     parts: dict[str, Direction] = {}
+    moving = vectors.moving(direction)
     for name, tensor in direction.items():
-        if bool(tensor.any()):
+        if name in moving:
             parts.setdefault(layer_of(name), {})[name] = tensor
     with objective.measuring():
         units = {label: UnitDirection.of(part, objective.parameters) for label, part in parts.items()}

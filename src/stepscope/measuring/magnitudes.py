@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from stepscope.objective import vectors
+from stepscope.clipping import Parts
+from stepscope.objective import dtensors, vectors
 
 BINS_PER_DECADE = 4
 
@@ -62,23 +63,33 @@ class Largest:
 class SortedMagnitudes:
     """``|dᵢ|`` in ascending order, for as long as this object lives.
 
+    A direction that lies in parts on several ranks is sorted on each of them, and what is counted is added up.
+
     Args:
         direction: ``d``, finite.
+
+    Attributes:
+        size: coordinates of the whole.
     """
 
     def __init__(self, direction: Mapping[str, Tensor]) -> None:
-        self._sorted = _sorted(direction)
+        tensors = list(direction.values())
+        self._whole = Parts(tensors) if any(map(dtensors.is_spread, tensors)) else None
+        by_times: dict[int, list[Tensor]] = {}
+        for tensor in tensors:
+            by_times.setdefault(dtensors.shards(tensor) if self._whole else 1, []).append(dtensors.part(tensor))
+        self._sorted = {times: _sorted(parts) for times, parts in by_times.items()}
+        self._squares = vectors.norm(direction) ** 2
+        self.size = self._whole.count if self._whole else self._sorted[1].numel()
 
     def histogram(self) -> Magnitudes:
         """The histogram of a direction that isn't zero."""
-        values = self._sorted
-        zeros = int(torch.searchsorted(values, 0.0, right=True))
-        scale = math.sqrt(_squares(values) / values.numel())
-        lowest, highest = (_bin(float(values[place]) / scale) for place in (zeros, -1))
+        zeros = self._below([0.0], right=True)[0]
+        scale = math.sqrt(self._squares / self.size)
+        lowest, highest = (_bin(self._largest(k) / scale) for k in (self.size - zeros, 1))
         # A millionth of a bin is added: magnitudes that are 1 up to rounding, as after a sign, share a bin.
         edges = [scale * 10 ** ((k - 1e-6) / BINS_PER_DECADE) for k in range(lowest + 1, highest + 1)]
-        places = torch.searchsorted(values, _rounded_up(edges, values)).tolist()
-        ends = [zeros, *places, values.numel()]
+        ends = [zeros, *self._below(edges), self.size]
         counts = [end - start for start, end in itertools.pairwise(ends)]
         return Magnitudes(zeros, lowest, BINS_PER_DECADE, counts)
 
@@ -86,11 +97,28 @@ class SortedMagnitudes:
         """The largest, `count` of them. Of those that tie at the threshold, each has the same weight."""
         if not count:
             return Largest(math.inf, 0.0, 0.0)
-        values = self._sorted
-        threshold = float(values[-count])
-        first, after = (int(torch.searchsorted(values, threshold, right=right)) for right in (False, True))
-        tied = (count - (values.numel() - after)) / (after - first)
-        return Largest(threshold, tied, _squares(values[-count:]))
+        threshold = self._largest(count)
+        first, after = (self._below([threshold], right=right)[0] for right in (False, True))
+        above = self.size - after
+        tied = (count - above) / (after - first)
+        return Largest(threshold, tied, self._squares_above(threshold) + (count - above) * threshold**2)
+
+    def _largest(self, k: int) -> float:
+        return self._whole.kth_largest(k) if self._whole else float(self._sorted[1][-k])
+
+    def _below(self, edges: list[float], *, right: bool = False) -> list[int]:
+        """How many magnitudes are below each edge, or at it as well."""
+        counts = torch.zeros(len(edges), dtype=torch.int64)
+        for times, values in self._sorted.items():
+            counts += times * torch.searchsorted(values, _rounded_up(edges, values), right=right).cpu()
+        return (self._whole.total(counts) if self._whole else counts).tolist()
+
+    def _squares_above(self, threshold: float) -> float:
+        sums = []
+        for times, values in self._sorted.items():
+            first = int(torch.searchsorted(values, threshold, right=True))
+            sums.append(times * vectors.norm({"values": values[first:]}) ** 2)
+        return self._whole.sum(math.fsum(sums)) if self._whole else math.fsum(sums)
 
 
 def magnitudes(direction: Mapping[str, Tensor]) -> Magnitudes:
@@ -106,8 +134,7 @@ def magnitudes(direction: Mapping[str, Tensor]) -> Magnitudes:
     return SortedMagnitudes(direction).histogram()
 
 
-def _sorted(direction: Mapping[str, Tensor]) -> Tensor:
-    tensors = list(direction.values())
+def _sorted(tensors: Sequence[Tensor]) -> Tensor:
     dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
     values = torch.empty(sum(tensor.numel() for tensor in tensors), dtype=dtype, device=tensors[0].device)
     for place, tensor in zip(torch.split(values, [t.numel() for t in tensors]), tensors, strict=True):
@@ -117,10 +144,6 @@ def _sorted(direction: Mapping[str, Tensor]) -> Tensor:
             values.numpy().sort()
             return values
     return values.sort().values
-
-
-def _squares(values: Tensor) -> float:
-    return vectors.norm({"values": values}) ** 2
 
 
 def _bin(relative: float) -> int:

@@ -191,8 +191,6 @@ def measure(
         100.0
     """
     check_objective(objective)
-    if breakdown or within_layers:
-        objective.check_unsharded("a breakdown")
     if not isinstance(directions, Mapping):
         raise UsageError(f"directions is a {type(directions).__name__}: give {{label: {{parameter name: tensor}}}}")
     if not directions:

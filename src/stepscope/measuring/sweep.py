@@ -75,7 +75,6 @@ def clip_sweep(
         ([99.9, 10.9], 0.1)
     """
     check_objective(objective)
-    objective.check_unsharded("a sweep of clipping")
     if not fractions:
         raise UsageError("no fractions to sweep over")
     for fraction in fractions:

@@ -489,18 +489,10 @@ class Objective:
         Raises:
             UsageError: the objective is that of several ranks.
         """
-        self.check_unsharded(what)
+        if self._sharded is not None:
+            raise UsageError(f"{what} can't be computed of a sharded model: measure it in one process")
         if not self.ranks.alone:
             raise UsageError(f"{what} can't be computed over a process_group: give an Objective without one")
-
-    def check_unsharded(self, what: str) -> None:
-        """Refuses what can't be computed of a sharded model.
-
-        Raises:
-            UsageError: the model is sharded.
-        """
-        if self._sharded is not None:
-            raise UsageError(f"{what} can't be computed of a sharded model")
 
     def obstacle(self, *, asked: bool) -> str | None:
         """Why double backward isn't used, where that is known before a trial.

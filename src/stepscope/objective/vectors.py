@@ -156,6 +156,17 @@ def _lengths(a: Mapping[str, Tensor]) -> list[float]:
     return numbers(torch.linalg.vector_norm(dtensors.part(x), dtype=accumulator(x)) for x in a.values())
 
 
+def moving(a: Mapping[str, Tensor]) -> set[str]:
+    """The names of the tensors that aren't all zero.
+
+    Example:
+        >>> moving({"w": torch.tensor([0.0, 4.0]), "b": torch.zeros(1)})
+        {'w'}
+    """
+    counts = [float(dtensors.part(tensor).any()) for tensor in a.values()]
+    return {name for name, count in zip(a, dtensors.summed(counts, a.values()), strict=True) if count}
+
+
 def is_finite(a: Mapping[str, Tensor]) -> bool:
     """Whether no coordinate is infinite or NaN.
 

@@ -221,7 +221,6 @@ class Measurer:
             self._ranks.check_same("the updates that move", [number_of([*updates])], "gradients are averaged over them")
             for label, update in updates.items():
                 objective.check_direction(label, update)
-        sharded = any(map(dtensors.is_spread, objective.parameters.values()))
         with objective.measuring():
             units = {label: UnitDirection.of(updates.pop(label), objective.parameters) for label in list(updates)}
             measurements = measure_units(
@@ -229,7 +228,7 @@ class Measurer:
                 units,
                 check.method,
                 landscape=True,
-                breakdown=not sharded,
+                breakdown=True,
                 within_layers=within_layers,
                 layer=self._layer,
             )
