@@ -38,6 +38,18 @@ def _interruptible():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium."""
+    pytest.importorskip("playwright.sync_api")
+    from browsers import chromium, launched
+
+    if chromium() is None:
+        pytest.skip("no Chromium: none of chromium, google-chrome, chromium-browser is on the PATH")
+    with launched() as found:
+        yield found
+
+
 def pytest_collection_modifyitems(items):
     """Tests with other training libraries come first: importing these takes seconds, and so one worker alone does.
 

@@ -8,12 +8,11 @@ import hashlib
 import io
 import json
 import re
-from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
-from probed_runs import own, probed_run, steps_of
+from probed_runs import long_training, own, probed_run, steps_of
 from stepscope.errors import UsageError
 from stepscope.report import print_directions, render_report, sharpness_rows, summary, summary_sentence, write_report
 from stepscope.report.direction_tables import step_tables
@@ -321,17 +320,9 @@ def test_missing_fields_leave_gaps_not_errors(tmp_path, records):
 
 
 def test_a_long_training_has_a_page_of_less_than_two_megabytes():
-    """100 measurements of 12 directions in 30 layers, 12 points along each, and 300 steps on their own batches."""
-    records = []
-    for each in synthetic_records(steps=range(10, 1010, 10), trajectories=["sgd"]):
-        few = slice(None, None, 3)
-        curve = replace(each.landscape, steps=each.landscape.steps[few], losses=each.landscape.losses[few])
-        layers = {f"encoder.layer.{n}.attention": each.sharpness / 30 for n in range(30)}
-        if each.direction in [*DIRECTIONS][:12]:
-            direction = "own SGD" if each.direction == "adam" else each.direction
-            records.append(replace(each, direction=direction, landscape=curve, layers=layers, within_layer=1.0))
+    records, steps = long_training()
     assert len(records) == 1200
-    page = render_report({"configuration": CONFIGURATION, "context": CONTEXT}, records, steps_of(300, length=1000))
+    page = render_report({"configuration": CONFIGURATION, "context": CONTEXT}, records, steps)
     assert len(page.encode()) < 1_700_000, "and there is room for more"
 
 
