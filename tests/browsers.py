@@ -96,4 +96,9 @@ def serious(tab: Page) -> list[str]:
     from axe_playwright_python.sync_playwright import Axe
 
     found = Axe().run(tab).response["violations"]
-    return [violation["id"] for violation in found if violation["impact"] in ("serious", "critical")]
+    return [
+        f"{violation['id']}: {node['html'][:120]}"
+        for violation in found
+        if violation["impact"] in ("serious", "critical")
+        for node in violation["nodes"]
+    ]

@@ -31,6 +31,7 @@ def test_counts_are_means_over_seeds_in_the_middle_of_their_bins():
         record("sgd", 1, "sgd", seed=1, magnitudes=histogram([6], lowest=1)),
         record("sgd", 1, "adam", magnitudes=histogram([5])),
         record("sgd", 1, "muon", magnitudes=histogram([99])),
+        record("sgd", 1, "own sgd", magnitudes=histogram([3])),
         record("sgd", 2, "sgd", magnitudes=histogram([99])),
         record("adam", 1, "sgd", magnitudes=histogram([99])),
     ]
@@ -38,6 +39,7 @@ def test_counts_are_means_over_seeds_in_the_middle_of_their_bins():
     found = [(row["direction"], pytest.approx(row["magnitude"], rel=1e-4), row["count"]) for row in rows]
     # Bins of half a decade that begin at 10^-0.5: -1 → 10^-0.25, 0 → 10^0.25, 1 → 10^0.75; none is no 0 but a gap.
     assert found == [
+        ("own sgd", 10**-0.25, 3.0),
         ("sgd", 10**-0.25, 2.0),
         ("sgd", 10**0.25, None),
         ("sgd", 10**0.75, 7.0),

@@ -148,6 +148,17 @@ def test_the_charts_of_a_probe_are_drawn_and_names_of_layers_do_nothing(browser,
     assert events == []
 
 
+@pytest.mark.browser
+def test_marks_are_lighter_on_a_dark_page_and_as_they_were_on_paper(browser, tmp_path):
+    run = probed_run(tmp_path / "run", steps=steps_of())
+    tab, events = opened(browser, write_report(run, tmp_path / "page.html"), color_scheme="dark")
+    fill = "getComputedStyle(document.querySelector('.chart svg .mark-symbol path[fill=\"#2a6fbb\"]')).fill"
+    assert tab.evaluate(fill) == "rgb(91, 158, 230)"
+    tab.emulate_media(media="print")
+    assert tab.evaluate(fill) == "rgb(42, 111, 187)"
+    assert events == []
+
+
 VIEWS = [("light", 1440), ("dark", 1440), ("light", 390)]
 
 
@@ -166,6 +177,9 @@ def test_axe_finds_nothing_serious(browser, tmp_path, kind):
     for scheme, width in VIEWS:
         tab, events = opened(browser, path, color_scheme=scheme, viewport={"width": width, "height": 900})
         assert serious(tab) == [], (scheme, width)
+        if "highlight" in parts(tab):
+            tab.locator("[data-direction]").first.click()
+            assert serious(tab) == [], "what isn't picked can still be read"
         assert tab.evaluate("document.documentElement.scrollWidth") == width
         assert events == []
         tab.close()

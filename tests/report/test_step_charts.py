@@ -238,6 +238,16 @@ def test_every_range_of_numbers_has_an_axis(values):
     assert max(values) <= high
 
 
+def test_ticks_on_both_sides_of_zero_are_whole_numbers():
+    """Vega's own format for a symmetric scale would write 1000 as 1e+3."""
+    import altair
+
+    axis = magnitude_axis(altair.Y, "sharpness", [-2.0, 5000.0], "x").to_dict()["axis"]
+    assert 1000.0 in axis["values"]
+    assert "format" not in axis
+    assert axis["labelExpr"] == "format(datum.value, '~g')"
+
+
 def test_powers_of_ten_stay_few():
     assert powers_of_ten(0.5, 20) == [0.5, 1.0, 2.0, 5.0, 10.0, 20.0]
     assert powers_of_ten(0.5, 200) == [1.0, 10.0, 100.0]

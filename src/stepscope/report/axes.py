@@ -55,7 +55,8 @@ def magnitude_axis(channel: type[_Channel], field: str, values: Sequence[float],
         ticks += [-tick for tick in powers_of_ten(linear, -min(values), 5)]
     domain = [min(1.6 * min(values), 0), max(1.6 * max(values), 0)]
     scale = alt.Scale(type="symlog", constant=linear, domain=domain, nice=False)
-    axis = alt.Axis(values=sorted(ticks), format="~g", labelOverlap=True)
+    # Of this scale Vega takes the step between ticks for a precision: 1000 would be 1e+3.
+    axis = alt.Axis(values=sorted(ticks), labelExpr="format(datum.value, '~g')", labelOverlap=True)
     return channel(field, type="quantitative", title=f"{title} (symmetric log)", scale=scale, axis=axis)
 
 

@@ -14,7 +14,7 @@ from stepscope.report.direction_tables import top_shares
 from stepscope.report.figures import of_last_step, of_step, of_trajectory
 from stepscope.report.looks import Looks
 from stepscope.report.vega import alt, finish, layered, plot
-from stepscope.runs import DirectionRecord, RecordedMagnitudes
+from stepscope.runs import DirectionRecord, RecordedMagnitudes, is_own
 
 _WHOLES = {"norm": "squared norm", "sharpness": "sharpness"}
 
@@ -29,12 +29,14 @@ def magnitudes(
     """How many coordinates of a direction have which magnitude, both on logarithmic axes (Figure 1).
 
     Magnitudes are in units of the direction's own root mean square, so that directions of any length can be compared.
-    Several seeds: counts are means over them. `directions` are drawn as far as they were measured.
+    Several seeds: counts are means over them. Drawn are the optimizer's own update and `directions`, as far as
+    they were measured.
     """
     rows: list[dict[str, Any]] = []
     zeros, seeds = [], 0
-    for name in directions:
-        own = [r for r in records if _place(r) == (trajectory, step) and r.direction == name]
+    there = [record for record in records if _place(record) == (trajectory, step)]
+    for name in dict.fromkeys([*(record.direction for record in there if is_own(record)), *directions]):
+        own = [record for record in there if record.direction == name]
         histograms = [record.magnitudes for record in own if record.magnitudes is not None]
         rows += _mean_counts(name, histograms)
         seeds = max(seeds, len(histograms))

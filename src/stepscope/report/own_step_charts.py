@@ -87,7 +87,7 @@ def critical_multiples(steps: Sequence[StepRecord]) -> alt.LayerChart:
     if len({point["examples"] for point in points}) > 1:
         note += " Several sets of examples."
     chart = _over_rate(layered(*layers, *_in_rows(rows, x)), steps, x)
-    return finish(chart, "Critical multiple: how many times the step raises the loss", note)
+    return finish(chart, "Critical multiple: how many times as long the step would raise the loss", note)
 
 
 _BEYOND = "beyond all that was tried"

@@ -87,7 +87,11 @@ def layers_over_steps(records: Sequence[DirectionRecord], trajectory: str) -> al
     percent = alt.Tooltip("share:Q", title="share of all parts", format=".1%")
     cells = plot_folded(rows, "step", "share").mark_rect()
     chart: alt.Chart = cells.encode(
-        alt.X("step:O", title="training step", axis=alt.Axis(labelOverlap=True, labelAngle=0, ticks=False)),
+        alt.X(
+            "step:O",
+            title="training step",
+            axis=alt.Axis(labelOverlap=True, labelSeparation=12, labelAngle=0, ticks=False),
+        ),
         alt.Y(
             "layer:N",
             title=None,

@@ -216,7 +216,8 @@ def sharpness_over_steps(records: Sequence[DirectionRecord], trajectory: str) ->
     means = plot_folded(_mean_over_seeds(points), "step", "sharpness")
     lines = means.mark_line(strokeWidth=1.8).encode(x, y, **looks.line())
     hollow = alt.FillOpacityValue(1, condition=[{"test": "datum.sharpness < 0", "value": 0}])
-    marks = plot_folded(looks.rows(points), "step", *names).mark_point(size=60, strokeWidth=1.8)
+    size = 60 if len({point["step"] for point in points}) <= 30 else 14
+    marks = plot_folded(looks.rows(points), "step", *names).mark_point(size=size, strokeWidth=1.8)
     facts = {"sharpness": "sharpness", "sharpness_stderr": "standard error", "correlation": "correlation"}
     marks = marks.encode(
         x, y, fill=alt.Fill("color:N", scale=None), fillOpacity=hollow,
