@@ -197,16 +197,20 @@ def test_what_cannot_be_restored_is_named():
     def draw(n):
         return random.random()
 
-    draw(0)
+    @functools.lru_cache(maxsize=1)
+    def draw_full(n):
+        return random.random()
+
+    draw(0), draw_full(0)
     large = np.zeros(2**23)
 
     def work():
-        large[0] += draw(1)
+        large[0] += draw(1) + draw_full(1)
 
     state = State({"work": work})
     work()
     state.restore()
-    assert sorted(state.unrestored()) == ["work's draw", "work's large"]
+    assert sorted(state.unrestored()) == ["work's draw", "work's draw_full", "work's large"]
 
 
 @pytest.mark.parametrize("place", ["closure", "tuple", "partial", "default", "list"])

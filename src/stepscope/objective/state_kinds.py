@@ -294,14 +294,17 @@ class Cache(Place):
         self._function = function
         super().__init__(path)
 
-    def _content(self) -> int:
-        return int(self._function.cache_info().currsize)
+    def _content(self) -> tuple[int, int]:
+        # A full one takes in what it hasn't at the same size.
+        about = self._function.cache_info()
+        return about.currsize, about.misses
 
-    def _holds(self, content: int) -> bool:
-        return self._content() == content
+    def _holds(self, content: tuple[int, int]) -> bool:
+        size, misses = self._content()
+        return size == content[0] and (not size or misses == content[1])
 
-    def _become(self, content: int) -> None:
-        if not content:
+    def _become(self, content: tuple[int, int]) -> None:
+        if not content[0]:
             self._function.cache_clear()
 
 
