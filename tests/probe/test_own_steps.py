@@ -675,3 +675,16 @@ def test_a_training_that_diverges_has_records_of_it_and_a_page(tmp_path):
         assert "wasn't finite" in probe.findings()[0].evidence
         assert probe.report(tmp_path / "page.html").read_text().count("the loss of the batch isn")
     assert [record["batch_loss"] is None for record in probe.step_records][-2:] == [True, True]
+
+
+def test_a_call_of_the_model_before_its_batch_is_given_is_none_of_the_steps():
+    """A generator makes examples for its critic first: their gradient isn't its own."""
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with attached(model, optimizer) as probe:
+        for batch in data(3):
+            model(batch[0]).detach()
+            optimizer.zero_grad()
+            probe.loss_fn(model, batch).backward()
+            optimizer.step()
+    assert [record["step"] for record in told(probe)] == [1, 2, 3]

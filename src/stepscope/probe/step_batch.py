@@ -126,7 +126,8 @@ class BatchWatch:
     @contextmanager
     def given(self, batch: Any) -> Iterator[None]:
         """Inside, the loop computes the loss of this batch."""
-        self._named = True
+        if not self._named:
+            self._named, self._passes = True, []  # calls that were none of the step's: of a generator, for its critic
         if not self._handles:
             yield
             return
