@@ -199,3 +199,14 @@ def test_an_own_update_of_zero_is_said_with_its_reason(caplog):
         "the update of own Resting is zero (though neither the gradients nor its learning rate are): it is left out",
         "the update of own SGD is zero (all gradients are zero): it is left out",
     ]
+
+
+def test_a_rule_that_divides_by_the_length_of_its_gradients_is_rehearsed():
+    class Normalized(torch.optim.SGD):
+        def step(self, closure=None):
+            [group] = self.param_groups
+            group["lr"] = 1.0 / float(group["params"][0].grad.norm())  # an error where it is zero
+            return super().step(closure)
+
+    parameters = weights(w=(3,))
+    ComparedUpdates(Normalized(parameters.values(), lr=0.1), {"other": Normalized}).rehearse(parameters)

@@ -117,17 +117,19 @@ class ComparedUpdates:
         return held
 
     def rehearse(self, trainable: Mapping[str, nn.Parameter]) -> PseudoUpdates:
-        """A step of zero gradients, on trial: shows what can't be compared. Gives the others, fresh.
+        """A step of gradients of ones, on trial: shows what can't be compared. Gives the others, fresh.
+
+        Some rules divide by the length of their gradients, and fail with zeros.
 
         Raises:
             UsageError: the optimizer's own update can't be known in advance, or one of the others can't follow.
         """
         held = self.held(trainable)
-        if not any(isinstance(o, torch.optim.SparseAdam) for o in self._optimizers):  # takes no dense zeros
-            self._own_update(held, {name: torch.zeros_like(p) for name, p in held.items()})
+        if not any(isinstance(o, torch.optim.SparseAdam) for o in self._optimizers):  # takes no dense gradients
+            self._own_update(held, {name: torch.ones_like(p) for name, p in held.items()})
         for label, factory in self.others.items():
             try:
-                PseudoUpdates(held, {label: factory}).step({name: torch.zeros_like(p) for name, p in held.items()})
+                PseudoUpdates(held, {label: factory}).step({name: torch.ones_like(p) for name, p in held.items()})
             except UsageError:
                 raise
             except Exception as error:
