@@ -472,3 +472,13 @@ def test_a_killed_reproduction_goes_on(tmp_path):
     lines = (out / "robustness" / "measurements.jsonl").read_bytes().splitlines()
     assert len(lines) == len(set(lines)) == 2 * 2 * 3 * 3 * 3
     assert not list(out.glob("*/parts"))
+
+
+def test_a_terminal_that_lacks_a_sign_gets_something_like_it(tmp_path, monkeypatch):
+    """As on a machine whose locale isn't UTF-8; Python itself would end with a `UnicodeEncodeError`."""
+    inside = io.BytesIO()
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(inside, "ascii"))
+    with pytest.raises(SystemExit):
+        cli.main(["findings", str(tmp_path / "\N{MINUS SIGN}1\N{HORIZONTAL ELLIPSIS}\N{SNOWMAN}")])
+    sys.stderr.flush()
+    assert b"-1...?" in inside.getvalue()

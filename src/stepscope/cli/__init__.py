@@ -5,6 +5,8 @@ A mistake of the user's is one line on standard error and exit status 2; an inte
 
 from __future__ import annotations
 
+import codecs
+import io
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -13,6 +15,19 @@ from stepscope.cli.arguments import parser
 from stepscope.errors import UsageError
 
 __all__ = ["main"]
+
+
+_PLAIN = "stepscope.plain"
+"""What a terminal's encoding lacks is written as something like it."""
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    likeness = {"\N{MINUS SIGN}": "-", "\N{EN DASH}": "-", "\N{HORIZONTAL ELLIPSIS}": "..."}
+    return "".join(likeness.get(sign, "?") for sign in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error(_PLAIN, _plain)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -24,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Raises:
         SystemExit: always. Status 0 when done, 2 for a mistake in what was given, 130 when interrupted.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_PLAIN)
     options = parser().parse_args(arguments)
     program = " ".join(["stepscope", options.command, *filter(None, [getattr(options, "experiment", None)])])
     try:
