@@ -338,7 +338,7 @@ def test_the_fraction_is_the_decimal_that_was_written():
     assert int((after != values).sum()) == 29
 
 
-@pytest.mark.parametrize("fraction", [-0.1, 1.1, NAN])
+@pytest.mark.parametrize("fraction", [-0.1, 1.1, NAN, "0.1"])
 def test_wrong_fractions(fraction):
     with pytest.raises(UsageError, match="between 0 and 1"):
         fraction_threshold([torch.ones(2)], fraction)

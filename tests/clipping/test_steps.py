@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from stepscope import UsageError
 from stepscope.clipping.steps import StepHook
 
 
@@ -130,3 +131,19 @@ def test_a_compiled_step_calls_it_each_time():
         step()
     assert [kind for kind, *_ in events] == ["before", "after"] * 3
     assert "torch._dynamo" in sys.modules
+
+
+class Lookahead(torch.optim.Optimizer):
+    """Holds another optimizer, and doesn't call torch's constructor, as published code has it."""
+
+    def __init__(self, inner):
+        self.optimizer, self.param_groups, self.state = inner, inner.param_groups, {}
+
+    def step(self, closure=None):
+        self.optimizer.step(closure)
+
+
+def test_an_optimizer_that_torch_has_no_hooks_on_is_refused():
+    inner = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
+    with pytest.raises(UsageError, match="Lookahead has no hooks around its step: call"):
+        StepHook(Lookahead(inner), lambda *_: None, lambda *_: None)

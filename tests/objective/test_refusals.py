@@ -271,3 +271,19 @@ def test_parameters_that_are_marked_as_sharded(mark):
     setattr(model[2].bias, mark, 1)
     assert "isn't that of all" in refusal(optimizer.step)
     handle.remove()
+
+
+def test_options_of_another_kind():
+    assert "weight_fn is a int: give a function" in refusal(lambda: Objective(net(), loss_fn, [BATCH], 3))
+    said = refusal(lambda: Objective(net(), loss_fn, [BATCH], lambda batch: "all"))
+    assert "weight_fn gave 'all' for micro-batch 0" in said
+    for dtype in ("float64", torch.int32):
+        said = refusal(lambda dtype=dtype: Objective(net(), loss_fn, [BATCH], dtype=dtype))
+        assert "give a floating-point type" in said
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64])
+def test_a_loss_of_another_kind(dtype):
+    of_kind = lambda m, b: loss_fn(m, b).to(dtype)  # noqa: E731
+    assert f"the loss is of {dtype}" in refusal(lambda: Objective(net(), of_kind, [BATCH]).loss())
+    assert f"the loss is of {dtype}" in refusal(lambda: Objective(net(), of_kind, [BATCH]).gradient())

@@ -207,8 +207,12 @@ def check_gradients(parameters: Sequence[Tensor]) -> None:
 
 def check_fraction(fraction: float) -> None:
     """Raises a `UsageError` where a fraction isn't in [0, 1]."""
-    if not 0 <= fraction <= 1:
-        raise UsageError(f"fraction is {fraction}: it is the part of all coordinates to clip, between 0 and 1")
+    try:
+        within = bool(0 <= fraction <= 1)
+    except TypeError:  # no number
+        within = False
+    if not within:
+        raise UsageError(f"fraction is {fraction!r}: it is the part of all coordinates to clip, between 0 and 1")
 
 
 def count_of(fraction: float, total: int) -> int:

@@ -53,6 +53,9 @@ class StepHook:
         every_call: whether `before` is called after each call of a closure, for rules that evaluate the loss several
             times a step (LBFGS).
 
+    Raises:
+        UsageError: the optimizer was made without torch's constructor, which puts the hooks there.
+
     Example:
         >>> w = torch.nn.Parameter(torch.ones(1)); w.grad = torch.ones(1)
         >>> optimizer = torch.optim.SGD([w], lr=0.5)
@@ -67,6 +70,11 @@ class StepHook:
         self._before = before
         self._after = after
         self._every_call = every_call
+        if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+            raise UsageError(
+                f"{type(optimizer).__name__} has no hooks around its step: call torch.optim.Optimizer.__init__ in its "
+                "constructor, or give the optimizer that it holds"
+            )
         pre, post = _untraced(self._pre_hook), _untraced(self._post_hook)
         self._handles = [optimizer.register_step_pre_hook(pre), optimizer.register_step_post_hook(post)]
 

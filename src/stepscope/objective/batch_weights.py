@@ -114,13 +114,25 @@ def _agreed(weight: Weight | None, check: str, usual: Sequence[Weight], ranks: R
         return chosen, check
 
 
+def _number(weight: Any) -> float:
+    try:
+        return float(weight)
+    except (TypeError, ValueError):
+        return math.nan
+
+
 def _normalized(batches: Sequence[Any], weight_fn: WeightFunction, ranks: Ranks) -> list[float]:
     """The weights of the micro-batches of all ranks, which add up to 1."""
     with ranks.agreed("the weights of micro-batches"):
-        weights = [float(weight_fn(batch)) for batch in batches]
+        if not callable(weight_fn):
+            raise UsageError(f"weight_fn is a {type(weight_fn).__name__}: give a function of a micro-batch")
+        given = [weight_fn(batch) for batch in batches]
+        weights = [_number(weight) for weight in given]
         for index, weight in enumerate(weights):
             if not (math.isfinite(weight) and weight >= 0):
-                raise UsageError(f"weight_fn gave {weight} for micro-batch {index}: a weight is a finite number ≥ 0")
+                raise UsageError(
+                    f"weight_fn gave {given[index]!r} for micro-batch {index}: a weight is a finite number ≥ 0"
+                )
     weights = ranks.concatenated(weights)
     total = math.fsum(weights)
     if total == 0:

@@ -61,6 +61,12 @@ def form_of(parameters: Mapping[str, nn.Parameter], options: Any) -> float:
     return number_of((shapes, options))
 
 
+def check_dtype(dtype: Any) -> None:
+    """Refuses what no model can be measured in."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise UsageError(f"dtype is {dtype!r}: give a floating-point type, such as torch.float64, or None")
+
+
 def check_sharded(sharded_model: bool, dtype: Any, weight_fn: Any, memory: Any) -> None:
     """Refuses options that a sharded model can't be measured with."""
     if not sharded_model:

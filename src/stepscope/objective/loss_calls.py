@@ -69,6 +69,8 @@ def scalar(loss: Any, index: int) -> Tensor:
         raise UsageError(f"the loss must be a scalar tensor with its graph, not a {type(loss).__name__}")
     if loss.numel() != 1:
         raise UsageError(f"the loss must be a scalar, not of shape {tuple(loss.shape)}: average it in loss_fn")
+    if not loss.is_floating_point():
+        raise UsageError(f"the loss is of {loss.dtype}: it must be a real floating-point number")
     if torch.is_grad_enabled() and not loss.requires_grad:
         raise UsageError(
             f"the loss of micro-batch {index} depends on no trainable parameter: is it detached, or under no_grad?"

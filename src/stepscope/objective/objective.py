@@ -106,6 +106,7 @@ class Objective:
         process_group: ProcessGroup | None = None,
     ) -> None:
         checks.check_model(model)
+        checks.check_dtype(dtype)
         resharded(model)
         self.model = model
         self._called = without_communication(model)
