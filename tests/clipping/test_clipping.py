@@ -375,11 +375,12 @@ gradient = torch.empty({size}).normal_()
 most, order_statistics._SMALL = order_statistics._SMALL, 1000  # all code is loaded first, with hardly any data
 fraction_threshold([gradient[:20_000]], {fraction})
 order_statistics._SMALL = most
-print(extra(lambda: fraction_threshold([gradient], {fraction})), extra(gradient.clone))
+ours = sorted(extra(lambda: fraction_threshold([gradient], {fraction})) for _ in range(5))[2]
+print(ours, extra(gradient.clone))
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     ours, copying = map(float, done.stdout.split())
-    assert abs(ours) < 0.05  # a few pages less are read now and then: the kernel sums its counters up late
+    assert abs(ours) < 0.05  # the median: a few pages more or less are read, since the kernel sums its counters up late
     assert copying > 0.9
 
 
