@@ -249,6 +249,39 @@ def _share(record: Any, part: str) -> float:
     return float(sum(inside) / record.sharpness)
 
 
+def of_vocabularies(runs: list[Run[Any]]) -> str:
+    """A row for each task and direction: its sharpness with the task's vocabulary and with a larger one. Medians.
+
+    Beside it stands the embedding's part of it, and in the first row of a task its part of the parameters.
+    """
+    named, rows = {run.name: run for run in runs}, []
+    for run in runs:
+        configuration = run.head["configuration"]
+        if configuration.get("factor") != "vocabulary":
+            continue
+        plain, places = named[f"trajectory-{configuration['kind']}-pretrained"], {_place(r) for r in run.records}
+        both = [[r for r in plain.records if _place(r) in places], run.records]
+        shares = [f"{each.head['context']['model']['embedding']:.0%}" for each in (plain, run)]
+        rows.append((configuration["kind"], "(parameters)", "", shares[0], "", shares[1]))
+        for direction in dict.fromkeys(r.direction for r in run.records):
+            found = [[r for r in records if r.direction == direction] for records in both]
+            cells = [
+                text
+                for records in found
+                for text in (
+                    f"{median(r.sharpness for r in records):.3g}",
+                    f"{median(_share(r, 'embedding') for r in records):.0%}",
+                )
+            ]
+            rows.append((configuration["kind"], direction, *cells))
+    headers = ("task", "direction", "sharpness", "in the embedding", "four times the vocabulary", "in the embedding")
+    return markdown(Table("", headers, tuple(rows), ""))
+
+
+def _place(record: Any) -> tuple[str, int, int, str]:
+    return record.trajectory, record.seed, record.step, record.direction
+
+
 def markdown(table: Table) -> str:
     """A table of text."""
     rows = [table.headers, ("---",) * len(table.headers), *table.rows]
@@ -285,6 +318,7 @@ def stored_tables() -> dict[str, str]:
     shown = [f"{table.title}\n\n{markdown(table)}\n\n{table.note}" for table in factors]
     made["factors"] = "\n\n".join(shown) or "Not measured yet."
     made |= {"sharpness": sharpness(runs), "decreases": decreases(runs), "parts of sharpness": parts_of_sharpness(runs)}
+    made["vocabularies"] = of_vocabularies(runs)
     for name in ("agreement", "robustness", "theory"):
         made[name] = "\n\n".join(map(markdown, EXPERIMENTS[name].load().tables(read(RESULTS / name)[1])))
     made |= {table.name: f"{markdown(table)}\n\n{table.note}" for table in tables_of(trainings())}
