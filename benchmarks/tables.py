@@ -143,6 +143,18 @@ def counted_bytes(stored: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def sharded_threshold(stored: dict[str, Any]) -> str:
+    """A row for each size and number of ranks."""
+    heads = ["coordinates", "ranks", "bytes that a rank gives", "exchanges", "time beside one process with the whole"]
+    heads += ["beside one with a rank's part", "equal to the bit"]
+    lines = ["| " + " | ".join(heads) + " |", "| --- |" + " --- |" * (len(heads) - 1)]
+    for row in stored["rows"]:
+        times = [f"{row['sharded'] / row[other]:.1f} ×" for other in ("whole", "part")]
+        cells = [f"{row['coordinates']:,}", row["ranks"], f"{row['bytes']:,}", row["calls"], *times]
+        lines.append("| " + " | ".join(map(str, [*cells, "yes" if row["equal"] else "no"])) + " |")
+    return "\n".join(lines)
+
+
 def kills(stored: dict[str, Any]) -> str:
     """A row for each engine: what was killed, and what differs from the records of one process."""
     heads = ["jobs by", "jobs", "kills", "of a whole group", "while pretraining", "after a record", "torn files"]
@@ -306,6 +318,7 @@ def stored_tables() -> dict[str, str]:
         "multipliers.json": multipliers(_stored("multipliers")),
         "scale.json": counted_bytes(_stored("scale")),
         "scale plan": plan_of_scale(),
+        "threshold.json": sharded_threshold(_stored("threshold")),
         "kills.json": kills(_stored("kills")),
         **performance(_stored("performance")),
     }

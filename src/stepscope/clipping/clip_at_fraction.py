@@ -62,7 +62,7 @@ def fraction_threshold(tensors: Sequence[Tensor], fraction: float, *, zeros: Zer
 
 
 def _threshold_of_parts(tensors: Sequence[Tensor], fraction: float, zeros: Zeros) -> float:
-    parts = Parts(tensors)
+    parts = Parts(tensors, count_zeros=zeros == "ignore")
     clipped = count_of(fraction, parts.count if zeros == "keep" else parts.nonzero)
     if clipped == 0:
         return math.inf

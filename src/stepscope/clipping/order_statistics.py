@@ -198,6 +198,39 @@ def _by_bracket(tensors: Sequence[Tensor], k: int, dtype: torch.dtype) -> float 
     return float(values[place])
 
 
+def above_and_within(
+    tensors: Sequence[Tensor], low: float, high: float, dtype: torch.dtype
+) -> tuple[int, int, Tensor | None]:
+    """How many magnitudes are above `high`, how many lie from `low` to `high`, and these; there is no NaN.
+
+    Returns:
+        The magnitudes, ``None`` where they are more than a quarter of all, and of many.
+
+    Raises:
+        ImportError: numpy is missing.
+    """
+    import numpy as np
+
+    total = sum(tensor.numel() for tensor in tensors)
+    size, kind = min(CHUNK, total), np.float32 if dtype == torch.float32 else np.float64
+    first_mask, second_mask = np.empty(size, bool), np.empty(size, bool)
+    found: list[NDArray[Any]] | None = []
+    up_to_high, within = 0, 0
+    for piece in _magnitudes(tensors, np.empty(size, kind)):
+        inside, from_low = first_mask[: piece.size], second_mask[: piece.size]
+        np.less_equal(piece, high, out=inside)
+        np.greater_equal(piece, low, out=from_low)
+        up_to_high += int(np.count_nonzero(inside))
+        places = np.flatnonzero(np.equal(inside, from_low, out=inside))
+        within += places.size
+        if within > max(total // 4, CHUNK):
+            found = None
+        if found is not None:
+            found.append(piece.take(places))
+    values = None if found is None else torch.from_numpy(np.concatenate([np.empty(0, kind), *found]))
+    return total - up_to_high, within, values
+
+
 def _magnitudes(tensors: Sequence[Tensor], buffer: NDArray[Any]) -> Iterator[NDArray[Any]]:
     """All magnitudes in turn, a buffer of them at a time."""
     import numpy as np
@@ -250,6 +283,7 @@ def by_bits(
     dtype: torch.dtype,
     digit: int = _RADIX_BITS,
     total: Callable[[Tensor], Tensor] = Tensor.cpu,
+    between: tuple[float, float] | None = None,
 ) -> float:
     """The ``k``-th largest magnitude by counting the leading bits, digit by digit; there is no NaN.
 
@@ -262,15 +296,20 @@ def by_bits(
         dtype: the type in which magnitudes are compared.
         digit: bits of a digit.
         total: what makes the counts of all, of the counts of these tensors.
+        between: two numbers of the type between which all magnitudes lie.
     """
     integer, bits = _KEYS[dtype]
+    lowest = 0
+    if between is not None:
+        lowest, highest = torch.tensor(between, dtype=dtype).view(integer).tolist()
+        bits = (highest - lowest).bit_length()
     prefix, remaining = 0, bits
     while remaining > 0:
         width = min(digit, remaining)
         counts = torch.zeros(1 << width, dtype=torch.int64)
         for times, tensors in by_times.items():
             for chunk in chunks(tensors):
-                keys = chunk.to(dtype).abs().view(integer)
+                keys = chunk.to(dtype).abs().view(integer) - lowest
                 digits = keys if remaining == bits else keys[(keys >> remaining) == prefix]
                 digits = (digits >> (remaining - width)) & ((1 << width) - 1)
                 counts += times * torch.bincount(digits, minlength=1 << width).cpu()
@@ -279,4 +318,4 @@ def by_bits(
         k -= int(from_largest[place - 1]) if place else 0
         prefix = (prefix << width) | ((1 << width) - 1 - place)
         remaining -= width
-    return float(torch.tensor(prefix, dtype=integer).view(dtype))
+    return float(torch.tensor(lowest + prefix, dtype=integer).view(dtype))

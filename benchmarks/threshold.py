@@ -1,0 +1,108 @@
+"""What the threshold of a clip costs where the gradient lies in parts on several ranks, beside one process.
+
+    python benchmarks/threshold.py   (two minutes on two cores)
+
+A gradient of N coordinates in 20 tensors of unlike sizes, 10% to be clipped, is sharded over 2 and 4 processes. The
+bytes that a rank gives to exchanges and their number are counted. Time is that of the processor, a median of several
+rounds in turn: of the slowest rank, as a multiple of one process that has the whole gradient, and of one that has
+that rank's part alone. Results go to benchmarks/threshold.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from environment import environment
+from scale import Counted
+from stepscope.clipping import fraction_threshold
+
+RESULTS = Path(__file__).with_suffix(".json")
+SIZES, RANKS, FRACTION, ROUNDS = (10**5, 10**6, 10**7, 10**8), (2, 4), 0.1, 5
+
+
+def gradient(size: int) -> list[Tensor]:
+    """Tensors as a network has them: a few large, many small; each a whole number of rows for 4 ranks."""
+    shares = torch.tensor([0.7**i for i in range(20)], dtype=torch.float64)
+    sizes = ((shares / shares.sum() * size).long() // 4 * 4).clamp(min=4).tolist()
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(n, generator=generator) * (i + 1) ** -0.5 for i, n in enumerate(sizes)]
+
+
+def timed(ways: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    """The median processor time of each, in turn, after one round that doesn't count."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(ROUNDS + 1):
+        for name, way in ways.items():
+            dist.barrier()
+            started = time.process_time()
+            way()
+            if number:
+                seconds[name].append(time.process_time() - started)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def measure(rank: int, ranks: int, folder: str) -> None:
+    """One process."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
+    mesh, rows = init_device_mesh("cpu", (ranks,)), []
+    for size in SIZES:
+        whole = gradient(size)
+        parts = [distribute_tensor(tensor, mesh, [Shard(0)], src_data_rank=None) for tensor in whole]
+        own = [part.to_local().clone() for part in parts]
+        with Counted() as counted:
+            found = fraction_threshold(parts, FRACTION)
+        # The whole is in one process alone: others would take its cache and its memory.
+        ways = {
+            "sharded": lambda parts=parts: fraction_threshold(parts, FRACTION),
+            "whole": lambda whole=whole: fraction_threshold(whole, FRACTION) if rank == 0 else None,
+            "part": lambda own=own: fraction_threshold(own, FRACTION),
+        }
+        seconds = timed(ways)
+        same = found == fraction_threshold(whole, FRACTION)
+        everyone: list[Any] = [None] * ranks
+        dist.all_gather_object(everyone, (seconds, same))
+        rows.append({
+            "coordinates": sum(map(len, whole)), "ranks": ranks, "bytes": counted.small + counted.bytes,
+            "calls": counted.calls, "equal": all(same for _, same in everyone),
+            "sharded": max(one["sharded"] for one, _ in everyone), "whole": everyone[0][0]["whole"],
+            "part": max(one["part"] for one, _ in everyone),
+        })  # fmt: skip
+        del whole, parts, own, ways
+    if rank == 0:
+        Path(folder, "rows.json").write_text(json.dumps(rows))
+    dist.barrier()
+    os._exit(0)
+
+
+def main() -> None:
+    """The command line."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    rows = []
+    for ranks in RANKS:
+        with tempfile.TemporaryDirectory() as folder:
+            mp.start_processes(measure, (ranks, folder), nprocs=ranks, start_method="spawn")
+            rows += json.loads(Path(folder, "rows.json").read_text())
+    for row in rows:
+        print(row, f"{row['sharded'] / row['whole']:.2f} {row['sharded'] / row['part']:.2f}")
+    RESULTS.write_text(json.dumps({"rows": rows, "environment": environment()}, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
