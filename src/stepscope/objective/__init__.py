@@ -3,6 +3,7 @@
 from stepscope.objective import dtensors
 from stepscope.objective.batches import digest, moved
 from stepscope.objective.checks import check_before, check_model, check_parameters, form_of, reached
+from stepscope.objective.fsdp import resharded
 from stepscope.objective.interrupts import held
 from stepscope.objective.loss_calls import LossFunction, is_out_of_memory, model_output
 from stepscope.objective.loss_denominators import IGNORED_LABEL, averaged_over, predicts_next_token
@@ -12,7 +13,7 @@ from stepscope.objective.plain_model import PlainModel
 from stepscope.objective.process_group import Ranks, is_known_to_all
 from stepscope.objective.randomness import random_state
 from stepscope.objective.reading import reading
-from stepscope.objective.sharded_model import ShardedModel, model_of_ranks, resharded
+from stepscope.objective.sharded_model import ShardedModel, model_of_ranks
 from stepscope.objective.sharding import sharded
 from stepscope.objective.state import State
 from stepscope.objective.switches import emptied

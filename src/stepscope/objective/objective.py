@@ -20,6 +20,7 @@ from stepscope.errors import UsageError, said
 from stepscope.objective import checks, vectors
 from stepscope.objective.batch_weights import weighting
 from stepscope.objective.batches import digest, moved
+from stepscope.objective.fsdp import resharded
 from stepscope.objective.interrupts import held
 from stepscope.objective.loss_calls import (
     LossFunction,
@@ -34,7 +35,7 @@ from stepscope.objective.memory_budget import MemoryPlan, PeakMemory, within
 from stepscope.objective.plain_model import PlainModel
 from stepscope.objective.process_group import Ranks, number_of
 from stepscope.objective.randomness import seed_everything
-from stepscope.objective.sharded_model import GatheredModel, ShardedModel, model_of_ranks, resharded
+from stepscope.objective.sharded_model import GatheredModel, ShardedModel, model_of_ranks
 from stepscope.objective.state import State
 from stepscope.objective.switches import attention_kernels
 from stepscope.objective.vectors import Direction

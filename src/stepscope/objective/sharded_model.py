@@ -30,6 +30,17 @@ from torch import Tensor, nn
 
 from stepscope.errors import UsageError
 from stepscope.objective import dtensors, interrupts
+from stepscope.objective.fsdp import (
+    begin_anew,
+    exchanged,
+    fsdp_modules,
+    groups_of,
+    in_full_precision,
+    refuse_untried,
+    refuse_waiting,
+    state_of,
+    without_forward_hooks,
+)
 from stepscope.objective.plain_model import AliasesOf, PlainModel
 from stepscope.objective.process_group import Ranks, checksum, number_of
 from stepscope.objective.vectors import Direction
@@ -37,11 +48,6 @@ from stepscope.objective.writes import memory_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-_OF_PRECISION = (
-    "mp_policy", "param_dtype", "reduce_dtype", "all_gather_outputs", "_unsharded_inner_tensors", "_unsharded_param",
-)  # fmt: skip
-"""What FSDP keeps of a parameter that depends on the dtype that it is gathered in."""
 
 
 class ShardedModel:
@@ -54,9 +60,9 @@ class ShardedModel:
     """
 
     def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
-        self._modules = _fsdp_modules(model)
-        self._states = list({id(state): state for state in map(_state_of, self._modules)}.values())
-        self._groups = [group for state in self._states for group in _groups_of(state)]
+        self._modules = fsdp_modules(model)
+        self._states = list({id(state): state for state in map(state_of, self._modules)}.values())
+        self._groups = [group for state in self._states for group in groups_of(state)]
         self._check(model, parameters)
         self.device = next(iter(parameters.values())).device
         part, self._factor = self._data_rank()
@@ -109,15 +115,15 @@ class ShardedModel:
         with ExitStack() as stack:
             with self.ranks.agreed("gradients that wait"):
                 for group in self._groups:
-                    _refuse_waiting(group)
+                    refuse_waiting(group)
             self._begin()
             stack.callback(self.reshard)
             for state in self._states:
-                stack.enter_context(_exchanged(state._state_ctx, is_last_backward=True))
+                stack.enter_context(exchanged(state._state_ctx, is_last_backward=True))
                 if not as_trained:
-                    stack.enter_context(_in_full_precision(state))
+                    stack.enter_context(in_full_precision(state))
             for group in self._groups:
-                stack.enter_context(_exchanged(group, reduce_grads=True, all_reduce_grads=True))
+                stack.enter_context(exchanged(group, reduce_grads=True, all_reduce_grads=True))
             if not as_trained:
                 self._gather_once()
             yield
@@ -128,8 +134,8 @@ class ShardedModel:
         if not self._begun:
             inside: set[int] = set()
             for module in self._modules:
-                if id(module) not in inside and _state_of(module)._is_root is None:
-                    _state_of(module)._lazy_init()
+                if id(module) not in inside and state_of(module)._is_root is None:
+                    state_of(module)._lazy_init()
                 inside |= {id(inner) for inner in module.modules()}
             self._gather_once()
             self._begun = True
@@ -137,7 +143,7 @@ class ShardedModel:
     def _gather_once(self) -> None:
         for module in self._modules:
             if any(
-                not parameter.all_gather_outputs for g in _groups_of(_state_of(module)) for parameter in g.fsdp_params
+                not parameter.all_gather_outputs for g in groups_of(state_of(module)) for parameter in g.fsdp_params
             ):
                 module.unshard()
                 module.reshard()
@@ -150,7 +156,7 @@ class ShardedModel:
             for module in self._modules:
                 module.unshard()
             for state in self._states:
-                stack.enter_context(_without_forward_hooks(state))
+                stack.enter_context(without_forward_hooks(state))
             yield
 
     def check_copies(self, what: str, tensors: Mapping[str, Tensor], remedy: str) -> None:
@@ -194,7 +200,7 @@ class ShardedModel:
             yield
         except BaseException as error:
             place = self._place(error)
-            self._begin_anew()
+            begin_anew(self._modules, self._states, self._groups)
             self.ranks.check_failed_alike(error, place)
             raise
         finally:
@@ -209,17 +215,6 @@ class ShardedModel:
         states = [str(owner._training_state) for owner in (*self._states, *self._groups)]
         passed = [len(group.comm_ctx.post_forward_order) for group in self._groups]
         return lines, states, passed
-
-    def _begin_anew(self) -> None:
-        for module in self._modules:
-            state = _state_of(module)
-            if state._is_root and hasattr(module, "reset_iter_state"):
-                module.reset_iter_state()
-        for owner in (*self._states, *self._groups):
-            owner._training_state = type(owner._training_state).IDLE
-        for state in self._states:
-            state._state_ctx.iter_forward_root = None
-            state._state_ctx.post_backward_final_callback_queued = False
 
     def deliver(self) -> None:
         """Ctrl-C takes effect here, on all ranks that are about to evaluate together."""
@@ -298,13 +293,7 @@ class ShardedModel:
         if len(spread) < len(parameters):
             name = next(name for name, p in parameters.items() if not dtensors.is_spread(p))
             raise UsageError(f"{name} isn't sharded as the others are: its gradient is another on each rank")
-        if len({(group.mesh_info.mesh, group.gradient_divide_factor) for group in self._groups}) > 1:
-            raise UsageError("modules are sharded over other ranks than others, or divide gradients by other factors")
-        for group in self._groups:
-            if group._all_reduce_hook is not None or group.post_forward_mesh_info not in (None, group.mesh_info):
-                raise UsageError("FSDP with an all-reduce hook, or resharded to another size, can't be measured")
-            if any(parameter.offload_to_cpu for parameter in group.fsdp_params):
-                raise UsageError("FSDP with parameters offloaded to the CPU can't be measured")
+        refuse_untried(self._groups)
 
 
 def sharded_model(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> ShardedModel | None:
@@ -360,12 +349,6 @@ def model_of_ranks(
     return sharded
 
 
-def resharded(model: nn.Module) -> None:
-    """Frees weights that FSDP has gathered: a model has its own parameters again."""
-    for module in _fsdp_modules(model):
-        module.reshard()
-
-
 _APART: WeakKeyDictionary[ProcessGroup, ProcessGroup] = WeakKeyDictionary()
 """By the default process group, the one of what ranks tell one another."""
 
@@ -377,99 +360,6 @@ def _group_apart(device: torch.device) -> ProcessGroup:
         timeout = getattr(world._get_backend(device).options, "_timeout", None)
         _APART[world] = torch.distributed.new_group(timeout=timeout)
     return _APART[world]
-
-
-def _fsdp_modules(model: nn.Module) -> list[Any]:
-    if not torch.distributed.is_available():
-        return []
-    from torch.distributed.fsdp import FSDPModule
-
-    return [module for module in model.modules() if isinstance(module, FSDPModule)]
-
-
-def _state_of(module: Any) -> Any:
-    return module._get_fsdp_state()
-
-
-def _groups_of(state: Any) -> list[Any]:
-    groups = getattr(state, "_fsdp_param_groups", None)
-    return list(groups) if groups is not None else [group for group in [state._fsdp_param_group] if group is not None]
-
-
-def _refuse_waiting(group: Any) -> None:
-    waits = any(parameter.unsharded_accumulated_grad is not None for parameter in group.fsdp_params)
-    waits |= any(
-        unsharded.grad is not None
-        for parameter in group.fsdp_params
-        if (unsharded := vars(parameter).get("_unsharded_param")) is not None
-    )
-    if waits or group._partial_reduce_output is not None:
-        raise UsageError("gradients wait for their synchronization: measure after the last backward pass of a step")
-
-
-@contextmanager
-def _in_full_precision(state: Any) -> Iterator[None]:
-    """Inside, FSDP gathers parameters and reduces gradients in their own type, and casts neither inputs nor outputs."""
-    with ExitStack() as stack:
-        none = type(state._mp_policy)()
-        stack.enter_context(_exchanged(state, _mp_policy=none))
-        for group in _groups_of(state):
-            stack.enter_context(_exchanged(group, mp_policy=none, _reduce_dtype=None))
-            for parameter in group.fsdp_params:
-                stack.enter_context(_gathered_in_own_type(parameter))
-        yield
-
-
-@contextmanager
-def _gathered_in_own_type(parameter: Any) -> Iterator[None]:
-    if parameter.param_dtype is None and parameter.reduce_dtype is None:
-        yield
-        return
-    kept = {name: vars(parameter)[name] for name in _OF_PRECISION if name in vars(parameter)}
-    try:
-        parameter.mp_policy = type(parameter.mp_policy)()
-        parameter.param_dtype = parameter.reduce_dtype = None
-        if kept["param_dtype"] is not None:
-            parameter.all_gather_outputs, parameter._unsharded_inner_tensors = [], []
-            vars(parameter).pop("_unsharded_param", None)
-        yield
-    finally:
-        for name in _OF_PRECISION:
-            vars(parameter).pop(name, None)
-        vars(parameter).update(kept)
-
-
-@contextmanager
-def _exchanged(owner: Any, **values: Any) -> Iterator[None]:
-    kept = {name: getattr(owner, name) for name in values}
-    try:
-        for name, value in values.items():
-            setattr(owner, name, value)
-        yield
-    finally:
-        for name, value in kept.items():
-            setattr(owner, name, value)
-
-
-@contextmanager
-def _without_forward_hooks(state: Any) -> Iterator[None]:
-    """Inside, FSDP does nothing when its module is called."""
-    if len(state._modules) > 1:
-        raise UsageError("modules that FSDP gathers as one (fully_shard([a, b])) have no exact second derivative here")
-    [module] = state._modules
-    hooks = (
-        (module._forward_pre_hooks, state._pre_forward_hook_handle),
-        (module._forward_hooks, state._post_forward_hook_handle),
-    )
-    kept = [(registry, list(registry.items())) for registry, _ in hooks]
-    try:
-        for registry, handle in hooks:
-            del registry[handle.id]
-        yield
-    finally:
-        for registry, items in kept:
-            registry.clear()
-            registry.update(items)
 
 
 @contextmanager
