@@ -31,6 +31,16 @@ def printable(name: str) -> str:
     return "".join(character if character.isprintable() else "\ufffd" for character in name)
 
 
+def shortened(text: str, most: int = 200) -> str:
+    """A text, or its beginning where a user gave a thing ten thousand letters.
+
+    Example:
+        >>> shortened("a model", 5), shortened("Net", 5)
+        ('a mo…', 'Net')
+    """
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def brief(thing: object, names: Iterable[str]) -> str:
     """An object with some of its attributes, numbers to four digits, those that are ``None`` left out.
 

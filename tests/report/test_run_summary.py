@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from probed_runs import call, own, probed_run, steps_of
+from probed_runs import call, hostile_training, own, probed_run, steps_of
 from stepscope.report import run_summary
 from stepscope.runs import StepRecord, Training, read_training
 from synthetic_records import hostile_run, run_directory, synthetic_records
@@ -71,6 +71,13 @@ def test_a_demo_has_a_sentence_and_no_findings(tmp_path, capsys):
 
 def test_names_reach_a_terminal_without_what_it_would_act_on(tmp_path, capsys):
     assert "\x1b" not in call("summary", hostile_run(tmp_path / "run"), capsys=capsys)
+
+
+def test_names_of_ten_thousand_letters_leave_room_for_the_rest(tmp_path, capsys):
+    said = call("summary", hostile_training(tmp_path / "run"), capsys=capsys)
+    assert len(said.splitlines()) < 150
+    assert "x" * 201 not in said
+    assert "x" * 20 in said
 
 
 def test_a_run_of_another_kind_is_a_line(tmp_path, capsys):

@@ -128,7 +128,7 @@ def test_the_command_compares_run_directories(tmp_path, capsys):
     after = probed_run(tmp_path / "after", own(10), steps_of(ratio=0.8))
     text = " ".join(call("compare", before, after, capsys=capsys).split())
     assert "What differs" not in text
-    assert "learning rate step_too_long healthy" in text
+    assert "learning rate too large no sign of an error" in text
     told = json.loads(call("compare", before, after, "--json", capsys=capsys))
     assert [run["learning_rate"] for run in told["runs"]] == ["step_too_long", "healthy"]
     assert [run["run"] for run in told["runs"]] == ["before", "after"]

@@ -14,13 +14,19 @@ from stepscope.report.facts import facts_of
 from stepscope.report.run_summary import facts_of_training, in_words
 from stepscope.report.tables import Table
 from stepscope.runs import DirectionRecord, StepRecord, Training, is_own, plain
-from stepscope.shown import NOTHING, format_number
+from stepscope.shown import NOTHING, format_number, shortened
 
 Place = tuple[str, int, int]
 """Trajectory, seed, step."""
 
 LONGEST = 60
 """Characters of a value that differs."""
+
+_VERDICTS = {
+    "step_too_short": "too small", "step_too_long": "too large", "healthy": "no sign of an error",
+    "cannot_tell": "can't tell",
+}  # fmt: skip
+"""Of a learning rate, for people; programs get the kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +120,8 @@ class Comparison:
             "order. The trust ratio is of the steps that its verdict counts."
         )
         if any(self.verdicts):
-            rows += (("learning rate", *(verdict.kind if verdict else NOTHING for verdict in self.verdicts), "", ""),)
+            verdicts = (_VERDICTS[verdict.kind] if verdict else NOTHING for verdict in self.verdicts)
+            rows += (("learning rate", *verdicts, "", ""),)
             rows += (("trust ratio", *map(_trust, self.verdicts), "", ""),)
         rows += (("seconds measuring", *(format_number(facts["seconds_measuring"]) for facts in self.facts), "", ""),)
         return [*tables, Table("What was measured", (*head, "at", "of steps"), rows, note if self.compared else "")]
@@ -247,7 +254,7 @@ def _alone(values: tuple[str, ...]) -> tuple[str, ...]:
     lists = [value.split(", ") for value in values]
     common = set.intersection(*map(set, lists))
     alone = (", ".join(item for item in items if item not in common) or NOTHING for items in lists)
-    return tuple(text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…" for text in alone)
+    return tuple(shortened(text, LONGEST) for text in alone)
 
 
 def _told(run: Training) -> dict[str, str]:

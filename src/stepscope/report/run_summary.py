@@ -14,7 +14,7 @@ from stepscope.report.facts import title_of
 from stepscope.report.summary import summary_sentence
 from stepscope.report.tables import Table
 from stepscope.runs import DirectionRecord, StepRecord, Training, plain
-from stepscope.shown import format_number
+from stepscope.shown import format_number, shortened
 
 MOST_STEPS = 8
 """So many of the measured steps are in the table, from the first to the last."""
@@ -122,7 +122,8 @@ def _what(training: Training, facts: dict[str, Any]) -> str:
     now = facts["learning_rates"]
     on = f", batches of {sizes}" if (sizes := in_words(facts["batch_sizes"])) else ""
     decayed = f" (now {' and '.join(f'{rate:.3g}' for rate in now)})" if now and now != rates else ""
-    return f"{facts['model'] or 'A model'}{size}, trained by {' and '.join(facts['optimizers'])}{at}{decayed}{on}"
+    model, optimizers = shortened(facts["model"] or "A model"), " and ".join(map(shortened, facts["optimizers"]))
+    return f"{model}{size}, trained by {optimizers}{at}{decayed}{on}"
 
 
 def in_words(sizes: Sequence[int]) -> str:
@@ -140,7 +141,7 @@ def _how_far(training: Training, facts: dict[str, Any]) -> str:
     count, full = facts["steps_measured"], facts["full_measurements"]
     if not training.is_probed:
         return f"directions measured {full} times, at the latest at step {facts['step']:,}"
-    on = f" on {facts['measured_on']}" if full and facts["measured_on"] else ""
+    on = f" on {shortened(facts['measured_on'])}" if full and facts["measured_on"] else ""
     of = f" of {facts['length']:,}" if facts["length"] else ""
     loss = f", its batch's loss {format_number(facts['batch_loss'])}" if facts["batch_loss"] is not None else ""
     own = f"{count} step{'s' * (count != 1)} measured on {'their' if count != 1 else 'its'} own batch"

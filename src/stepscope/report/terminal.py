@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from stepscope.errors import require
@@ -11,7 +12,7 @@ from stepscope.report.comparison import trajectories_of
 from stepscope.report.direction_tables import step_tables
 from stepscope.report.tables import Table
 from stepscope.runs import DirectionRecord
-from stepscope.shown import printable
+from stepscope.shown import printable, shortened
 
 WHOLE = 31
 """A column of names needs no more room than this."""
@@ -48,7 +49,8 @@ def print_tables(tables: Sequence[Table], console: Any = None) -> None:
     for place, table in enumerate(tables):
         if place and tables[place - 1].note:
             target.print()
-        target.print(_drawn(table, target.width))
+        rows = tuple((shortened(name), *cells) for name, *cells in table.rows)
+        target.print(_drawn(replace(table, title=shortened(table.title), rows=rows), target.width))
         if table.note:
             target.print(_text(table.note))
 
