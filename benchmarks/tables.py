@@ -170,6 +170,26 @@ def kills(stored: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def pages(stored: dict[str, Any]) -> str:
+    """A row for each page and width, with seconds of what it was used for."""
+    heads = {"first_paint": "first paint", "drawn": "all charts drawn", "slider": "a move of the slider"}
+    heads |= {"header": "sort", "highlight": "highlight", "dark": "dark"}
+    titles = ["page", "bytes", "`stepscope report`", "pixels", "charts", *heads.values()]
+    lines = ["| " + " | ".join(titles) + " |", "| --- |" + " --- |" * (len(titles) - 1)]
+    for row in stored["rows"]:
+        seconds = ["–" if row[name] is None else f"{row[name]:.2f} s" for name in heads]
+        made = f"{row['bytes']:,}", f"{row['cpu']:.1f} s", str(row["width"]), str(row["charts"])
+        lines.append("| " + " | ".join([row["page"], *made, *seconds]) + " |")
+    about, loads = stored["environment"], [row["load"] for row in stored["rows"]]
+    first = max(row["cpu_first"] for row in stored["rows"] if row["page"] != "reproduction")
+    lines.append(
+        f"\nMeasured {about['measured'][:10]} on {about['processor']}, {about['cores']} cores, Chromium "
+        f"{about['chromium']} without a GPU, beside other work: the load was {min(loads):.0f} to {max(loads):.0f}. The "
+        f"first page after an installation takes {first:.1f} s of the processor."
+    )
+    return "\n".join(lines)
+
+
 def plan_of_scale() -> str:
     """A row for each size of a model, with the ranks that such a model is spread over."""
     heads = ["parameters", "ranks", "a rank's part", "a loss", "an edge", "a gradient", "`uᵀHu` of one direction"]
@@ -319,6 +339,7 @@ def stored_tables() -> dict[str, str]:
         "scale.json": counted_bytes(_stored("scale")),
         "scale plan": plan_of_scale(),
         "threshold.json": sharded_threshold(_stored("threshold")),
+        "pages.json": pages(_stored("pages")),
         "kills.json": kills(_stored("kills")),
         **performance(_stored("performance")),
     }
