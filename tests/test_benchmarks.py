@@ -16,6 +16,7 @@ import kills  # noqa: E402
 import measure  # noqa: E402
 import models  # noqa: E402
 import multipliers  # noqa: E402
+import pages  # noqa: E402
 import products  # noqa: E402
 import spikes  # noqa: E402
 from made_data import data_of  # noqa: E402
@@ -257,3 +258,12 @@ def test_one_multiplier_for_all_layers_gives_the_update_the_same_length():
     assert len(set(by_layer.values())) > 1
     assert len(set(alike.values())) == 1
     assert lengths[0] == pytest.approx(lengths[1], rel=1e-5)
+
+
+def test_a_page_that_misses_a_limit_is_told_and_the_stored_ones_miss_none():
+    rows = json.loads(pages.RESULTS.read_text())["rows"]
+    assert [(row["page"], row["width"]) for row in rows] == [(page, w) for page in pages.PAGES for w in pages.WIDTHS]
+    assert [line for row in rows for line in pages.missed(row)] == []
+    assert pages.missed(rows[0] | {"bytes": 3_000_000}) == ["healthy: bytes 3e+06, at most 2e+06"]
+    assert len(pages.missed(rows[0] | {"first_paint": 2.5, "cpu": 2.5})) == 2
+    assert pages.missed(rows[-1] | {"bytes": 3_000_000, "cpu": 14.0}) == [], "a reproduction is many runs"
