@@ -41,7 +41,7 @@ Makes every table and figure of the paper, and says of each of its claims whethe
 
 {experiments}
 
-  stepscope reproduce                                within 100 minutes on two cores, five seeds
+  stepscope reproduce                                by its plan within 100 minutes on two idle cores, five seeds
   stepscope reproduce --scale smoke                  within 3 minutes, to see that it works: claims cannot be told
   stepscope reproduce --only A C --seeds 3           some of the experiments
   stepscope reproduce --only A E                     also what decides: one factor at a time
