@@ -10,10 +10,16 @@ import pytest
 gc.disable()  # what is imported stays, and looking through it again and again takes a third of the collection
 
 import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 # Small models lose more to threads than they gain, and a result must not depend on their number.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # in processes that tests start
+
+
+# A machine that others use stalls now and then: no example has to be done within a fifth of a second.
+settings.register_profile("shared machine", deadline=None)
+settings.load_profile("shared machine")
 
 
 @pytest.fixture(scope="session", autouse=True)
