@@ -6,8 +6,8 @@
 Two are of trainings that are made here, one of them at a rate ten times too large; one is of a long run, one of a run
 that has no record, one of a run whose names are hostile, and one is the stored reproduction. Each is made by `stepscope
 report`, in a process of its own, and opened at two widths and in both color schemes. Whatever a page has is used: the
-slider, the headers, the highlights, the copies, the keyboard. Results go to benchmarks/pages.json. A page that asks
-for something or complains ends the command; a limit that is missed is told at its end.
+slider, the headers, the highlights, the copies, the keyboard. Results go to benchmarks/pages.json. An outside
+request or a console error ends the command. A missed limit is reported at the end.
 """
 
 from __future__ import annotations
@@ -220,12 +220,12 @@ def used(browser: Any, page: Path, width: int, keep: Path | None) -> dict[str, A
 def measured(browser: Any, name: str, folder: Path, keep: Path | None) -> list[dict[str, Any]]:
     """What is found of one of the pages: a row for each width."""
     run = folder / name
-    told = PAGES[name](run)
+    result = PAGES[name](run)
     page, first = report(run)
     content = page.read_bytes()
     page, again = report(run)
     assert page.read_bytes() == content, "the same records give the same page"
-    facts = {"page": name, "held_out": told if isinstance(told, float) else None, "bytes": len(content),
+    facts = {"page": name, "held_out": result if isinstance(result, float) else None, "bytes": len(content),
              "cpu": min(first, again), "cpu_first": first,
              "load": os.getloadavg()[0]}  # fmt: skip
     shown = page.rename(folder / f"{name}.html")

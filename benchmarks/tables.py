@@ -184,7 +184,7 @@ def pages(stored: dict[str, Any]) -> str:
     first = max(row["cpu_first"] for row in stored["rows"] if row["page"] != "reproduction")
     lines.append(
         f"\nMeasured {about['measured'][:10]} on {about['processor']}, {about['cores']} cores, Chromium "
-        f"{about['chromium']} without a GPU, beside other work: the load was {min(loads):.0f} to {max(loads):.0f}. The "
+        f"{about['chromium']} without a GPU, beside other work: the load was {min(loads):.1f} to {max(loads):.1f}. The "
         f"first page after an installation takes {first:.1f} s of the processor."
     )
     return "\n".join(lines)

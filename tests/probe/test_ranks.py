@@ -251,8 +251,8 @@ def scaled():
     """Beside a training without a probe."""
     found = {}
     for way in ("ddp", "fsdp") if dist.get_world_size() == 2 else ("hsdp", "fsdp x tensors"):
-        weights, told = scaled_by(way)
-        found[way] = [*told, all(map(torch.equal, weights, scaled_by(way, probed=False)))]
+        weights, records = scaled_by(way)
+        found[way] = [*records, all(map(torch.equal, weights, scaled_by(way, probed=False)))]
     return found
 
 

@@ -201,7 +201,7 @@ def check_gradients(parameters: Sequence[Tensor]) -> None:
     present = bytes(parameter.grad is not None for parameter in parameters)
     if not dtensors.is_same_on_all(float(zlib.crc32(present)), parameters):
         raise UsageError(
-            "the gradients of other parameters are missing on some ranks than on others: nothing was clipped"
+            "some ranks lack gradients that others have, so nothing was clipped: all must use the same parameters"
         )
 
 

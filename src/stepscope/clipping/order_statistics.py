@@ -169,16 +169,9 @@ def _by_bracket(tensors: Sequence[Tensor], k: int, dtype: torch.dtype) -> float 
     low, high = _bracket(tensors, k, total, room)
     if not low <= high:  # the sample has a NaN
         return None
-    size = min(CHUNK, max(total // _CHUNKS, 1))
-    first_mask, second_mask = np.empty(size, bool), np.empty(size, bool)
     up_to_high, within = 0, 0
-    for piece in _magnitudes(tensors, np.empty(size, kind)):
-        inside, from_low = first_mask[: piece.size], second_mask[: piece.size]
-        np.less_equal(piece, high, out=inside)
-        np.greater_equal(piece, low, out=from_low)
-        up_to_high += int(np.count_nonzero(inside))
-        # Within, both are true; of a NaN, neither is: it is found among what lies within.
-        places = np.flatnonzero(np.equal(inside, from_low, out=inside))
+    for piece, below, places in _split(tensors, low, high, min(CHUNK, max(total // _CHUNKS, 1)), kind):
+        up_to_high += below
         if low < high:
             if within + places.size > room.size:
                 return None
@@ -212,16 +205,11 @@ def above_and_within(
     import numpy as np
 
     total = sum(tensor.numel() for tensor in tensors)
-    size, kind = min(CHUNK, total), np.float32 if dtype == torch.float32 else np.float64
-    first_mask, second_mask = np.empty(size, bool), np.empty(size, bool)
+    kind = np.float32 if dtype == torch.float32 else np.float64
     found: list[NDArray[Any]] | None = []
     up_to_high, within = 0, 0
-    for piece in _magnitudes(tensors, np.empty(size, kind)):
-        inside, from_low = first_mask[: piece.size], second_mask[: piece.size]
-        np.less_equal(piece, high, out=inside)
-        np.greater_equal(piece, low, out=from_low)
-        up_to_high += int(np.count_nonzero(inside))
-        places = np.flatnonzero(np.equal(inside, from_low, out=inside))
+    for piece, below, places in _split(tensors, low, high, min(CHUNK, total), kind):
+        up_to_high += below
         within += places.size
         if within > max(total // 4, CHUNK):
             found = None
@@ -229,6 +217,22 @@ def above_and_within(
             found.append(piece.take(places))
     values = None if found is None else torch.from_numpy(np.concatenate([np.empty(0, kind), *found]))
     return total - up_to_high, within, values
+
+
+def _split(
+    tensors: Sequence[Tensor], low: float, high: float, size: int, kind: type[Any]
+) -> Iterator[tuple[NDArray[Any], int, NDArray[Any]]]:
+    """All magnitudes, some at a time: how many are at most `high`, and the places of those from `low` to `high`."""
+    import numpy as np
+
+    first_mask, second_mask = np.empty(size, bool), np.empty(size, bool)
+    for piece in _magnitudes(tensors, np.empty(size, kind)):
+        inside, from_low = first_mask[: piece.size], second_mask[: piece.size]
+        np.less_equal(piece, high, out=inside)
+        np.greater_equal(piece, low, out=from_low)
+        up_to_high = int(np.count_nonzero(inside))
+        # Within, both are true; of a NaN, neither is: it is found among what lies within.
+        yield piece, up_to_high, np.flatnonzero(np.equal(inside, from_low, out=inside))
 
 
 def _magnitudes(tensors: Sequence[Tensor], buffer: NDArray[Any]) -> Iterator[NDArray[Any]]:

@@ -24,7 +24,7 @@ _SAME_STEP = (
 
 
 def check_gradients(ranks: Ranks, gradients: Mapping[str, Tensor]) -> None:
-    """Refuses gradients of other parameters on some of the ranks than on others.
+    """Refuses gradients where ranks have them of different parameters.
 
     Raises:
         UsageError: on all ranks.

@@ -137,7 +137,7 @@ class ComparedUpdates:
         return PseudoUpdates(held, self.others)
 
     def check_gradients(self, ranks: Ranks, trainable: Mapping[str, nn.Parameter]) -> None:
-        """Refuses gradients of other parameters on some of the ranks than on others: nobody computes with them before.
+        """Refuses gradients where ranks have them of different parameters, before anything is computed with them.
 
         Args:
             ranks: those that measure together.
