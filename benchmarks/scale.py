@@ -10,19 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import models
 from environment import environment
+from on_ranks import Counted, Rows, measured_by
 
 RESULTS = Path(__file__).with_suffix(".json")
 WIDTHS, RANKS = (64, 128, 256), (2, 4, 8)
@@ -60,33 +56,12 @@ def evaluations(measured: str, result: Any) -> tuple[int, int]:
     return 1, 1 + sum(4 + (one.sharpness < 0) for one in result.values())
 
 
-class Counted(TorchDispatchMode):
-    """Counts what this rank receives by gathering and sends by scattering, and how many collectives there are."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes, self.small, self.calls = 0, 0, 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Called by torch."""
-        name = str(function)
-        if name.startswith("c10d."):
-            self.calls += 1
-            if "_allgather_base_" in name or "_reduce_scatter_base_" in name:
-                self.bytes += abs(args[0].nbytes - args[1].nbytes)
-            else:
-                self.small += sum(t.nbytes for t in torch.utils._pytree.tree_leaves(args) if torch.is_tensor(t))
-        return function(*args, **(kwargs or {}))
-
-
-def count(rank: int, ranks: int, folder: str) -> None:
+def count(_: int, ranks: int) -> Rows:
     """One process: what each measurement of each width exchanges."""
     from torch.distributed.fsdp import fully_shard
 
     from stepscope import Objective, edge, measure
 
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
     rows = []
     for width in WIDTHS:
         torch.manual_seed(0)
@@ -114,22 +89,17 @@ def count(rank: int, ranks: int, folder: str) -> None:
                 "measured": name, "parameters": size, "ranks": ranks, "counted": counted.bytes, "foretold": foretold,
                 "beside": counted.small, "calls": counted.calls,
             })  # fmt: skip
-    if rank == 0:
-        Path(folder, "rows.json").write_text(json.dumps(rows))
-    dist.barrier()
-    os._exit(0)
+    return rows
 
 
 def main() -> None:
     """The command line."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    rows = []
+    rows: Rows = []
     for ranks in RANKS:
-        with tempfile.TemporaryDirectory() as folder:
-            mp.start_processes(count, (ranks, folder), nprocs=ranks, start_method="spawn")
-            rows += json.loads(Path(folder, "rows.json").read_text())
-            for row in rows[-4 * len(WIDTHS) :]:
-                print(row, f"{row['counted'] / row['foretold']:.3f}", flush=True)
+        rows += measured_by(ranks, count)
+        for row in rows[-4 * len(WIDTHS) :]:
+            print(row, f"{row['counted'] / row['foretold']:.3f}", flush=True)
     RESULTS.write_text(json.dumps({"rows": rows, "environment": environment()}, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,11 +20,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from environment import environment
-from scale import Counted
+from on_ranks import Counted, Rows, measured_by
 from stepscope.clipping import fraction_threshold
 
 RESULTS = Path(__file__).with_suffix(".json")
@@ -54,13 +51,11 @@ def timed(ways: dict[str, Callable[[], Any]]) -> dict[str, float]:
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
-def measure(rank: int, ranks: int, folder: str) -> None:
+def measure(rank: int, ranks: int) -> Rows:
     """One process."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
 
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
     mesh, rows = init_device_mesh("cpu", (ranks,)), []
     for size in SIZES:
         whole = gradient(size)
@@ -85,20 +80,15 @@ def measure(rank: int, ranks: int, folder: str) -> None:
             "part": max(one["part"] for one, _ in everyone),
         })  # fmt: skip
         del whole, parts, own, ways
-    if rank == 0:
-        Path(folder, "rows.json").write_text(json.dumps(rows))
-    dist.barrier()
-    os._exit(0)
+    return rows
 
 
 def main() -> None:
     """The command line."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    rows = []
+    rows: Rows = []
     for ranks in RANKS:
-        with tempfile.TemporaryDirectory() as folder:
-            mp.start_processes(measure, (ranks, folder), nprocs=ranks, start_method="spawn")
-            rows += json.loads(Path(folder, "rows.json").read_text())
+        rows += measured_by(ranks, measure)
     for row in rows:
         print(row, f"{row['sharded'] / row['whole']:.2f} {row['sharded'] / row['part']:.2f}")
     RESULTS.write_text(json.dumps({"rows": rows, "environment": environment()}, indent=1, ensure_ascii=False) + "\n")
