@@ -41,7 +41,7 @@ GROUPS = 0.3
 """Of the kills, how many are of a whole process group."""
 TORN = b'{"torn": '
 _PATIENCE = 10.0
-"""Seconds that a moment is waited for."""
+"""Seconds that a moment is waited for, at most."""
 
 
 def command(engine: str, words: Sequence[str], out: Path) -> list[str]:
@@ -73,8 +73,9 @@ class Killer:
         torn: how many files got a torn last line.
     """
 
-    def __init__(self, out: Path, cache: Path, kills: int, pause: float, draw: random.Random) -> None:
-        self.out, self._cache, self._draw, self._pause = out, cache, draw, pause
+    def __init__(self, out: Path, cache: Path, kills: int, seconds: float, draw: random.Random) -> None:
+        self.out, self._cache, self._draw = out, cache, draw
+        self._pause, self._patience = seconds / max(kills, 1), min(_PATIENCE, seconds / 2)
         self._kills, self.torn = kills, 0
         self.killed: Counter[str] = Counter()
 
@@ -97,7 +98,7 @@ class Killer:
     def _at(self, moment: str, engine: subprocess.Popen[bytes]) -> int | None:
         """A process that pretrains, or has recorded something since this was called."""
         sizes, holders = self._sizes(), dict[Path, int]()
-        end = time.monotonic() + _PATIENCE
+        end = time.monotonic() + self._patience
         while time.monotonic() < end and engine.poll() is None:
             grown = {file for file, size in self._sizes().items() if size > sizes.get(file, 0)}
             # Who had the file open before: by now it may be closed.
@@ -194,16 +195,20 @@ def compared(wanted: dict[str, str], found: dict[str, str]) -> dict[str, Any]:
 
 
 def trial(
-    engines: Sequence[str], words: Sequence[str], folder: Path, kills: int, seed: int
+    engines: Sequence[str], words: Sequence[str], folder: Path, kills: int, seed: int, spread: float = 0.25
 ) -> Iterator[dict[str, Any]]:
-    """The reference, and then each engine: a row for each."""
+    """The reference, and then each engine: a row for each.
+
+    The pauses before kills take this part of the reference's time together, on average, and a moment is waited for half
+    as long at most: where the jobs are over sooner, nothing would be killed.
+    """
     os.environ["STEPSCOPE_CACHE"] = str(folder / "cache")
     seconds = reference(words, folder / "reference")
     wanted = contents(folder / "reference")
     for engine in engines:
         cache, out = folder / f"cache-{engine}", folder / engine
         os.environ["STEPSCOPE_CACHE"] = str(cache)
-        killer = Killer(out, cache / "pretrained", kills, seconds / (4 * max(kills, 1)), random.Random(seed))
+        killer = Killer(out, cache / "pretrained", kills, spread * seconds, random.Random(seed))
         yield disturbed(engine, words, out, killer) | compared(wanted, contents(out))
 
 

@@ -180,7 +180,7 @@ def test_what_is_killed_and_given_again_is_what_is_left_undisturbed(tmp_path, mo
     monkeypatch.setenv("STEPSCOPE_CACHE", "")
     words = ["reproduce", "--scale", "smoke", "--only", "C", "--seeds", "1"]
     words += ["--source", f"translation={data_of('translation', tmp_path)}"]
-    [row] = kills.trial(["processes"], words, tmp_path, 2, seed=0)
+    [row] = kills.trial(["processes"], words, tmp_path, 2, seed=0, spread=0.1)
     assert row["jobs"] == 2
     assert sum(row["kills"].values()) == 2
     assert (row["lost"], row["twice"], row["others"], row["differing"]) == (0, 0, 0, [])
