@@ -240,16 +240,19 @@ def _reproduced(out: Path, *, draw: bool = True) -> None:
     """Writes what is made of a reproduction's records, its figures if they are to be drawn, and shows the claims."""
     from stepscope.paper import claims as about
     from stepscope.paper.experiments.run_files import read_runs
+    from stepscope.paper.report.ladder_charts import ladder_figure
     from stepscope.paper.reproduction.reproduction_page import write_reproduction
     from stepscope.report import print_tables
 
     runs, others = read_runs(out), about.read_others(out)
     claims = about.judge(runs)
     table, opening = about.claims_table(claims, others), about.learned(claims, others)
+    rungs = about.climbed(about.rungs_of(about.claims_json(claims)), (r for other in others for r in other.rungs))
     tables = [table, about.parts_table(claims), about.later_rules_table(), about.departures_table(claims)]
+    tables += [ladder] if (ladder := about.ladder_table(rungs)) else []
     tables += about.factor_tables(runs, about.ALONG_TRAJECTORIES)
     with shown_progress() as progress:
-        write_reproduction(out, runs, tables, progress, opening=opening, draw=draw)
+        write_reproduction(out, runs, tables, progress, opening=opening, draw=draw, figures=[ladder_figure(rungs)])
     _write_claims(out / "claims.json", claims)
     print_tables([table])
     print(opening)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
@@ -17,10 +19,12 @@ pytest.importorskip("vl_convert")
 
 from experiment_records import bound, correlation, removal
 from stepscope import UsageError
+from stepscope.paper.claims import BESIDE, Rung
 from stepscope.paper.experiments.command_lines import EXPERIMENTS
 from stepscope.paper.experiments.run_files import read, read_runs, render_run, write_page
 from stepscope.paper.records import AgreementRecord, CorrelationRecord, LossRecord, Rank, SmoothnessRecord
 from stepscope.paper.report.directions import direction_figures, direction_tables
+from stepscope.paper.report.ladder_charts import ladder_figure
 from stepscope.paper.reproduction import reproduction_page as module
 from stepscope.paper.reproduction.reproduction_page import write_reproduction
 from stepscope.report import Table, file_name, sharpness_rows
@@ -265,6 +269,29 @@ def test_a_figure_that_was_drawn_before_stays_unless_its_records_are_newer(made,
     assert "report --figures" in left[-1].read_text()
     assert all("trajectory-code" in file.name and file.suffix == ".pdf" and not file.exists() for file in gone)
     assert all(file.exists() for file in (*left, mine))
+
+
+def test_a_figure_of_the_claims_stands_at_the_top_and_goes_when_what_stands_beside_is_newer(tmp_path):
+    make(tmp_path)
+    (tmp_path / BESIDE).mkdir()
+    beside = tmp_path / BESIDE / "larger.json"
+    beside.write_text("[]")
+    rungs = [Rung("C1", "code", "< 0.5", "random", scale, 0.4, (0.3, 0.45), 3, "holds") for scale in ("cpu", "desk")]
+
+    def written(*, draw):
+        files = write_reproduction(
+            tmp_path, read_runs(tmp_path), CLAIMS, draw=draw, figures=[ladder_figure(rungs), ladder_figure([])]
+        )
+        return [file.name for file in files if "ladder" in file.name], files[-1].read_text()
+
+    drawn, page = written(draw=True)
+    assert drawn == ["claims-ladder.pdf"]
+    top = page[page.index('id="claims"') : page.index('id="run-')]
+    assert 'id="chart-0"' in top
+    assert 'href="figures/claims-ladder.pdf"' in top
+    assert written(draw=False) == (drawn, page)
+    os.utime(beside, ns=(time.time_ns() + 10**9,) * 2)
+    assert written(draw=False)[0] == []
 
 
 def test_no_figure_is_promised_of_which_nothing_was_measured(tmp_path):

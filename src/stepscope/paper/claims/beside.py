@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stepscope.errors import UsageError
+from stepscope.paper.claims.ladder import Rung, rungs_of
 from stepscope.paper.claims.verdicts import JudgedClaim, Judgment
 
 BESIDE = "beside"
@@ -40,10 +41,12 @@ class Other:
     Attributes:
         name: of its file.
         says: ``{(id of a claim, start, reading): what it says}``.
+        rungs: its numbers, to compare with those of another size.
     """
 
     name: str
     says: Mapping[tuple[str, str, str], Said]
+    rungs: Sequence[Rung] = ()
 
     def on(self, claim: JudgedClaim, judgment: Judgment) -> Said | None:
         """What it says of the same; None if it measured nothing of it."""
@@ -68,13 +71,15 @@ def read_others(directory: Path) -> list[Other]:
 
 def _read(path: Path) -> Other:
     try:
-        return Other(path.stem, {
+        claims = json.loads(path.read_text())
+        says = {
             (str(claim["id"]), str(own["start"]), str(own["reading"])): Said(
                 str(own["verdict"]), tuple(map(int, own["seeds"])), tuple(map(str, claim["departures"]))
             )
-            for claim in json.loads(path.read_text())
+            for claim in claims
             for own in claim["judgments"]
-        })  # fmt: skip
+        }
+        return Other(path.stem, says, rungs_of(claims))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UsageError(f"{path} holds no judged claims: remove it, or name its reproduction once more") from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from stepscope.paper.claims.verdicts import PRETRAINED, RANDOM, Claim, Part
+from stepscope.paper.claims.verdicts import MARKS, PRETRAINED, RANDOM, Claim, Part
 from stepscope.paper.reproduction_runs import Run, section
 from stepscope.report import NOTHING, Table
 from stepscope.runs import Record
@@ -88,5 +88,4 @@ def _header(claim: Claim, part: Part) -> str:
 
 
 def _cell(part: Part) -> str:
-    mark = {"holds": "✓", "does not hold": "✗"}.get(part.verdict, "?")
-    return f"{part.number} {mark}"
+    return f"{part.number} {MARKS[part.verdict]}"

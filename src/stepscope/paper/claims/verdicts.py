@@ -25,6 +25,7 @@ from stepscope.paper.statistics import MeanInterval, mean_interval
 from stepscope.runs import Record
 
 HOLDS, FAILS, UNCLEAR = "holds", "does not hold", "cannot tell"
+MARKS = {HOLDS: "✓", FAILS: "✗", UNCLEAR: "?"}
 
 FEW = 3
 """Parts that a claim's line names one by one."""

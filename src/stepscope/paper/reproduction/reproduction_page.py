@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from stepscope.errors import UsageError, require
+from stepscope.paper.claims import BESIDE
 from stepscope.paper.experiments.command_lines import EXPERIMENTS
 from stepscope.paper.experiments.experiment import Experiment
 from stepscope.paper.experiments.run_files import experiment_of
@@ -37,6 +38,8 @@ FIGURE_FOLDER = "figures"
 PAGE = "report.html"
 WRITTEN = "written.json"
 """The names of the files that were written, so that the next call knows which it may remove."""
+_CLAIMS = "claims"
+"""What stands at the top of the page, before all runs."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,6 @@ class _Part:
     tables: Sequence[Table]
     figures: Sequence[Figure]
 
-    def file(self, folder: str, name: str, suffix: str) -> str:
-        """A file of this run, relative to the reproduction."""
-        return f"{folder}/{file_name(self.run.name, name)}{suffix}"
-
 
 def write_reproduction(
     path: str | os.PathLike[str],
@@ -61,6 +60,7 @@ def write_reproduction(
     *,
     opening: str = "",
     draw: bool = True,
+    figures: Sequence[Figure] = (),
 ) -> list[Path]:
     """Writes the tables, the figures and the page of a reproduction beside its runs.
 
@@ -74,6 +74,7 @@ def write_reproduction(
         progress: told the part that is done, and what is written next.
         opening: what the page begins with, in words.
         draw: whether to draw the figures. Without it those that were drawn before stay, unless their records are newer.
+        figures: of the claims, below their first table.
 
     Returns:
         The files, the page last.
@@ -91,31 +92,31 @@ def write_reproduction(
     for part in parts:
         written += _write_tables(part, out)
     charts: dict[str, Any] = {}
-    total = sum(draw or figure.on_page for part in parts for figure in part.figures) or 1
+    each = {_CLAIMS: figures, **{part.run.name: part.figures for part in parts}}
+    total = sum(draw or figure.on_page for own in each.values() for figure in own) or 1
     done = 0
-    sections = []
+    shown: dict[str, dict[str, Any]] = {name: {} for name in each}
+    drawn: dict[str, dict[str, str]] = {name: {} for name in each}
     undrawn: list[Figure] = []
-    for part in parts:
-        shown: dict[str, Any] = {}
-        drawn: set[str] = set()
-        for figure in part.figures:
-            pdf = out / part.file(FIGURE_FOLDER, figure.name, ".pdf")
-            if draw or figure.on_page:
-                progress(done / total, f"{part.run.name}: {figure.title}")
-                done += 1
-                chart = figure.specification()
-                if chart is None:
-                    continue
-                if figure.on_page:
-                    shown[figure.name] = chart
-                if draw:
-                    save(chart, pdf)
-            if draw or _is_current(pdf, out / part.run.name / MEASUREMENTS_FILE):
-                drawn.add(figure.name)
-                written.append(pdf)
-            else:
-                undrawn.append(figure)
-        sections.append(_section(part, shown, drawn, charts))
+    for owner, figure in ((owner, figure) for owner, own in each.items() for figure in own):
+        file = _file(FIGURE_FOLDER, owner, figure.name, ".pdf")
+        if draw or figure.on_page:
+            progress(done / total, f"{owner}: {figure.title}")
+            done += 1
+            chart = figure.specification()
+            if chart is None:
+                continue
+            if figure.on_page:
+                shown[owner][figure.name] = chart
+            if draw:
+                save(chart, out / file)
+        if draw or _is_current(out / file, _records(out, owner, parts)):
+            drawn[owner][figure.name] = quote(file)
+            written.append(out / file)
+        else:
+            undrawn.append(figure)
+    top = [_placed(charts, shown[_CLAIMS][name], drawn[_CLAIMS].get(name)) for name in shown[_CLAIMS]]
+    sections = [_section(part, shown[part.run.name], drawn[part.run.name], charts) for part in parts]
     progress(1.0, PAGE)
     tops = [_shown(f"{TABLE_FOLDER}/{name}", table) for name, table in claimed.items()]
     names = list(dict.fromkeys(name for part in parts for name in part.kind.highlighted(part.run.records)))
@@ -123,7 +124,7 @@ def write_reproduction(
     summary = f"{len(parts)} run{'s' if len(parts) > 1 else ''} at scale {' and '.join(scales)}."
     page = render(
         "reproduction.html", "Reproduction", summary, sections, facts=[], names=names, charts=charts, claims=tops,
-        undrawn=any(figure.specification() is not None for figure in undrawn), opening=opening,
+        undrawn=any(figure.specification() is not None for figure in undrawn), opening=opening, top=top,
         templates="stepscope.paper.report",
     )  # fmt: skip
     write_atomically(out / PAGE, page.encode(errors="replace"))
@@ -132,11 +133,23 @@ def write_reproduction(
     return written
 
 
-def _is_current(pdf: Path, records: Path) -> bool:
+def _file(folder: str, owner: str, name: str, suffix: str) -> str:
+    """A file of a run, or of the claims, relative to the reproduction."""
+    return f"{folder}/{file_name(owner, name)}{suffix}"
+
+
+def _records(out: Path, owner: str, parts: Sequence[_Part]) -> list[Path]:
+    """What a figure is drawn from: the records of its run; of the claims all, and what stands beside."""
+    owners = [part.run.name for part in parts] if owner == _CLAIMS else [owner]
+    beside = (out / BESIDE).glob("*.json") if owner == _CLAIMS else ()
+    return [*(out / name / MEASUREMENTS_FILE for name in owners), *beside]
+
+
+def _is_current(pdf: Path, records: Sequence[Path]) -> bool:
     """Whether a figure was drawn after the last of its records was written."""
     try:
-        return pdf.stat().st_mtime_ns >= records.stat().st_mtime_ns
-    except OSError:
+        return pdf.stat().st_mtime_ns >= max(path.stat().st_mtime_ns for path in records)
+    except (OSError, ValueError):
         return False
 
 
@@ -185,29 +198,33 @@ def _write_tables(part: _Part, out: Path) -> list[Path]:
     written = write_tables({file_name(part.run.name, each.name): each for each in part.tables}, out / TABLE_FOLDER)
     headers, rows = part.kind.numbers(part.run.records)
     if rows:
-        written.append(write_csv(out / part.file(TABLE_FOLDER, "numbers", ".csv"), headers, rows))
+        written.append(write_csv(out / _file(TABLE_FOLDER, part.run.name, "numbers", ".csv"), headers, rows))
     return written
 
 
-def _section(part: _Part, shown: Mapping[str, Any], drawn: Set[str], charts: dict[str, Any]) -> dict[str, Any]:
-    """A run's part of the page; its charts are added to `charts` under the names of their places.
+def _placed(charts: dict[str, Any], chart: Mapping[str, Any], pdf: str | None) -> dict[str, Any]:
+    """A chart's place on the page; it is added to `charts` under the place's name."""
+    place = f"chart-{len(charts)}"
+    charts[place] = {**chart, "width": "container"}
+    return {"place": place, "pdf": pdf}
+
+
+def _section(part: _Part, shown: Mapping[str, Any], drawn: Mapping[str, str], charts: dict[str, Any]) -> dict[str, Any]:
+    """A run's part of the page.
 
     Args:
         part: the run.
         shown: ``{name of a figure: its chart}``, of those that the page shows.
-        drawn: the names of the figures of which there is a file.
+        drawn: ``{name of a figure: its file}``, of those that have one.
         charts: of the page.
     """
-    places, links = [], []
-    for figure in part.figures:
-        pdf = quote(part.file(FIGURE_FOLDER, figure.name, ".pdf")) if figure.name in drawn else None
-        if figure.name in shown:
-            place = f"chart-{len(charts)}"
-            charts[place] = {**shown[figure.name], "width": "container"}
-            places.append({"place": place, "pdf": pdf})
-        elif pdf:
-            links.append({"title": f"{figure.title} (PDF)", "path": pdf})
-    tables = [(part.file(TABLE_FOLDER, table.name, ""), table) for table in part.tables]
+    places = [_placed(charts, chart, drawn.get(name)) for name, chart in shown.items()]
+    links = [
+        {"title": f"{figure.title} (PDF)", "path": drawn[figure.name]}
+        for figure in part.figures
+        if figure.name in drawn and figure.name not in shown
+    ]
+    tables = [(_file(TABLE_FOLDER, part.run.name, table.name, ""), table) for table in part.tables]
     links += [
         {"title": f"{table.title} ({kind})", "path": quote(f"{name}.{suffix}")}
         for name, table in tables
@@ -215,7 +232,9 @@ def _section(part: _Part, shown: Mapping[str, Any], drawn: Set[str], charts: dic
         for kind, suffix in (("CSV", "csv"), ("LaTeX", "tex"))
     ]
     if part.kind.numbers(part.run.records)[1]:
-        links.append({"title": "all numbers (CSV)", "path": quote(part.file(TABLE_FOLDER, "numbers", ".csv"))})
+        links.append(
+            {"title": "all numbers (CSV)", "path": quote(_file(TABLE_FOLDER, part.run.name, "numbers", ".csv"))}
+        )
     return {
         "place": f"run-{file_name(part.run.name)}",
         "name": part.run.name,

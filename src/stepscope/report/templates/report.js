@@ -85,7 +85,8 @@
     const place = document.getElementById(id);
     const panel = spec.params?.some(({ name }) => name === "step") ? place.closest("[data-panel]") : null;
     if (panel) spec.params = spec.params.map((p) => p.name === "step" ? { ...p, value: stepOf(panel).step } : p);
-    const height = narrow.matches ? 280 : 360;
+    // A chart with a row for each of many things has the height that these need.
+    const height = Math.max(narrow.matches ? 280 : 360, spec.height > 330 ? spec.height : 0);
     // No subtitle on a phone: a title is one line, and what does not fit would be cut off.
     const title = narrow.matches ? shortTitle(spec.title) : spec.title;
     const config = themed(spec.config || {});
