@@ -29,6 +29,11 @@ ANYWAY, SECONDS_ANYWAY = 10, 0.5
 ENOUGH, SHARE = 20, 0.4
 """After so many, a training of known length pays for more from this part of the limit, 2% of it by default."""
 
+BESIDE, ALONE = 0.5, 0.9
+"""The part of the planned limit that own steps take where a full measurement is within reach, and where none is but the
+length is known: the few steps of a short training take unequal times, and all of it would go beyond the limit at times.
+"""
+
 
 class StepSchedule:
     """Which steps are measured on their own batches.
@@ -100,7 +105,7 @@ class StepSchedule:
         if seconds is None:
             return 0.0
         budget = limit * seconds * self._length(step)
-        share = 0.5 if self._schedule.cost <= budget / 2 else 1.0
+        share = BESIDE if self._schedule.cost <= budget / 2 else 1.0 if self.steps is None else ALONE
         earned = min(share * budget - self._spent, budget - self._schedule.spent) / self._cost
         if self.steps is None:
             return earned
