@@ -143,13 +143,16 @@ def counted_bytes(stored: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+SHARDED = (("sharded", "whole"), ("sharded", "part"), ("exchanges", "whole"))
+
+
 def sharded_threshold(stored: dict[str, Any]) -> str:
     """A row for each size and number of ranks."""
     heads = ["coordinates", "ranks", "bytes that a rank gives", "exchanges", "time beside one process with the whole"]
-    heads += ["beside one with a rank's part", "equal to the bit"]
+    heads += ["beside one with a rank's part", "its exchanges alone, beside the whole", "equal to the bit"]
     lines = ["| " + " | ".join(heads) + " |", "| --- |" + " --- |" * (len(heads) - 1)]
     for row in stored["rows"]:
-        times = [f"{row['sharded'] / row[other]:.1f} ×" for other in ("whole", "part")]
+        times = [f"{row[own] / row[other]:.1f} ×" for own, other in SHARDED]
         cells = [f"{row['coordinates']:,}", row["ranks"], f"{row['bytes']:,}", row["calls"], *times]
         lines.append("| " + " | ".join(map(str, [*cells, "yes" if row["equal"] else "no"])) + " |")
     return "\n".join(lines)

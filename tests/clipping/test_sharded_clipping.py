@@ -19,7 +19,7 @@ from stepscope.clipping import fraction_threshold
 
 pytestmark = pytest.mark.slow
 
-CASES_OF_CHANCE = 200
+CASES_OF_CHANCE = 400
 OPTIMIZERS = {
     "grad": functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9),
     "first_moment": functools.partial(torch.optim.AdamW, lr=0.01),

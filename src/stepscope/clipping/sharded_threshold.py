@@ -42,7 +42,7 @@ class Parts:
     """
 
     def __init__(self, tensors: Sequence[Tensor], *, count_zeros: bool = False) -> None:
-        whole = [dtensors.without_terms(tensor.detach()) for tensor in tensors]
+        whole = [dtensors.without_terms(tensor) for tensor in tensors]
         self._dtype = order_statistics.common_dtype(whole)
         self._device = whole[0].device
         # By the number of times that a coordinate counts on a rank that holds it.
