@@ -760,7 +760,7 @@ def test_modules_that_are_made_at_each_call_have_no_dropout_and_leave_nothing():
     model = MadeInForward().train()
     objective = Objective(model, lambda m, b: m(b), ONES)
     with objective.measuring():
-        places = len(objective._measured._state)
+        places = len(objective._within.measured._state)
         losses = {objective.loss() for _ in range(5)}
-        assert len(objective._measured._state) == places
+        assert len(objective._within.measured._state) == places
     assert list(losses) == pytest.approx([model.lin(ONES[0]).square().mean().item()], rel=1e-6)

@@ -78,9 +78,7 @@ def scalar(loss: Any, index: int) -> Tensor:
     return loss.reshape(())
 
 
-def failure(
-    error: Exception, name: str, batch: Any, batches: Sequence[Any], parameters: Mapping[str, nn.Parameter]
-) -> str:
+def failure(error: Exception, name: str, batch: Any, batches: Sequence[Any], parameters: Mapping[str, Tensor]) -> str:
     """Says why the loss of a micro-batch can't be computed, and what to do.
 
     Args:

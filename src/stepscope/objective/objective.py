@@ -16,20 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from stepscope.errors import UsageError, said
+from stepscope.errors import UsageError
 from stepscope.objective import checks, vectors
 from stepscope.objective.batch_weights import weighting
-from stepscope.objective.batches import digest, moved
+from stepscope.objective.batches import digest
+from stepscope.objective.evaluation import Evaluations
 from stepscope.objective.fsdp import resharded
 from stepscope.objective.interrupts import held
-from stepscope.objective.loss_calls import (
-    LossFunction,
-    failure,
-    is_out_of_memory,
-    loss_of,
-    scalar,
-    without_communication,
-)
+from stepscope.objective.loss_calls import LossFunction, is_out_of_memory, loss_of, scalar, without_communication
 from stepscope.objective.measurable import HALF, Measurable, is_compiled, measurable, measured_dtype
 from stepscope.objective.memory_budget import MemoryPlan, PeakMemory, within
 from stepscope.objective.plain_model import PlainModel
@@ -130,15 +124,12 @@ class Objective:
             self.batches: list[Any] = checks.read_batches(batches)
         self.dtype = dtype
         self._reached = {f"modules[{index}]": module for index, module in enumerate(modules)}
-        self._measured: Measurable | None = None
+        self._evaluations: Evaluations | None = None
         self._measuring = 0
-        self._as_trained = False
-        self._loss_eps = 0.0
-        self._displaced = 0
         self._differentiates = False
         self._fused = True
         self._kernels = [SDPBackend.MATH]
-        self._evaluated_once: set[Hashable] = set()
+        self._seen: set[Hashable] = set()
         self.memory: MemoryPlan | None = None
         if memory is not None:
             with ranks.agreed("the memory budget"):
@@ -208,7 +199,7 @@ class Objective:
         """
         as_trained = as_trained and self.dtype is None
         if self._measuring:
-            if as_trained and not self._as_trained:
+            if as_trained and not self._within.as_trained:
                 raise UsageError("losses as training computes them were asked for inside measuring(): leave that first")
             self._measuring += 1
             try:
@@ -233,14 +224,24 @@ class Objective:
                         measured = stack.enter_context(
                             measurable(self.model, self._roots(), self.dtype, as_trained, self._how.memories)
                         )
-                    self._measured, self._measuring, self._as_trained = measured, 1, as_trained
                     self.parameters = {name: measured.stand_ins.get(id(p), p) for name, p in parameters.items()}
+                    self._evaluations, self._measuring = self._evaluations_of(measured, as_trained), 1
                     self._be_the_same()
                     yield
             finally:
-                self.parameters = parameters
-                self._measuring, self._displaced, self._measured = 0, 0, None
-                self._as_trained, self._loss_eps = False, 0.0
+                self.parameters, self._evaluations, self._measuring = parameters, None, 0
+
+    def _evaluations_of(self, measured: Measurable, as_trained: bool) -> Evaluations:
+        return Evaluations(
+            self._how, measured, self.parameters, self.batches, self.dtype, self._first_dtype, self._raised, as_trained,
+            self._seen,
+        )  # fmt: skip
+
+    @property
+    def _within(self) -> Evaluations:
+        """Those of the measurement that goes on."""
+        assert self._evaluations is not None, "an evaluation outside measuring()"
+        return self._evaluations
 
     def _be_the_same(self) -> None:
         """All ranks evaluate the same function: the parameters must agree, and the first rank's buffers are all's.
@@ -265,16 +266,17 @@ class Objective:
         if sharded is None:
             yield
             return
-        kept = self.parameters, self.ranks, self._measured
+        kept = self.parameters, self.ranks, self._evaluations
         with ExitStack() as stack:
             stack.enter_context(sharded.whole())
-            self._measured = stack.enter_context(measurable(self.model, self._roots(), None, False, sharded.memories))
+            measured = stack.enter_context(measurable(self.model, self._roots(), None, False, sharded.memories))
             try:
                 self._how, self.ranks = GatheredModel(sharded, self.parameters), sharded.ranks
                 self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+                self._evaluations = self._evaluations_of(measured, as_trained=False)
                 yield
             finally:
-                self.parameters, self.ranks, self._measured = kept
+                self.parameters, self.ranks, self._evaluations = kept
                 self._how = sharded
 
     def __repr__(self) -> str:
@@ -321,14 +323,7 @@ class Objective:
         return self._each(lambda batch, _: evaluate(self._called, batch))
 
     def _each(self, evaluate: Callable[[Any, int], Output]) -> Iterator[tuple[float, Output]]:
-        assert self._measuring, "an evaluation outside measuring()"
-        own = zip(self._own_weights, self.batches, strict=True)
-        for index, (weight, batch) in enumerate(own, self._before):
-            self._how.deliver()
-            seed_everything(index)
-            copied = self._copy(batch)
-            # Without a variable: the result has a graph, which would stay in memory while the next one grows.
-            yield weight, self._evaluated(partial(evaluate, copied, index), copied, index)
+        return self._within.each(evaluate, self._own_weights, self._before)
 
     def mean(self, values: Sequence[float]) -> float:
         """The mean of one value per micro-batch, weighted as the loss is: ``Σ weightᵢ · valueᵢ``."""
@@ -358,7 +353,7 @@ class Objective:
         with self.measuring():
             with self.ranks.agreed("losses"):
                 try:
-                    fused = self._as_trained or (self._fused and not self._differentiates)
+                    fused = self._within.as_trained or (self._fused and not self._differentiates)
                     kernels = self._kernels if fused else [SDPBackend.MATH]
                     with torch.set_grad_enabled(self._differentiates), sdpa_kernel(kernels):
                         values = self._values()
@@ -375,17 +370,15 @@ class Objective:
 
         Only inside `measuring`, after an evaluation there.
         """
-        assert self._measured is not None, "roundings() outside measuring()"
-        ranks = self._all_ranks
-        return max(ranks.concatenated([self._measured.eps])), max(ranks.concatenated([self._loss_eps]))
+        ranks, within = self._all_ranks, self._within
+        return max(ranks.concatenated([within.measured.eps])), max(ranks.concatenated([within.loss_eps]))
 
     def rehearses(self) -> bool:
         """Whether the first evaluation of a micro-batch evaluates it twice: compiled code is watched as it is written.
 
         Only inside `measuring`.
         """
-        assert self._measured is not None, "rehearses() outside measuring()"
-        return any(self._all_ranks.concatenated([float(self._measured.compiled)]))
+        return any(self._all_ranks.concatenated([float(self._within.measured.compiled)]))
 
     def loss_beside(self, loss: float) -> float:
         """`loss`, to compare with the same by the kernels that are differentiated.
@@ -405,7 +398,7 @@ class Objective:
     def _values(self) -> list[float]:
         values = []
         for _, loss in self._each(lambda batch, index: scalar(self._loss(batch), index)):
-            self._loss_eps = max(self._loss_eps, torch.finfo(loss.dtype).eps)
+            self._within.loss_eps = max(self._within.loss_eps, torch.finfo(loss.dtype).eps)
             values.append(float(loss.detach()))
         if self._shares is None:
             return values
@@ -452,7 +445,7 @@ class Objective:
         if self._sharded is not None:
             [value] = self._sharded.of_rounds([value])
         if not math.isfinite(value):
-            where = "near" if self._displaced else "at"
+            where = "near" if self._within.displaced else "at"
             raise UsageError(f"the loss is {value} {where} the present parameters: nothing can be measured there")
         return value
 
@@ -462,13 +455,13 @@ class Objective:
 
         The point is computed into memory that is kept until `measuring` ends: one model's worth, more where it nests.
         """
-        assert self._measured is not None, "displaced() outside measuring()"
-        self._displaced += 1
+        within = self._within
+        within.displaced += 1
         try:
-            with self._how.moved(self.parameters, direction, step, self._measured.aliases_of):
+            with self._how.moved(self.parameters, direction, step, within.measured.aliases_of):
                 yield
         finally:
-            self._displaced -= 1
+            within.displaced -= 1
 
     def check_direction(self, label: str, direction: Mapping[str, Tensor]) -> None:
         """Refuses what isn't a direction of this objective's parameter space.
@@ -516,54 +509,12 @@ class Objective:
         """
         with self.measuring(), torch.set_grad_enabled(True):
             seed_everything(0)
-            copied = self._copy(batch)
-            loss = scalar(self._evaluated(partial(self._loss, copied), copied, ("tried", id(batch))), 0)
-            assert self._measured is not None
-            if self._measured.draws:
+            within = self._within
+            copied = within.copy(batch)
+            loss = scalar(within.one(partial(self._loss, copied), copied, ("tried", id(batch))), 0)
+            if within.measured.draws:
                 raise UsageError("the loss draws random numbers")
             return float(loss.detach()), self.derivative(loss) if differentiate else {}
-
-    def _copy(self, batch: Any) -> Any:
-        """A micro-batch as it is measured: its tensors follow the parameters where these have changed their dtype."""
-        first = next(iter(self.parameters.values()))
-        if self._as_trained:
-            then, now = self._first_dtype, measured_dtype(first.dtype, None)
-            follow = now != then
-            return moved(
-                batch, first.device, lambda d: first.dtype if follow and measured_dtype(d, None) == then else d
-            )
-
-        def dtype_of(dtype: torch.dtype) -> torch.dtype:
-            measured = measured_dtype(dtype, self.dtype)
-            return first.dtype if measured == self._first_dtype else measured
-
-        return moved(batch, first.device, dtype_of)
-
-    def _evaluated(self, evaluate: Callable[[], Output], batch: Any, index: Hashable) -> Output:
-        assert self._measured is not None
-
-        def within() -> Output:
-            with self._how.evaluating():
-                return evaluate()
-
-        try:
-            result = self._measured.evaluate(index, within)
-        except Exception as error:
-            if isinstance(error, UsageError) or is_out_of_memory(error):
-                raise
-            if isinstance(error, RuntimeError) and self._raised and not self._as_trained:
-                raise UsageError(
-                    f"the model doesn't run in float32, in which half precision is measured ({said(error)}): "
-                    "if its attention needs half precision, choose another (attn_implementation='sdpa')"
-                ) from error
-            # A loss that differentiates inside is tried again, with gradients.
-            again = not torch.is_grad_enabled() and "does not require grad" in str(error)
-            if again or index in self._evaluated_once:
-                raise
-            name = f"micro-batch {index}" if isinstance(index, int) else "micro-batches together"
-            raise UsageError(failure(error, name, batch, self.batches, self.parameters)) from error
-        self._evaluated_once.add(index)
-        return result
 
     def _loss(self, batch: Any) -> Tensor:
         return loss_of(self._called, self.loss_fn, batch)
