@@ -31,7 +31,7 @@ demo: $(INSTALLED)
 	$(RUN) stepscope demo
 
 test: $(INSTALLED)
-	$(RUN) pytest -n auto --dist worksteal
+	$(RUN) pytest -n auto --dist worksteal --durations 12
 
 check: $(INSTALLED)
 	$(RUN) ruff check src tests examples benchmarks docs/site docs/pictures
