@@ -39,10 +39,9 @@ def test_it_runs(name, tmp_path, monkeypatch, capsys):
         said = re.findall(r"^lr=\S+ loss (\S+): (\w+)$", printed, re.MULTILINE)
         losses, kinds = [float(loss) for loss, _ in said], [kind for _, kind in said]
         assert losses[2] == min(losses)
-        # On a machine that is busy with other things fewer steps are measured: then it can't be told.
-        assert {*kinds[:2]} <= {"step_too_short", "cannot_tell"}
-        assert kinds[2] in ("healthy", "cannot_tell")
-        assert kinds[3] in ("step_too_long", "cannot_tell")
+        assert kinds[:2] == ["step_too_short"] * 2
+        assert kinds[2] in ("healthy", "cannot_tell")  # its interval ends near the threshold
+        assert kinds[3] == "step_too_long"  # as the README shows
     elif name == "edge.py":
         multiples = [float(line.split()[3]) for line in printed.splitlines()[1:]]
         assert multiples == sorted(multiples, reverse=True)  # a longer step is nearer to the edge
