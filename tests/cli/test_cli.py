@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from made_data import data_of
+from probed_runs import own
 from processes import children_of
 from stepscope import Probe, UsageError, cli
 from stepscope.cli.progress import shown_progress
@@ -24,6 +25,7 @@ from stepscope.paper.experiments import trajectory
 from stepscope.paper.experiments.command_lines import EXPERIMENTS
 from stepscope.paper.experiments.compared_optimizers import RULES
 from stepscope.paper.reproduction.plan import reproduction, run_reproduction
+from synthetic_records import run_directory
 
 NUMERATOR = "adafactor clip 50% (numerator)"
 FEW = {"sgd", "adam", "adafactor", NUMERATOR}
@@ -397,6 +399,15 @@ def test_the_reports_of_a_reproduction_are_a_function_of_its_records(reproduced,
     assert (status, "leave out --out" in err) == (2, True)
     status, _, err = call("report", out / "robustness", "--figures", capsys=capsys)
     assert (status, "leave out --figures" in err) == (2, True)
+
+
+@pytest.mark.parametrize("option", [(), ("--watch",)])
+def test_a_folder_of_probes_is_no_reproduction(option, tmp_path, capsys):
+    for name in ("probe", "probe-2"):
+        run_directory(tmp_path / name, own(5), configuration={"experiment": "probe"})
+    status, _, err = call("report", tmp_path, *option, capsys=capsys)
+    assert (status, "give one of those in it" in err) == (2, True)
+    assert {path.name for path in tmp_path.iterdir()} == {"probe", "probe-2"}
 
 
 def test_another_reproduction_beside_one(reproduced, tmp_path, capsys):

@@ -5,6 +5,7 @@ Experiments need torch, which takes longer to import than a page to make: a run 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from stepscope.runs import (
     Training,
     is_run,
     parts_of,
+    read_head,
     read_steps,
     read_whole,
     write_atomically,
@@ -72,9 +74,16 @@ def read(path: str | os.PathLike[str]) -> tuple[Head, list[Record]]:
 
 
 def run_directories(path: str | os.PathLike[str]) -> list[Path]:
-    """The run directories of a reproduction, by name, also those of which only parts are there."""
+    """The run directories of a reproduction, by name, also those of which only parts are there; no probe's."""
     below = sorted(Path(path).glob("*/"))
-    return [directory for directory in below if is_run(directory) or parts_of(directory)]
+    found = [directory for directory in below if is_run(directory) or parts_of(directory)]
+    return [directory for directory in found if not _is_of_a_probe(directory)]
+
+
+def _is_of_a_probe(directory: Path) -> bool:
+    with contextlib.suppress(UsageError):
+        return bool(read_head(directory)["configuration"].get("experiment") == "probe")
+    return False  # what can't be read is said where it is wanted
 
 
 def read_runs(path: str | os.PathLike[str]) -> list[Run[Record]]:
