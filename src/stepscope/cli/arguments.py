@@ -15,6 +15,7 @@ from stepscope.cli.folding import HelpFormatter
 from stepscope.paper.experiments.command_lines import (
     EXPERIMENTS,
     MEASURED_TASKS,
+    TRAJECTORY,
     add_seeds,
     add_settings,
     add_source,
@@ -45,8 +46,8 @@ Makes every table and figure of the paper, and says of each of its claims whethe
   stepscope reproduce --scale smoke                  within 3 minutes, to see that it works: claims cannot be told
   stepscope reproduce --only A C --seeds 3           some of the experiments
   stepscope reproduce --only A E                     also what decides: one factor at a time
-  stepscope reproduce --scale desk --only A          an afternoon on two cores: models ten times as large
-  stepscope reproduce --scale paper --dry-run        the plan; at the scales for two cores also minutes and memory
+  stepscope reproduce --scale desk --only A          models ten times as large: meant for an afternoon on two cores
+  stepscope reproduce --scale paper --dry-run        the plan; at the scales smoke and cpu also minutes and memory
   stepscope reproduce --tasks code sentiment         A on these; of sentiment the paper measures no directions
   stepscope reproduce --as code                      as the published code has it, where it differs from the text
   stepscope reproduce --with padding-labels          in this alone
@@ -114,8 +115,9 @@ The first is about the learning rate:
 It comes from the trust ratio T: how far a step changes the loss of the batch that made it, divided by the change that
 the gradient foretells. T is 1 where the loss is straight along the step, and falls as the step nears the edge. It needs
 that batch: Hugging Face models give it by themselves, another loop by `probe.loss_fn(model, batch)`.
-The confidence is how often such a verdict was right in trainings whose best rate is known (docs/calibration.md). What
-isn't calibrated, by an optimizer that it hasn't tried, is cannot_tell. Other findings describe, without a verdict.
+The confidence is how often such a verdict was right in trainings whose best rate is known (docs/calibration.md). Where
+the calibration can't vouch for a verdict, as for an optimizer that it hasn't tried, cannot_tell stands in its place.
+Other findings describe, without a verdict.
 """
 
 SUMMARY = """\
@@ -188,7 +190,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_demo(chosen: Any) -> None:
     demo = _command(chosen, "demo", "measure 14 optimizers' directions along a real training run", DEMO, commands.demo)
-    _add_scale(demo, "demo")
+    _add_scale(demo, "demo", "smoke or cpu (the default)")
     add_source(
         demo,
         "where the sentence pairs come from: auto (the default; the first that is available), opus_books, "
@@ -205,7 +207,7 @@ def _add_run(chosen: Any) -> None:
     ).add_subparsers(dest="experiment", required=True, metavar="EXPERIMENT")
     for name, entry in EXPERIMENTS.items():
         command = _command(experiments, name, entry.summary, entry.description + CONTINUED, commands.run)
-        _add_scale(command, name)
+        _add_scale(command, name, entry.scales)
         entry.add_options(command)
         if entry.parallel:
             _add_jobs(command, "trainings", "one at the smoke scale")
@@ -221,7 +223,7 @@ def _add_reproduce(chosen: Any) -> None:
     reproduce = _command(chosen, "reproduce", summary, text, commands.reproduce)
     default = letters(whole=False)
     reproduce.add_argument("--only", nargs="+", default=default, metavar="LETTER", help=f"default: {' '.join(default)}")
-    _add_scale(reproduce, "reproduce", "smoke, cpu (the default), desk, gpu or paper")
+    _add_scale(reproduce, "reproduce", TRAJECTORY.scales)
     reproduce.add_argument(
         "--seeds", type=int, metavar="N", help="how many seeds, 0 to N-1 (default: 5; 1 at the smoke scale)"
     )
@@ -242,7 +244,7 @@ def _add_reproduce(chosen: Any) -> None:
     reproduce.add_argument("--job", metavar="NAME", help="do one job alone, as --list names it")
 
 
-def _add_scale(command: argparse.ArgumentParser, name: str, scales: str = "smoke or cpu (the default)") -> None:
+def _add_scale(command: argparse.ArgumentParser, name: str, scales: str) -> None:
     command.add_argument("--scale", default="cpu", metavar="SCALE", help=scales)
     command.add_argument("--out", metavar="DIR", help=f"where the results go (default: runs/{name}-SCALE)")
 

@@ -30,6 +30,7 @@ class Entry:
         experiment: where its class is, as ``"module:class"``.
         parallel: whether its units, and not only whole runs, are measured side by side by default.
         asked_for: whether `stepscope reproduce` leaves it out unless its letter is given.
+        scales: what ``--scale`` may be, in words.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Entry:
     experiment: str
     parallel: bool = False
     asked_for: bool = False
+    scales: str = "smoke, cpu (the default), desk, gpu or paper"
 
     def load(self) -> type[Experiment[Any]]:
         """The experiment's class.
@@ -258,7 +260,7 @@ def _factors_options(command: argparse.ArgumentParser) -> None:
 FACTORS = Entry(
     name="factors",
     letter="E",
-    summary="what decides C1 to C6: one factor at a time (only where asked for)",
+    summary="what decides the claims about directions, one factor at a time (only where asked for)",
     description="""\
 Measures the paper's optimizers along trajectories that differ by one factor from those of a reproduction: random-start,
 hot-sgd, twice-as-wide, vocabulary, batch, short-texts and padding-labels (of code), equal-weights. Their table is on
@@ -271,6 +273,7 @@ the page of the reproduction that they are made in.
     add_options=_factors_options,
     experiment="stepscope.paper.experiments.factors:FactorExperiment",
     asked_for=True,
+    scales="smoke, cpu (the default), desk or gpu",
 )
 
 
