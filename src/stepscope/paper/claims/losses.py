@@ -24,7 +24,7 @@ class Final:
         original: the optimizer that it is a variant of, or None.
         lr: its learning rate: the best of the search, or a lower one where that diverged on a seed.
         retreats: how often it was lowered.
-        bracketed: whether both neighbours of the search's best rate were worse at full length; otherwise a better one
+        bracketed: whether both neighbors of the search's best rate were worse at full length; otherwise a better one
             may lie beyond.
         losses: ``{seed: loss after the last step}``; None where the training diverged.
         curves: ``{seed: {step: loss}}``.

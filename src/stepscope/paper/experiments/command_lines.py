@@ -202,7 +202,7 @@ says for each pair whether the variant is faster, slower, or neither, as far as 
 
 Learning rates are looked for within the same budget for all: a grid of 5 rates, a factor of 4 apart, trains for a
 quarter of the steps (and grows while its best lies at the edge), the best 3 for a half, the best 2 to the end, and
-then the neighbours of the best, a factor of 2 apart. Then each optimizer trains once a seed.
+then the neighbors of the best, a factor of 2 apart. Then each optimizer trains once a seed.
 
   stepscope run convergence                          within an hour on two cores
   stepscope run convergence --scale smoke            within a minute, to see that it works

@@ -72,7 +72,7 @@ _SIZES = {
 
 
 class _Planned(NamedTuple):
-    """A training that is asked for: up to which step, and of a final one whether the search's neighbours were worse."""
+    """A training that is asked for: up to which step, and of a final one whether the search's neighbors were worse."""
 
     phase: str
     lr: float

@@ -1,4 +1,4 @@
-"""The search for a learning rate: successive halving, then a climb among neighbours at full length.
+"""The search for a learning rate: successive halving, then a climb among neighbors at full length.
 
 A pure function of what has been found says what to train next, so a search that was stopped goes on by asking again.
 """
@@ -21,10 +21,10 @@ class Search:
     Rates are ``first · factor^k`` at first. All of them train for a part of the steps, and the grid grows while the
     best lies at its edge. The best go on, fewer and fewer, until the last train for all steps (successive halving,
     Jamieson and Talwalkar, 2016, arXiv 1502.07943). Short trainings favor rates that are wrong later, so the end is
-    a climb: the neighbours of the best, at a distance of ``√factor``, train for all steps too, until none is better.
+    a climb: the neighbors of the best, at a distance of ``√factor``, train for all steps too, until none is better.
 
     Attributes:
-        factor: between neighbours of the grid.
+        factor: between neighbors of the grid.
         rates: of the grid, an odd number: as many on both sides of the first.
         extensions: how often the grid may grow by one rate.
         rungs: ``(part of the steps, how many rates go on)``, the last with all steps.
@@ -83,16 +83,16 @@ class Search:
                 return missing
         for _ in range(self.climbs):
             best = _best(rates, steps, losses)
-            neighbours = [_rounded(best / self.factor**0.5), _rounded(best * self.factor**0.5)]
-            if missing := _missing(neighbours, steps, losses):
+            neighbors = [_rounded(best / self.factor**0.5), _rounded(best * self.factor**0.5)]
+            if missing := _missing(neighbors, steps, losses):
                 return missing
-            rates = sorted({*rates, *neighbours})
+            rates = sorted({*rates, *neighbors})
             if _best(rates, steps, losses) == best:
                 break
         return []
 
     def best(self, steps: int, losses: Losses) -> tuple[float, bool]:
-        """The rate with the lowest loss after a full training, and whether both of its neighbours were worse there.
+        """The rate with the lowest loss after a full training, and whether both of its neighbors were worse there.
 
         Args:
             steps: of a full training.

@@ -1,4 +1,4 @@
-"""Labelled images: each source's reading, what damaged ones say, the order in which sources are tried."""
+"""Labeled images: each source's reading, what damaged ones say, the order in which sources are tried."""
 
 import gzip
 import hashlib

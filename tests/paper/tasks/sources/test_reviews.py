@@ -1,4 +1,4 @@
-"""Labelled texts: each source's reading, the cleaning, a user's own file."""
+"""Labeled texts: each source's reading, the cleaning, a user's own file."""
 
 import csv
 import hashlib

@@ -1,4 +1,4 @@
-"""Labelled images: the paper's data where the Hub can be reached, else what a package ships, or the user's own file.
+"""Labeled images: the paper's data where the Hub can be reached, else what a package ships, or the user's own file.
 
 Two sources, tried in this order by ``load_pictures("auto")``: CIFAR-10 of the Hub, and Fashion-MNIST of Debian's
 archive or installed from there.

