@@ -210,7 +210,8 @@ def plan_of_scale() -> str:
 
 def losses(records: list[LossRecord]) -> str:
     """A row for each optimizer, columns for each task."""
-    return markdown(loss_table(records))
+    table = loss_table(records)
+    return f"{markdown(table)}\n\n{table.note}"
 
 
 def verdicts(records: list[LossRecord]) -> str:
