@@ -73,7 +73,8 @@ class Measurement:
         predicted_decrease: the model's decrease there, ``slope² / (2·sharpness)``; ``None`` likewise.
         edge_ratio: ``dᵀHd / (−gᵀd)``: 1 at the second-order model's best step, 2 where it no longer lowers the loss;
             ``None`` where ``d`` doesn't descend.
-        best_step: step of the lowest loss on the landscape; ``None`` without a landscape.
+        best_step: step of the first minimum that the search along ``u`` meets; 0 where nothing descends, ``None``
+            without a landscape.
         best_decrease: measured decrease there; ``None`` likewise.
         landscape: the loss along ``u``; ``None`` likewise.
         lr_step: ``‖d‖``, the optimizer's own step at its own learning rate.

@@ -59,6 +59,9 @@ def clip_sweep(
             coordinates are equal. ``None``: minus the objective's gradient.
         fractions: the grid, between 0 and 1. Memory: one copy of the direction for each.
 
+    Returns:
+        The `ClipSweep`, which is shown as a table.
+
     Raises:
         UsageError: a fraction that can't be used, none at all, or a direction that doesn't fit the model.
 

@@ -88,7 +88,8 @@ class Probe:
         overwrite: whether to take ``run_dir`` itself, and replace its records where a training begins.
         log: where numbers go too: a function of ``(values, step)`` or a tracker (`stepscope.probe.trackers.as_log`).
         max_overhead: the part of the training time that measuring may add; ``None`` for no limit. The checks at the
-            start count, so the first measurement waits until the training has earned it.
+            start count, so the first full measurement waits until the training has earned it. Beyond it, up to ten of
+            the optimizer's own steps are measured in any training, for half a second together.
         steps: the length of the training in steps, `step` included; ``None`` where it isn't known.
         step: steps that the training made before: where it goes on from a checkpoint, so that the records go on too.
         weight_fn: see `Objective`.
@@ -99,10 +100,10 @@ class Probe:
         process_group: ranks that train together and are to measure together (`torch.distributed.group.WORLD` for all).
             ``None``: this process measures by itself, without waiting for others; all ranks, where the model is
             sharded.
-        quiet: whether to keep the announcement of cost to itself.
+        quiet: whether to leave out the line at the start that says when something is measured, and what it costs.
 
     Attributes:
-        source: which examples they are.
+        source: which examples `eval_batches` are.
         run_dir: the directory that the records go to: `run_dir`, or the numbered one that it became; ``None`` on ranks
             other than the first.
 
