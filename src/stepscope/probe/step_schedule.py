@@ -9,6 +9,7 @@ sparser as it goes.
 from __future__ import annotations
 
 import math
+import statistics
 
 from stepscope.errors import UsageError
 from stepscope.probe.schedule import Schedule
@@ -33,6 +34,9 @@ BESIDE, ALONE = 0.5, 0.9
 """The part of the planned limit that own steps take where a full measurement is within reach, and where none is but the
 length is known: the few steps of a short training take unequal times, and all of it would go beyond the limit at times.
 """
+
+RECENT = 5
+"""What a measurement takes is the median of so many."""
 
 
 class StepSchedule:
@@ -61,7 +65,7 @@ class StepSchedule:
         self.steps = steps
         self._first = first
         self._made: list[int] = []
-        self._spent = 0.0
+        self._seconds: list[float] = []
         self._cost = 0.0
         self._next = first - 1 + (5 if steps is None else max(1, min(5, steps // 50)))
 
@@ -72,9 +76,9 @@ class StepSchedule:
     def made(self, step: int, seconds: float) -> None:
         """This step has been measured, in so much time."""
         self._made.append(step)
-        self._spent += seconds
-        # The first takes longer: what the loss reaches is looked through, and its gradient is compared.
-        self._cost = seconds if len(self._made) < 3 else max(0.5 * (self._cost + seconds), 0.8 * self._cost)
+        self._seconds.append(seconds)
+        # Some take longer: gradients are compared now and then, and a machine may stall.
+        self._cost = statistics.median_low(self._seconds[-RECENT:])
         self.passed(step)
 
     def passed(self, step: int) -> None:
@@ -89,6 +93,10 @@ class StepSchedule:
     def reserve(self, step: int) -> float:
         """Seconds that what is still wanted will take: nothing else is to spend them."""
         return 0.0 if self.steps is None else self._cost * sum(count for _, count in self._left(step))
+
+    @property
+    def _spent(self) -> float:
+        return math.fsum(self._seconds)
 
     def _affordable(self, step: int) -> float:
         """How many measurements can be made in the rest of the training."""
