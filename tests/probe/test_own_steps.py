@@ -409,6 +409,20 @@ def test_gradients_that_are_cleared_made_no_step():
         assert [r["batch_loss"] for r in probe.step_records] == pytest.approx(losses, rel=1e-12)
 
 
+@pytest.mark.parametrize("kept", [range(1, 9), [3], []], ids=["always", "once", "never"])
+def test_gradients_that_stay_from_the_step_before_are_not_taken_for_the_batchs(kept):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with attached(model, optimizer) as probe:
+        for step, batch in enumerate(data(8)):
+            if step not in kept:
+                optimizer.zero_grad(set_to_none=step % 2 == 0)
+            with probe.batch(batch):
+                loss_fn(model, batch).backward()
+            optimizer.step()
+    assert [r["step"] for r in told(probe)] == [step for step in range(1, 9) if step - 1 not in kept]
+
+
 @pytest.mark.parametrize("moment", ["in the loop", "while measuring"])
 def test_an_exception_and_ctrl_c_leave_no_trace(moment, monkeypatch):
     model = net()

@@ -35,12 +35,15 @@ class StepBatch:
             of that. None of a parameter without one, or with a sparse one.
         is_named: whether the loop has said that this is the batch, and not only called the model with it.
         backwards: how many backward passes have added to its gradient.
+        adds: whether they have added to what the step before had left there, as far as that can be seen: a loop that
+            clears gradients unseen by torch's counter of writes looks the same.
     """
 
     passes: tuple[Pass, ...]
     norms: Mapping[str, Tensor]
     is_named: bool
     backwards: int = 1
+    adds: bool = False
 
     @property
     def loss(self) -> float | None:
@@ -77,6 +80,7 @@ class BatchWatch:
         self._awaits = False
         self._passes: list[Pass] = []
         self._norms: dict[str, Tensor] = {}
+        self._found: tuple[Tensor | None, int] = None, 0
         self._accumulation = _Accumulation()
         self._named = False
         self._entered: Pass | None = None
@@ -102,6 +106,11 @@ class BatchWatch:
             on_call = _Hook(self._on_call)
             self._handles.append(self._model.register_forward_pre_hook(on_call, with_kwargs=True))
             self._handles.append(self._model.register_forward_hook(_Hook(self._on_output)))
+        # One gradient speaks for all: the smallest, since it stays in memory when the loop clears it.
+        there = [p.grad for p in parameters.values() if p.grad is not None]
+        if there:
+            least = min(there, key=Tensor.numel)
+            self._found = least, dtensors.part(least)._version
         for name, parameter in parameters.items():
             if not parameter.requires_grad:
                 continue
@@ -113,8 +122,8 @@ class BatchWatch:
     def end(self) -> StepBatch | None:
         """The step is about to be made, or won't be: hooks are taken off. Gives its batch, where it is known."""
         self._take_off()
-        passes, backwards = tuple(self._passes), self._accumulation.backwards
-        kept = StepBatch(passes, self._norms, self._named, backwards) if passes else None
+        passes, made = tuple(self._passes), self._accumulation
+        kept = StepBatch(passes, self._norms, self._named, made.backwards, made.adds) if passes else None
         if not all(one.is_as_given for one in passes):
             kept, self.lacking = None, "the batch was written to after the model was called with it"
         if any(then != self._written() for then in self._weights):
@@ -193,6 +202,8 @@ class BatchWatch:
             del self._passes[: self._accumulation.passes]
             self._accumulation = _Accumulation()
         self._accumulation.note(name, gradient, len(self._passes))
+        found, version = self._found
+        self._accumulation.adds |= gradient is found and dtensors.part(gradient)._version == version + 1
         self._measure(name, parameter, gradient)
         if self._averaged and not self._awaits:
             self._awaits = True
@@ -224,6 +235,7 @@ class BatchWatch:
         self._take_off()
         self._passes, self._norms, self._accumulation, self._entered = [], {}, _Accumulation(), None
         self._called, self._weights, self._parameters, self._awaits = None, [], {}, False
+        self._found = None, 0
 
     def _take_off(self) -> None:
         for handle in self._handles:
@@ -242,7 +254,7 @@ class _Accumulation:
         self._gradient: Tensor | None = None
         self._version = 0
         self._counts = Counter[str]()
-        self.passes = 0
+        self.passes, self.adds = 0, False
 
     @property
     def backwards(self) -> int:

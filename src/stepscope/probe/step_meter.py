@@ -36,8 +36,8 @@ from stepscope.probe.step_batch import StepBatch
 
 Way = Literal["step", "recomputed"]
 
-Kind = tuple[int, int]
-"""How many forward and backward passes have made a step."""
+Kind = tuple[int, int, bool]
+"""How many forward and backward passes have made a step, and whether they added to the gradients of the one before."""
 
 _AGREES = 0.02
 """How far gradients may be from one another that differ by rounding alone."""
@@ -113,6 +113,7 @@ class StepMeter:
         self._copies = False
         self._start: dict[str, tuple[nn.Parameter, Tensor]] = {}
         self._batch: StepBatch | None = None
+        self._kind: Kind = (0, 0, False)
         self._size: int | None = None
         self._left: dict[str, float] = {}
         self._before: Evaluation | None = None
@@ -140,8 +141,10 @@ class StepMeter:
     def _pool(self, batch: StepBatch, parameters: Mapping[str, nn.Parameter]) -> None:
         """Rows of all ranks, and the norms of what ``backward`` left, where that is the gradient of all."""
         remedy = "they make the same number of forward and backward passes for a step"
-        self.ranks.check_same("the passes of a step", [*_kind(batch), len(batch.norms)], remedy)
-        rows = self.ranks.concatenated([math.nan if batch.size is None else batch.size])
+        passes = len(batch.passes), batch.backwards
+        self.ranks.check_same("the passes of a step", [*passes, len(batch.norms)], remedy)
+        everyone = self.ranks.concatenated([math.nan if batch.size is None else batch.size, float(batch.adds)])
+        rows, self._kind = everyone[::2], (*passes, any(everyone[1::2]))
         self._size = None if any(map(math.isnan, rows)) else int(sum(rows))
         lengths, owners = vectors.numbers(batch.norms.values()), [parameters[name] for name in batch.norms]
         self._left = dict(zip(batch.norms, dtensors.whole_lengths(lengths, owners), strict=True))
@@ -184,10 +187,9 @@ class StepMeter:
         self._start, self._gradient, self._batch, self._before = {}, {}, None, None
 
     def _look(self, batch: StepBatch, parameters: Mapping[str, nn.Parameter]) -> None:
-        kind = _kind(batch)
-        known = self._known.get(kind)
-        self._looked[kind] += 1
-        again = _MANY % self._looked[kind] == 0
+        known = self._known.get(self._kind)
+        self._looked[self._kind] += 1
+        again = _MANY % self._looked[self._kind] == 0
         given = {name: (p.grad.detach(), p) for name, p in parameters.items() if p.grad is not None}
         # Before what is computed of parts that lie on several ranks.
         check_gradients(self.ranks, {name: g for name, (g, _) in given.items()})
@@ -243,7 +245,7 @@ class StepMeter:
         factor = self._of_all(_factor(left, norms))
         another = factor is not None and now is not None and not _are_parallel(now, found)
         if factor is None or any(self.ranks.concatenated([float(another)])):
-            self._disagrees(_kind(batch), _OTHER_LOSS)
+            self._disagrees(_OTHER_LOSS)
             return
         del self._trials[_OTHER_LOSS]
         count = len(batch.passes)
@@ -251,13 +253,13 @@ class StepMeter:
         self._scale = float(count) if _is_near(factor, count) else 1.0
         way: Way = "step" if _is_near(factor, self._scale) else "recomputed"
         is_told = self.ranks.alone and batch.loss == before.loss
-        self._known[_kind(batch)] = _Known(way, self._scale, replace(before, gradient=None), is_told)
+        self._known[self._kind] = _Known(way, self._scale, replace(before, gradient=None), is_told)
         self._before, self._versions = before, {}
         self._gradient = {name: dtensors.part(gradient) for name, gradient in found.items()}
         self._way, self._factor = "recomputed", self._scale
 
-    def _disagrees(self, kind: Kind, why: str) -> None:
-        self._known.pop(kind, None)
+    def _disagrees(self, why: str) -> None:
+        self._known.pop(self._kind, None)
         self._trials[why] += 1
         if self._trials[why] == _TRIALS:
             self.refusal = why
@@ -274,9 +276,8 @@ class StepMeter:
             change: of that loss, by the step.
             slope: of that loss, along the step.
         """
-        kind = _kind(batch)
         rounding = self._noise(before)
-        if kind in self._agreed or not rounding < 0.02 * _FAR * abs(slope):
+        if self._kind in self._agreed or not rounding < 0.02 * _FAR * abs(slope):
             return True
         parameters = {name: parameter for name, (parameter, _) in self._start.items()}
         shared = float(any(map(_is_shared, parameters.values())))
@@ -291,9 +292,9 @@ class StepMeter:
         if not math.isfinite(close + change):
             return True
         if not abs((close - before.loss) / t - slope) <= 0.05 * abs(slope) + t * abs(change - slope) + rounding / t:
-            self._disagrees(kind, _OTHER_GRADIENT)
+            self._disagrees(_OTHER_GRADIENT)
             return False
-        self._agreed.add(kind)
+        self._agreed.add(self._kind)
         return True
 
     @contextmanager
@@ -353,10 +354,6 @@ def _is_shared(parameter: Tensor) -> bool:
 
 def _dense(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: g.to_dense() if g.is_sparse else g for name, g in gradients.items()}
-
-
-def _kind(batch: StepBatch) -> Kind:
-    return len(batch.passes), batch.backwards
 
 
 def _among_others() -> bool:
