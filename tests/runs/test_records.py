@@ -428,6 +428,8 @@ def test_what_is_no_run_is_never_overwritten(tmp_path):
         ('{"step": 1.5}', "step is 1.5, not a whole number"),
         ('{"step": true}', "step is true, not a whole number"),
         ('{"loss": false}', "loss is false, not a number"),
+        ('{"loss": NaN}', "loss is NaN, not a finite number"),
+        ('{"values": [1, -1e999]}', r"values\[1\] is -Infinity, not a finite number"),
         ('{"direction": ["a"]}', r'direction is \["a"\], not text'),
         ('{"values": [1, "x"]}', r'values\[1\] is "x", not a number'),
         ('{"values": 3}', "values is 3, not a list"),

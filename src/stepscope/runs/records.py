@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import types
 import typing
 from collections.abc import Hashable, Iterable, Mapping
@@ -125,6 +126,8 @@ def _value(hint: Any, value: Any, name: str) -> Any:
     if value is None and optional:
         return None
     if wanted is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):  # which JSON lacks, and Python reads all the same
+            raise ValueError(f"{name} is {brief(value)}, not a finite number")
         return float(value)
     if wanted in _WORDS and type(value) is wanted:
         return value
