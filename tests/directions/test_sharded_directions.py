@@ -130,7 +130,19 @@ def refusals():
     return {rule.__name__: both(rule) for rule in (Lion, torch.optim.Adafactor, torch.optim.Rprop, Own)}
 
 
-CASES = (rules, small_steps, joint, refusals)
+def on_one_rank_alone():
+    """The second rank has no gradients, or not all of them."""
+    m = model(torch.float32)
+    named, optimizer = dict(m.named_parameters()), torch.optim.SGD(m.parameters(), lr=0.1)
+    backward(m, 0)
+    said = []
+    for missing in (list(named), ["0.bias"]):
+        given = {n: None if dist.get_rank() and n in missing else p.grad for n, p in named.items()}
+        said.append(refused(lambda given=given: next_update(optimizer, named, given)))
+    return said
+
+
+CASES = (rules, small_steps, joint, refusals, on_one_rank_alone)
 
 
 @pytest.fixture(scope="module")
@@ -158,3 +170,8 @@ def test_several_optimizers_make_one_step(results):
 def test_a_rule_that_was_not_tried_is_refused(results, rule):
     for rank in results["refusals"]:
         assert all(said.startswith("UsageError: ") and f"whether {rule} makes" in said for said in rank[rule])
+
+
+def test_gradients_that_one_rank_lacks_are_refused_on_all(results):
+    for rank in results["on_one_rank_alone"]:
+        assert all("ranks have gradients of different parameters" in said for said in rank)

@@ -31,6 +31,7 @@ from stepscope.directions.trial import (
 )
 from stepscope.errors import UsageError
 from stepscope.objective import Direction, State, dtensors, random_state, vectors
+from stepscope.objective.process_group import number_of
 
 Factory = Callable[[list[nn.Parameter]], Optimizer | Sequence[Optimizer]]
 """``parameters -> optimizer``, or several optimizers that share the parameters out between them."""
@@ -295,6 +296,8 @@ def own_update(
     if not parameters:
         raise UsageError(f"{name_of(optimizers)} holds none of the parameters: is it another model's?")
     checked = {name: gradient for name, gradient in checked.items() if name in parameters}
+    if not dtensors.is_same_on_all(number_of(sorted(checked)), parameters.values()):
+        raise UsageError("ranks have gradients of different parameters: all call backward() before they call this")
     if not checked:
         raise UsageError("no parameter has a gradient: call this after backward() and before step()")
     trial = partial(trial_step, optimizers, parameters, checked, as_found=as_found)
