@@ -134,6 +134,12 @@ def test_units_of_the_loss_change_nothing(ratios, unit):
     assert judge_rate(scaled) == judge_rate(records)
 
 
+def test_slopes_that_add_up_to_more_than_a_number_holds_are_judged():
+    records, unit = training(0.3), 2.0**1023
+    scaled = [replace(r, batch_change=unit * r.batch_change, batch_slope=unit * r.batch_slope) for r in records]
+    assert judge_rate(scaled) == judge_rate(records)
+
+
 @given(RATIOS)
 def test_steps_that_are_flipped_about_the_minimum_never_get_the_same_verdict(ratios):
     """A ratio of q becomes 1 − q: what was short can't be short any more, and what was long not long."""

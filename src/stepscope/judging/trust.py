@@ -60,7 +60,7 @@ def trust_ratio(records: Sequence[StepRecord], coverage: float = 0.8) -> TrustRa
         >>> trust_ratio(steps)
         TrustRatio(ratio=0.9, low=0.9, high=0.9, probes=5, rounding=0.0)
     """
-    terms = [term for record in records if (term := terms_of(record)) is not None]
+    terms = _scaled([term for record in records if (term := terms_of(record)) is not None])
     slope = math.fsum(slope for _, slope, _ in terms)
     if len(terms) < 2 or not slope < 0:
         return TrustRatio(None, -math.inf, math.inf, len(terms))
@@ -80,6 +80,12 @@ def terms_of(record: StepRecord) -> tuple[float, float, float] | None:
         return None
     terms = record.batch_change, record.batch_slope, record.batch_noise or 0.0
     return terms if all(map(math.isfinite, terms)) else None
+
+
+def _scaled(terms: list[tuple[float, float, float]]) -> list[tuple[float, float, float]]:
+    """Terms that are divided by one power of 2: those of a training that diverges would add up to more than a float."""
+    _, exponent = math.frexp(max((abs(number) for term in terms for number in term), default=0.0))
+    return [(math.ldexp(a, -exponent), math.ldexp(b, -exponent), math.ldexp(c, -exponent)) for a, b, c in terms]
 
 
 def _drawn_ratios(terms: Sequence[tuple[float, float, float]]) -> list[tuple[float, float]]:
