@@ -682,6 +682,26 @@ def test_parameters_that_are_unfrozen_are_measured_from_then_on():
     assert own == [{"1", "4"}] * 2 + [{"0", "1", "4"}] * 2
 
 
+def test_a_model_that_is_frozen_as_a_whole_has_a_page_of_what_was_measured_before(tmp_path, caplog):
+    model = net().train()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    probe = attached(every=2, steps=12, source="a few")(model, optimizer)
+    for index, batch in enumerate(data(12)):
+        if index == 4:
+            model.requires_grad_(False)
+        optimizer.zero_grad()
+        with probe.batch(batch):
+            loss = loss_fn(model, batch)
+        if loss.requires_grad:
+            loss.backward()
+        optimizer.step()
+    count = sum(p.numel() for p in model.parameters())
+    assert f"{count:,} parameters" in probe.report(tmp_path / "page.html").read_text()
+    assert {r["step"] for r in probe.records} == {2, 4}
+    assert caplog.text.count("the probe is off after 3 failures in a row") == 1
+    assert "after 4 failures" not in caplog.text
+
+
 def test_names_that_every_tracker_takes():
     logged = {}
     train(OPTIMIZERS["sgd"], attached(log=lambda values, step: logged.update(values), every=12))

@@ -183,11 +183,10 @@ class Probe:
         options = (self._compared.name, [*self._compared.others], self._clip_fractions, max_overhead, steps, step)
         mine = [form_of(self._measurer.parameters, options)]
         self._ranks.check_same("models or settings of the probe", mine, "give all ranks the same")
-        run = None
+        run, self._begun = None, {"configuration": self._configuration(), "context": self._context()}
         with self._ranks.agreed("the run directory"):
             if run_dir is not None and self._ranks.rank == 0:
-                configuration, context = self._configuration(), self._context()
-                run = open_run(run_dir, configuration, context, step=step, overwrite=overwrite, quiet=quiet)
+                run = open_run(run_dir, **self._begun, step=step, overwrite=overwrite, quiet=quiet)
         self.run_dir: Path | None = None if run is None else run.path
         self._recorder = Recorder(run, log if self._ranks.rank == 0 else None)
         self._steps = TrainingSteps(
@@ -321,7 +320,8 @@ class Probe:
         from stepscope.report import render_report
 
         self._steps.remark_unseen()
-        run = {"configuration": self._configuration(), "context": {**self._context(), **self._spent()}}
+        context = {**self._begun["context"], **self._measurer.context(), **self._spent()}
+        run = {"configuration": self._begun["configuration"], "context": context}
         page = render_report(run, latest(self._recorder.records), latest(self._recorder.steps))
         write_atomically(path, page.encode(errors="replace"))
         return Path(path)
@@ -410,7 +410,6 @@ class Probe:
             "source": {"title": self.source},
             "model": {"title": f"Optimizing {name}"},
             "device": f"{str(first.dtype).removeprefix('torch.')} on {first.device}",
-            **self._measurer.context(),
             "versions": versions(),
         }
 

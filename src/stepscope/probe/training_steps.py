@@ -210,21 +210,21 @@ class TrainingSteps:
         return ["pass"] * count if self._off else self._schedule.ahead(step, count)
 
     def _look_at_own_step(self, turn: Turn) -> None:
-        _synchronize(self._held())
+        _synchronize(self._measurer.parameters)
         turn.settle()
         with turn.aside():
             self._own_steps.before(self.step, self._held)
 
     def _look_at_own_edge(self, turn: Turn) -> None:
-        _synchronize(self._held())
+        _synchronize(self._measurer.parameters)
         turn.settle()
         with turn.aside(), self._ranks.agreed("how far the step is from the edge"), held(), random_state():
             if (found := self._own_edges.measured(self.step)) is not None:
                 self._expected, self._edges = ExpectedStep(self._held(), found[0]), {"evaluation": found[1]}
-            _synchronize(self._held())
+            _synchronize(self._measurer.parameters)
 
     def _prepare_in(self, turn: Turn) -> None:
-        _synchronize(self._held())
+        _synchronize(self._measurer.parameters)
         turn.settle()
         try:
             with turn.aside():
