@@ -409,6 +409,49 @@ def test_gradients_that_are_cleared_made_no_step():
         assert [r["batch_loss"] for r in probe.step_records] == pytest.approx(losses, rel=1e-12)
 
 
+@pytest.mark.parametrize("hook", ["registered before the probe", "registered after it", "before the step", "none"])
+def test_what_a_teacher_adds_to_a_step_is_not_taken_for_the_steps(hook, caplog):
+    """It moves from the fourth step on; without a hook the loop moves it, before the step."""
+    model, teacher = net(), net().requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def loss(model, batch):
+        return loss_fn(model, batch) + F.mse_loss(model(batch[0]), teacher(batch[0]))
+
+    def move(*_):
+        if step > 3:
+            with torch.no_grad():
+                teacher[-1].weight.mul_(0.99)
+
+    if hook == "registered before the probe":
+        optimizer.register_step_post_hook(move)
+    probe = attached(model, optimizer, loss)
+    if hook == "registered after it":
+        optimizer.register_step_post_hook(move)
+    if hook == "before the step":
+        optimizer.register_step_pre_hook(move)
+    changes = {}
+    for step, batch in enumerate(data(8), 1):
+        state = torch.get_rng_state()
+        optimizer.zero_grad()
+        probe.loss_fn(model, batch).backward()
+        if hook == "none":
+            move()
+        here, there = copy.deepcopy(model), copy.deepcopy(teacher)
+        optimizer.step()
+        losses = []
+        for one in (here, copy.deepcopy(model)):
+            with torch.random.fork_rng(), torch.no_grad():
+                torch.set_rng_state(state)
+                losses.append(float(loss_fn(one, batch) + F.mse_loss(one(batch[0]), there(batch[0]))))
+        changes[step] = losses[1] - losses[0]
+    moves_inside = hook in ("registered before the probe", "before the step")
+    assert {r["step"]: r["batch_change"] for r in told(probe)} == pytest.approx(
+        {step: change for step, change in changes.items() if step < 4 or not moves_inside}, abs=1e-12
+    )
+    assert caplog.text.count("something else that it depends on, such as a teacher, moves while the step") == moves_inside
+
+
 @pytest.mark.parametrize("kept", [range(1, 9), [3], []], ids=["always", "once", "never"])
 def test_gradients_that_stay_from_the_step_before_are_not_taken_for_the_batchs(kept):
     model = net()

@@ -174,6 +174,18 @@ class Replay:
                 own = self._watch(lambda: self._evaluated(passes, differentiate))
         return self._of_all(own)
 
+    def reached(self, apart: Iterable[Tensor]) -> list[Tensor]:
+        """The tensors that the loss reaches, as far as is known: none before the first evaluation.
+
+        Args:
+            apart: tensors that are left out, with all that shares their memory.
+        """
+        if self._state is None:
+            return []
+        known = {memory_of(dtensors.part(tensor)) for tensor in apart}
+        tensors = (tensor for tensor in self._state.tensors.values() if not tensor.is_inference())
+        return [tensor for tensor in tensors if memory_of(dtensors.part(tensor)) not in known]
+
     def _of_all(self, own: Evaluation) -> Evaluation:
         """The mean of what all ranks have evaluated; the same on all, to the bit."""
         if self.ranks.alone:

@@ -174,7 +174,8 @@ class Probe:
             replay = Replay(model, loss_fn, modules, how)
             own = StepSchedule(self._schedule, steps, step + 1)
             self._own_steps = OwnSteps(
-                BatchWatch(model, averaged=not self._ranks.alone), StepMeter(replay),
+                BatchWatch(model, lambda: replay.reached(apart=model.buffers()), averaged=not self._ranks.alone),
+                StepMeter(replay),
                 own, self._compared.name, lambda: self._compared.groups,
                 lambda text: None if quiet_here else tell(text), logger,
             )  # fmt: skip

@@ -10,7 +10,7 @@ measure together, that is the batch of all: the lengths are noted when `Distribu
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -66,14 +66,17 @@ class BatchWatch:
 
     Args:
         model: the module that is trained.
+        reached: gives the tensors that its loss reaches.
         averaged: whether gradients count as they are when all of ``backward`` is done.
 
     Attributes:
         lacking: why there is no batch where `end` gave none.
     """
 
-    def __init__(self, model: nn.Module, averaged: bool = False) -> None:
-        self._model, self._averaged = model, averaged
+    def __init__(
+        self, model: nn.Module, reached: Callable[[], Iterable[Tensor]] = tuple, averaged: bool = False
+    ) -> None:
+        self._model, self._reached, self._averaged = model, reached, averaged
         self._handles: list[Any] = []
         self._hooked: list[tuple[nn.Parameter, Any]] = []
         self._parameters: Mapping[str, nn.Parameter] = {}
@@ -191,8 +194,8 @@ class BatchWatch:
             self._weights.append(self._written())
 
     def _written(self) -> list[int]:
-        """How often each weight has been written to."""
-        return [parameter._version for parameter in self._model.parameters()]
+        """How often each weight has been written to, and what else the loss reaches."""
+        return [tensor._version for tensor in (*self._model.parameters(), *self._reached())]
 
     def _on_gradient(self, name: str, parameter: nn.Parameter) -> None:
         gradient = parameter.grad

@@ -62,6 +62,10 @@ _OTHER_GRADIENT = (
     "the gradient isn't that of the loss (a straight-through estimator, a stop-gradient, a gradient reversal): what it "
     "foretells doesn't come true at shorter steps either, so that nothing can be said of the step on its own batch"
 )
+_OTHER_STATE = (
+    "the loss of the batch has changed by more than the step: something else that it depends on, such as a teacher, "
+    "moves while the step is made; move it after the step, or in a post hook that is registered after the probe"
+)
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,7 @@ class StepMeter:
         self._size: int | None = None
         self._left: dict[str, float] = {}
         self._before: Evaluation | None = None
+        self._others: list[tuple[Tensor, int]] = []
         self._gradient: dict[str, Tensor] = {}
         self._versions: dict[str, int] = {}
         self._scale = 1.0
@@ -137,6 +142,8 @@ class StepMeter:
             self._batch = batch
             self._pool(batch, parameters)
             self._look(batch, parameters)
+            others = self._replay.reached(apart=parameters.values())
+            self._others = [(tensor, tensor._version) for tensor in others]
 
     def _pool(self, batch: StepBatch, parameters: Mapping[str, nn.Parameter]) -> None:
         """Rows of all ranks, and the norms of what ``backward`` left, where that is the gradient of all."""
@@ -156,16 +163,20 @@ class StepMeter:
             UsageError: it differs between ranks.
         """
         try:
-            moved = [*self._moved(), float(self._has_changed_gradients())]
-            everyone = self.ranks.concatenated(moved)  # the same numbers on all
-            norm, slope = everyone[:2]
+            seen = self._has_changed_gradients(), self._has_others_moved(), self._is_shared()
+            everyone = self.ranks.concatenated([*self._moved(), *map(float, seen)])  # the same numbers on all
+            norms, slopes, changed, others, shared = (everyone[kind::5] for kind in range(5))
+            norm, slope = norms[0], slopes[0]
             before, batch = self._before, self._batch
-            if any(everyone[2::3]):
+            if any(changed):
                 self._copies, before = True, None
             if before is None or batch is None:
                 return norm, None
-            for numbers in (everyone[::3], everyone[1::3]):
+            for numbers in (norms, slopes):
                 check_alike("the step that was made", numbers)
+            if any(others) and not any(shared) and self._is_another_loss(batch, before):
+                self._disagrees(_OTHER_STATE)
+                return norm, None
             if not math.isfinite(before.loss):
                 slope = 0.0  # which says that the step was measured, as no number would
             change = self._replay.evaluated(batch.passes).loss - before.loss
@@ -184,7 +195,7 @@ class StepMeter:
 
     def drop(self) -> None:
         """Forgets a step that wasn't made."""
-        self._start, self._gradient, self._batch, self._before = {}, {}, None, None
+        self._start, self._gradient, self._batch, self._before, self._others = {}, {}, None, None, []
 
     def _look(self, batch: StepBatch, parameters: Mapping[str, nn.Parameter]) -> None:
         known = self._known.get(self._kind)
@@ -280,8 +291,7 @@ class StepMeter:
         if self._kind in self._agreed or not rounding < 0.02 * _FAR * abs(slope):
             return True
         parameters = {name: parameter for name, (parameter, _) in self._start.items()}
-        shared = float(any(map(_is_shared, parameters.values())))
-        everyone = self.ranks.concatenated([shared, vectors.norm(parameters)])
+        everyone = self.ranks.concatenated([float(self._is_shared()), vectors.norm(parameters)])
         if any(everyone[::2]):
             return True  # other processes train these weights too, so they can't be moved for a moment
         t = max(rounding / (0.02 * abs(slope)), _RESOLVED * before.eps_inside * everyone[1] / norm)
@@ -296,6 +306,12 @@ class StepMeter:
             return False
         self._agreed.add(self._kind)
         return True
+
+    def _is_another_loss(self, batch: StepBatch, before: Evaluation) -> bool:
+        """Whether the loss at the start is another one now."""
+        with self._at(0.0):
+            now = self._replay.evaluated(batch.passes).loss
+        return math.isfinite(before.loss) and not abs(now - before.loss) <= self._noise(before)
 
     @contextmanager
     def _at(self, t: float) -> Iterator[None]:
@@ -339,6 +355,14 @@ class StepMeter:
     def _noise(self, evaluation: Evaluation) -> float:
         """The error of a difference of two such losses: rounding of the mean, and of what it is the mean of."""
         return abs(evaluation.loss) * (evaluation.eps + evaluation.eps_inside / math.sqrt(self._size or 1))
+
+    def _has_others_moved(self) -> bool:
+        """Whether the loss reaches something beside the weights that was written to: it may depend on it."""
+        return any(tensor._version != version for tensor, version in self._others)
+
+    def _is_shared(self) -> bool:
+        """Whether weights lie in memory that other processes can have."""
+        return any(_is_shared(parameter) for parameter, _ in self._start.values())
 
     def _has_changed_gradients(self) -> bool:
         return any(
