@@ -53,7 +53,9 @@ def test_the_same_seeds_and_other_settings_are_no_repetition_and_have_columns(tm
 
 def test_a_file_that_holds_no_claims_is_refused(tmp_path):
     (tmp_path / BESIDE).mkdir()
-    for text in ("", "{}", "[{}]", '[{"id": "C1", "judgments": [{}], "departures": []}]'):
+    part = claims_json(judge([trajectory()]))[0]["parts"][0]
+    without_ends = json.dumps([{"id": "C1", "judgments": [], "departures": [], "parts": [part | {"interval": []}]}])
+    for text in ("", "{}", "[{}]", '[{"id": "C1", "judgments": [{}], "departures": []}]', without_ends):
         (tmp_path / BESIDE / "x.json").write_text(text)
         if text == "{}":
             assert read_others(tmp_path)[0].says == {}

@@ -64,6 +64,15 @@ def test_the_same_scale_is_no_rung_and_both_starts_have_their_columns():
     assert not any("translation" in title for title, *_ in table.rows)
 
 
+def test_what_has_another_size_than_the_known_ones_is_no_rung(tmp_path):
+    own, other = of_scale("mine", trajectory()), of_scale("cpu", trajectory())
+    assert rungs(own) == []
+    (tmp_path / BESIDE).mkdir()
+    (tmp_path / BESIDE / "larger.json").write_text(json.dumps(claims_json(of_scale("larger", trajectory()))))
+    assert "From scale" not in learned(own, read_others(tmp_path))
+    assert ladder_table(climbed(rungs(own), rungs(other))) is None
+
+
 def test_what_stands_beside_makes_the_ladder_and_is_said_in_words(tmp_path):
     (tmp_path / BESIDE).mkdir()
     larger = of_scale("desk", trajectory(change=at("lion", sharpness=1.0)))

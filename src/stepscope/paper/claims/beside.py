@@ -80,7 +80,7 @@ def _read(path: Path) -> Other:
             for own in claim["judgments"]
         }
         return Other(path.stem, says, rungs_of(claims))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, LookupError) as error:
         raise UsageError(f"{path} holds no judged claims: remove it, or name its reproduction once more") from error
 
 

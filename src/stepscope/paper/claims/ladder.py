@@ -72,7 +72,7 @@ class Rung:
 
 
 def rungs_of(claims: Iterable[Mapping[str, Any]]) -> list[Rung]:
-    """The rungs of a reproduction.
+    """The rungs of a reproduction: what was measured at one of the known scales.
 
     Args:
         claims: judged, as `claims_json` writes them.
@@ -84,7 +84,7 @@ def rungs_of(claims: Iterable[Mapping[str, Any]]) -> list[Rung]:
         )
         for claim in claims
         for part in claim.get("parts", ())
-        if part["deciding"] and part["start"] and part["mean"] is not None
+        if part["deciding"] and part["start"] and part["mean"] is not None and part["scale"] in SCALES
     ]  # fmt: skip
 
 
