@@ -2,7 +2,7 @@
 
 import pytest
 
-from synthetic_reproduction import CLAIMS, make
+from synthetic_reproduction import CLAIMS, FIGURES, make
 
 
 @pytest.fixture(scope="session")
@@ -15,5 +15,7 @@ def made(tmp_path_factory):
 
     path, records = make(tmp_path_factory.mktemp("reproduction"))
     told = []
-    written = write_reproduction(path, read_runs(path), CLAIMS, lambda part, what: told.append((part, what)))
+    written = write_reproduction(
+        path, read_runs(path), CLAIMS, lambda part, what: told.append((part, what)), figures=FIGURES
+    )
     return path, records, written, told

@@ -16,7 +16,7 @@ from browsers import opened, serious
 def test_a_reproduction_draws_every_chart_and_shares_one_highlight(browser, made):
     """Charts of directions follow the bar; those that show none are left alone."""
     tab, events = opened(browser, made[0] / "report.html")
-    assert tab.locator(".chart svg.marks").count() == 8
+    assert tab.locator(".chart svg.marks").count() == 9
     assert tab.locator(".failed").count() == 0
     tab.click(f"[data-direction='{list(DIRECTIONS).index('adam')}']")
     # Sharpness, decrease and concentration have a row for adam that stays, and 13 others; of two trainings none is it.
@@ -46,4 +46,6 @@ def test_axe_finds_nothing_serious_in_a_reproduction(browser, made, scheme, widt
     )
     assert serious(tab) == []
     assert tab.evaluate("document.documentElement.scrollWidth") == width
+    ladder = tab.locator("#claims .chart svg.marks").bounding_box()
+    assert ladder["height"] > 11 * 46, "each of its parts has the room that it needs"
     assert events == []

@@ -19,7 +19,7 @@ pytest.importorskip("vl_convert")
 
 from experiment_records import bound, correlation, removal
 from stepscope import UsageError
-from stepscope.paper.claims import BESIDE, Rung
+from stepscope.paper.claims import BESIDE
 from stepscope.paper.experiments.command_lines import EXPERIMENTS
 from stepscope.paper.experiments.run_files import read, read_runs, render_run, write_page
 from stepscope.paper.records import AgreementRecord, CorrelationRecord, LossRecord, Rank, SmoothnessRecord
@@ -37,7 +37,7 @@ from synthetic_records import (
     run_directory,
     synthetic_records,
 )
-from synthetic_reproduction import CLAIMS, make
+from synthetic_reproduction import CLAIMS, FIGURES, make
 
 STORED = Path(__file__).parents[3] / "docs" / "reproduction"
 VERSION_1 = Path(__file__).parents[1] / "version_1"
@@ -92,8 +92,9 @@ def test_the_page_shows_claims_runs_and_charts_and_links_to_the_files(made):
     assert "Nothing has been measured yet." in page
     assert "Of 1 comparisons with the original, 1 are faster" in page
     specs = json.loads(re.search(r'id="chart-specs">(.*?)</script>', page, flags=re.DOTALL)[1])
-    # Landscape, sharpness, decrease, magnitudes and concentration of the last step; two of losses; one of smoothness.
-    assert len(specs) == 5 + 2 + 1
+    # The ladder; landscape, sharpness, decrease, magnitudes and concentration of the last step; two of losses; one of
+    # smoothness.
+    assert len(specs) == 1 + 5 + 2 + 1
     assert sorted(specs) == sorted(re.findall(r'class="chart" id="([\w-]+)"', page))
     assert page.count('<tr data-row="adam">') == 3
     links = re.findall(r'href="([^"]*)"', page)
@@ -231,7 +232,7 @@ def test_what_a_run_left_goes_when_the_run_does_and_nothing_else(made, tmp_path)
     before = {out / file.relative_to(path) for file in written}
     (out / "tables" / "mine.csv").write_text("a")
     shutil.rmtree(out / "robustness")
-    after = set(write_reproduction(out, read_runs(out), CLAIMS))
+    after = set(write_reproduction(out, read_runs(out), CLAIMS, figures=FIGURES))
     gone = before - after
     assert gone
     assert all(file.name.startswith("robustness") and not file.exists() for file in gone)
@@ -244,7 +245,7 @@ def test_what_a_run_left_goes_when_the_run_does_and_nothing_else(made, tmp_path)
 def test_figures_are_left_to_an_option_and_said(made, tmp_path):
     """The page shows the same charts, and there are the same tables."""
     make(tmp_path)
-    files = write_reproduction(tmp_path, read_runs(tmp_path), CLAIMS, draw=False)
+    files = write_reproduction(tmp_path, read_runs(tmp_path), CLAIMS, draw=False, figures=FIGURES)
     page, whole = files[-1].read_text(), (made[0] / "report.html").read_text()
     assert [file.name for file in files] == [file.name for file in made[2] if file.suffix != ".pdf"]
     assert not (tmp_path / "figures").exists()
@@ -259,12 +260,14 @@ def test_a_figure_that_was_drawn_before_stays_unless_its_records_are_newer(made,
     out = shutil.copytree(path, tmp_path / "out")  # with the times of the files
     mine = out / "figures" / "mine.pdf"
     mine.write_bytes(b"%PDF")
-    kept = write_reproduction(out, read_runs(out), CLAIMS, draw=False)
+    kept = write_reproduction(out, read_runs(out), CLAIMS, draw=False, figures=FIGURES)
     assert {file.relative_to(out) for file in kept} == {file.relative_to(path) for file in written}
     assert (out / "report.html").read_bytes() == (path / "report.html").read_bytes()
     (out / "trajectory-code" / "measurements.jsonl").touch()
-    left = write_reproduction(out, read_runs(out), CLAIMS, draw=False)
+    left = write_reproduction(out, read_runs(out), CLAIMS, draw=False, figures=FIGURES)
     gone = set(kept) - set(left)
+    assert out / "figures" / "claims-ladder.pdf" in gone, "it is drawn from all records"
+    gone.discard(out / "figures" / "claims-ladder.pdf")
     assert len(gone) > 8
     assert "report --figures" in left[-1].read_text()
     assert all("trajectory-code" in file.name and file.suffix == ".pdf" and not file.exists() for file in gone)
@@ -276,11 +279,10 @@ def test_a_figure_of_the_claims_stands_at_the_top_and_goes_when_what_stands_besi
     (tmp_path / BESIDE).mkdir()
     beside = tmp_path / BESIDE / "larger.json"
     beside.write_text("[]")
-    rungs = [Rung("C1", "code", "< 0.5", "random", scale, 0.4, (0.3, 0.45), 3, "holds") for scale in ("cpu", "desk")]
 
     def written(*, draw):
         files = write_reproduction(
-            tmp_path, read_runs(tmp_path), CLAIMS, draw=draw, figures=[ladder_figure(rungs), ladder_figure([])]
+            tmp_path, read_runs(tmp_path), CLAIMS, draw=draw, figures=[*FIGURES, ladder_figure([])]
         )
         return [file.name for file in files if "ladder" in file.name], files[-1].read_text()
 
