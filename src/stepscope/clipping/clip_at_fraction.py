@@ -90,7 +90,7 @@ def threshold_tensor(tensors: Sequence[Tensor], fraction: float, *, zeros: Zeros
     if (
         spread or len(devices) != 1 or devices.pop().type not in ("cuda", "xpu")
     ):  # others know no double precision, or no rush
-        return torch.tensor(fraction_threshold(tensors, fraction, zeros=zeros), dtype=torch.float64)
+        return torch.tensor(fraction_threshold(tensors, fraction, zeros=zeros), dtype=torch.float64, device="cpu")
     return _threshold_without_waiting(_checked(tensors, fraction), fraction, zeros)
 
 
@@ -148,7 +148,7 @@ def clip_grad_fraction_(parameters: Tensor | Iterable[Tensor], fraction: float) 
 @torch.no_grad()
 def clamp_(tensors: Iterable[Tensor], threshold: float | Tensor) -> None:
     """Clamps magnitudes to `threshold` in place; NaN or infinite thresholds change nothing."""
-    bound = torch.as_tensor(threshold, dtype=torch.float64)
+    bound = torch.as_tensor(threshold, dtype=torch.float64, device=getattr(threshold, "device", "cpu"))
     on_host = bound.device.type == "cpu"
     if on_host and not math.isfinite(threshold):
         return

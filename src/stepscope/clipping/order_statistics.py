@@ -305,12 +305,12 @@ def by_bits(
     integer, bits = _KEYS[dtype]
     lowest = 0
     if between is not None:
-        lowest, highest = torch.tensor(between, dtype=dtype).view(integer).tolist()
+        lowest, highest = torch.tensor(between, dtype=dtype, device="cpu").view(integer).tolist()
         bits = (highest - lowest).bit_length()
     prefix, remaining = 0, bits
     while remaining > 0:
         width = min(digit, remaining)
-        counts = torch.zeros(1 << width, dtype=torch.int64)
+        counts = torch.zeros(1 << width, dtype=torch.int64, device="cpu")
         for times, tensors in by_times.items():
             for chunk in chunks(tensors):
                 keys = chunk.to(dtype).abs().view(integer) - lowest
@@ -322,4 +322,4 @@ def by_bits(
         k -= int(from_largest[place - 1]) if place else 0
         prefix = (prefix << width) | ((1 << width) - 1 - place)
         remaining -= width
-    return float(torch.tensor(lowest + prefix, dtype=integer).view(dtype))
+    return float(torch.tensor(lowest + prefix, dtype=integer, device="cpu").view(dtype))

@@ -51,13 +51,13 @@ class Parts:
             part = dtensors.part(tensor)
             if part.numel():
                 self._by_times.setdefault(dtensors.shards(tensor), []).append(part)
-        counts = torch.zeros(3, dtype=torch.int64)
+        counts = torch.zeros(3, dtype=torch.int64, device="cpu")
         for times, parts in self._by_times.items():
             numel = sum(part.numel() for part in parts)
             nonzero = sum(int(torch.count_nonzero(part)) for part in parts) if count_zeros else numel
             # A sum is quicker; it may be NaN of infinities too.
             nan = sum(int(part.isnan().sum()) for part in parts if bool(part.sum().isnan()))
-            counts += times * torch.tensor([numel, nonzero, nan])
+            counts += times * torch.tensor([numel, nonzero, nan], device="cpu")
         self.count, self.nonzero, nan = self.total(counts).tolist()
         self.has_nan = nan > 0
 
@@ -73,11 +73,11 @@ class Parts:
     def _by_bracket(self, k: int) -> float | None:
         """``None``, on all ranks, where the bracket missed, or much lies within."""
         low, high = self._bracket(k / self.count)
-        counts = torch.zeros(3, dtype=torch.int64)
+        counts = torch.zeros(3, dtype=torch.int64, device="cpu")
         within: dict[int, list[Tensor]] = {}
         for times, parts in self._by_times.items():
             above, inside, collected = order_statistics.above_and_within(parts, low, high, self._dtype)
-            counts += times * torch.tensor([above, inside, collected is None])
+            counts += times * torch.tensor([above, inside, collected is None], device="cpu")
             within[times] = [] if collected is None else [collected]
         above, inside, failed = self.total(counts).tolist()
         if failed or not above < k <= above + inside:
@@ -90,7 +90,7 @@ class Parts:
         most = max(_SAMPLED // ranks, 8)
         length = sum(times * sum(part.numel() for part in parts) for times, parts in self._by_times.items())
         every = max(length / (most - len(self._by_times)), 1.0)
-        own = torch.full((most + 1,), -1.0, dtype=self._dtype)
+        own = torch.full((most + 1,), -1.0, dtype=self._dtype, device="cpu")
         used = 0
         for times, parts in self._by_times.items():
             step, passed = math.ceil(every / times) | 1, 0

@@ -57,7 +57,7 @@ class GaussNewton:
         norms: dict[str, list[Tensor]] = {name: [] for name in self.rows}
         for name, _, block in self._blocks():
             norms[name].append(torch.linalg.vector_norm(block, dim=0).cpu())
-        return {name: torch.cat(own) if own else torch.zeros(0) for name, own in norms.items()}
+        return {name: torch.cat(own) if own else torch.zeros(0, device="cpu") for name, own in norms.items()}
 
     def spectral_norms(self, kept: Sequence[Masks | None]) -> list[float]:
         """The spectral norm for each choice of coordinates, as that of the Gram matrix ``RRᵀ``.
@@ -66,7 +66,7 @@ class GaussNewton:
             kept: for each choice, which coordinates stay; None for all of them.
         """
         count = len(next(iter(self.rows.values())))
-        grams = [torch.zeros(count, count, dtype=torch.float64) for _ in kept]
+        grams = [torch.zeros(count, count, dtype=torch.float64, device="cpu") for _ in kept]
         for name, place, block in self._blocks():
             for gram, masks in zip(grams, kept, strict=True):
                 # Columns are set to zero, not left out: gathering the others takes as long as the product itself.
@@ -252,7 +252,7 @@ def _valid(batch: Any, logits: Tensor) -> Tensor:
     """Which examples of a micro-batch are in its mean loss."""
     labels = _labels(batch)
     if labels is None or labels.is_floating_point() or labels.shape != logits.shape[:1]:
-        return torch.ones(len(logits), dtype=torch.bool)
+        return torch.ones(len(logits), dtype=torch.bool, device="cpu")
     valid = labels != IGNORED_LABEL
     if not bool(valid.any()):
         raise UsageError("a micro-batch has no valid label: leave it out")

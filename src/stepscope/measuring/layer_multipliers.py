@@ -83,7 +83,7 @@ def layer_multipliers(
         terms = curvature(objective, units, method, observer)
         slopes = {label: _dot(unit, terms.gradient) for label, unit in units.items()}
         matrix = (observer.matrix + observer.matrix.T) / 2
-        linear = torch.tensor(list(slopes.values()), dtype=torch.float64)
+        linear = torch.tensor(list(slopes.values()), dtype=torch.float64, device="cpu")
         found = box_minimum(matrix, linear)
         scaled = {name: float(s) * t for s, part in zip(found, parts.values(), strict=True) for name, t in part.items()}
         before, after = objective.loss_at(direction, 1.0), objective.loss_at(scaled, 1.0)
@@ -117,7 +117,7 @@ class _Interactions:
 
     def clear(self) -> None:
         """Starts again from zero."""
-        self.matrix = torch.zeros(len(self._units), len(self._units), dtype=torch.float64)
+        self.matrix = torch.zeros(len(self._units), len(self._units), dtype=torch.float64, device="cpu")
 
 
 def box_minimum(matrix: Tensor, linear: Tensor) -> Tensor:

@@ -108,7 +108,7 @@ class SortedMagnitudes:
 
     def _below(self, edges: list[float], *, right: bool = False) -> list[int]:
         """How many magnitudes are below each edge, or at it as well."""
-        counts = torch.zeros(len(edges), dtype=torch.int64)
+        counts = torch.zeros(len(edges), dtype=torch.int64, device="cpu")
         for times, values in self._sorted.items():
             counts += times * torch.searchsorted(values, _rounded_up(edges, values), right=right).cpu()
         return (self._whole.total(counts) if self._whole else counts).tolist()
@@ -152,7 +152,7 @@ def _bin(relative: float) -> int:
 
 def _rounded_up(edges: list[float], like: Tensor) -> Tensor:
     """The least numbers of a type that aren't below the edges: whatever isn't below one isn't below the other."""
-    exact = torch.tensor(edges, dtype=torch.float64)
+    exact = torch.tensor(edges, dtype=torch.float64, device="cpu")
     rounded = exact.to(like.dtype)
     above = torch.nextafter(rounded, torch.full_like(rounded, math.inf))
     return torch.where(rounded.double() < exact, above, rounded).to(like.device)

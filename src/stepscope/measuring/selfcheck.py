@@ -177,6 +177,6 @@ def _random_direction(objective: Objective, seed: int) -> Direction:
     for index, (name, parameter) in enumerate(objective.parameters.items()):
         # Parts of the same shape on several ranks, which may be the same part, get the same numbers.
         generator = torch.Generator().manual_seed(1000 * index + seed)
-        part = torch.randn(dtensors.part(parameter).shape, generator=generator)
+        part = torch.randn(dtensors.part(parameter).shape, generator=generator, device="cpu")
         direction[name] = dtensors.from_parts(part.to(parameter.device, parameter.dtype), parameter)
     return direction

@@ -157,6 +157,6 @@ def removals(matrix: GaussNewton, *, cuts: Sequence[float], draws: int, seed: in
 
 def _random_kept(sizes: Mapping[str, int], removed: int, generator: torch.Generator) -> dict[str, Tensor]:
     """Masks of all coordinates without `removed` random ones, each choice equally likely."""
-    kept = torch.ones(sum(sizes.values()), dtype=torch.bool)
-    kept[torch.randperm(len(kept), generator=generator)[:removed]] = False
+    kept = torch.ones(sum(sizes.values()), dtype=torch.bool, device="cpu")
+    kept[torch.randperm(len(kept), generator=generator, device="cpu")[:removed]] = False
     return dict(zip(sizes, torch.split(kept, list(sizes.values())), strict=True))

@@ -341,7 +341,7 @@ class StepMeter:
 
     def _sums(self, names: Iterable[str]) -> tuple[float, float]:
         """Of this rank's parts of some parameters: the step's square, and its product with the gradient."""
-        squares, products = [torch.zeros(())], [torch.zeros(())]
+        squares, products = [torch.zeros((), device="cpu")], [torch.zeros((), device="cpu")]
         starts = ((name, *self._start[name]) for name in names)
         moved = ((start, dtensors.part(p), self._gradient.get(name)) for name, p, start in starts)
         shaped = ((a, b, torch.zeros_like(a) if g is None else g) for a, b, g in moved)
