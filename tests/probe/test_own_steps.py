@@ -409,6 +409,49 @@ def test_gradients_that_are_cleared_made_no_step():
         assert [r["batch_loss"] for r in probe.step_records] == pytest.approx(losses, rel=1e-12)
 
 
+class Bag(nn.Module):
+    def __init__(self, sparse):
+        super().__init__()
+        self.bag = nn.EmbeddingBag(9, 3, mode="sum", sparse=sparse)
+
+    def forward(self, x):
+        return self.bag(x.abs().long() % 9)
+
+
+def by_backward(model, loss):
+    loss.backward()
+
+
+def by_hand(model, loss):
+    for p, gradient in zip(model.parameters(), torch.autograd.grad(loss, list(model.parameters())), strict=True):
+        p.grad = gradient / 2
+
+
+GRADIENTS = {  # that no hook has seen, and how they are had otherwise
+    "assigned": ((net, by_hand), (net, by_backward)),
+    "sparse alone": ((lambda: Bag(True).double(), by_backward), (lambda: Bag(False).double(), by_backward)),
+}
+
+
+@pytest.mark.parametrize("kind", GRADIENTS)
+def test_gradients_that_no_hook_has_seen_are_those_of_the_batch(kind):
+    def ratios(make, backward):
+        torch.manual_seed(1)
+        model = make()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.2 if backward is by_hand else 0.1)
+        torch.manual_seed(2)
+        with attached(model, optimizer) as probe:
+            for batch in data(5):
+                optimizer.zero_grad()
+                backward(model, probe.loss_fn(model, batch))
+                optimizer.step()
+        return [r[name] for r in told(probe) for name in ("batch_loss", "batch_change", "batch_slope")]
+
+    unseen, seen = (ratios(*how) for how in GRADIENTS[kind])
+    assert len(unseen) == 15
+    assert unseen == pytest.approx(seen, rel=1e-9)
+
+
 @pytest.mark.parametrize("hook", ["registered before the probe", "registered after it", "before the step", "none"])
 def test_what_a_teacher_adds_to_a_step_is_not_taken_for_the_steps(hook, caplog):
     """It moves from the fourth step on; without a hook the loop moves it, before the step."""

@@ -207,7 +207,8 @@ class StepMeter:
         now = {name: dtensors.placed_like(g, p) if dtensors.is_spread(p) else g for name, (g, p) in given.items()}
         clipped = self._clipped(now)
         if known is None or known.way == "recomputed" or clipped is None or again:
-            bound = clipped is not None or not self.ranks.alone or _among_others()
+            # Where nothing is known of what ``backward`` left, it is what the step gets.
+            bound = clipped is not None or not self._left or not self.ranks.alone or _among_others()
             self._recompute(batch, parameters, _dense(now) if bound else None)
             return
         told = batch.loss if known.is_told else None
