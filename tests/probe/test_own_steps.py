@@ -348,6 +348,25 @@ def test_a_training_that_comes_to_do_something_else_is_noticed(change):
     assert [r["step"] for r in told(probe)] == list(range(1, last + 1))
 
 
+def test_a_factor_that_a_training_comes_to_multiply_its_loss_by_changes_no_slope():
+    """Half the loss at twice the rate makes the same steps."""
+
+    def slopes(factor):
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        torch.manual_seed(2)
+        with attached(model, optimizer) as probe:
+            for step, batch in enumerate(data(8), 1):
+                now = factor if step > 3 else 1.0
+                optimizer.param_groups[0]["lr"] = 0.1 / now
+                optimizer.zero_grad()
+                (now * probe.loss_fn(model, batch)).backward()
+                optimizer.step()
+        return {r["step"]: r["batch_slope"] for r in told(probe)}
+
+    assert slopes(0.5) == pytest.approx(slopes(1.0), rel=1e-9)
+
+
 @pytest.mark.parametrize("after", [True, False])
 def test_weights_that_are_written_to_after_the_step_are_said_once(after, caplog):
     model = net()

@@ -19,7 +19,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -66,6 +66,7 @@ class Pass:
         autocast: as it was when the model was called.
         versions: how often each tensor had been written to.
         loss: what the model itself said that its loss was, where it did.
+        factors: what ``backward`` has multiplied the gradient of that loss by, each time.
     """
 
     given: Any
@@ -73,6 +74,7 @@ class Pass:
     autocast: Autocast
     versions: list[int]
     loss: Tensor | None = None
+    factors: list[Tensor] = field(default_factory=list)
 
     @classmethod
     def beginning(cls, given: Any) -> Pass:

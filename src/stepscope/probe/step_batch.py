@@ -54,6 +54,11 @@ class StepBatch:
         return sum(float(loss) / len(told) for loss in told if loss is not None)
 
     @property
+    def factors(self) -> list[float]:
+        """What the gradients of these losses were multiplied by, as far as the losses are known."""
+        return [float(sum(one.factors)) for one in self.passes if one.factors]
+
+    @property
     def size(self) -> int | None:
         """How many rows the first tensor of each forward pass has, in all; ``None`` where one has no rows."""
         firsts = [next(tensors(one.given), None) for one in self.passes]
@@ -190,6 +195,8 @@ class BatchWatch:
 
     def _told(self, one: Pass, loss: Any) -> None:
         if isinstance(loss, Tensor) and loss.numel() == 1:
+            if one.loss is None and loss.requires_grad:
+                self._handles.append(loss.register_hook(_Hook(one.factors.append)))  # type: ignore[no-untyped-call]
             one.loss = loss.detach().clone()  # the loop may divide it in place
             self._weights.append(self._written())
 

@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -89,12 +90,14 @@ class _Known:
         scale: what the mean loss of the passes is multiplied by in the training.
         evaluation: of that mean, without a gradient.
         is_told: whether the model's output had it.
+        factors: see `StepBatch`.
     """
 
     way: Way
     scale: float
     evaluation: Evaluation
     is_told: bool
+    factors: list[float]
 
 
 class StepMeter:
@@ -200,7 +203,7 @@ class StepMeter:
     def _look(self, batch: StepBatch, parameters: Mapping[str, nn.Parameter]) -> None:
         known = self._known.get(self._kind)
         self._looked[self._kind] += 1
-        again = _MANY % self._looked[self._kind] == 0
+        again = _MANY % self._looked[self._kind] == 0 or (known is not None and self._have_changed(known, batch))
         given = {name: (p.grad.detach(), p) for name, p in parameters.items() if p.grad is not None}
         # Before what is computed of parts that lie on several ranks.
         check_gradients(self.ranks, {name: g for name, (g, _) in given.items()})
@@ -218,6 +221,12 @@ class StepMeter:
         self._gradient = {name: g.clone() if self._copies else g for name, g in parts.items()}
         self._versions = {} if self._copies else {name: g._version for name, g in parts.items()}
         self._way, self._factor, self._scale = "step", 1 / clipped, known.scale
+
+    def _have_changed(self, known: _Known, batch: StepBatch) -> bool:
+        """Whether the training multiplies losses by other factors than when gradients were compared."""
+        then, now = known.factors, batch.factors
+        same = len(then) == len(now) and all(map(partial(math.isclose, rel_tol=_AGREES), then, now))
+        return any(self.ranks.concatenated([float(not same)]))
 
     def _clipped(self, now: Mapping[str, Tensor]) -> float | None:
         """What the gradients that the step gets are of those that ``backward`` left; ``None`` if no multiple.
@@ -265,7 +274,7 @@ class StepMeter:
         self._scale = float(count) if _is_near(factor, count) else 1.0
         way: Way = "step" if _is_near(factor, self._scale) else "recomputed"
         is_told = self.ranks.alone and batch.loss == before.loss
-        self._known[self._kind] = _Known(way, self._scale, replace(before, gradient=None), is_told)
+        self._known[self._kind] = _Known(way, self._scale, replace(before, gradient=None), is_told, batch.factors)
         self._before, self._versions = before, {}
         self._gradient = {name: dtensors.part(gradient) for name, gradient in found.items()}
         self._way, self._factor = "recomputed", self._scale
