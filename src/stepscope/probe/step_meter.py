@@ -5,8 +5,9 @@ is what ``backward`` left on the parameters, which clipping multiplies, and othe
 that is evaluated is the one that was differentiated is tried: its gradient is computed and compared with what
 ``backward`` left, at the first step of a kind, at each that triples the number of such steps, since a training may
 change its loss, and where it multiplies its loss by another factor. Where that doesn't agree, nothing is said of the
-batch, nor where the loss has changed by more than the step: something else that it depends on may move meanwhile. Of several processes, a gradient that is
-changed after ``backward`` is taken to be averaged over them, and isn't that of the batch.
+batch, nor where the loss has changed by more than the step: something else that it depends on may move meanwhile. Of
+several processes, a gradient that is changed after ``backward`` is taken to be averaged over them, and isn't that of
+the batch.
 
 Ranks that measure together compare the gradient of all their batches. They have to make the same step of the same
 gradient: where they don't, the step isn't measured.
