@@ -30,9 +30,9 @@ ANYWAY, SECONDS_ANYWAY = 10, 0.5
 ENOUGH, SHARE = 20, 0.4
 """After so many, a training of known length pays for more from this part of the limit, 2% of it by default."""
 
-BESIDE, ALONE = 0.5, 0.9
+BESIDE, ALONE = 0.5, 0.8
 """The part of the planned limit that own steps take where a full measurement is within reach, and where none is but the
-length is known: the few steps of a short training take unequal times, and all of it would go beyond the limit at times.
+length is known: of few steps little evens out, and idle steps take some thousandths more, which nothing counts.
 """
 
 RECENT = 5
