@@ -215,6 +215,12 @@ def test_mistakes_are_one_line(tmp_path):
         write_reproduction(tmp_path, read_runs(tmp_path))
 
 
+def test_a_run_that_would_take_the_place_of_the_claims_is_refused(tmp_path):
+    run_directory(tmp_path / "Claims", synthetic_records(steps=(1,)))
+    with pytest.raises(UsageError, match="the run 'Claims' would write the files of the claims: rename it"):
+        write_reproduction(tmp_path, read_runs(tmp_path), figures=FIGURES)
+
+
 def test_what_is_no_run_or_a_copy_of_one_is_left_out_with_a_warning(tmp_path, caplog):
     make(tmp_path)
     names = [run.name for run in read_runs(tmp_path)]

@@ -186,6 +186,8 @@ def _checked(runs: Sequence[Run[Any]]) -> list[Run[Any]]:
     found: dict[str, Run[Any]] = {}
     for run in runs:
         name = file_name(run.name).lower()
+        if name == _CLAIMS:
+            raise UsageError(f"the run {run.name!r} would write the files of the claims: rename it")
         if name in found:
             raise UsageError(
                 f"the runs {found[name].name!r} and {run.name!r} would write the same files: rename one of them"
