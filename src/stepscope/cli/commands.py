@@ -232,7 +232,8 @@ def _plan_table(plan: Sequence[Experiment[Any]], costs: Mapping[str, Cost | None
             f"{sum(cost.minutes for cost in known):.0f} minutes, and at most {most:.1f} GiB with {jobs} at a time."
         )
     else:
-        note = "Minutes and memory of this size were not measured."
+        missing = "Of the others they" if known else "Minutes and memory of this size"
+        note = f"{'Minutes of one core and GiB of memory. ' if known else ''}{missing} were not measured."
     return Table("Plan", ("run", "minutes", "memory", "what"), tuple(rows), note)
 
 

@@ -8,6 +8,7 @@ import pytest
 from claim_records import at, trajectory
 from stepscope.errors import UsageError
 from stepscope.paper.claims import BESIDE, claims_json, climbed, judge, ladder_table, learned, read_others, rungs_of
+from stepscope.paper.claims.ladder import climbed_in_words
 from stepscope.paper.report.ladder_charts import ladder, ladder_figure
 
 LEAST_SHARP = "C1 code, every point"
@@ -50,6 +51,8 @@ def test_one_seed_moves_no_part_surely():
     larger = rungs(of_scale("desk", trajectory(change=at("lion", sharpness=1.0), seeds=(0,))))
     found = row(ladder_table(climbed(own, larger)), LEAST_SHARP)
     assert (found["random: with size"], found["random, desk"]) == ("(towards)", "0.312 (one seed) ?")
+    [sentence] = climbed_in_words(climbed(own, larger))
+    assert sentence.endswith("away from it; of one seed, which tells nothing of how much that is.")
 
 
 def test_the_same_scale_is_no_rung_and_both_starts_have_their_columns():

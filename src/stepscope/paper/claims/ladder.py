@@ -131,7 +131,7 @@ def ladder_table(rungs: Sequence[Rung]) -> Table | None:
 
 
 def climbed_in_words(rungs: Sequence[Rung]) -> Iterator[str]:
-    """A sentence a start: how many parts move towards the paper's side with size, and which claims' surely.
+    """A sentence a start: how many parts move towards the paper's side with size, and how many beyond the intervals.
 
     Args:
         rungs: see `climbed`.
@@ -147,11 +147,13 @@ def climbed_in_words(rungs: Sequence[Rung]) -> Iterator[str]:
             continue
         towards, maybe, away, perhaps = (len(moves.get(way, ())) for way in ("towards", "(towards)", "away", "(away)"))
         first, last = min(scales, key=SCALES.index), max(scales, key=SCALES.index)
+        ones = any(rung.seeds < 2 for rung in rungs if rung.start == start)
         yield (
             f"From scale {first} to {last}, from {start} weights, of {sum(map(len, moves.values()))} parts of claims "
-            f"{towards + maybe} move towards the paper's side and {away + perhaps} away from it; of {towards} and "
-            f"{away} of these the intervals don't overlap."
-        )
+            f"{towards + maybe} move towards the paper's side and {away + perhaps} away from it; "
+            + ("of one seed, which tells nothing of how much that is." if ones else
+               f"of {towards} and {away} of these the intervals don't overlap.")
+        )  # fmt: skip
 
 
 def _move(own: Sequence[Rung]) -> str:

@@ -1,8 +1,9 @@
 """What a reproduction takes where that was measured: minutes of the processor, and memory.
 
 Of A at the scale for two cores: the processor's time of whole seeds on translation; elsewhere of two points, of twenty
-steps between them and of a pretraining, for a whole seed, on cores that had other work to do, which adds a third. The
-rest is of the first version's run on two cores. No other size was measured.
+steps between them and of a pretraining, for a whole seed, on cores that had other work to do, which adds a third. Of A
+at the desk: the processor's time of the jobs of one seed, of translation and code. The rest is of the first version's
+run on two cores. No other size was measured.
 """
 
 from __future__ import annotations
@@ -49,6 +50,10 @@ _MEASURED = {
     ("cpu", "convergence"): (39.0, 4.7, 1.0),
     ("cpu", "robustness"): (0.1, 1.0, 1.0),
     ("cpu", "theory"): (0.1, 1.5, 1.0),
+    ("desk", "trajectory-translation-pretrained"): (0.1, 27.7, 1.6),
+    ("desk", "trajectory-translation-random"): (0.1, 19.6, 1.6),
+    ("desk", "trajectory-code-pretrained"): (0.1, 40.1, 1.7),
+    ("desk", "trajectory-code-random"): (0.1, 25.4, 1.7),
 }
 """Minutes once and minutes a seed on one core, and peak memory in GiB, by size and name of the run."""
 
