@@ -18,6 +18,7 @@ from probed_runs import call, own, probed_run, steps_of
 from stepscope.errors import UsageError
 from stepscope.report.watch import PageServer, version_of
 from stepscope.runs import DirectionRecord, RunDirectory
+from synthetic_records import CONFIGURATION, run_directory, synthetic_records
 
 
 def asked(server, path="/", host=None):
@@ -114,6 +115,8 @@ def test_the_command_serves_until_ctrl_c_and_writes_nothing(tmp_path):
 def test_what_cannot_be_watched_is_one_line(tmp_path, capsys):
     run = probed_run(tmp_path / "all" / "run", steps=steps_of())
     assert "leave out --out" in call("report", run, "--watch", "--out", "page.html", capsys=capsys, status=2)
-    assert "leave out --watch" in call("report", tmp_path / "all", "--watch", capsys=capsys, status=2)
+    assert "give one of those in it" in call("report", tmp_path / "all", "--watch", capsys=capsys, status=2)
+    run_directory(tmp_path / "reproduction" / "run", synthetic_records(steps=(1,)), configuration=CONFIGURATION)
+    assert "leave out --watch" in call("report", tmp_path / "reproduction", "--watch", capsys=capsys, status=2)
     shutil.rmtree(run)
     assert "cannot read" in call("report", run, "--watch", capsys=capsys, status=2)
