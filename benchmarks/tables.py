@@ -24,7 +24,6 @@ from stepscope.calibration.tables import tables_of
 from stepscope.calibration.training import TrainingRecord
 from stepscope.paper.claims import (
     ALONG_TRAJECTORIES,
-    claims_json,
     claims_table,
     climbed,
     conclusion,
@@ -37,7 +36,6 @@ from stepscope.paper.claims import (
     learned,
     pairs_of,
     read_others,
-    rungs_of,
 )
 from stepscope.paper.experiments.command_lines import EXPERIMENTS
 from stepscope.paper.experiments.run_files import read, read_runs
@@ -356,8 +354,7 @@ def stored_tables() -> dict[str, str]:
     claims, others = judge(runs), read_others(RESULTS)
     made |= {"claims": markdown(claims_table(claims, others)), "departures": markdown(departures_table(claims))}
     made |= {"later rules": markdown(later_rules_table()), "learned": learned(claims, others)}
-    rungs = climbed(rungs_of(claims_json(claims)), (rung for other in others for rung in other.rungs))
-    if ladder := ladder_table(rungs):
+    if ladder := ladder_table(climbed(claims, others)):
         made["ladder"] = f"{markdown(ladder)}\n\n{ladder.note}"
     factors = factor_tables(runs, ALONG_TRAJECTORIES)
     shown = [f"{table.title}\n\n{markdown(table)}\n\n{table.note}" for table in factors]

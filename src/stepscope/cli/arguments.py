@@ -47,7 +47,7 @@ Makes every table and figure of the paper, and says of each of its claims whethe
   stepscope reproduce --only A C --seeds 3           some of the experiments
   stepscope reproduce --only A E                     also what decides: one factor at a time
   stepscope reproduce --scale desk --only A          models ten times as large: meant for an afternoon on two cores
-  stepscope reproduce --scale paper --dry-run        the plan; at the scales smoke and cpu also minutes and memory
+  stepscope reproduce --scale paper --dry-run        the plan, with minutes and memory where they were measured
   stepscope reproduce --tasks code sentiment         A on these; of sentiment the paper measures no directions
   stepscope reproduce --as code                      as the published code has it, where it differs from the text
   stepscope reproduce --with padding-labels          in this alone

@@ -248,7 +248,7 @@ def _reproduced(out: Path, *, draw: bool = True) -> None:
     runs, others = read_runs(out), about.read_others(out)
     claims = about.judge(runs)
     table, opening = about.claims_table(claims, others), about.learned(claims, others)
-    rungs = about.climbed(about.rungs_of(about.claims_json(claims)), (r for other in others for r in other.rungs))
+    rungs = about.climbed(claims, others)
     tables = [table, about.parts_table(claims), about.later_rules_table(), about.departures_table(claims)]
     tables += [ladder] if (ladder := about.ladder_table(rungs)) else []
     tables += about.factor_tables(runs, about.ALONG_TRAJECTORIES)

@@ -30,7 +30,7 @@ class Evaluations:
         measured: the model, measurable.
         parameters: ``x``, as they are measured.
         batches: the micro-batches of this rank.
-        dtype: the type that is asked for; ``None`` for the parameters' own.
+        dtype: the type to measure in; ``None`` is the parameters' own.
         given: the type that the first parameter is measured in, without `as_trained`.
         raised: whether half precision is raised to float32.
         as_trained: whether losses are computed as training computes them.

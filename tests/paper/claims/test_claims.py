@@ -24,7 +24,8 @@ from claim_records import (
 from stepscope.paper.claims.claims import judge
 from stepscope.paper.claims.losses import finals_of, pairs_of
 from stepscope.paper.claims.seed_statistics import decades
-from stepscope.paper.claims.tables import claims_json, claims_table, departures_table, parts_table
+from stepscope.paper.claims.stored import claims_json
+from stepscope.paper.claims.tables import claims_table, departures_table, parts_table
 from stepscope.paper.claims.verdicts import Unmeasured
 from stepscope.paper.experiments.run_files import read_runs
 from stepscope.paper.records import Margins, Rank

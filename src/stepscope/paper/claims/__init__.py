@@ -3,10 +3,11 @@
 from stepscope.paper.claims.beside import BESIDE, read_others
 from stepscope.paper.claims.claims import ALONG_TRAJECTORIES, judge
 from stepscope.paper.claims.factors import factor_tables
-from stepscope.paper.claims.ladder import Rung, climbed, ladder_table, rungs_of
+from stepscope.paper.claims.ladder import Rung, climbed, ladder_table
 from stepscope.paper.claims.learned import learned
 from stepscope.paper.claims.losses import conclusion, finals_of, pairs_of
-from stepscope.paper.claims.tables import claims_json, claims_table, departures_table, later_rules_table, parts_table
+from stepscope.paper.claims.stored import claims_json
+from stepscope.paper.claims.tables import claims_table, departures_table, later_rules_table, parts_table
 
 __all__ = [
     "ALONG_TRAJECTORIES",
@@ -26,5 +27,4 @@ __all__ = [
     "pairs_of",
     "parts_table",
     "read_others",
-    "rungs_of",
 ]  # fmt: skip

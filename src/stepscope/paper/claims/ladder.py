@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from stepscope.paper.claims.verdicts import MARKS, STARTS
+from stepscope.paper.claims.stored import claims_json
+from stepscope.paper.claims.verdicts import MARKS, STARTS, JudgedClaim
 from stepscope.report import NOTHING, Table
+
+if TYPE_CHECKING:
+    from stepscope.paper.claims.beside import Other
 
 SCALES = ("smoke", "cpu", "desk", "gpu", "paper")
 """From the smallest models to the largest."""
@@ -88,15 +92,19 @@ def rungs_of(claims: Iterable[Mapping[str, Any]]) -> list[Rung]:
     ]  # fmt: skip
 
 
-def climbed(own: Sequence[Rung], others: Iterable[Rung]) -> list[Rung]:
+def climbed(claims: Sequence[JudgedClaim], others: Iterable[Other]) -> list[Rung]:
     """What was measured at several scales: the rungs of one reproduction, and those of others at other scales.
 
     Args:
-        own: of the one.
-        others: of those that stand beside.
+        claims: of the one.
+        others: those that stand beside; of several at the same scale the first counts.
     """
-    scales = {rung.scale for rung in own}
-    beside = [rung for rung in others if rung.scale not in scales]
+    own = rungs_of(claims_json(claims))
+    scales, first = {rung.scale for rung in own}, dict[tuple[str, str, str], Rung]()
+    for rung in (rung for other in others for rung in other.rungs):
+        if rung.scale not in scales:
+            first.setdefault((rung.title, rung.start, rung.scale), rung)
+    beside = list(first.values())
     shared = {(rung.title, rung.start) for rung in own} & {(rung.title, rung.start) for rung in beside}
     return [rung for rung in (*own, *beside) if (rung.title, rung.start) in shared]
 
@@ -124,8 +132,8 @@ def ladder_table(rungs: Sequence[Rung]) -> Table | None:
     )  # fmt: skip
     note = (
         "A cell: the mean over seeds, Student's interval, and the verdict on this part (✓ holds, ✗ does not hold, ? "
-        "cannot be told). With size: whether the mean moves towards the claimed side or away from it, from the "
-        "smallest scale to the largest; in parentheses where the intervals overlap, or one seed has none."
+        "cannot be told). The last columns say which way the mean moves from the smallest scale to the largest: "
+        "towards the claimed side, or away from it. Parentheses: the intervals overlap, or one seed has none."
     )
     return Table("The ladder: the same statistics at several scales", headers, tuple(rows), note)
 
@@ -151,7 +159,7 @@ def climbed_in_words(rungs: Sequence[Rung]) -> Iterator[str]:
         yield (
             f"From scale {first} to {last}, from {start} weights, of {sum(map(len, moves.values()))} parts of claims "
             f"{towards + maybe} move towards the paper's side and {away + perhaps} away from it; "
-            + ("of one seed, which tells nothing of how much that is." if ones else
+            + ("without intervals, of one seed." if ones else
                f"of {towards} and {away} of these the intervals don't overlap.")
         )  # fmt: skip
 

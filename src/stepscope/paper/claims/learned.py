@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from stepscope.paper.claims.beside import Other
-from stepscope.paper.claims.ladder import climbed, climbed_in_words, rungs_of
-from stepscope.paper.claims.tables import claims_json
+from stepscope.paper.claims.ladder import climbed, climbed_in_words
 from stepscope.paper.claims.verdicts import FAILS, HOLDS, STARTS, UNCLEAR, JudgedClaim, Judgment
 
 _SAID = {
@@ -30,9 +29,8 @@ def learned(claims: Sequence[JudgedClaim], others: Sequence[Other] = ()) -> str:
         >>> learned([])
         'Nothing has been measured yet.'
     """
-    rungs = climbed(rungs_of(claims_json(claims)), (rung for other in others for rung in other.rungs))
     sentences = [*_by_start(claims), *_turned(claims), *_read_weaker(claims), *_unstable(claims, others)]
-    return " ".join([*sentences, *climbed_in_words(rungs)]) or "Nothing has been measured yet."
+    return " ".join([*sentences, *climbed_in_words(climbed(claims, others))]) or "Nothing has been measured yet."
 
 
 def _by_start(claims: Sequence[JudgedClaim]) -> Iterator[str]:

@@ -1,13 +1,12 @@
-"""Judged claims as tables and as JSON."""
+"""Judged claims as tables."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from stepscope.paper.claims.beside import Other, verdict_beside
-from stepscope.paper.claims.verdicts import STARTS, JudgedClaim, Judgment, Part
+from stepscope.paper.claims.verdicts import STARTS, JudgedClaim, Judgment
 from stepscope.paper.statistics import CONFIDENCE
 from stepscope.report import NOTHING, Table
 
@@ -111,7 +110,7 @@ def parts_table(claims: Sequence[JudgedClaim]) -> Table:
             f"{part.criterion.text} {part.criterion.threshold}",
             part.number,
             str(len(part.values)),
-            _scales(part),
+            part.scale,
             part.verdict,
             part.remark,
         )
@@ -141,57 +140,6 @@ def later_rules_table() -> Table:
     """One row a rule that came after the first results."""
     note = "Thresholds were fixed before any result, and stayed."
     return Table("Rules that came after the first results", ("rule", "claims", "why"), LATER_RULES, note)
-
-
-def claims_json(claims: Sequence[JudgedClaim]) -> list[dict[str, Any]]:
-    """The claims as plain JSON; ends of intervals that are infinite are null."""
-    return [
-        {
-            "id": claim.id,
-            "statement": claim.statement,
-            "verdict": claim.verdict,
-            "judgments": [_judgment_json(judgment) for judgment in claim.judgments],
-            "scale": ", ".join(_unique(run.scale for run in claim.runs)),
-            "parts": [_part_json(part) for part in claim.parts],
-            "departures": list(claim.departures),
-        }
-        for claim in claims
-    ]
-
-
-def _judgment_json(judgment: Judgment) -> dict[str, Any]:
-    return {
-        "start": judgment.start,
-        "reading": judgment.reading,
-        "verdict": judgment.verdict,
-        "threshold": judgment.threshold,
-        "statistic": judgment.statistic,
-        "seeds": judgment.seeds,
-    }
-
-
-def _part_json(part: Part) -> dict[str, Any]:
-    interval = part.interval
-    return {
-        "name": part.name,
-        "start": part.sample.start,
-        "reading": part.criterion.reading,
-        "deciding": part.deciding,
-        "statistic": part.criterion.text,
-        "threshold": part.criterion.threshold,
-        "verdict": part.verdict,
-        "seeds": list(part.values),
-        "values": list(part.values.values()),
-        "mean": interval.mean if interval else None,
-        "interval": [end if math.isfinite(end) else None for end in interval[1:3]] if interval else None,
-        "runs": [run.name for run in part.sample.runs],
-        "scale": _scales(part),
-        "remark": part.remark,
-    }
-
-
-def _scales(part: Part) -> str:
-    return ", ".join(_unique(run.scale for run in part.sample.runs))
 
 
 def _counts(judgment: Judgment) -> str:

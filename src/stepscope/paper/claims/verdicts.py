@@ -185,6 +185,11 @@ class Part:
         return "; ".join(dict.fromkeys(remark for remark in remarks if remark))
 
     @property
+    def scale(self) -> str:
+        """Of the runs that it was measured by; several one after another."""
+        return ", ".join(dict.fromkeys(run.scale for run in self.sample.runs))
+
+    @property
     def number(self) -> str:
         """Its mean and interval in words."""
         if self.interval is None:
