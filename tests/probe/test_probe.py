@@ -319,7 +319,7 @@ def test_refusals():
         Probe(model, OPTIMIZERS["sgd"](model.parameters()), loss_fn, batches, directions={"own SGD": torch.optim.SGD})
     with pytest.raises(UsageError, match="give a function"):
         Probe(model, OPTIMIZERS["sgd"](model.parameters()), loss_fn, batches, log=3)
-    with pytest.raises(UsageError, match="SGD holds no trainable parameter of the model"):
+    with pytest.raises(UsageError, match="SGD holds no trainable parameter of the model: make it of those"):
         Probe(model, OPTIMIZERS["sgd"](net().parameters()), loss_fn, batches, quiet=True)
     both = [*model.parameters(), *net().parameters()]
     with pytest.raises(UsageError, match="can't follow: boom"):

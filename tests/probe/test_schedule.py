@@ -183,7 +183,8 @@ def test_what_to_expect_in_words(clock):
 
 
 @pytest.mark.parametrize(
-    ("every", "limit"), [(0, 0.1), (1.5, 0.1), (-3, None), (10, 0.0), (10, -1.0), (10, float("nan")), (10, 5)]
+    ("every", "limit"),
+    [(0, 0.1), (1.5, 0.1), (-3, None), (10, 0.0), (10, -1.0), (10, float("nan")), (10, 5), (10, "5%")],
 )
 def test_wrong_settings(every, limit):
     with pytest.raises(UsageError, match="give a"):

@@ -113,7 +113,9 @@ class ComparedUpdates:
         ids = {id(p) for group in self.groups for p in group["params"]}
         held = {name: p for name, p in trainable.items() if id(p) in ids}
         if not held:
-            raise UsageError(f"{self.name} holds no trainable parameter of the model")
+            raise UsageError(
+                f"{self.name} holds no trainable parameter of the model: make it of those, once the model is final"
+            )
         return held
 
     def rehearse(self, trainable: Mapping[str, nn.Parameter]) -> PseudoUpdates:

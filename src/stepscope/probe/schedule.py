@@ -15,7 +15,8 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Literal
+from numbers import Real
+from typing import Any, Literal
 
 from stepscope.errors import UsageError
 
@@ -98,9 +99,9 @@ class Schedule:
     ) -> None:
         if not callable(every) and (not isinstance(every, int) or every < 1):
             raise UsageError(f"every is {every!r}: give a number of steps ≥ 1, or a function of the step")
-        if max_overhead is not None and not 0 < max_overhead <= 1:
+        if max_overhead is not None and not _is_part(max_overhead):
             raise UsageError(
-                f"max_overhead is {max_overhead}: give a part of the training time above 0 and up to 1 (0.05 is 5%), "
+                f"max_overhead is {max_overhead!r}: give a part of the training time above 0 and up to 1 (0.05 is 5%), "
                 "or None for no limit"
             )
         self._every: Callable[[int], bool] = every if callable(every) else lambda step: step % every == 0
@@ -342,3 +343,7 @@ class Turn:
     def postpone(self) -> None:
         """Nothing could be measured at this step, through no fault of the model's: the next one is due."""
         self._schedule._owed = True
+
+
+def _is_part(value: Any) -> bool:
+    return isinstance(value, Real) and 0 < float(value) <= 1
