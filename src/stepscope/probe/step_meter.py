@@ -23,8 +23,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -36,6 +35,7 @@ from stepscope.objective import dtensors, vectors
 from stepscope.objective.replay import Evaluation, Replay
 from stepscope.probe.alike import check_alike, check_gradients
 from stepscope.probe.step_batch import StepBatch
+from stepscope.probe.step_weights import StepWeights
 
 Way = Literal["step", "recomputed"]
 
@@ -120,7 +120,7 @@ class StepMeter:
         self._trials = Counter[str]()
         self._agreed = set[Kind]()
         self._copies = False
-        self._start: dict[str, tuple[nn.Parameter, Tensor]] = {}
+        self._weights = StepWeights({})
         self._batch: StepBatch | None = None
         self._kind: Kind = (0, 0, False)
         self._size: int | None = None
@@ -142,7 +142,7 @@ class StepMeter:
             parameters: those that it will move, with the gradients that it gets.
         """
         self.drop()
-        self._start = {name: (p, dtensors.part(p).clone()) for name, p in parameters.items()}
+        self._weights = StepWeights(parameters)
         if batch is not None and not self.refusal:
             self._batch = batch
             self._pool(batch, parameters)
@@ -168,8 +168,10 @@ class StepMeter:
             UsageError: it differs between ranks.
         """
         try:
-            seen = self._has_changed_gradients(), self._has_others_moved(), self._is_shared()
-            everyone = self.ranks.concatenated([*self._moved(), *map(float, seen)])  # the same numbers on all
+            seen = self._has_changed_gradients(), self._has_others_moved(), self._weights.is_shared
+            norm, product = self._weights.moved(self._gradient)
+            own = [norm, self._factor * product, *map(float, seen)]
+            everyone = self.ranks.concatenated(own)  # the same numbers on all
             norms, slopes, changed, others, shared = (everyone[kind::5] for kind in range(5))
             norm, slope = norms[0], slopes[0]
             before, batch = self._before, self._batch
@@ -200,7 +202,7 @@ class StepMeter:
 
     def drop(self) -> None:
         """Forgets a step that wasn't made."""
-        self._start, self._gradient, self._batch, self._before, self._others = {}, {}, None, None, []
+        self._weights, self._gradient, self._batch, self._before, self._others = StepWeights({}), {}, None, None, []
 
     def _look(self, batch: StepBatch, parameters: Mapping[str, nn.Parameter]) -> None:
         known = self._known.get(self._kind)
@@ -302,14 +304,14 @@ class StepMeter:
         rounding = self._noise(before)
         if self._kind in self._agreed or not rounding < 0.02 * _FAR * abs(slope):
             return True
-        parameters = {name: parameter for name, (parameter, _) in self._start.items()}
-        everyone = self.ranks.concatenated([float(self._is_shared()), vectors.norm(parameters)])
+        weights = self._weights
+        everyone = self.ranks.concatenated([float(weights.is_shared), vectors.norm(weights.parameters)])
         if any(everyone[::2]):
             return True  # other processes train these weights too, so they can't be moved for a moment
         t = max(rounding / (0.02 * abs(slope)), _RESOLVED * before.eps_inside * everyone[1] / norm)
         if not t <= _FAR:
             return True
-        with self._at(t):
+        with weights.at(t):
             close = self._replay.evaluated(batch.passes).loss
         if not math.isfinite(close + change):
             return True
@@ -321,48 +323,9 @@ class StepMeter:
 
     def _is_another_loss(self, batch: StepBatch, before: Evaluation) -> bool:
         """Whether the loss at the start is another one now."""
-        with self._at(0.0):
+        with self._weights.at(0.0):
             now = self._replay.evaluated(batch.passes).loss
         return math.isfinite(before.loss) and not abs(now - before.loss) <= self._noise(before)
-
-    @contextmanager
-    def _at(self, t: float) -> Iterator[None]:
-        """Inside, the weights are at ``x + td``; afterwards they are bit for bit, and count as never written to."""
-        parts = [(dtensors.part(parameter), start) for parameter, start in self._start.values()]
-        made = [(part, part._version, part.clone()) for part, _ in parts]
-        try:
-            for (part, start), (_, _, end) in zip(parts, made, strict=True):
-                part.copy_(torch.lerp(start, end, t))
-            yield
-        finally:
-            for part, _, end in made:
-                part.copy_(end)
-            written, versions = tuple(part for part, *_ in made), tuple(version for _, version, _ in made)
-            torch._C._autograd._unsafe_set_version_counter(written, versions)
-
-    def _moved(self) -> tuple[float, float]:
-        """The length of the step, and the slope along it."""
-        by_shards: dict[int, list[str]] = {}
-        for name, (parameter, _) in self._start.items():
-            by_shards.setdefault(dtensors.shards(parameter), []).append(name)
-        sums = [self._sums(names) for names in by_shards.values()]
-        owners = [self._start[names[0]][0] for names in by_shards.values()]
-        squares = dtensors.summed([square for square, _ in sums], owners)
-        products = dtensors.summed([product for _, product in sums], owners)
-        return math.sqrt(math.fsum(squares)), self._factor * math.fsum(products)
-
-    def _sums(self, names: Iterable[str]) -> tuple[float, float]:
-        """Of this rank's parts of some parameters: the step's square, and its product with the gradient."""
-        squares, products = [torch.zeros((), device="cpu")], [torch.zeros((), device="cpu")]
-        starts = ((name, *self._start[name]) for name in names)
-        moved = ((start, dtensors.part(p), self._gradient.get(name)) for name, p, start in starts)
-        shaped = ((a, b, torch.zeros_like(a) if g is None else g) for a, b, g in moved)
-        for before, after, g in vectors.joined_pieces(shaped):
-            wide = vectors.accumulator(before)
-            step = after.to(wide) - before.to(wide)
-            squares.append(torch.dot(step, step))
-            products.append(torch.dot(step, g.to(wide)))
-        return math.fsum(vectors.numbers(squares)), math.fsum(vectors.numbers(products))
 
     def _noise(self, evaluation: Evaluation) -> float:
         """The error of a difference of two such losses: rounding of the mean, and of what it is the mean of."""
@@ -372,20 +335,10 @@ class StepMeter:
         """Whether the loss reaches something beside the weights that was written to: it may depend on it."""
         return any(tensor._version != version for tensor, version in self._others)
 
-    def _is_shared(self) -> bool:
-        """Whether weights lie in memory that other processes can have."""
-        return any(_is_shared(parameter) for parameter, _ in self._start.values())
-
     def _has_changed_gradients(self) -> bool:
         return any(
             gradient._version != self._versions.get(n, gradient._version) for n, gradient in self._gradient.items()
         )
-
-
-def _is_shared(parameter: Tensor) -> bool:
-    """Whether it lies in memory that other processes can have; on a GPU all memory says so."""
-    parameter = dtensors.part(parameter)
-    return parameter.device.type == "cpu" and bool(parameter.is_shared())  # type: ignore[no-untyped-call]
 
 
 def _dense(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
