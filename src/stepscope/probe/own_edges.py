@@ -83,7 +83,7 @@ class EdgeSchedule:
         limit, seconds = self._schedule.planned, self._schedule.step_seconds
         if math.isinf(limit):
             return math.inf
-        if seconds is None:
+        if not seconds:
             return 0.0
         cost = self._cost or self._cost_in_steps * seconds
         length = max(SHORTEST if self._steps is None else self._steps, step) - self._first + 1

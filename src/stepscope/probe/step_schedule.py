@@ -27,8 +27,8 @@ SHORTEST = 200
 ANYWAY, SECONDS_ANYWAY = 10, 0.5
 """So many are made also where the limit allows fewer, if all together take no longer than this."""
 
-ENOUGH, SHARE = 20, 0.4
-"""After so many, a training of known length pays for more from this part of the limit, 2% of it by default."""
+ENOUGH, SHARE = 20, 0.3
+"""After so many, a training of known length pays for more from this part of the limit, 1.5% of it by default."""
 
 BESIDE, ALONE = 0.5, 0.8
 """The part of the planned limit that own steps take where a full measurement is within reach, and where none is but the
