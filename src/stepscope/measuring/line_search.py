@@ -1,7 +1,7 @@
 """The first minimum of a function of one variable, from its slope and curvature at 0 and few evaluations.
 
 Polynomials through the derivatives at 0 and the points that were evaluated say where to evaluate next. The search ends
-when the minimum lies between larger values, a polynomial foretold the lowest value, and none promises a hundredth more.
+when the minimum lies between larger values, a polynomial foretold the lowest value, and none promises 0.4% more.
 Where polynomials fail, at kinks and walls, golden sections keep it going. The tolerances were chosen on the landscapes
 that `docs/reproduction` stores and on 136 directions of two small tasks (`benchmarks/line_search.py`).
 """
