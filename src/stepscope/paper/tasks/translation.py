@@ -139,7 +139,7 @@ SCALES = {
         checkpoint="google-t5/t5-small",
     ),
 }
-"""Sizes: for tests, for two cores (0.36 million parameters), for an afternoon on them (2.97 million, T5-small's share
+"""Sizes: for tests, for two cores (0.36 million parameters), for an afternoon on them (2.98 million, T5-small's share
 of embedding, 27%), for one GPU (27.9 million: T5-small's depth at three quarters of its width and a quarter of its
 vocabulary, 40 steps an epoch), and the paper's own model and data (60.5 million), which need the Hub or copies of
 them."""
