@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache
@@ -24,6 +25,7 @@ from stepscope.calibration.tables import tables_of
 from stepscope.calibration.training import TrainingRecord
 from stepscope.paper.claims import (
     ALONG_TRAJECTORIES,
+    claims_json,
     claims_table,
     climbed,
     conclusion,
@@ -210,6 +212,29 @@ def plan_of_scale() -> str:
     return "\n".join(lines)
 
 
+def again(claims: list[dict[str, Any]], stored: dict[str, Any]) -> str:
+    """Verdicts of the reproduction beside those of one more, which parts differ, and what it took."""
+    rows: list[tuple[str, ...]] = []
+    changed, counts, about = [], Counter[bool](), stored["environment"]
+    for claim, other in zip(claims, stored["claims"], strict=True):
+        for here, there in zip(claim["judgments"], other["judgments"], strict=True):
+            name = claim["id"] + (f", {here['reading']}" if here["reading"] else "")
+            cells = (one[key] for one in (here, there) for key in ("verdict", "statistic"))
+            rows.append((name, here["start"] or "any", *cells))
+        for part, its in zip(claim["parts"], other["parts"], strict=True):
+            counts[part["deciding"]] += 1
+            if part["verdict"] != its["verdict"]:
+                kind = "decides" if part["deciding"] else "doesn't decide"
+                changed.append(f"{claim['id']}, {part['name']} ({kind}): {part['verdict']}, then {its['verdict']}")
+    table = Table("", ("claim", "start", "stored", "statistic", "once more", "its statistic"), tuple(rows), "")
+    return (
+        f"{markdown(table)}\n\nAnother verdict, of {counts[True]} parts that decide and {counts[False]} that don't: "
+        f"{'; '.join(changed) or 'none'}.\n\nIt took {stored['seconds']:,} s, and {stored['processor_seconds']:,} s of "
+        f"processor time. Measured {about['measured'][:10]} at commit {stored['commit']} on {about['processor']}, "
+        f"{about['cores']} cores; torch {about['versions']['torch']}."
+    )
+
+
 def losses(records: list[LossRecord]) -> str:
     """A row for each optimizer, columns for each task."""
     table = loss_table(records)
@@ -354,6 +379,7 @@ def stored_tables() -> dict[str, str]:
     claims, others = judge(runs), read_others(RESULTS)
     made |= {"claims": markdown(claims_table(claims, others)), "departures": markdown(departures_table(claims))}
     made |= {"later rules": markdown(later_rules_table()), "learned": learned(claims, others)}
+    made["again"] = again(claims_json(claims), _stored("again"))
     if ladder := ladder_table(climbed(claims, others)):
         made["ladder"] = f"{markdown(ladder)}\n\n{ladder.note}"
     factors = factor_tables(runs, ALONG_TRAJECTORIES)
