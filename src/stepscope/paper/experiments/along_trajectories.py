@@ -9,7 +9,7 @@ from typing import Any
 
 from stepscope.directions import PseudoUpdates
 from stepscope.objective import Direction, Objective
-from stepscope.paper.experiments.compared_optimizers import TRAINING, measured_directions
+from stepscope.paper.experiments.compared_optimizers import TRAINING, factory_of
 from stepscope.paper.experiments.experiment import Experiment, Progress, Unit
 from stepscope.paper.experiments.training import backward
 from stepscope.paper.tasks import Batch, Task
@@ -84,7 +84,7 @@ class AlongTrajectories(Experiment[AnyRecord]):
         return [Objective(task.model, None, task.eval_batches)]
 
     def followed(self) -> tuple[str, ...]:
-        """Names in `measured_directions`: the optimizers that follow the training, to know their directions."""
+        """Names, see `rule_of`: the optimizers that follow the training, to know their directions."""
         return ()
 
     def in_memory(self, unit: Unit) -> int | None:  # noqa: ARG002
@@ -117,8 +117,7 @@ class AlongTrajectories(Experiment[AnyRecord]):
         model, last = task.model, max(missing)
         lr = self.learning_rates(unit.task or "")[unit.optimizer]
         optimizer = TRAINING[unit.optimizer](list(model.parameters()), lr)
-        factories = measured_directions()
-        followed = {label: factories[label] for label in self.followed()}
+        followed = {name: factory_of(name) for name in self.followed()}
         followers = PseudoUpdates(objective.parameters, followed) if followed else None
         batches: Iterator[Batch] = task.training_batches()
         for step in range(1, last + 1):

@@ -123,6 +123,17 @@ def add_start(command: argparse.ArgumentParser) -> None:
     command.add_argument("--start", default="pretrained", metavar="START", help=text)
 
 
+def add_optimizers(command: argparse.ArgumentParser) -> None:
+    """``--optimizer``: others beside those that are compared."""
+    text = (
+        "others too: FUNCTION(parameters, lr=RATE) makes one, such as torch.optim:NAdam@2e-3, or one of a module in "
+        "this directory"
+    )
+    command.add_argument(
+        "--optimizer", dest="optimizers", nargs="+", default=[], metavar="MODULE:FUNCTION[@RATE]", help=text
+    )
+
+
 def _trajectory_options(command: argparse.ArgumentParser) -> None:
     add_source(command)
     add_seeds(command, 0)
@@ -131,6 +142,7 @@ def _trajectory_options(command: argparse.ArgumentParser) -> None:
     )
     add_start(command)
     add_released(command)
+    add_optimizers(command)
 
 
 def _agreement_options(command: argparse.ArgumentParser) -> None:
@@ -146,6 +158,7 @@ def _convergence_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--tasks", nargs="+", default=list(default), metavar="TASK", help=f"default: {' '.join(default)}"
     )
+    add_optimizers(command)
 
 
 def _robustness_options(command: argparse.ArgumentParser) -> None:
@@ -169,6 +182,7 @@ many updates as the paper (Tables 1, 4-7 and 9, Figures 1-4).
 
   stepscope run trajectory --task code               about 6 minutes a seed, a minute and a half of it pretraining
   stepscope run trajectory --task images --start random --seeds 0 1 2
+  stepscope run trajectory --optimizer torch.optim:NAdam my_module:my_optimizer   others beside them, also your own
   stepscope run trajectory --scale smoke             seconds, to see that it works
 """,
     add_options=_trajectory_options,
@@ -207,6 +221,7 @@ then the neighbors of the best, a factor of 2 apart. Then each optimizer trains 
   stepscope run convergence                          within an hour on two cores
   stepscope run convergence --scale smoke            within a minute, to see that it works
   stepscope run convergence --tasks code --seeds 0 1 2 3 4
+  stepscope run convergence --optimizer torch.optim:NAdam my_module:my_optimizer   others beside them, also your own
   stepscope run convergence --as text                clip the gradient before everything else, as the paper's text says;
                                                      code: as its published classes do, and no attention masks
 """,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,7 @@ from stepscope.clipping import Target, clipped
 from stepscope.directions import ACClip, Adafactor, Factory, Lion, NormalizedSGD, SignSGD, muon_with_adamw
 from stepscope.errors import UsageError
 from stepscope.paper.experiments.command_lines import PLAIN_STEPS
+from stepscope.paper.experiments.users_optimizers import Named
 
 Parameters = list[torch.nn.Parameter]
 Build = Callable[[Parameters, float], Any]
@@ -132,6 +134,34 @@ _AS_RELEASED = {
 }  # fmt: skip
 
 
+def rule_of(name: str) -> Rule:
+    """The rule of one of `RULES`, or of an optimizer of the user's own.
+
+    Args:
+        name: in `RULES`, or where to find it (`users_optimizers`).
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if name in RULES:
+        return RULES[name]
+    named = Named.of(name)
+    return Rule(named.build, lr=named.rate, first_lr=named.rate)
+
+
+def check_optimizers(names: Iterable[str]) -> None:
+    """Refuses an optimizer of the user's own that can't be made, and one that is given twice.
+
+    Raises:
+        UsageError: see `users_optimizers`.
+    """
+    counts = Counter(names)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise UsageError(f"{twice[0]!r} is given twice: each optimizer once")
+    for name in counts.keys() - RULES.keys():
+        Named.of(name).check()
+
+
 def training_rule(name: str, released: Iterable[str] = ()) -> Rule:
     """The rule that trains under an optimizer's name.
 
@@ -139,15 +169,21 @@ def training_rule(name: str, released: Iterable[str] = ()) -> Rule:
     alone, which its convergence script never takes: as released they make steps of plain SGD and Adam.
 
     Args:
-        name: in `RULES`.
+        name: see `rule_of`.
         released: with ``"plain-steps"`` among them, those four do.
     """
-    return RULES[_AS_RELEASED.get(name, name) if PLAIN_STEPS in released else name]
+    return rule_of(_AS_RELEASED.get(name, name) if PLAIN_STEPS in released else name)
+
+
+def factory_of(name: str) -> Factory:
+    """What makes an optimizer whose direction is measured; see `rule_of`."""
+    rule = rule_of(name)
+    return at_rate(rule.build, rule.lr)
 
 
 def measured_directions() -> dict[str, Factory]:
     """The directions of the trajectory experiment; ``sgd`` is what the others are compared with."""
-    return {name: at_rate(rule.build, rule.lr) for name, rule in RULES.items() if rule.measured}
+    return {name: factory_of(name) for name, rule in RULES.items() if rule.measured}
 
 
 def demonstrated() -> tuple[str, ...]:

@@ -20,15 +20,17 @@ from typing import Any, NamedTuple
 
 from typing_extensions import override
 
+from stepscope.clipping import parts_of
 from stepscope.errors import UsageError
 from stepscope.objective import Objective
 from stepscope.paper.claims.losses import conclusion, finals_of, pairs_of
 from stepscope.paper.experiments.as_released import as_released, check_released
 from stepscope.paper.experiments.command_lines import CONVERGENCE, NO_MASKS, RELEASED, sources_of
-from stepscope.paper.experiments.compared_optimizers import RULES, contenders, training_rule
+from stepscope.paper.experiments.compared_optimizers import RULES, check_optimizers, contenders, rule_of, training_rule
 from stepscope.paper.experiments.experiment import Asked, Experiment, Progress, Unit, described
 from stepscope.paper.experiments.search import Search
 from stepscope.paper.experiments.training import accumulate, at_home, check_settings, count_of, part_size
+from stepscope.paper.experiments.users_optimizers import Named
 from stepscope.paper.records import LossRecord
 from stepscope.paper.report.loss_tables import TERMS, loss_figures, loss_numbers, loss_table, verdict_table
 from stepscope.paper.tasks import Task
@@ -98,7 +100,7 @@ class ConvergenceExperiment(Experiment[LossRecord]):
         settings: whose optimizers are compared, see `stepscope.paper.experiments.compared_optimizers.SETTINGS`.
         tasks: ``{name: configuration}``.
         sources: ``{name: where its data come from}``.
-        optimizers: names in `stepscope.paper.experiments.compared_optimizers.RULES`.
+        optimizers: see `stepscope.paper.experiments.compared_optimizers.rule_of`.
         steps: of a training.
         every: steps from one evaluation to the next.
         search: how learning rates are looked for.
@@ -132,6 +134,16 @@ class ConvergenceExperiment(Experiment[LossRecord]):
             # As before there were names for it, so that runs of then are continued.
             del settings["released"]
         return settings
+
+    @property
+    @override
+    def run_name(self) -> str:
+        own = (Named.of(name).function for name in self.optimizers if name not in RULES)
+        return "-".join((self.entry.name, *own))
+
+    @override
+    def check(self) -> None:
+        check_optimizers(self.optimizers)
 
     @override
     def data_sources(self) -> Mapping[str, str]:
@@ -225,7 +237,7 @@ class ConvergenceExperiment(Experiment[LossRecord]):
     def _planned(self, unit: Unit, own: Sequence[LossRecord]) -> list[_Planned]:
         """All trainings that the records ask for, done or not, in the order in which one process makes them."""
         known, found, planned = _losses(own), dict[float, dict[int, float]](), list[_Planned]()
-        while asked := self.search.next_trainings(RULES[unit.optimizer].first_lr, self.steps, found):
+        while asked := self.search.next_trainings(rule_of(unit.optimizer).first_lr, self.steps, found):
             planned += [_Planned("search", lr, SEARCH_SEED, end) for lr, end in asked]
             if any(end not in known.get(lr, {}) for lr, end in asked):
                 return planned
@@ -278,6 +290,7 @@ class ConvergenceExperiment(Experiment[LossRecord]):
             seeds=tuple(options.seeds),
             start=options.start,
             released=options.released,
+            optimizers=options.optimizers,
         )
 
     @classmethod
@@ -311,6 +324,7 @@ def convergence_experiment(
     seeds: tuple[int, ...] = (0, 1, 2),
     start: str = "pretrained",
     released: Sequence[str] = (),
+    optimizers: Sequence[str] = (),
 ) -> ConvergenceExperiment:
     """The experiment at one of its sizes.
 
@@ -323,6 +337,7 @@ def convergence_experiment(
         seeds: see `ConvergenceExperiment`.
         start: ``"pretrained"`` or ``"random"`` weights.
         released: names in `stepscope.paper.experiments.command_lines.RELEASED`; with the settings ``"code"`` all.
+        optimizers: others that are trained too, see `stepscope.paper.experiments.users_optimizers`.
 
     Raises:
         UsageError: an unknown name, or seeds that can't be used.
@@ -346,7 +361,7 @@ def convergence_experiment(
         settings=settings,
         tasks={name: replace(TASKS[name].scales[scale], **size.task, start=start) for name in tasks},
         sources={name: (sources or {}).get(name, "auto") for name in tasks},
-        optimizers=contenders(settings),
+        optimizers=(*contenders(settings), *optimizers),
         steps=size.steps,
         every=size.every,
         search=size.search,
@@ -390,7 +405,7 @@ class Training:
         self._model, self._batches = task.model, task.training_batches()
         self._objective = Objective(task.model, None, task.eval_batches)
         rule = training_rule(unit.optimizer, experiment.released)
-        self._optimizer = rule.build(list(self._objective.parameters.values()), lr)
+        self._optimizers = parts_of(rule.build(list(self._objective.parameters.values()), lr))
         self._step = 0
         self._start: float | None = None
         self.diverged = False
@@ -403,7 +418,8 @@ class Training:
             records.append(self._record(0, self._start))
         while self._step < end and not self.diverged:
             loss = accumulate(self._model, next(self._batches), self._part)
-            self._optimizer.step()
+            for optimizer in self._optimizers:
+                optimizer.step()
             self._step += 1
             stepped()
             if self._step % self._every == 0 or self._step == end:
@@ -419,7 +435,7 @@ class Training:
             run=f"{unit.task}, {unit.optimizer}, lr {self.lr!r}, {self.phase}, seed {self._seed}",
             task=unit.task or "",
             optimizer=unit.optimizer,
-            original=RULES[unit.optimizer].original,
+            original=rule_of(unit.optimizer).original,
             phase=self.phase,
             lr=self.lr,
             bracketed=self._bracketed,

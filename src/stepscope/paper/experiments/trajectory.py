@@ -18,9 +18,16 @@ from stepscope.measuring import measure
 from stepscope.paper.experiments.along_trajectories import AlongTrajectories, Point
 from stepscope.paper.experiments.as_released import as_released, check_released, concerning
 from stepscope.paper.experiments.command_lines import NO_MASKS, TRAJECTORY
-from stepscope.paper.experiments.compared_optimizers import demonstrated, measured_directions, papers_directions
+from stepscope.paper.experiments.compared_optimizers import (
+    RULES,
+    check_optimizers,
+    demonstrated,
+    measured_directions,
+    papers_directions,
+)
 from stepscope.paper.experiments.experiment import Asked, Progress, Unit, described
 from stepscope.paper.experiments.training import at_home, check_settings, count_of, part_size
+from stepscope.paper.experiments.users_optimizers import Named
 from stepscope.paper.report.directions import direction_figures, direction_numbers, direction_tables
 from stepscope.paper.tasks import Task
 from stepscope.paper.tasks.catalog import TASKS
@@ -76,7 +83,7 @@ class TrajectoryExperiment(AlongTrajectories[DirectionRecord]):
         steps: training steps that are measured, counted from 1: the parameters before the step's update, and the
             directions that the optimizers would give it.
         seeds: one run of each trajectory a seed; it draws the model's weights and the order of the batches.
-        directions: names in `measured_directions`.
+        directions: whose, see `stepscope.paper.experiments.compared_optimizers.rule_of`.
         masked: whether the models get an attention mask. The published code gives none.
     """
 
@@ -97,7 +104,12 @@ class TrajectoryExperiment(AlongTrajectories[DirectionRecord]):
     @property
     @override
     def run_name(self) -> str:
-        return f"{self.entry.name}-{self.kind}-{self.task.start}"
+        own = (Named.of(name).function for name in self.directions if name not in RULES)
+        return "-".join((self.entry.name, self.kind, self.task.start, *own))
+
+    @override
+    def check(self) -> None:
+        check_optimizers(self.directions)
 
     @override
     def data_sources(self) -> Mapping[str, str]:
@@ -192,6 +204,7 @@ class TrajectoryExperiment(AlongTrajectories[DirectionRecord]):
             seeds=seeds,
             start=options.start,
             released=options.released,
+            optimizers=options.optimizers,
         )
 
     @classmethod
@@ -249,6 +262,7 @@ def trajectory_experiment(
     seeds: tuple[int, ...] = (0,),
     start: str = "pretrained",
     released: Sequence[str] = (),
+    optimizers: Sequence[str] = (),
 ) -> TrajectoryExperiment:
     """The experiment on one task, at one of its sizes.
 
@@ -262,6 +276,7 @@ def trajectory_experiment(
         start: ``"pretrained"``, as the paper's models are, or ``"random"``, the contrast.
         released: names in `stepscope.paper.experiments.command_lines.RELEASED`; those that don't concern the task
             change nothing.
+        optimizers: others whose directions are measured too, see `stepscope.paper.experiments.users_optimizers`.
 
     Raises:
         UsageError: an unknown scale, task or start, or seeds that can't be used.
@@ -277,7 +292,8 @@ def trajectory_experiment(
     task = replace(TASKS[kind].scales[scale], start=start)
     rates = _RATES[start][kind]
     masked = NO_MASKS not in check_released(released)
-    run = TrajectoryExperiment(scale, kind, task, source, rates, steps=_STEPS[scale], seeds=seeds, masked=masked)
+    names = (*measured_directions(), *optimizers)
+    run = TrajectoryExperiment(scale, kind, task, source, rates, _STEPS[scale], seeds, names, masked)
     rest = tuple(name for name in concerning(released, kind) if name != NO_MASKS)
     return TrajectoryAsReleased(**vars(run), released=rest) if rest else run
 
