@@ -223,6 +223,20 @@ def test_a_model_that_is_called_with_its_batch_needs_nothing_and_is_left_as_it_w
     assert [r.step for r in read_steps(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_hook_that_is_put_on_a_weight_after_the_probe_stays():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    calls = []
+    with attached(model, optimizer) as probe:  # which has hooks of its own on the weights from the start
+        model[0].weight.register_post_accumulate_grad_hook(lambda _: calls.append(probe.step))
+        for batch in data(4):
+            optimizer.zero_grad()
+            probe.loss_fn(model, batch).backward()
+            optimizer.step()
+    assert len(probe.step_records) == 4
+    assert calls == [0, 1, 2, 3]
+
+
 def test_a_loss_computed_by_the_probe_is_the_loops_own_and_is_known():
     """In place of the loop's function: the same training, batch and loss known, one evaluation a step less."""
 

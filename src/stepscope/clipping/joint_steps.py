@@ -156,7 +156,7 @@ class _GradientWatch:
         """Takes the hook off, and leaves no trace of it."""
         if self._parameter is not None:
             self._handle.remove()
-            if self._hooks is None:
+            if self._hooks is None and not self._parameter._post_accumulate_grad_hooks:
                 self._parameter._post_accumulate_grad_hooks = None
 
     def _note(self, _: Tensor) -> None:

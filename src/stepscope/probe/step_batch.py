@@ -251,7 +251,7 @@ class BatchWatch:
         for handle in self._handles:
             handle.remove()
         for parameter, hooks in self._hooked:
-            if hooks is None:
+            if hooks is None and not parameter._post_accumulate_grad_hooks:  # else somebody's own came in meanwhile
                 parameter._post_accumulate_grad_hooks = None  # type: ignore[assignment]
         self._handles, self._hooked = [], []
 
