@@ -2,8 +2,10 @@
 
 import logging
 import math
+import os
 import random
 import re
+import shutil
 import time
 
 import pytest
@@ -263,6 +265,29 @@ def test_closing_takes_it_off():
     loss_fn(model, data(1)[0]).backward()
     optimizer.step()
     assert (probe.records, probe.step) == ([], 0)
+
+
+@pytest.mark.parametrize("trouble", ["deleted", "full"])
+def test_a_run_directory_that_is_lost_ends_no_training(trouble, tmp_path, monkeypatch, caplog):
+    def lost(descriptor):
+        raise OSError(28, "No space left on device")
+
+    model = net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    with attached(every=2, run_dir=tmp_path / "run", quiet=True)(model, optimizer) as probe:
+        for step, batch in enumerate(data(4)):
+            if step == 3 and trouble == "deleted":
+                shutil.rmtree(tmp_path / "run")
+            elif step == 3:
+                monkeypatch.setattr(os, "fsync", lost)
+            optimizer.zero_grad()
+            probe.loss_fn(model, batch).backward()
+            optimizer.step()
+    assert {r["step"] for r in probe.records} == {2, 4}
+    assert len([line for line in caplog.messages if "kept in memory alone" in line]) == 1
+    monkeypatch.undo()
+    again = attached(run_dir=tmp_path / "run", overwrite=True)(model, optimizer)  # nobody holds it any more
+    again.close()
 
 
 def test_the_announcement_comes_before_the_first_measurement(capsys):

@@ -377,9 +377,9 @@ class Probe:
         self._own_steps.drop()
         self._hook.remove()
         try:
-            self._recorder.describe(self._spent())
+            self._steps.keep(lambda: self._recorder.describe(self._spent()))
         finally:
-            self._recorder.close()
+            self._steps.keep(self._recorder.close)
             self._compared.lose()
 
     def __enter__(self) -> Probe:

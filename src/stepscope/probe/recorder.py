@@ -82,9 +82,11 @@ class Recorder:
 
     def close(self) -> None:
         """Keeps what was waiting, and gives the run directory free."""
-        self.keep_waiting()
-        if self._run is not None:
-            self._run.close()
+        try:
+            self.keep_waiting()
+        finally:
+            if self._run is not None:
+                self._run.close()
 
     def _smoothed(self, direction: str, overshoot: float | None) -> float | None:
         """Geometric moving average: a ratio of 2 and one of 1/2 cancel."""

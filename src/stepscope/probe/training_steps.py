@@ -112,7 +112,7 @@ class TrainingSteps:
                 if self._off:
                     turn.plan = "pass"
                     return
-                self._keep(self._recorder.keep_waiting)  # the step before was not made
+                self.keep(self._recorder.keep_waiting)  # the step before was not made
                 if turn.plan != "pass" and not self._measurer.is_ready:
                     self._prepare_in(turn)
                 if turn.plan == "measure":
@@ -139,11 +139,11 @@ class TrainingSteps:
             except Exception as error:
                 self._failed(error)
             else:
-                self._keep(self._recorder.keep_waiting)
+                self.keep(self._recorder.keep_waiting)
         if not self.is_closed:
             edges, self._edges = self._edges, {}
             if (record := self._own_steps.after(self.step, edges or None)) is not None:
-                self._keep(lambda: self._recorder.keep_step(record))
+                self.keep(lambda: self._recorder.keep_step(record))
             self.begin()
         self._schedule.count(time.perf_counter() - entered)
 
@@ -167,7 +167,7 @@ class TrainingSteps:
             self._schedule.expect(*self._measurer.prepare())
         if (plan := self._measurer.objective.memory) is not None and not self._silent:
             tell(str(plan))
-        self._keep(lambda: self._recorder.describe(self._measurer.context()))
+        self.keep(lambda: self._recorder.describe(self._measurer.context()))
 
     def measure_now(self, gradients: Literal["evaluation", "training"], within_layers: bool) -> dict[str, Measurement]:
         """See `Probe.measure`."""
@@ -181,7 +181,7 @@ class TrainingSteps:
             updates = self._compared.updates(self._measurer.parameters, gradient)
             measurements, records = self._measured(updates, self.step + 1, gradients, within_layers)
             self._untrained = []
-            self._recorder.keep(records)
+            self.keep(lambda: self._recorder.keep(records))
             return measurements
 
     def remark_unseen(self) -> None:
@@ -193,6 +193,16 @@ class TrainingSteps:
                 "replaced, attach the probe to the one that does, after that",
                 self._compared.name,
             )
+
+    def keep(self, write: Callable[[], None]) -> None:
+        """Writes records. Where that fails, on a full disk, say, it is said once; they stay in memory."""
+        try:
+            write()
+        except Exception as error:
+            if not self._unkept:
+                self._unkept = True
+                why = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
+                self._logger.warning("the records of step %d are kept in memory alone (%s)", self.step, why)
 
     def _has_lost_a_rank(self) -> bool:
         """Whether one of the ranks that measure together has closed its probe: the others measure no more."""
@@ -238,16 +248,6 @@ class TrainingSteps:
             turn.reconsider()
             self._agenda.drop(self.step)
             turn.plan = self._agenda.agree(turn.plan)
-
-    def _keep(self, write: Callable[[], None]) -> None:
-        """Writes records. Where that fails, on a full disk, say, it is said once; they stay in memory."""
-        try:
-            write()
-        except Exception as error:
-            if not self._unkept:
-                self._unkept = True
-                why = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
-                self._logger.warning("the records of step %d are kept in memory alone (%s)", self.step, why)
 
     def _carry_out(self, turn: Turn) -> None:
         _synchronize(self._measurer.parameters)
