@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -174,3 +175,30 @@ def test_nothing_is_left_wherever_it_arrives():
     assert torch.backends.mha.get_fastpath_enabled()
     with torch.autocast("cpu"):
         assert torch.is_autocast_enabled("cpu")
+
+
+def test_threads_measure_one_after_another():
+    """Switches of the process that two threads left in the order in which they entered would stay off."""
+    switch = torch.autocast.__enter__
+    one_is_inside, both_are = threading.Event(), threading.Event()
+
+    def objective():
+        return Objective(nn.Linear(2, 1), lambda model, x: model(x).square().mean(), [torch.ones(2, 2)])
+
+    def first():
+        with objective().measuring():
+            one_is_inside.set()
+            both_are.wait(0.5)
+
+    def second():
+        one_is_inside.wait()
+        with objective().measuring():
+            both_are.set()
+            threads[0].join()
+
+    threads = [threading.Thread(target=work) for work in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert torch.autocast.__enter__ is switch

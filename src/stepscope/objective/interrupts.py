@@ -2,6 +2,8 @@
 
 A signal can arrive between any two lines, also those of a `finally`, and a handler that saves a checkpoint would save a
 displaced point. So `held` takes the handlers' place from before the first change until after the last one.
+
+Nor do two threads measure at the same time: what one has switched off, the other would take for how it was, and leave.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any
 
 _waiting: list[tuple[int, FrameType | None]] = []
 _handlers: dict[int, Any] = {}
+_turns = threading.RLock()
 
 
 @contextmanager
@@ -24,10 +27,12 @@ def held() -> Iterator[None]:
     An exception that a signal raises between two lines of a context manager's own code would leave things half
     restored, and a handler that saves a checkpoint would save a displaced point. A `KeyboardInterrupt`
     by Ctrl-C needn't wait so long: `deliver` raises it earlier, and a second Ctrl-C isn't held. Where signals can't be
-    held (another thread than the main one, a handler that isn't Python's), nothing happens.
+    held (another thread than the main one, a handler that isn't Python's), they come as they do. Another thread that
+    comes here waits.
     """
     if _handlers or threading.current_thread() is not threading.main_thread():
-        yield
+        with _turns:
+            yield
         return
     _waiting.clear()
     try:
@@ -36,7 +41,8 @@ def held() -> Iterator[None]:
             if callable(handler):
                 _handlers[number] = handler
                 signal.signal(number, _hold)
-        yield
+        with _turns:
+            yield
     finally:
         _release()
 
