@@ -138,6 +138,20 @@ def test_what_holds_no_tensor_and_what_is_no_part_of_a_batch_is_shared():
     assert list(tensors(batch)) == [batch.x]
 
 
+def test_sequences_that_are_packed_weigh_by_their_labels_and_not_by_their_elements():
+    def batch(*lengths):
+        packed = nn.utils.rnn.pack_sequence([torch.randn(n, 3) for n in lengths], enforce_sorted=False)
+        return packed, torch.randint(0, 2, (len(lengths),))
+
+    def loss_fn(model, batch):
+        _, hidden = model(batch[0])
+        return nn.functional.cross_entropy(hidden[0], batch[1])
+
+    objective = Objective(nn.GRU(3, 2), loss_fn, [batch(1, 6), batch(1, 2), batch(2, 2, 1, 1)])
+    assert objective.weights == [0.25, 0.25, 0.5]
+    assert averaged_over(batch(2, 5)[0], shifted=False) == 7
+
+
 def test_a_packed_sequence_keeps_its_sizes_on_the_cpu():
     packed = nn.utils.rnn.pack_sequence([torch.ones(2, 3), torch.ones(4, 3)], enforce_sorted=False)
     copy = doubled(packed)

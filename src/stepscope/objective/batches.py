@@ -60,6 +60,34 @@ def tensors(batch: Any, *, of_objects: bool = True) -> Iterator[Tensor]:
     return walk(batch)
 
 
+def packed(batch: Any) -> Iterator[PackedSequence]:
+    """The packed sequences of a batch, whose tensors have a row for each of their elements."""
+    if isinstance(batch, PackedSequence):
+        yield batch
+    elif isinstance(batch, Mapping | list | tuple):
+        for value in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from packed(value)
+
+
+def rows(batch: Any, *, of_objects: bool = True) -> int | None:
+    """The rows of a batch's first tensor that has some, which are its examples as far as can be told.
+
+    Packed sequences have a row for each of their elements, so a tensor beside them comes first: labels of sequences.
+
+    Args:
+        batch: a micro-batch.
+        of_objects: see `tensors`.
+
+    Example:
+        >>> sequences = nn.utils.rnn.pack_sequence([torch.zeros(4), torch.zeros(1)])
+        >>> rows(torch.zeros(3, 2)), rows((sequences, torch.zeros(2))), rows(sequences)
+        (3, 2, 5)
+    """
+    inside = {id(tensor) for one in packed(batch) for tensor in one}
+    found = [tensor for tensor in tensors(batch, of_objects=of_objects) if tensor.dim()]
+    return min(found, key=lambda tensor: id(tensor) in inside).shape[0] if found else None
+
+
 def digest(batches: Iterable[Any]) -> str | None:
     """What tells examples from others: SHA-256 of their tensors, however they are cut into batches.
 

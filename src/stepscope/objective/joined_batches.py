@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepscope.objective.batches import mapped, tensors
+from stepscope.objective.batches import mapped, packed, tensors
 
 
 def joined(a: Any, b: Any, along: int) -> Any | None:
@@ -66,7 +66,7 @@ def length(batch: Any, along: int) -> int | None:
     """A dimension of a batch's first tensor that has it; ``None`` if it is no plain batch of tensors."""
     if not isinstance(batch, Mapping | list | tuple | Tensor) and not hasattr(batch, "__dict__"):
         return None
-    if hasattr(batch, "batch_sizes"):  # a packed sequence
+    if next(packed(batch), None) is not None:
         return None
     if any(isinstance(value, list) for value in _values(batch)):
         return None  # a list of something for each example, such as boxes

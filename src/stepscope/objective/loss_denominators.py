@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stepscope.errors import UsageError
-from stepscope.objective.batches import tensors
+from stepscope.objective.batches import rows, tensors
 from stepscope.objective.joined_batches import length
 
 IGNORED_LABEL = -100
@@ -88,7 +88,7 @@ def averaged_over(batch: Any, *, shifted: bool) -> int:
 
     Where the batch has ``labels``, it is the number of labels that aren't −100. A model that predicts the next token
     shifts its labels, so the first label of a row is no target and doesn't count. Without ``labels`` it is the length
-    of the first dimension of the first tensor.
+    of the first dimension of the first tensor, of those beside packed sequences where there are any.
 
     Args:
         batch: a micro-batch.
@@ -106,9 +106,8 @@ def averaged_over(batch: Any, *, shifted: bool) -> int:
         return int((labels != IGNORED_LABEL).sum())
     if any(t.dtype == torch.int64 and bool((t == IGNORED_LABEL).any()) for t in tensors(batch)):
         raise UsageError(f"a batch holds {IGNORED_LABEL} outside of 'labels': pass weight_fn, a function of the batch")
-    for tensor in tensors(batch, of_objects=False):
-        if tensor.dim() > 0:
-            return tensor.shape[0]
+    if (examples := rows(batch, of_objects=False)) is not None:
+        return examples
     raise UsageError(
         f"cannot tell how many examples a {type(batch).__name__} holds: pass weight_fn, a function of the batch"
     )

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from stepscope.errors import said
 from stepscope.objective import dtensors
-from stepscope.objective.batches import tensors
+from stepscope.objective.batches import rows
 from stepscope.objective.loss_calls import LossFunction, loss_of
 from stepscope.objective.replay import Arguments, Pass, autocast_now
 
@@ -60,10 +60,10 @@ class StepBatch:
 
     @property
     def size(self) -> int | None:
-        """How many rows the first tensor of each forward pass has, in all; ``None`` where one has no rows."""
-        firsts = [next(tensors(one.given), None) for one in self.passes]
-        rows = [len(tensor) for tensor in firsts if tensor is not None and tensor.dim()]
-        return sum(rows) if len(rows) == len(firsts) else None
+        """How many rows the first tensors of the forward passes have, in all; ``None`` where one has no rows."""
+        counts = [rows(one.given) for one in self.passes]
+        known = [count for count in counts if count is not None]
+        return sum(known) if len(known) == len(counts) else None
 
 
 class BatchWatch:
