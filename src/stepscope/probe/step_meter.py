@@ -45,6 +45,10 @@ Kind = tuple[int, int, bool]
 _AGREES = 0.02
 """How far gradients may be from one another that differ by rounding alone."""
 
+_CLIPS = 1e-3
+"""How far lengths that one factor has multiplied may be from that, by rounding. Clipping a few coordinates does more,
+and what is left of the gradient has another slope."""
+
 _MANY = 3**20
 """Gradients are compared at the steps whose number divides it: the powers of 3."""
 
@@ -242,7 +246,7 @@ class StepMeter:
             return None
         lengths = vectors.norms(now)
         check_alike("the gradients of a step", self.ranks.concatenated([math.hypot(*lengths.values())]))
-        return self._of_all(_factor(lengths, self._left))
+        return self._of_all(_factor(lengths, self._left, _CLIPS))
 
     def _of_all(self, factor: float | None) -> float | None:
         """The factor of all ranks; ``None`` where one of them has none, though others may."""
@@ -351,7 +355,7 @@ def _among_others() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
-def _factor(norms: Mapping[str, float], others: Mapping[str, float]) -> float | None:
+def _factor(norms: Mapping[str, float], others: Mapping[str, float], within: float = _AGREES) -> float | None:
     """What `others` are multiplied by to give `norms`, of each tensor the same but for rounding; ``None`` for nothing.
 
     A tensor counts as much as its norm: the gradient of a bias that changes nothing is all rounding.
@@ -363,7 +367,7 @@ def _factor(norms: Mapping[str, float], others: Mapping[str, float]) -> float | 
         return None
     factor = math.fsum(norm * other for norm, other in pairs) / squares
     rest = math.fsum((norm - factor * other) ** 2 for norm, other in pairs)
-    return factor if 0 < factor < math.inf and math.sqrt(rest / squares) <= _AGREES * factor else None
+    return factor if 0 < factor < math.inf and math.sqrt(rest / squares) <= within * factor else None
 
 
 def _are_parallel(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
