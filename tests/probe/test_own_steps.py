@@ -498,6 +498,22 @@ def test_gradients_that_no_hook_has_seen_are_those_of_the_batch(kind):
     assert unseen == pytest.approx(seen, rel=1e-9)
 
 
+def test_what_is_trained_beside_the_model_is_not_taken_for_the_step(caplog):
+    model, temperature = net(), nn.Parameter(torch.ones((), dtype=torch.float64))
+    optimizer = torch.optim.SGD([*model.parameters(), temperature], lr=0.1)
+
+    def loss(model, batch):
+        return F.cross_entropy(temperature * model(batch[0]), batch[1])
+
+    with attached(model, optimizer, loss) as probe:
+        for batch in data(4):
+            optimizer.zero_grad()
+            probe.loss_fn(model, batch).backward()
+            optimizer.step()
+    assert told(probe) == []
+    assert "give the probe a model that holds all that is trained" in caplog.text
+
+
 @pytest.mark.parametrize("hook", ["registered before the probe", "registered after it", "before the step", "none"])
 def test_what_a_teacher_adds_to_a_step_is_not_taken_for_the_steps(hook, caplog):
     """It moves from the fourth step on; without a hook the loop moves it, before the step."""

@@ -71,7 +71,8 @@ _OTHER_GRADIENT = (
 )
 _OTHER_STATE = (
     "the loss of the batch has changed by more than the step: something else that it depends on, such as a teacher, "
-    "moves while the step is made; move it after the step, or in a post hook that is registered after the probe"
+    "moves while the step is made; move it after the step, or in a post hook that is registered after the probe, and "
+    "give the probe a model that holds all that is trained (a head, a temperature)"
 )
 
 
