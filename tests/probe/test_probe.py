@@ -267,6 +267,14 @@ def test_closing_takes_it_off():
     assert (probe.records, probe.step) == ([], 0)
 
 
+def test_an_optimizer_that_is_refused_replaces_no_records(tmp_path):
+    with attached(run_dir=tmp_path / "run")(model := net(), OPTIMIZERS["sgd"](model.parameters())) as probe:
+        probe.measure()
+    with pytest.raises(UsageError, match="holds no trainable parameter"):
+        attached(run_dir=tmp_path / "run", overwrite=True)(model, OPTIMIZERS["sgd"](net().parameters()))
+    assert len(read_run(tmp_path / "run", DirectionRecord)[1]) == len(probe.records)
+
+
 @pytest.mark.parametrize("trouble", ["deleted", "full"])
 def test_a_run_directory_that_is_lost_ends_no_training(trouble, tmp_path, monkeypatch, caplog):
     def lost(descriptor):

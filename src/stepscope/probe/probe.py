@@ -166,6 +166,7 @@ class Probe:
                 weight_fn=weight_fn, modules=modules, layer=layer, memory=memory,
                 process_group=process_group, ranks=self._ranks, logger=logger,
             )  # fmt: skip
+            self._compared.held(self._measurer.parameters)  # refuses before records are replaced
             self._schedule = Schedule(
                 every if self._ranks.rank == 0 else _never, max_overhead, None,
                 FOLLOWED_STEPS if self._compared.others else 0,
