@@ -28,14 +28,14 @@ OUT = Path("runs", "reproduce-cpu")
 
 def again(folder: Path) -> dict[str, Any]:
     """What came of it, in this folder."""
-    started = time.monotonic()
+    source, started = commit(), time.monotonic()
     subprocess.run(
         [sys.executable, "-m", "stepscope", "reproduce"],
         cwd=folder, env=os.environ | {"STEPSCOPE_CACHE": str(folder / "cache")}, check=True,
     )  # fmt: skip
     seconds, spent = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     return {
-        "commit": commit(),
+        "commit": source,
         "seconds": round(seconds),
         "processor_seconds": round(spent.ru_utime),
         "claims": json.loads((folder / OUT / "claims.json").read_text()),

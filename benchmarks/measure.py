@@ -230,13 +230,14 @@ def main() -> None:
     with sources_of(options.against) as other, ExitStack() as workers:
         now = Worker(SOURCE)
         workers.callback(now.close)
+        source = commit()  # of what is measured: others may come while it is
         before = Worker(other) if other else None
         if before:
             workers.callback(before.close)
         for name in options.sections:
             for results in section_results([case for case in chosen if case.section == name], now, before):
                 if not options.quick:
-                    store(name, results | {"commit": commit(), "against": options.against})
+                    store(name, results | {"commit": source, "against": options.against})
 
 
 def store(section: str, results: dict[str, Any]) -> None:
