@@ -85,3 +85,14 @@ def test_of_an_unknown_length_the_limit_thins_them_out(monkeypatch):
     assert len(dear) < len(cheap)
     assert part <= 0.05
     assert all(later <= 1.13 * step + 1 for step, later in itertools.pairwise(cheap) if step > 20)
+
+
+@pytest.mark.parametrize("length", [300, 500, 1000])
+def test_what_couldnt_be_paid_at_its_time_isnt_made_up_by_steps_side_by_side(monkeypatch, length):
+    """Where gradients are compared, at the first and the third, a measurement costs several others."""
+    for first, rest in ((2.0, 0.5), (1.2, 0.15), (0.67, 0.67)):
+        costs = iter([first, rest, first])
+        measured, _ = train(monkeypatch, length=length, known=True, cost=lambda c=costs, r=rest: next(c, r))
+        judged = [step for step in measured if step >= 0.03 * length]
+        assert min(later - step for step, later in itertools.pairwise(judged)) >= int(0.75 * 0.27 * length / 20)
+        assert measured[-1] > 0.30 * length

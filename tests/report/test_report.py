@@ -335,7 +335,7 @@ def test_a_probes_page_begins_with_what_was_trained_and_explains_no_more_than_it
     assert top["Model"] == "Net, 1,200 parameters"
     assert top["Learning rate"] == "0.1, constant"
     assert top["Batch"] == "64 examples"
-    assert top["Steps"] == "24 of 100"
+    assert top["Last measured"] == "step 24 of 100"
     terms = re.findall(r"<dt>(.*?)</dt><dd><code>", page.partition("How to read this")[2])
     assert terms == ["actual / predicted", "critical multiple"]
     assert "Highlight" not in page

@@ -25,7 +25,9 @@ def test_a_probed_training_says_what_was_trained_what_it_shows_and_its_last_dire
     shown = call("summary", run, capsys=capsys)
     first, second, empty, finding = shown.splitlines()[:4]
     assert first == "Net of 1,200 parameters, trained by SGD at a learning rate of 0.2 (now 0.1), batches of 64"
-    assert second.startswith("step 24 of 100, its batch's loss 2.76; 20 steps measured on their own batch, 2 beside")
+    assert second.startswith(
+        "last measured at step 24 of 100, its batch's loss 2.76; 20 steps measured on their own batch, 2 beside"
+    )
     assert (empty, "probably at least three times too large" in finding) == ("", True)
     assert "8 of 20 measured" in shown
     assert "SGD trajectory, step 20" in shown
@@ -51,7 +53,10 @@ def test_a_training_that_goes_on_has_a_torn_last_line_and_no_length(tmp_path, ca
     with (run / "steps.jsonl").open("ab") as file:
         file.write(b'{"trajectory": "SGD", "se')
     lines = call("summary", run, capsys=capsys).splitlines()
-    assert lines[1] == "step 7, its batch's loss 2.93; 3 steps measured on their own batch, none beside others"
+    assert (
+        lines[1]
+        == "last measured at step 7, its batch's loss 2.93; 3 steps measured on their own batch, none beside others"
+    )
     assert any("all 3 measured" in line for line in lines)
 
 

@@ -17,6 +17,10 @@ from stepscope.probe.schedule import Schedule
 PHASES = ((0.03, 2), (0.30, 20), (0.50, 5), (1.0, 5))
 """Up to which part of the training how many measurements are wanted."""
 
+CLOSEST = 0.75
+"""Where some couldn't be paid at their time, the others aren't nearer to one another than this part of what all would
+be: steps side by side tell the same."""
+
 DENSEST, SPARSEST = 1.12, 1.5
 """Of a training of unknown length, each is so many times as late as the one before: between 20 and 6 from a tenth of it
 to the whole, as the limit allows."""
@@ -92,7 +96,7 @@ class StepSchedule:
 
     def reserve(self, step: int) -> float:
         """Seconds that what is still wanted will take: nothing else is to spend them."""
-        return 0.0 if self.steps is None else self._cost * sum(count for _, count in self._left(step))
+        return 0.0 if self.steps is None else self._cost * sum(count for _, count, _ in self._left(step))
 
     @property
     def _spent(self) -> float:
@@ -132,23 +136,23 @@ class StepSchedule:
             doublings = 1 / max(self._earned(step + made), 1)
             return max(1, round(made * (min(max(2**doublings, DENSEST), SPARSEST) - 1)))
         left = self._left(step)
-        wanted = sum(count for _, count in left)
+        wanted = sum(count for _, count, _ in left)
         if not wanted:
             return max(1, self.steps // 20)
         thinned = min(1.0, self._affordable(step) / wanted)
-        for end, count in left:
+        for end, count, apart in left:
             if count:
-                return max(1, round((end - step) / max(count * thinned, 0.5)))
+                return max(1, apart, round((end - step) / max(count * thinned, 0.5)))
         return 1
 
-    def _left(self, step: int) -> list[tuple[float, int]]:
-        """Of each phase that isn't over its end, and how many measurements it lacks."""
+    def _left(self, step: int) -> list[tuple[float, int, int]]:
+        """Of each phase that isn't over its end, how many measurements it lacks, and their least distance."""
         assert self.steps is not None
         left, begun = [], 0.0
         for part, count in PHASES:
             end = part * self.steps
             made = sum(begun < s <= end for s in self._made)
             if end - step >= 1:
-                left.append((end, max(0, count - made)))
+                left.append((end, max(0, count - made), int(CLOSEST * (end - begun) / count)))
             begun = end
         return left

@@ -62,7 +62,7 @@ def run_summary(training: Training) -> RunSummary:
         >>> head = {"configuration": {"model": "Net", "parameters": 12, "optimizer": "SGD"}, "context": {}}
         >>> print(*run_summary(Training(head, [], steps)).lines, sep="\n")
         Net of 12 parameters, trained by SGD at a learning rate of 0.1
-        step 24 of 100, its batch's loss 2.00; 20 steps measured on their own batch, none beside others
+        last measured at step 24 of 100, its batch's loss 2.00; 20 steps measured on their own batch, none beside others
     """
     facts = facts_of_training(training)
     shown = _spread(training.steps, MOST_STEPS)
@@ -145,7 +145,7 @@ def _how_far(training: Training, facts: dict[str, Any]) -> str:
     of = f" of {facts['length']:,}" if facts["length"] else ""
     loss = f", its batch's loss {format_number(facts['batch_loss'])}" if facts["batch_loss"] is not None else ""
     own = f"{count} step{'s' * (count != 1)} measured on {'their' if count != 1 else 'its'} own batch"
-    return f"step {facts['step']:,}{of}{loss}; {own}, {full or 'none'} beside others{on}"
+    return f"last measured at step {facts['step']:,}{of}{loss}; {own}, {full or 'none'} beside others{on}"
 
 
 def steps_table(steps: Sequence[StepRecord], measured: int) -> Table:

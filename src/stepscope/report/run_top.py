@@ -36,8 +36,8 @@ def top_of(training: Training) -> list[tuple[str, str]]:
         Model: Net, 1,200 parameters
         Optimizer: SGD
         Learning rate: 0.02 at step 5, the largest; 0.005 at step 20
-        Steps: 20 of 100
         Measured: 3 steps on the batches that made them
+        Last measured: step 20 of 100
         Cost of measuring: 3.1% of the training's time
     """
     if not training.is_probed:
@@ -50,8 +50,8 @@ def top_of(training: Training) -> list[tuple[str, str]]:
         "Optimizer": " and ".join(facts["optimizers"]),
         "Learning rate": schedule_of([*training.steps, *training.directions]),
         "Batch": _batch(facts["batch_sizes"]),
-        "Steps": _steps(facts),
         "Measured": _measured(training, facts),
+        "Last measured": _last_step(facts),
         "Cost of measuring": _cost(context.get("overhead"), facts["seconds_measuring"]),
         "Versions": _listed(*(f"{name} {versions[name]}" for name in VERSIONS if name in versions)),
     }
@@ -121,10 +121,10 @@ def _parameters(count: Any) -> str:
     return f"{count:,} parameters" if isinstance(count, int) else ""
 
 
-def _steps(facts: dict[str, Any]) -> str:
+def _last_step(facts: dict[str, Any]) -> str:
     if facts["step"] is None:
         return ""
-    return f"{facts['step']:,}" + (f" of {facts['length']:,}" if facts["length"] else " so far")
+    return f"step {facts['step']:,}" + (f" of {facts['length']:,}" if facts["length"] else "")
 
 
 def _batch(sizes: list[int]) -> str:
