@@ -16,6 +16,7 @@ from stepscope.paper.experiments.command_lines import (
     EXPERIMENTS,
     MEASURED_TASKS,
     TRAJECTORY,
+    add_optimizers,
     add_seeds,
     add_settings,
     add_source,
@@ -32,6 +33,7 @@ and one by Adam; at two steps of each, 14 optimizers say which update they would
   stepscope demo --scale smoke            seconds, to see that it works
   stepscope demo --seeds 0 1 2            three runs; the table shows mean and spread
   stepscope demo --source my_pairs.tsv    your own sentences, one "english<TAB>french" a line
+  stepscope demo --optimizer torch.optim:NAdam my_module:my_optimizer   others beside them, also your own
 
 A run that was interrupted goes on when the same command is given again. The run directory holds run.json,
 measurements.jsonl (one measurement a line) and report.html.
@@ -197,6 +199,7 @@ def _add_demo(chosen: Any) -> None:
         "homeassistant, or a file of tab-separated pairs",
     )
     add_seeds(demo, 0)
+    add_optimizers(demo)
 
 
 def _add_run(chosen: Any) -> None:

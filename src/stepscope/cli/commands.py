@@ -35,10 +35,14 @@ _ON_CORES = ("smoke", "cpu", "desk")
 def demo(options: argparse.Namespace) -> None:
     """``stepscope demo``."""
     _require_all()
+    from stepscope.paper.experiments.compared_optimizers import users_own
     from stepscope.paper.experiments.trajectory import demonstration
 
-    experiment = demonstration(options.scale, source=options.source, seeds=tuple(options.seeds))
-    _run(experiment, Path(options.out or f"runs/demo-{options.scale}"), 1)
+    experiment = demonstration(
+        options.scale, source=options.source, seeds=tuple(options.seeds), optimizers=options.optimizers
+    )
+    name = "-".join(("demo", *users_own(options.optimizers), options.scale))
+    _run(experiment, Path(options.out or f"runs/{name}"), 1)
 
 
 def run(options: argparse.Namespace) -> None:

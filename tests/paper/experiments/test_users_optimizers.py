@@ -13,7 +13,7 @@ from stepscope.directions import PseudoUpdates
 from stepscope.paper.experiments.compared_optimizers import RULES, factory_of
 from stepscope.paper.experiments.convergence import convergence_experiment
 from stepscope.paper.experiments.jobs import run
-from stepscope.paper.experiments.trajectory import trajectory_experiment
+from stepscope.paper.experiments.trajectory import demonstration, trajectory_experiment
 from stepscope.paper.records import LossRecord
 from stepscope.runs import DirectionRecord, read_run
 
@@ -105,6 +105,7 @@ def test_looking_for_it_draws_no_random_numbers_and_twice_is_refused():
 
 def test_its_direction_is_measured_as_that_of_the_same_rule_under_the_papers_name(pairs, tmp_path):
     name = f"torch.optim:Adam@{RULES['adam'].lr}"
+    assert demonstration("smoke", optimizers=[name]).directions == (*demonstration("smoke").directions, name)
     whole = trajectory_experiment("smoke", source=pairs, optimizers=[name])
     assert whole.directions == (*trajectory_experiment("smoke").directions, name)
     assert whole.run_name == "trajectory-translation-pretrained-Adam"

@@ -162,6 +162,19 @@ def check_optimizers(names: Iterable[str]) -> None:
         Named.of(name).check()
 
 
+def users_own(names: Iterable[str]) -> list[str]:
+    """Of optimizers of the user's own, what their runs are called after.
+
+    Raises:
+        UsageError: one is neither in `RULES` nor such a name.
+
+    Example:
+        >>> users_own(["sgd", "torch.optim:NAdam@2e-3"])
+        ['NAdam']
+    """
+    return [Named.of(name).function for name in names if name not in RULES]
+
+
 def training_rule(name: str, released: Iterable[str] = ()) -> Rule:
     """The rule that trains under an optimizer's name.
 

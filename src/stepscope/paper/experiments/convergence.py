@@ -26,11 +26,16 @@ from stepscope.objective import Objective
 from stepscope.paper.claims.losses import conclusion, finals_of, pairs_of
 from stepscope.paper.experiments.as_released import as_released, check_released
 from stepscope.paper.experiments.command_lines import CONVERGENCE, NO_MASKS, RELEASED, sources_of
-from stepscope.paper.experiments.compared_optimizers import RULES, check_optimizers, contenders, rule_of, training_rule
+from stepscope.paper.experiments.compared_optimizers import (
+    check_optimizers,
+    contenders,
+    rule_of,
+    training_rule,
+    users_own,
+)
 from stepscope.paper.experiments.experiment import Asked, Experiment, Progress, Unit, described
 from stepscope.paper.experiments.search import Search
 from stepscope.paper.experiments.training import accumulate, at_home, check_settings, count_of, part_size
-from stepscope.paper.experiments.users_optimizers import Named
 from stepscope.paper.records import LossRecord
 from stepscope.paper.report.loss_tables import TERMS, loss_figures, loss_numbers, loss_table, verdict_table
 from stepscope.paper.tasks import Task
@@ -138,8 +143,7 @@ class ConvergenceExperiment(Experiment[LossRecord]):
     @property
     @override
     def run_name(self) -> str:
-        own = (Named.of(name).function for name in self.optimizers if name not in RULES)
-        return "-".join((self.entry.name, *own))
+        return "-".join((self.entry.name, *users_own(self.optimizers)))
 
     @override
     def check(self) -> None:

@@ -19,15 +19,14 @@ from stepscope.paper.experiments.along_trajectories import AlongTrajectories, Po
 from stepscope.paper.experiments.as_released import as_released, check_released, concerning
 from stepscope.paper.experiments.command_lines import NO_MASKS, TRAJECTORY
 from stepscope.paper.experiments.compared_optimizers import (
-    RULES,
     check_optimizers,
     demonstrated,
     measured_directions,
     papers_directions,
+    users_own,
 )
 from stepscope.paper.experiments.experiment import Asked, Progress, Unit, described
 from stepscope.paper.experiments.training import at_home, check_settings, count_of, part_size
-from stepscope.paper.experiments.users_optimizers import Named
 from stepscope.paper.report.directions import direction_figures, direction_numbers, direction_tables
 from stepscope.paper.tasks import Task
 from stepscope.paper.tasks.catalog import TASKS
@@ -104,8 +103,7 @@ class TrajectoryExperiment(AlongTrajectories[DirectionRecord]):
     @property
     @override
     def run_name(self) -> str:
-        own = (Named.of(name).function for name in self.directions if name not in RULES)
-        return "-".join((self.entry.name, self.kind, self.task.start, *own))
+        return "-".join((self.entry.name, self.kind, self.task.start, *users_own(self.directions)))
 
     @override
     def check(self) -> None:
@@ -298,13 +296,16 @@ def trajectory_experiment(
     return TrajectoryAsReleased(**vars(run), released=rest) if rest else run
 
 
-def demonstration(scale: str = "cpu", *, source: str = "auto", seeds: tuple[int, ...] = (0,)) -> TrajectoryExperiment:
+def demonstration(
+    scale: str = "cpu", *, source: str = "auto", seeds: tuple[int, ...] = (0,), optimizers: Sequence[str] = ()
+) -> TrajectoryExperiment:
     """The demo: the experiment on the translation task from random weights, with fewer steps, directions and examples.
 
     Args:
         scale: see `trajectory_experiment`.
         source: where the sentence pairs come from, see `stepscope.paper.tasks.sources.sentences.load_pairs`.
         seeds: see `TrajectoryExperiment`.
+        optimizers: see `trajectory_experiment`.
 
     Raises:
         UsageError: unknown scale, or seeds that can't be used.
@@ -316,4 +317,4 @@ def demonstration(scale: str = "cpu", *, source: str = "auto", seeds: tuple[int,
     check_settings(scale, _DEMO_STEPS, seeds)
     whole = trajectory_experiment(scale, source=source, seeds=seeds, start="random")
     task = replace(whole.task, eval_size=whole.task.eval_size // _DEMO_PART)
-    return replace(whole, steps=_DEMO_STEPS[scale], directions=demonstrated(), task=task)
+    return replace(whole, steps=_DEMO_STEPS[scale], directions=(*demonstrated(), *optimizers), task=task)
