@@ -554,9 +554,35 @@ def closed():
     return found
 
 
+def joined():
+    """Rank 1 has half as many batches, in torch's `join()`, which the first step is in, or the third."""
+    found = []
+    for outside in (0, 2):
+        torch.manual_seed(1)
+        model, (batch,) = by_ddp(Model()), data(1, 2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        settings = {"every": 2, "max_overhead": None, "directions": {}, "steps": 8, "quiet": True}
+        probe = Probe(model, optimizer, loss_fn, [batch], process_group=dist.group.WORLD, **settings)
+
+        def train(steps):
+            for _ in range(steps):
+                optimizer.zero_grad()  # noqa: B023
+                probe.loss_fn(model, batch).backward()  # noqa: B023
+                optimizer.step()  # noqa: B023
+
+        def unevenly():
+            train(outside)  # noqa: B023
+            with model.join():  # noqa: B023
+                train(6 if dist.get_rank() == 0 else 3)
+            probe.close()  # noqa: B023
+
+        found.append([warned(unevenly)[1], len(probe.step_records), len(probe.records)])
+    return found
+
+
 CASES = (
     numbers, half_precision, accumulated, asked_for, scaled, bit_identical, skipped, interrupted, full_disk, refusals,
-    report_of_one, unlike, missing, closed,
+    report_of_one, unlike, missing, closed, joined,
 )  # fmt: skip
 
 
@@ -716,3 +742,9 @@ def test_nobody_waits_for_a_rank_that_has_closed_its_probe(results, way):
     assert asked == "UsageError: rank 1 has closed its probe: nothing is measured without it"
     assert asked_there == "UsageError: the probe is closed: make another"
     assert first == second == [1, 0, 1]
+
+
+def test_ranks_that_may_end_after_others_are_not_waited_for(results):
+    first, second = results["joined"]
+    assert [["join()" in line for line in said] for said, *_ in first] == [[True]] * 2
+    assert [counts for _, *counts in first] == [counts for _, *counts in second] == [[0, 0], [2, 1]]

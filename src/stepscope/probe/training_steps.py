@@ -205,8 +205,11 @@ class TrainingSteps:
                 self._logger.warning("the records of step %d are kept in memory alone (%s)", self.step, why)
 
     def _has_lost_a_rank(self) -> bool:
-        """Whether one of the ranks that measure together has closed its probe: the others measure no more."""
-        if (left := self._ranks.left()) and not self._lost:
+        """Whether one of the ranks that measure together has closed its probe, or may end first: none measures more."""
+        left = self._ranks.left()
+        if not self._ranks.alone and _is_joined(self._measurer.model):
+            left = "join() lets ranks make different numbers of steps, so give them equally many batches without it"
+        if left and not self._lost:
             self._lost = self._off = True
             self._own_steps.stop()
             self._compared.lose()
@@ -357,6 +360,12 @@ def tell(text: str) -> None:
     """A line for a person. An error of that, on one rank alone, would leave the others waiting."""
     with contextlib.suppress(OSError):
         print(f"stepscope: {text}", file=sys.stderr)
+
+
+def _is_joined(model: nn.Module) -> bool:
+    """Whether torch's `join()` answers for ranks that have no batches left: to its exchanges, and to no others."""
+    config = getattr(model, "_join_config", None)
+    return config is not None and config.enable and not config.throw_on_early_termination
 
 
 def _beginning(parameter: Tensor) -> Tensor:
