@@ -8,6 +8,8 @@ import os
 import shutil
 import signal
 import tempfile
+import threading
+import time
 import warnings
 
 import pytest
@@ -20,7 +22,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 from ranks import on_ranks, refused
 from stepscope import Probe
-from stepscope.objective import dtensors
+from stepscope.objective import dtensors, interrupts
 from stepscope.runs import DirectionRecord, read_run, read_steps
 from traces import Log
 
@@ -580,9 +582,38 @@ def joined():
     return found
 
 
+def in_threads():
+    """Two trainings in two threads of each rank, which come to their measurements in another order on the other."""
+    groups, patience, ends = [dist.new_group(), dist.new_group()], interrupts._PATIENCE, {}
+
+    def train(number):
+        model, (batch,) = Model(), data(1, 2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with Probe(model, optimizer, loss_fn, [batch], process_group=groups[number], steps=4, quiet=True) as probe:
+            for _ in range(4):
+                optimizer.zero_grad()
+                loss_fn(model, batch).backward()
+                starts.wait()
+                time.sleep(0.2 * (number != dist.get_rank()))
+                optimizer.step()
+        ends[number] = probe.step
+
+    starts, interrupts._PATIENCE = threading.Barrier(2), 0.5
+    threads = [threading.Thread(target=train, args=(number,)) for number in range(2)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        interrupts._PATIENCE = patience
+    return ends
+
+
 CASES = (
     numbers, half_precision, accumulated, asked_for, scaled, bit_identical, skipped, interrupted, full_disk, refusals,
     report_of_one, unlike, missing, closed, joined,
+    in_threads,
 )  # fmt: skip
 
 
@@ -748,3 +779,7 @@ def test_ranks_that_may_end_after_others_are_not_waited_for(results):
     first, second = results["joined"]
     assert [["join()" in line for line in said] for said, *_ in first] == [[True]] * 2
     assert [counts for _, *counts in first] == [counts for _, *counts in second] == [[0, 0], [2, 1]]
+
+
+def test_ranks_whose_threads_measure_in_another_order_do_not_wait_forever(results):
+    assert results["in_threads"] == [{0: 4, 1: 4}] * 2

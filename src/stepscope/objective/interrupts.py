@@ -4,6 +4,7 @@ A signal can arrive between any two lines, also those of a `finally`, and a hand
 displaced point. So `held` takes the handlers' place from before the first change until after the last one.
 
 Nor do two threads measure at the same time: what one has switched off, the other would take for how it was, and leave.
+Where there are ranks, none waits for long: the one that measures may wait for another rank, and that for this thread.
 """
 
 from __future__ import annotations
@@ -14,6 +15,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+
+import torch
+
+from stepscope.errors import UsageError
+
+_PATIENCE = 30.0
+"""Seconds that a thread waits for another one to have measured, where there are ranks."""
 
 _waiting: list[tuple[int, FrameType | None]] = []
 _handlers: dict[int, Any] = {}
@@ -29,9 +37,12 @@ def held() -> Iterator[None]:
     by Ctrl-C needn't wait so long: `deliver` raises it earlier, and a second Ctrl-C isn't held. Where signals can't be
     held (another thread than the main one, a handler that isn't Python's), they come as they do. Another thread that
     comes here waits.
+
+    Raises:
+        UsageError: another thread has measured for long, and may wait for a rank whose threads wait for one another.
     """
     if _handlers or threading.current_thread() is not threading.main_thread():
-        with _turns:
+        with _turn():
             yield
         return
     _waiting.clear()
@@ -41,10 +52,25 @@ def held() -> Iterator[None]:
             if callable(handler):
                 _handlers[number] = handler
                 signal.signal(number, _hold)
-        with _turns:
+        with _turn():
             yield
     finally:
         _release()
+
+
+@contextmanager
+def _turn() -> Iterator[None]:
+    distributed = torch.distributed
+    among_ranks = distributed.is_available() and distributed.is_initialized()
+    if not _turns.acquire(timeout=_PATIENCE if among_ranks else -1):
+        raise UsageError(
+            f"another thread has measured for {_PATIENCE:g} s, and ranks whose threads measure in another order would "
+            "wait for one another forever: measure in one thread of each process"
+        )
+    try:
+        yield
+    finally:
+        _turns.release()
 
 
 def deliver() -> None:
