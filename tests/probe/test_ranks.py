@@ -21,7 +21,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from ranks import on_ranks, refused
-from stepscope import Probe
+from stepscope import Probe, clip_optimizer
 from stepscope.objective import dtensors, interrupts
 from stepscope.runs import DirectionRecord, read_run, read_steps
 from traces import Log
@@ -201,6 +201,17 @@ def accumulated():
     settings = {"accumulate": 2, "clip": 0.1, "every": 1000}
     found = {way: told(trained(way, **settings)[0])["steps"] for way in ("ddp", "fsdp")}
     return found | {"alone": told(trained("alone", **settings)[0])["steps"] if dist.get_rank() == 0 else []}
+
+
+def by_fraction(parameters):
+    optimizer = torch.optim.AdamW(parameters, lr=0.05)
+    clip_optimizer(optimizer, 0.1)
+    return optimizer
+
+
+def changed():
+    """Steps of gradients that are no multiple of what the backward pass left: their largest coordinates are clipped."""
+    return {way: told(trained(way, factory=by_fraction, every=1000)[0])["steps"] for way in ("ddp", "fsdp")}
 
 
 def asked_for():
@@ -612,8 +623,7 @@ def in_threads():
 
 CASES = (
     numbers, half_precision, accumulated, asked_for, scaled, bit_identical, skipped, interrupted, full_disk, refusals,
-    report_of_one, unlike, missing, closed, joined,
-    in_threads,
+    report_of_one, unlike, missing, closed, joined, in_threads, changed,
 )  # fmt: skip
 
 
@@ -663,6 +673,14 @@ def test_accumulated_and_clipped_steps_are_those_of_one_process(results, way):
     alone = results["accumulated"][0]["alone"]
     assert any(path.endswith("batch_slope") and slope for path, slope in alone)
     for rank in results["accumulated"]:
+        same_numbers(rank[way], alone, 1e-9)
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_steps_whose_gradients_are_changed_are_those_of_one_process(results, way):
+    alone = told(trained("alone", factory=by_fraction, every=1000)[0])["steps"]
+    assert sum(path.endswith("batch_slope") and slope is not None for path, slope in alone) == STEPS
+    for rank in results["changed"]:
         same_numbers(rank[way], alone, 1e-9)
 
 

@@ -6,11 +6,12 @@ that is evaluated is the one that was differentiated is tried: its gradient is c
 ``backward`` left, at the first step of a kind, at each that triples the number of such steps, since a training may
 change its loss, and where it multiplies its loss by another factor. Where that doesn't agree, nothing is said of the
 batch, nor where the loss has changed by more than the step: something else that it depends on may move meanwhile. Of
-several processes, a gradient that is changed after ``backward`` is taken to be averaged over them, and isn't that of
-the batch.
+one among several processes, a gradient that is changed after ``backward`` is taken to be averaged over them, and isn't
+that of the batch.
 
-Ranks that measure together compare the gradient of all their batches. They have to make the same step of the same
-gradient: where they don't, the step isn't measured.
+Ranks that measure together compare the gradient of all their batches with what ``backward`` has averaged, which may be
+changed then as in one process. They have to make the same step of the same gradient: where they don't, the step isn't
+measured.
 
 Nor is anything said where the gradient isn't that of its loss, as with straight-through estimators: what it foretells
 then doesn't come true at the shortest step either. A loss close to the weights tells that, once.
@@ -220,7 +221,7 @@ class StepMeter:
         clipped = self._clipped(now)
         if known is None or known.way == "recomputed" or clipped is None or again:
             # Where nothing is known of what ``backward`` left, it is what the step gets.
-            bound = clipped is not None or not self._left or not self.ranks.alone or _among_others()
+            bound = clipped is not None or not self._left or (self.ranks.alone and _among_others())
             self._recompute(batch, parameters, _dense(now) if bound else None)
             return
         told = batch.loss if known.is_told else None
