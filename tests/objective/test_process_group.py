@@ -300,7 +300,7 @@ MISTAKES = {
     "shape": ("UsageError", "has shape (6,)", 1),
     "loss": ("UsageError", "a bug of rank 2", 2),
     "memory": ("RuntimeError", "no memory on rank 2", 2),
-    "step": ("OutOfStepError", "out of step", None),
+    "step": ("OutOfStepError", "let all make the same steps", None),
     "rows": ("UsageError", "can't be computed over a process_group", None),
     "weights": ("UsageError", "differ in the values of parameters", None),
 }

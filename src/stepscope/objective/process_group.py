@@ -269,7 +269,10 @@ class Ranks:
         same = len({exchange for exchange, _, _ in everyone}) == 1
         worst, first = max((int(kind), -rank) for rank, (_, kind, _) in enumerate(everyone))
         if not worst and not same:
-            raise OutOfStepError(f"the ranks of the process group are out of step; this one is at {what!r}")
+            raise OutOfStepError(
+                f"the ranks of the process group are out of step, and this one is at {what!r}: let all make the same "
+                "steps, and call what measures in the same order"
+            )
         if kind := kinds[worst]:
             text = self.broadcast(_text_of(error) if error is not None else "", -first)
             if together and same and len({place for _, _, place in everyone}) > 1:
