@@ -593,6 +593,34 @@ def joined():
     return found
 
 
+def validated_before_the_step():
+    """Of a sharded model, whose weights that leaves gathered: torch trains on with them as they were."""
+    found = {}
+    for way in ("plain", "probe", "reshard", "reshard and probe"):
+        torch.manual_seed(1)
+        model, (batch, held_out) = by_fsdp(Model()), data(2, 2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        settings = {"every": 2, "max_overhead": None, "directions": {}, "steps": 6, "quiet": True, "weight_fn": rows_of}
+        probe = Probe(model, optimizer, loss_fn, [held_out], **settings) if "probe" in way else None
+
+        def train():
+            losses = []
+            for _ in range(6):
+                optimizer.zero_grad()  # noqa: B023
+                loss = (probe.loss_fn if probe else loss_fn)(model, batch)  # noqa: B023
+                loss.backward()
+                with torch.no_grad():
+                    loss_fn(model, held_out)  # noqa: B023
+                if "reshard" in way:  # noqa: B023
+                    model.reshard()  # noqa: B023
+                optimizer.step()  # noqa: B023
+                losses.append(float(loss.detach()))
+            return losses
+
+        found[way] = [*warned(train), len(probe.step_records) if probe else 0]
+    return found
+
+
 def in_threads():
     """Two trainings in two threads of each rank, which come to their measurements in another order on the other."""
     groups, patience, ends = [dist.new_group(), dist.new_group()], interrupts._PATIENCE, {}
@@ -623,7 +651,7 @@ def in_threads():
 
 CASES = (
     numbers, half_precision, accumulated, asked_for, scaled, bit_identical, skipped, interrupted, full_disk, refusals,
-    report_of_one, unlike, missing, closed, joined, in_threads, changed,
+    report_of_one, unlike, missing, closed, joined, validated_before_the_step, in_threads, changed,
 )  # fmt: skip
 
 
@@ -797,6 +825,17 @@ def test_ranks_that_may_end_after_others_are_not_waited_for(results):
     first, second = results["joined"]
     assert [["join()" in line for line in said] for said, *_ in first] == [[True]] * 2
     assert [counts for _, *counts in first] == [counts for _, *counts in second] == [[0, 0], [2, 1]]
+
+
+def test_weights_that_are_gathered_at_the_step_are_left_so_and_that_is_said(results):
+    for found in results["validated_before_the_step"]:
+        assert found["plain"][0] == found["probe"][0] != found["reshard"][0] == found["reshard and probe"][0]
+        assert found["probe"][2] == 0
+        assert found["reshard and probe"][1:] == [[], 6]
+    first, second = (found["probe"][1] for found in results["validated_before_the_step"])
+    assert len(first) == 1
+    assert "call model.reshard() before optimizer.step()" in first[0]
+    assert second == []
 
 
 def test_ranks_whose_threads_measure_in_another_order_do_not_wait_forever(results):

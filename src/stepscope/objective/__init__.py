@@ -3,7 +3,7 @@
 from stepscope.objective import dtensors
 from stepscope.objective.batches import digest, moved
 from stepscope.objective.checks import check_before, check_model, check_parameters, form_of, reached
-from stepscope.objective.fsdp import resharded
+from stepscope.objective.fsdp import is_gathered, resharded
 from stepscope.objective.interrupts import held
 from stepscope.objective.loss_calls import LossFunction, is_out_of_memory, model_output
 from stepscope.objective.loss_denominators import IGNORED_LABEL, averaged_over, predicts_next_token
@@ -43,6 +43,7 @@ __all__ = [
     "emptied",
     "form_of",
     "held",
+    "is_gathered",
     "is_known_to_all",
     "is_out_of_memory",
     "memory_of",

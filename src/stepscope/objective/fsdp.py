@@ -141,6 +141,11 @@ def refuse_untried(groups: list[Any]) -> None:
             raise UsageError("FSDP with parameters offloaded to the CPU can't be measured")
 
 
+def is_gathered(model: nn.Module) -> bool:
+    """Whether FSDP has gathered weights, and not freed them."""
+    return any(group.is_unsharded for module in fsdp_modules(model) for group in groups_of(state_of(module)))
+
+
 def resharded(model: nn.Module) -> None:
     """Frees weights that FSDP has gathered: a model has its own parameters again."""
     for module in fsdp_modules(model):

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from stepscope.errors import UsageError
 from stepscope.measuring import Measurement
-from stepscope.objective import Direction, Ranks, dtensors, held, is_known_to_all, random_state
+from stepscope.objective import Direction, Ranks, dtensors, held, is_gathered, is_known_to_all, random_state
 from stepscope.probe.agenda import Agenda
 from stepscope.probe.compared_updates import ComparedUpdates, NoUpdateError
 from stepscope.probe.measurer import Measurer
@@ -86,7 +86,7 @@ class TrainingSteps:
         """The next step of the training begins."""
         due = False
         try:
-            due = not self._has_lost_a_rank() and self._agenda.has_own(self.step + 1)
+            due = not self._has_ended() and self._agenda.has_own(self.step + 1)
         except Exception as error:
             self._failed(error)
         self._own_steps.begin(due, self._held)
@@ -104,7 +104,8 @@ class TrainingSteps:
                     self._quiet = True
                     self._announce()
                 edge_is_due = self._agenda.has_edge(self.step, self._own_steps.is_due)
-                if (self._own_steps.is_due or edge_is_due or turn.plan != "pass") and self._has_lost_a_rank():
+                is_due = self._own_steps.is_due or edge_is_due or turn.plan != "pass"
+                if is_due and self._has_ended(is_gathered(self._measurer.model)):
                     turn.plan = "pass"
                     return
                 if self._own_steps.is_due:
@@ -204,11 +205,23 @@ class TrainingSteps:
                 why = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
                 self._logger.warning("the records of step %d are kept in memory alone (%s)", self.step, why)
 
-    def _has_lost_a_rank(self) -> bool:
-        """Whether one of the ranks that measure together has closed its probe, or may end first: none measures more."""
+    def _has_ended(self, gathered: bool = False) -> bool:
+        """Whether none of the ranks that measure together measures more: one has closed its probe, or may end first.
+
+        Nor is a model measured whose weights are gathered when the optimizer steps: that would free them, and so train
+        otherwise.
+
+        Args:
+            gathered: whether they are.
+        """
         left = self._ranks.left()
         if not self._ranks.alone and _is_joined(self._measurer.model):
             left = "join() lets ranks make different numbers of steps, so give them equally many batches without it"
+        if gathered:
+            left = (
+                "the weights are gathered when the optimizer steps their parts (a validation since `backward`?), and "
+                "torch trains on with the gathered ones as they were: call model.reshard() before optimizer.step()"
+            )
         if left and not self._lost:
             self._lost = self._off = True
             self._own_steps.stop()
