@@ -70,9 +70,9 @@ def packed(batch: Any) -> Iterator[PackedSequence]:
 
 
 def rows(batch: Any, *, of_objects: bool = True) -> int | None:
-    """The rows of a batch's first tensor that has some, which are its examples as far as can be told.
+    """How many examples a batch has: the length of its first tensor that isn't a scalar.
 
-    Packed sequences have a row for each of their elements, so a tensor beside them comes first: labels of sequences.
+    A packed sequence has a row for each element, so its tensors count only where the batch has no others.
 
     Args:
         batch: a micro-batch.
