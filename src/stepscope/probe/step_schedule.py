@@ -9,17 +9,14 @@ sparser as it goes.
 from __future__ import annotations
 
 import math
-import statistics
+from collections.abc import Iterator
 
 from stepscope.errors import UsageError
 from stepscope.probe.schedule import Schedule
 
-PHASES = ((0.03, 2), (0.30, 20), (0.50, 5), (1.0, 5))
-"""Up to which part of the training how many measurements are wanted."""
-
-CLOSEST = 0.75
-"""Where some couldn't be paid at their time, the others aren't nearer to one another than this part of what all would
-be: steps side by side tell the same."""
+PHASES = ((0.03, 2), (0.30, 20), (0.50, 4), (1.0, 5))
+"""Up to which part of the training how many measurements are wanted, at equal distances. What couldn't be paid at its
+time isn't made up later: steps side by side tell the same, and those at the end count too (`judging/outlook.py`)."""
 
 DENSEST, SPARSEST = 1.12, 1.5
 """Of a training of unknown length, each is so many times as late as the one before: between 20 and 6 from a tenth of it
@@ -40,7 +37,7 @@ length is known: of few steps little evens out, and idle steps take some thousan
 """
 
 RECENT = 5
-"""What a measurement takes is the median of so many."""
+"""What a measurement takes is the least of so many: of some, gradients are compared too, and a machine may stall."""
 
 
 class StepSchedule:
@@ -59,7 +56,7 @@ class StepSchedule:
         >>> steps = StepSchedule(Schedule(10**9, None, cost=1.0, window=0), steps=400)
         >>> made = [step for step in range(1, 401) if steps.is_due(step) and not steps.made(step, 0.01)]
         >>> made[:6], len(made), len([step for step in made if 12 <= step <= 120])
-        ([5, 12, 17, 22, 27, 32], 32, 21)
+        ([5, 11, 17, 23, 28, 34], 31, 20)
     """
 
     def __init__(self, schedule: Schedule, steps: int | None, first: int = 1) -> None:
@@ -71,7 +68,7 @@ class StepSchedule:
         self._made: list[int] = []
         self._seconds: list[float] = []
         self._cost = 0.0
-        self._next = first - 1 + (5 if steps is None else max(1, min(5, steps // 50)))
+        self._next: float = first - 1 + (5 if steps is None else max(1, min(5, steps // 50)))
 
     def is_due(self, step: int) -> bool:
         """Whether this step is to be measured."""
@@ -81,22 +78,22 @@ class StepSchedule:
         """This step has been measured, in so much time."""
         self._made.append(step)
         self._seconds.append(seconds)
-        # Some take longer: gradients are compared now and then, and a machine may stall.
-        self._cost = statistics.median_low(self._seconds[-RECENT:])
+        self._cost = min(self._seconds[-RECENT:])
         self.passed(step)
 
     def passed(self, step: int) -> None:
         """This step was due: the next one comes after an interval."""
-        self._next = step + self._interval(step)
+        on_time = step - self._next < 1
+        self._next = (self._next if on_time else step) + self._interval(step)
 
     def described(self) -> str:
         """When the first step is measured, in words."""
         length = "" if self.steps is None else f" of {self.steps:,}"
-        return f"from step {self._next}{length}"
+        return f"from step {math.ceil(self._next)}{length}"
 
     def reserve(self, step: int) -> float:
         """Seconds that what is still wanted will take: nothing else is to spend them."""
-        return 0.0 if self.steps is None else self._cost * sum(count for _, count, _ in self._left(step))
+        return 0.0 if self.steps is None else self._cost * self._wanted(step)
 
     @property
     def _spent(self) -> float:
@@ -129,30 +126,27 @@ class StepSchedule:
             return max(SHORTEST, step - self._first + 1)
         return max(self.steps, step) - self._first + 1
 
-    def _interval(self, step: int) -> int:
+    def _interval(self, step: int) -> float:
         if self.steps is None:
             # What is earned until twice as many steps have been made is spread over them.
             made = step - self._first + 1
             doublings = 1 / max(self._earned(step + made), 1)
             return max(1, round(made * (min(max(2**doublings, DENSEST), SPARSEST) - 1)))
-        left = self._left(step)
-        wanted = sum(count for _, count, _ in left)
-        if not wanted:
-            return max(1, self.steps // 20)
-        thinned = min(1.0, self._affordable(step) / wanted)
-        for end, count, apart in left:
-            if count:
-                return max(1, apart, round((end - step) / max(count * thinned, 0.5)))
-        return 1
-
-    def _left(self, step: int) -> list[tuple[float, int, int]]:
-        """Of each phase that isn't over its end, how many measurements it lacks, and their least distance."""
-        assert self.steps is not None
-        left, begun = [], 0.0
-        for part, count in PHASES:
-            end = part * self.steps
-            made = sum(begun < s <= end for s in self._made)
+        wanted = self._wanted(step)
+        for begin, end, count in self._phases():
             if end - step >= 1:
-                left.append((end, max(0, count - made), int(CLOSEST * (end - begun) / count)))
-            begun = end
-        return left
+                thinned = min(1.0, self._affordable(step) / wanted)
+                return max(1.0, (end - begin) / max(count * thinned, 0.5))
+        return max(1, self.steps // 20)
+
+    def _wanted(self, step: int) -> float:
+        """How many measurements are wanted from a step on."""
+        return sum(count * max(0.0, end - max(begin, step)) / (end - begin) for begin, end, count in self._phases())
+
+    def _phases(self) -> Iterator[tuple[float, float, int]]:
+        """Steps between which so many measurements are wanted."""
+        begin = 0.0
+        for part, count in PHASES:
+            end = part * (self.steps or 0)
+            yield begin, end, count
+            begin = end
