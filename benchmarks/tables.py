@@ -20,8 +20,9 @@ from typing import Any
 from performance import performance
 from scale import gathered, of_gradients
 from stepscope.calibration.analysis import calibrated, cases_of
+from stepscope.calibration.jobs import curves
 from stepscope.calibration.study import read_study
-from stepscope.calibration.tables import tables_of
+from stepscope.calibration.tables import later, tables_of
 from stepscope.calibration.training import TrainingRecord
 from stepscope.paper.claims import (
     ALONG_TRAJECTORIES,
@@ -53,7 +54,9 @@ PAGES = tuple(
     DOCS / f"{name}.md"
     for name in ("performance", "convergence", "smoothness", "theory", "reproduction", "calibration", "scale")
 )
-CALIBRATION = DOCS / "calibration" / "trainings.jsonl"
+CALIBRATION = DOCS / "calibration"
+FIXED_ON = 30
+"""So many curves of the fresh tasks had been seen when the thresholds were fixed."""
 CONFIDENCE = HERE.parent / "src" / "stepscope" / "judging" / "confidence.json"
 RESULTS = DOCS / "reproduction"
 WAYS = {
@@ -389,19 +392,25 @@ def stored_tables() -> dict[str, str]:
     made["vocabularies"] = of_vocabularies(runs)
     for name in ("agreement", "robustness", "theory"):
         made[name] = "\n\n".join(map(markdown, EXPERIMENTS[name].load().tables(read(RESULTS / name)[1])))
-    made |= {table.name: f"{markdown(table)}\n\n{table.note}" for table in tables_of(trainings())}
+    made["fresh calibration-later"] = _with_note(later(trainings(True), curves(fresh=True)[FIXED_ON:]))
+    for before, fresh in (("", False), ("fresh ", True)):
+        made |= {f"{before}{table.name}": _with_note(table) for table in tables_of(trainings(fresh))}
     return made
 
 
 @cache
-def trainings() -> list[TrainingRecord]:
-    """The trainings of the calibration."""
-    return read_study(CALIBRATION)
+def trainings(fresh: bool) -> list[TrainingRecord]:
+    """The trainings of the calibration: of its study, or on tasks on which nothing was fixed."""
+    return read_study(CALIBRATION / ("fresh.jsonl" if fresh else "trainings.jsonl"))
 
 
 def confidence() -> str:
     """What a finding takes its confidence from."""
-    return json.dumps(asdict(calibrated(cases_of(trainings()))), indent=1) + "\n"
+    return json.dumps(asdict(calibrated(cases_of([*trainings(False), *trainings(True)]))), indent=1) + "\n"
+
+
+def _with_note(table: Table) -> str:
+    return f"{markdown(table)}\n\n{table.note}"
 
 
 def _stored(name: str) -> dict[str, Any]:

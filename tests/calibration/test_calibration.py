@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from stepscope.calibration import study, training
-from stepscope.calibration.analysis import calibrated, cases_of, errors_of
+from stepscope.calibration.analysis import BY_RATIO, Tried, calibrated, cases_of, errors_of
+from stepscope.calibration.fresh_tasks import FRESH
 from stepscope.calibration.jobs import RATES, Curve, Job, curves
 from stepscope.calibration.splits import splits
 from stepscope.calibration.tables import tables_of
@@ -68,8 +69,9 @@ def stand_in(model, optimizers, loss_fn, batch, steps):
 def short(monkeypatch):
     """Trainings of few steps, on few held-out examples."""
     monkeypatch.setattr(training, "HELD_OUT", 8)
-    for name, task in TASKS.items():
-        monkeypatch.setitem(TASKS, name, replace(task, steps=40 if name == "regression" else 3))
+    for tasks in (TASKS, FRESH):
+        for name, task in tasks.items():
+            monkeypatch.setitem(tasks, name, replace(task, steps=40 if name == "regression" else 3))
 
 
 def test_any_part_of_the_plan_is_balanced_over_tasks():
@@ -96,6 +98,21 @@ def test_each_task_trains(task, optimizer, variant, short):
     assert len(record.probed) == record.steps == TASKS[task].steps
     assert 3e4 < record.parameters < 3e6
     assert TrainingRecord.from_json(json.loads(json.dumps(record.as_json()))) == record
+
+
+@pytest.mark.parametrize("task", [name for name in FRESH if name not in ("continued", "fine-tuned longer")])
+@pytest.mark.parametrize(("optimizer", "variant"), [("muon", "dropout"), ("adamw", "bfloat16")])
+def test_each_fresh_task_trains(task, optimizer, variant, short):
+    record = train(Job(Curve(task, optimizer, "wsd", 4, variant, 0), 1e-4), stand_in)
+    assert math.isfinite(record.final)
+    assert len(record.probed) == record.steps
+    assert 5e3 < record.parameters < 5e5
+
+
+def test_fresh_tasks_are_others_and_have_a_plan_of_their_own():
+    assert not set(FRESH) & set(TASKS)
+    plan = curves(fresh=True)
+    assert {curve.task for curve in plan} == {curve.task for curve in plan[: len(FRESH)]} == set(FRESH)
 
 
 def test_a_training_is_repeatable_and_finds_its_verdict(short):
@@ -129,8 +146,10 @@ def test_trainings_that_were_done_are_not_done_again_and_claimed_ones_are_left(t
 
 
 def made(job, ratio, final=1.0):
-    """A training whose steps bring about a part of the foretold change."""
-    terms = [(float(step), 1.0, 2.0, -ratio * (1 + step % 3), -1.0 - step % 3, 0.0) for step in range(5, 25)]
+    """A training whose steps bring about a part of the predicted change: a hundred times the loss, or half of it."""
+    size = 1.0 if ratio < 0.5 else 1 / 200
+    slopes = [(step, -size * (1 + step % 3)) for step in range(5, 25)]
+    terms = [(float(step), 1.0, 2.0, ratio * slope, slope, 0.0) for step, slope in slopes]
     return TrainingRecord(**vars(job.curve), rate=job.rate, parameters=1, steps=100, final=final, probed=tuple(terms))
 
 
@@ -163,6 +182,21 @@ def test_confidence_counts_what_was_said():
     assert table.verdicts["step_too_short"] == {"5": (0, 0), "10": (0, 0), "20": (3, 3)}
     assert table.verdicts["step_too_long"]["20"] == table.verdicts["healthy"]["20"] == (3, 3)
     assert table.trainings == {"SGD": 9}
+
+
+def test_what_is_said_by_the_outlook_is_counted_by_itself():
+    """A fall by two fifths of the loss is predicted at each rate, and half of it comes true."""
+    slow = [
+        replace(record, probed=tuple((step, 1.0, 2.0 - step / 250, -ratio / 125, -1 / 125, 0.0) for step in steps))
+        for record, ratio in zip(made_curve(curves()[0], IDEAL), IDEAL, strict=True)
+        for steps in [[float(step) for step in range(5, 25)]]
+    ]
+    cases = cases_of(slow)
+    table = calibrated(cases)
+    assert table.verdicts["step_too_short"]["20"] == (3, 3)
+    assert table.verdicts["by_outlook"]["20"] == (1, 2)
+    alone = Tried("alone", BY_RATIO)
+    assert (errors_of(cases).best_short, errors_of(cases, alone).best_short) == ((1, 1), (0, 1))
 
 
 def test_thresholds_are_fixed_on_half_of_the_tasks_all_ways():

@@ -53,9 +53,13 @@ def _third(records: list[StepRecord]) -> list[StepRecord]:
     return records[::3]
 
 
+BY_RATIO = Rule(little=0.0, slight=-math.inf, much=0.0, lost=math.inf)
+"""What was shipped before: the outlook decides nothing."""
+
 SHIPPED = Tried("the rule that ships", Rule())
 TRIED = (
     SHIPPED,
+    Tried("by the trust ratio alone", BY_RATIO),
     Tried("without the interval", Rule(coverage=0.0)),
     Tried("without the guard against a risen loss", Rule(rise=math.inf)),
     Tried("a risen loss counts as too long", Rule(), rising_is_long=True),
@@ -156,7 +160,7 @@ def errors_of(cases: Sequence[Case], tried: Tried = SHIPPED) -> Errors:
 
 
 def calibrated(cases: Sequence[Case]) -> Calibrated:
-    """How often each verdict of the rule that ships was right, by the number of steps.
+    """How often each verdict of the rule that ships was right, by its ground and by the number of steps.
 
     ``too short`` is right at rates below the best one, ``too long`` above it, and ``healthy`` less than a factor of ten
     from it.
@@ -166,16 +170,17 @@ def calibrated(cases: Sequence[Case]) -> Calibrated:
     """
     right: dict[str, Callable[[int], bool]] = {
         "step_too_short": lambda distance: distance < 0,
+        "by_outlook": lambda distance: distance < 0,
         "step_too_long": lambda distance: distance > 0,
         "healthy": lambda distance: abs(distance) < TENFOLD,
     }
-    table = {kind: {str(least): (0, 0) for least in PROBES} for kind in right}
+    table = {ground: {str(least): (0, 0) for least in PROBES} for ground in right}
     for case in cases:
-        kind = SHIPPED.verdict(case.evidence)
-        if kind in table:
+        ground = verdict_of(case.evidence, SHIPPED.rule).ground
+        if ground in table:
             least = str(bin_of(case.evidence.trust.probes))
-            before, said = table[kind][least]
-            table[kind][least] = before + right[kind](case.distance), said + 1
+            before, said = table[ground][least]
+            table[ground][least] = before + right[ground](case.distance), said + 1
     return Calibrated(dict(Counter(NAMES[case.record.optimizer] for case in cases)), table, near_verdicts(cases))
 
 
@@ -197,6 +202,7 @@ def near_verdicts(cases: Sequence[Case]) -> dict[str, tuple[int, int, int]]:
     return found
 
 
-def with_thresholds(short: float, long: float) -> Tried:
+def with_thresholds(short: float, long: float, little: float) -> Tried:
     """The rule that ships with other thresholds."""
-    return replace(SHIPPED, name=f"{short:g}, {long:g}", rule=Rule(short=short, long=long))
+    rule = Rule(short=short, long=long, little=little)
+    return replace(SHIPPED, name=f"{short:g}, {long:g}, {little:g}", rule=rule)

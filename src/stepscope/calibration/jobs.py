@@ -12,7 +12,8 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from stepscope.calibration.tasks import TASKS
+from stepscope.calibration.fresh_tasks import FRESH
+from stepscope.calibration.tasks import TASKS, CalibrationTask
 
 OPTIMIZERS = {"sgd": 0.1, "adamw": 3e-3, "lion": 3e-4, "muon": 3e-2}
 """In the middle of the rates that each is tried at."""
@@ -32,7 +33,7 @@ class Curve:
     """Trainings that differ in the rate alone.
 
     Attributes:
-        task: a name in `TASKS`.
+        task: a name in `TASKS` or `FRESH`.
         optimizer: a name in `OPTIMIZERS`.
         schedule: ``"constant"``; ``"cosine"``, with a warm-up of a tenth; ``"wsd"``, with that warm-up, and the last
             fifth falling to zero in a line.
@@ -77,19 +78,22 @@ class Job:
         return f"{self.curve.name}_{self.rate:g}"
 
 
-def curves() -> list[Curve]:
+def curves(*, fresh: bool = False) -> list[Curve]:
     """All curves, in the order in which they are drawn.
 
     Of each task, optimizer, schedule and batch size three curves are plain, one has dropout, and one bfloat16.
+
+    Args:
+        fresh: of the tasks on which nothing was fixed.
     """
     drawn = random.Random(0)
-    by_task = [list(_of_task(name)) for name in TASKS]
+    by_task = [list(_of_task(task)) for task in (FRESH if fresh else TASKS).values()]
     for of_task in by_task:
         drawn.shuffle(of_task)
     return [curve for turn in zip(*by_task, strict=True) for curve in turn]
 
 
-def _of_task(task: str) -> Iterator[Curve]:
-    for optimizer, schedule, size in itertools.product(OPTIMIZERS, SCHEDULES, TASKS[task].sizes):
-        yield from (Curve(task, optimizer, schedule, size, "plain", seed) for seed in SEEDS)
-        yield from (Curve(task, optimizer, schedule, size, variant, SEEDS[0]) for variant in VARIANTS[1:])
+def _of_task(task: CalibrationTask) -> Iterator[Curve]:
+    for optimizer, schedule, size in itertools.product(OPTIMIZERS, SCHEDULES, task.sizes):
+        yield from (Curve(task.name, optimizer, schedule, size, "plain", seed) for seed in SEEDS)
+        yield from (Curve(task.name, optimizer, schedule, size, variant, SEEDS[0]) for variant in VARIANTS[1:])

@@ -11,6 +11,7 @@ from stepscope.calibration.analysis import SHIPPED, Case, Errors, errors_of, wit
 
 SHORT = (0.93, 0.95, 0.96, 0.97, 0.98, 0.99)
 LONG = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+LITTLE = (0.0, 0.5, 0.7, 1.0, 1.4, 2.0)
 
 _MOST_ALARMS = 0.05
 """The part of the best rates that may be called wrong on the half that thresholds are fixed on."""
@@ -26,7 +27,7 @@ class Split:
         shipped: those of the rule that ships, there.
     """
 
-    fixed: tuple[float, float]
+    fixed: tuple[float, float, float]
     errors: Errors
     shipped: Errors
 
@@ -43,15 +44,15 @@ def splits(cases: Sequence[Case]) -> Iterator[Split]:
     by_task: dict[str, list[Case]] = {}
     for case in cases:
         by_task.setdefault(case.record.task, []).append(case)
-    pairs = list(itertools.product(SHORT, LONG))
+    grid = list(itertools.product(SHORT, LONG, LITTLE))
     counted = {
-        pair: {task: errors_of(found, with_thresholds(*pair)) for task, found in by_task.items()} for pair in pairs
+        place: {task: errors_of(found, with_thresholds(*place)) for task, found in by_task.items()} for place in grid
     }
     shipped = {task: errors_of(found, SHIPPED) for task, found in by_task.items()}
     for half in itertools.combinations(by_task, len(by_task) // 2):
         others = [task for task in by_task if task not in half]
         if half and others:
-            best = max(pairs, key=lambda pair: _worth(_sum([counted[pair][task] for task in half]), pair))
+            best = max(grid, key=lambda place: _worth(_sum([counted[place][task] for task in half]), place))
             errors = _sum([counted[best][task] for task in others])
             yield Split(best, errors, _sum([shipped[task] for task in others]))
 
@@ -60,10 +61,10 @@ def _sum(errors: Sequence[Errors]) -> Errors:
     return functools.reduce(lambda one, two: one + two, errors)
 
 
-def _worth(errors: Errors, pair: tuple[float, float]) -> tuple[bool, float, float, float]:
+def _worth(errors: Errors, place: tuple[float, float, float]) -> tuple[bool, float, float, float, float]:
     quiet = part(errors.best_short) <= _MOST_ALARMS and part(errors.best_long) <= _MOST_ALARMS
     found = part(errors.small_found) + part(errors.large_found)
-    return quiet, found if quiet else 0.0, pair[0], -pair[1]
+    return quiet, found if quiet else 0.0, place[0], -place[1], -place[2]
 
 
 def part(counts: tuple[int, int]) -> float:

@@ -6,10 +6,10 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 
 from stepscope.calibration.analysis import SHIPPED, TRIED, Case, Errors, cases_of, errors_of, near_verdicts
-from stepscope.calibration.jobs import OPTIMIZERS, SCHEDULES, VARIANTS
+from stepscope.calibration.fresh_tasks import FRESH
+from stepscope.calibration.jobs import OPTIMIZERS, SCHEDULES, VARIANTS, Curve
 from stepscope.calibration.splits import Split, part, splits
 from stepscope.calibration.study import complete_curves
 from stepscope.calibration.tasks import TASKS
@@ -69,11 +69,21 @@ def rules(records: Sequence[TrainingRecord]) -> Table:
     """The rule that ships beside others that were tried on the same trainings."""
     rows, cases = [], {}
     for tried in TRIED:
-        evidence = tried.seen, replace(tried.rule, short=0.0, long=0.0)  # thresholds come after it
+        rule = tried.rule
+        evidence = tried.seen, rule.window, rule.least_rate, rule.coverage, rule.rise
         if evidence not in cases:
             cases[evidence] = cases_of(records, tried)
         rows.append((tried.name, *_cells(errors_of(cases[evidence], tried))))
     return Table("Rules", ("rule", *_COLUMNS), tuple(rows), _NOTE, "calibration-rules")
+
+
+def later(records: Sequence[TrainingRecord], curves: Iterable[Curve]) -> Table:
+    """The rule that ships, and the trust ratio alone, on curves that were run after the thresholds had been fixed."""
+    chosen = set(curves)
+    cases = cases_of([record for record in records if record.curve in chosen])
+    rows = [(tried.name, *_cells(errors_of(cases, tried))) for tried in TRIED[:2]]
+    note = f"{len({case.record.curve for case in cases})} curves. {_NOTE}"
+    return Table("Curves of later", ("rule", *_COLUMNS), tuple(rows), note, "calibration-later")
 
 
 def parts(cases: Sequence[Case]) -> Table:
@@ -91,7 +101,8 @@ def parts(cases: Sequence[Case]) -> Table:
             found = [case for case in cases if value(case.record) == name]
             rows.append((before + name, *_cells(errors_of(found))))
     there = {row[0] for row in rows}
-    left = [name for name in (*TASKS, *OPTIMIZERS, *SCHEDULES, *VARIANTS) if name not in there]
+    tasks = FRESH if any(case.record.task in FRESH for case in cases) else TASKS
+    left = [name for name in (*tasks, *OPTIMIZERS, *SCHEDULES, *VARIANTS) if name not in there]
     note = f"{_NOTE} Not among these trainings: {', '.join(left)}." if left else _NOTE
     return Table(
         "The rule that ships, by part of the study", ("trainings", *_COLUMNS), tuple(rows), note, "calibration-parts"
@@ -114,7 +125,7 @@ def over_splits(found: Sequence[Split]) -> Table:
         ]
         rows.append((f"{name}, worst split", *(NOTHING if math.isnan(each) else f"{each:.1%}" for each in worst)))
     common = Counter(split.fixed for split in found).most_common(1)
-    often = f" Most often {common[0][0][0]:g} and {common[0][0][1]:g} were fixed." if common else ""
+    often = " Most often {:g}, {:g} and {:g} were fixed.".format(*common[0][0]) if common else ""
     note = f"Means over {len(found)} ways to divide the tasks; judged on the half that nothing was fixed on.{often}"
     return Table("Held-out tasks", ("thresholds", *_COLUMNS), tuple(rows), note, "calibration-splits")
 

@@ -54,20 +54,21 @@ def squared_error(model: nn.Module, batch: Batch) -> Tensor:
     return functional.mse_loss(model(batch["inputs"]), batch["labels"]) / 2
 
 
-def _windows(text: Callable[[bool], Tensor], length: int) -> Draw:
+def windows(text: Callable[[bool], Tensor], length: int) -> Draw:
+    """Pieces of a text of so many symbols."""
     return lambda held_out, generator, size: data.windows(text(held_out), generator, size, length)
 
 
-def _made(make: Callable[..., Batch], **options: str) -> Draw:
+def made(make: Callable[..., Batch], **options: str) -> Draw:
     """Of data that are made when they are asked for, those that are held out are others by themselves."""
     return lambda _, generator, size: make(generator, size, **options)
 
 
-_source, _angles = _windows(data.source_text, 32), _made(data.gratings)
-_widths = _made(data.gratings, of="width")
+_source, _angles = windows(data.source_text, 32), made(data.gratings)
+_widths = made(data.gratings, of="width")
 
 
-def _pretrained(begin: str, new_head: bool = False, steps: int = 400) -> Callable[[float], nn.Module]:
+def pretrained(begin: str, new_head: bool = False, steps: int = 400) -> Callable[[float], nn.Module]:
     """Makes models whose weights another task has trained, once a process, with the last layer as it was or new."""
 
     @functools.cache
@@ -105,7 +106,7 @@ def _words_model(dropout: float) -> nn.Module:
 _BEGINNINGS = {
     task.name: task
     for task in (
-        CalibrationTask("prose", _bytes_model, _windows(data.prose_bytes, 32), cross_entropy, 0, (4, 16)),
+        CalibrationTask("prose", _bytes_model, windows(data.prose_bytes, 32), cross_entropy, 0, (4, 16)),
         CalibrationTask("angles", models.convolutional, _angles, cross_entropy, 0, (8, 64)),
     )
 }
@@ -115,14 +116,14 @@ TASKS = {
     task.name: task
     for task in (
         CalibrationTask("bytes", _bytes_model, _source, cross_entropy, 200, (4, 16), clip=1.0),
-        CalibrationTask("words", _words_model, _windows(data.prose_words, 24), cross_entropy, 200, (4, 16), clip=1.0),
+        CalibrationTask("words", _words_model, windows(data.prose_words, 24), cross_entropy, 200, (4, 16), clip=1.0),
         CalibrationTask("translation", models.Translator, data.translations, cross_entropy, 250, (8, 32)),
         CalibrationTask("classification", models.bag_of_pairs, data.modules, cross_entropy, 300, (8, 64)),
         CalibrationTask("convolutions", models.convolutional, _angles, cross_entropy, 250, (8, 64)),
         CalibrationTask("patches", models.PictureTransformer, _angles, cross_entropy, 250, (8, 32)),
         CalibrationTask("recurrent", models.Recurrent, _source, cross_entropy, 200, (4, 16)),
-        CalibrationTask("regression", models.perceptron, _made(data.curves), squared_error, 300, (8, 64)),
-        CalibrationTask("fine-tuned bytes", _pretrained("prose"), _source, cross_entropy, 200, (4, 16), clip=1.0),
-        CalibrationTask("fine-tuned pictures", _pretrained("angles", True), _widths, cross_entropy, 250, (8, 64)),
+        CalibrationTask("regression", models.perceptron, made(data.curves), squared_error, 300, (8, 64)),
+        CalibrationTask("fine-tuned bytes", pretrained("prose"), _source, cross_entropy, 200, (4, 16), clip=1.0),
+        CalibrationTask("fine-tuned pictures", pretrained("angles", True), _widths, cross_entropy, 250, (8, 64)),
     )
 }  # fmt: skip

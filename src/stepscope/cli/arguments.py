@@ -95,6 +95,8 @@ two batch sizes x three seeds, and again with dropout and in bfloat16.
   stepscope run calibration --curves 1     nine trainings of a few seconds each, to see that it works
   stepscope run calibration --curves 100   900 trainings, most of an hour on one core
   stepscope run calibration                the whole study: 1,200 curves, 10,800 trainings
+  stepscope run calibration --fresh        twelve tasks on which no threshold was fixed: a Llama, a variational
+                                           autoencoder, noisy clicks, distillation, ratings, and others
 
 The order is random with a fixed seed, and the tasks take turns in it, so that any part of the study stands for the
 whole. The same command in several processes shares the trainings out; one that was interrupted goes on when it is given
@@ -217,7 +219,8 @@ def _add_run(chosen: Any) -> None:
     summary = "how often the verdict on a learning rate is right, from small trainings whose best rate is known"
     calibration = _command(experiments, "calibration", summary, CALIBRATION, commands.calibration)
     calibration.add_argument("--curves", type=int, metavar="N", help="how many, of nine trainings each (default: all)")
-    calibration.add_argument("--out", metavar="DIR", help="where the results go (default: runs/calibration)")
+    calibration.add_argument("--fresh", action="store_true", help="twelve other tasks, on which nothing was fixed")
+    calibration.add_argument("--out", metavar="DIR", help="where the results go (default: runs/calibration[-fresh])")
 
 
 def _add_reproduce(chosen: Any) -> None:

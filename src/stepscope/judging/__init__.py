@@ -3,6 +3,7 @@
 from stepscope.judging.confidence import PROBES, Calibrated, bin_of
 from stepscope.judging.finding import Finding, Findings
 from stepscope.judging.findings import findings
+from stepscope.judging.outlook import Outlook, outlook
 from stepscope.judging.rate import RateEvidence, RateVerdict, Rule, evidence_of, judge_rate, verdict_of
 from stepscope.judging.trust import TrustRatio, trust_ratio
 
@@ -11,6 +12,7 @@ __all__ = [
     "Calibrated",
     "Finding",
     "Findings",
+    "Outlook",
     "RateEvidence",
     "RateVerdict",
     "Rule",
@@ -19,6 +21,7 @@ __all__ = [
     "evidence_of",
     "findings",
     "judge_rate",
+    "outlook",
     "trust_ratio",
     "verdict_of",
 ]

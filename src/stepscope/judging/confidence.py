@@ -26,7 +26,7 @@ class Calibrated:
 
     Attributes:
         trainings: of each optimizer, by the name that a probe gives it.
-        verdicts: ``{kind: {least number of steps: (right, said)}}``.
+        verdicts: ``{ground of the verdict: {least number of steps: (right, said)}}``.
         near: of trainings that are near a verdict and don't reach it, by that verdict: how many had a rate below
             the best one, how many the best, and how many one above it.
     """
@@ -50,19 +50,19 @@ class Confidence:
     lacking: str
 
 
-def confidence_of(kind: str, probes: int, optimizer: str) -> Confidence:
+def confidence_of(ground: str, probes: int, optimizer: str) -> Confidence:
     """How often a verdict of so many steps was right, in trainings by optimizers that the calibration has tried.
 
-    Where too few verdicts rest on so many steps, all of the kind are counted.
+    Where too few verdicts rest on so many steps, all with the same ground are counted.
 
     Args:
-        kind: of the verdict.
+        ground: `RateVerdict.ground`.
         probes: how many steps it rests on.
         optimizer: its name, as records have it; several are joined by ``" + "``.
     """
     if not _is_tried(optimizer):
         return Confidence(None, f"the calibration has too few trainings by {optimizer.replace(' + ', ' with ')}")
-    bins = _calibrated().verdicts.get(kind, {})
+    bins = _calibrated().verdicts.get(ground, {})
     right, said = bins.get(str(bin_of(probes)), (0, 0))
     if said < FEWEST:
         right, said = (sum(counts) for counts in zip((0, 0), *bins.values(), strict=True))

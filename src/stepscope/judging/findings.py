@@ -77,8 +77,8 @@ def rate_finding(steps: list[StepRecord]) -> Finding:
     verdict = judge_rate(steps)
     if verdict.kind == "cannot_tell":
         return _cannot_tell(verdict, steps)
-    confidence = confidence_of(verdict.kind, verdict.evidence.trust.probes, steps[-1].trajectory)
-    summary, against = _WORDS[verdict.kind]
+    confidence = confidence_of(verdict.ground, verdict.evidence.trust.probes, steps[-1].trajectory)
+    summary, against = _WORDS[verdict.ground]
     if confidence.share is None:
         sign = summary[0].lower() + summary[1:]
         return Finding(
@@ -119,6 +119,11 @@ def _cannot_tell(verdict: RateVerdict, steps: list[StepRecord]) -> Finding:
     )
 
 
+_THRESHOLDS = (
+    f"A rate is called too large below {RULE.far:g}, or below {RULE.long:g} where under {RULE.lost:g} comes true, if "
+    f"over {RULE.much:g} times the loss is predicted; too small above {RULE.short:g}, or above {RULE.straight:.2f} "
+    f"where under {RULE.little:g} time is predicted and over {RULE.realized:g} comes true"
+)
 _UNKNOWN = "Whether the learning rate is right can't be told"
 _COST = "{} from the same start, as far as this one; keep the one with the lowest held-out loss"
 _FACTORS = {"step_too_short": (3, 10), "step_too_long": (1 / 3, 1 / 10)}
@@ -129,6 +134,11 @@ _WORDS = {
         "The learning rate is probably at least three times too small",
         "small batches make the ratio larger; a rate may be small on purpose, to stay near pretrained weights",
     ),
+    "by_outlook": (
+        "The learning rate is probably at least three times too small",
+        "of a loss that can't come near zero, for a floor or a constant in it, little is predicted at any rate; a rate "
+        "may be small on purpose, to stay near pretrained weights",
+    ),
     "step_too_long": (
         "The learning rate is probably at least three times too large",
         "long trainings bear rates that look too large early on, and so does plain SGD with clipped gradients",
@@ -138,15 +148,22 @@ _WORDS = {
         "that it is the best one can't be told: between the thresholds lie rates three times too large and too small",
     ),
 }
-"""Of each verdict: summary, and what speaks against it."""
+"""Of each ground of a verdict: summary, and what speaks against it."""
 
 
 def _evidence(verdict: RateVerdict) -> str:
     trust, steps = verdict.evidence.trust, verdict.evidence.steps
-    return (
+    measured = (
         f"a step lowered the loss of its own batch by {trust.ratio:.3f} of what its gradient predicts (the trust "
         f"ratio; 80% interval {trust.low:.3f} to {trust.high:.3f}; {trust.probes} steps from step {steps[0]} to "
-        f"{steps[-1]}). A rate is called too large below {RULE.long:g}, too small above {RULE.short:g}"
+        f"{steps[-1]})"
+    )
+    ahead = verdict.evidence.outlook
+    if ahead is None:
+        return measured
+    return (
+        f"{measured}. For the whole training the gradients predict a fall of the loss by {ahead.predicted:.2g} "
+        f"times itself, of which {ahead.realized:.2g} came true. {_THRESHOLDS}"
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from stepscope.judging.outlook import Outlook, outlook
 from stepscope.judging.trust import TrustRatio, terms_of, trust_ratio
 from stepscope.runs import StepRecord
 
@@ -20,10 +21,19 @@ class Rule:
     """The thresholds of the verdict; `docs/calibration.md` has their errors, and what was rejected.
 
     Attributes:
-        short: the step is too short where the whole interval of the trust ratio lies above.
-        long: it is too long where the whole interval lies below.
-        window: the part of the training whose steps count: before it the loss is that of the start, after it the ratio
-            tells little.
+        short: the step is too short where the whole interval of the trust ratio lies above,
+        slight: and a fall of the loss by less than `little` times itself is predicted, or more than this part of it has
+            come true.
+        straight: it is too short as well where the interval lies above this: on a parabola, a step three times as long
+            ends before its minimum where the ratio is above 5/6,
+        little: the gradients predict, for the whole training, a fall of the loss below this multiple of it,
+        realized: and more than this part of it has come true.
+        long: it is too long where the whole interval lies below,
+        much: more than this multiple of the loss is predicted,
+        lost: and less than this part of it has come true,
+        far: or the interval lies below this.
+        window: the part of the training whose steps count for the trust ratio: before it the loss is that of the start,
+            after it the ratio tells little.
         least_rate: the least learning rate of a step that counts, as a part of the peak: the small rates of a warm-up
             and of a schedule's end aren't the one that is judged.
         least_probes: the least number of steps.
@@ -33,7 +43,14 @@ class Rule:
     """
 
     short: float = 0.97
+    slight: float = 0.1
+    straight: float = 5 / 6
+    little: float = 1.0
+    realized: float = 0.3
     long: float = 0.5
+    much: float = 10.0
+    lost: float = 0.01
+    far: float = 0.3
     window: tuple[float, float] = (0.03, 0.30)
     least_rate: float = 0.5
     least_probes: int = 5
@@ -54,12 +71,14 @@ class RateEvidence:
         steps: those steps, in order.
         silent: the reason to say nothing; empty where there is none.
         rose: whether the loss came to lie far above its start.
+        outlook: what the gradients predict for the whole training, and what came true.
     """
 
     trust: TrustRatio
     steps: tuple[int, ...]
     silent: str
     rose: bool
+    outlook: Outlook | None
 
 
 @dataclass(frozen=True)
@@ -70,6 +89,7 @@ class RateVerdict:
         kind: the verdict. ``"healthy"`` means no sign of a tenfold error, and no more.
         why: where nothing can be told, the reason.
         evidence: what it rests on.
+        by_outlook: whether steps are called too short by the outlook of the training, not by the trust ratio alone.
         near: where nothing can be told since the interval reaches past one threshold alone, the verdict beyond that;
             none where the interval does so by rounding alone.
     """
@@ -78,13 +98,25 @@ class RateVerdict:
     why: str
     evidence: RateEvidence
     near: Side = ""
+    by_outlook: bool = False
+
+    @property
+    def ground(self) -> str:
+        """What is counted by itself in the calibration: the verdict, and ``"by_outlook"`` where that is its ground."""
+        return "by_outlook" if self.by_outlook else self.kind
 
 
 def judge_rate(records: Sequence[StepRecord], rule: Rule = RULE) -> RateVerdict:
     """Judges the peak learning rate of one training by the steps that were measured on their own batches.
 
-    The trust ratio `T` of the steps between 3% and 30% of the training, at rates of at least half of the peak: an
-    interval wholly above 0.97 says that the rate is too small, one wholly below 0.5 that it is too large.
+    Two things are looked at. The trust ratio `T` of the steps between 3% and 30% of the training, at rates of at least
+    half of the peak, says how straight the loss is along a step. The outlook says how far the loss falls over the
+    training if all comes true that the gradients predict, as a multiple of the loss, and which part of it does.
+
+    The rate is too large if more than ten times the loss is predicted, and the interval of `T` lies below 0.3, or below
+    0.5 where less than a hundredth of that comes true. It is too small if the interval lies above 5/6, less than the
+    loss is predicted, and more than three tenths of it come true; or above 0.97, where less than the loss is predicted
+    or a tenth comes true.
 
     Args:
         records: the steps of one training, in order. Where its length isn't recorded, it is taken to end at the last.
@@ -109,6 +141,7 @@ def evidence_of(records: Sequence[StepRecord], rule: Rule = RULE) -> RateEvidenc
         tuple(record.step for record in counted),
         _reason_to_be_silent(records, counted, rule),
         _rises(records, rule),
+        outlook(records),
     )
 
 
@@ -214,16 +247,32 @@ def _warming_up(records: Sequence[StepRecord]) -> bool:
 
 
 def _judged(evidence: RateEvidence, rule: Rule) -> RateVerdict:
-    trust = evidence.trust
+    trust, ahead = evidence.trust, evidence.outlook
     if trust.ratio is None:
         return RateVerdict("cannot_tell", "the measured steps don't go downhill on their own batches", evidence)
-    if trust.high < rule.long:
+    if ahead is None:
+        return RateVerdict("cannot_tell", "of a loss that begins at zero or below, no part can come true", evidence)
+    much = ahead.predicted > rule.much
+    if much and (trust.high < rule.far or (trust.high < rule.long and ahead.realized < rule.lost)):
         return RateVerdict("step_too_long", "", evidence)
     if evidence.rose:
         why = f"the loss came to lie {rule.rise:.0%} above its start, or wasn't finite: often a step that is too long"
         return RateVerdict("cannot_tell", why, evidence)
-    if trust.low > rule.short:
+    if trust.low > rule.short and (ahead.predicted < rule.little or ahead.realized > rule.slight):
         return RateVerdict("step_too_short", "", evidence)
+    if trust.low > rule.straight and ahead.predicted < rule.little and ahead.realized > rule.realized:
+        return RateVerdict("step_too_short", "", evidence, by_outlook=True)
+    return _undecided(evidence, trust, rule)
+
+
+def _undecided(evidence: RateEvidence, trust: TrustRatio, rule: Rule) -> RateVerdict:
+    """Between the verdicts, or near one."""
+    if trust.high < rule.long or trust.low > rule.short:
+        side = "large" if trust.high < rule.long else "small"
+        why = (
+            f"the trust ratio is that of a rate that is too {side}, and how much comes true of what is predicted isn't"
+        )
+        return RateVerdict("cannot_tell", why, evidence)
     past = [f"below {rule.long:g}"] * (trust.low < rule.long) + [f"above {rule.short:g}"] * (trust.high > rule.short)
     if not past:
         return RateVerdict("healthy", "", evidence)
