@@ -19,7 +19,7 @@ def steps_of(count=20, ratio=0.3, length=100):
     """A training whose steps are too long; every fifth was measured on the evaluation examples too."""
     return [
         StepRecord(
-            trajectory="SGD", seed=0, step=n, steps=length, lr=(0.1,), peak_lr=(0.2,), batch_loss=3.0 - n / 100,
+            trajectory="SGD", seed=0, step=n, steps=length, lr=(0.1,), peak_lr=(0.2,), batch_loss=3.0 - n / 102,
             batch_slope=-1.0, batch_change=-ratio - n / 1000, batch_size=64,
             edges={"evaluation": EDGE} if n % 5 == 0 else None,
         )

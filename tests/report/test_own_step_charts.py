@@ -77,8 +77,8 @@ def test_the_loss_of_training_and_of_the_evaluation_examples():
     records = [record for step in (5, 20) for record in own(step, loss=2.0)]
     rows = rows_with(losses(steps_of(2), records), "of", "step", "loss")
     assert rows == [
-        ("the step's own batch", 5, 2.95),
-        ("the step's own batch", 6, 2.94),
+        ("the step's own batch", 5, 2.951),
+        ("the step's own batch", 6, 2.9412),
         ("evaluation examples", 5, 2.0),
         ("evaluation examples", 20, 2.0),
     ]
