@@ -139,7 +139,7 @@ def slow_training(*, ratio=0.9, slope=-0.008, loss=2.0, realized=0.5, steps=100,
         ({"ratio": 0.4, "slope": -0.3, "realized": 0.0}, "step_too_long"),  # 15 times the loss
         ({"ratio": 0.4, "slope": -0.3, "realized": 0.1}, "cannot_tell"),
         ({"ratio": 0.2, "slope": -0.3, "realized": 0.1}, "step_too_long"),
-        ({"ratio": 0.2, "slope": -0.1, "realized": 0.0}, "cannot_tell"),
+        ({"ratio": 0.2, "slope": -0.08, "realized": 0.0}, "cannot_tell"),
         ({"realized": -30.0}, "cannot_tell"),  # a risen loss
         ({"loss": 0.1}, "healthy"),
         ({"loss": -2.0}, "cannot_tell"),  # of such a loss no multiple says anything
