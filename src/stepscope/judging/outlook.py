@@ -41,8 +41,8 @@ def outlook(records: Sequence[StepRecord]) -> Outlook | None:
         ``realized = [f_b(x₀) − f_b(x)] / Σ −g_bᵀd``, up to `x`.
 
     Where `predicted` is below 1, the loss couldn't vanish if all came true; a large `realized` says that the steps
-    follow what batches have in common. Both together are a sign of steps that are too short. That many times the loss are
-    predicted, and a hundredth of it comes true, is one of steps that are too long.
+    follow what batches have in common. Both together are a sign of steps that are too short. That several times the
+    loss are predicted, and a hundredth of it comes true, is one of steps that are too long.
 
     Args:
         records: the steps of one training, in order.

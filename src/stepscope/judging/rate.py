@@ -113,10 +113,10 @@ def judge_rate(records: Sequence[StepRecord], rule: Rule = RULE) -> RateVerdict:
     half of the peak, says how straight the loss is along a step. The outlook says how far the loss falls over the
     training if all comes true that the gradients predict, as a multiple of the loss, and which part of it does.
 
-    The rate is too large if more than five times the loss is predicted, and the interval of `T` lies below 0.3, or below
-    0.5 where less than a hundredth of that comes true. It is too small if the interval lies above 5/6, less than the
-    loss is predicted, and more than three tenths of it come true; or above 0.97, where less than the loss is predicted
-    or a tenth comes true.
+    The rate is too large if more than five times the loss is predicted, and the interval of `T` lies below 0.3, or
+    below 0.5 where less than a hundredth of that comes true. It is too small if the interval lies above 5/6, less than
+    the loss is predicted, and more than three tenths of it come true; or above 0.97, where less than the loss is
+    predicted or a tenth comes true.
 
     Args:
         records: the steps of one training, in order. Where its length isn't recorded, it is taken to end at the last.
