@@ -145,6 +145,9 @@ def slow_training(*, ratio=0.9, slope=-0.008, loss=2.0, realized=0.5, steps=100,
         ({"loss": -2.0}, "cannot_tell"),  # of such a loss no multiple says anything
         ({"loss": 200.0}, "step_too_short"),  # what speaks against it says so
         ({"count": 9}, "step_too_short"),
+        ({"steps": None}, "healthy"),  # a training that has just begun comes to little
+        ({"steps": None, "ratio": 0.98, "realized": 0.05}, "cannot_tell"),
+        ({"steps": None, "ratio": 0.98}, "step_too_short"),
         ({"steps": 250, "count": 75}, "healthy"),  # as many more steps come to more than the loss
     ],
 )

@@ -117,8 +117,10 @@ The first is about the learning rate:
   cannot_tell     and why
 
 It comes from the trust ratio T: how far a step changes the loss of the batch that made it, divided by the change that
-the gradient foretells. T is 1 where the loss is straight along the step, and falls as the step nears the edge. It needs
-that batch: Hugging Face models give it by themselves, another loop by `probe.loss_fn(model, batch)`.
+the gradient foretells. T is 1 where the loss is straight along the step, and falls as the step nears the edge. And it
+comes from how far the loss falls over the training if all comes true that the gradients predict, and how much does.
+That needs the batch of a step: Hugging Face models give it by themselves, another loop by
+`probe.loss_fn(model, batch)`.
 The confidence is how often such a verdict was right in trainings whose best rate is known (docs/calibration.md). Where
 the calibration can't vouch for a verdict, as for an optimizer that it hasn't tried, cannot_tell stands in its place.
 Other findings describe, without a verdict.

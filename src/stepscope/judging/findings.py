@@ -161,9 +161,10 @@ def _evidence(verdict: RateVerdict) -> str:
     ahead = verdict.evidence.outlook
     if ahead is None:
         return measured
+    of = "For the whole training" if ahead.is_whole else "So far"
     return (
-        f"{measured}. For the whole training the gradients predict a fall of the loss by {ahead.predicted:.2g} "
-        f"times itself, of which {ahead.realized:.2g} came true. {_THRESHOLDS}"
+        f"{measured}. {of} the gradients predict a fall of the loss by {ahead.predicted:.2g} times itself, of which "
+        f"{ahead.realized:.2g} came true. {_THRESHOLDS}"
     )
 
 

@@ -21,10 +21,12 @@ class Outlook:
     Attributes:
         predicted: the fall of the loss over the training, as a multiple of the loss that it began with.
         realized: the part of the predicted fall so far that the loss of new batches has come down by.
+        is_whole: whether the length of the training is known; where it isn't, `predicted` is that of the steps so far.
     """
 
     predicted: float
     realized: float
+    is_whole: bool
 
 
 def outlook(records: Sequence[StepRecord]) -> Outlook | None:
@@ -49,7 +51,7 @@ def outlook(records: Sequence[StepRecord]) -> Outlook | None:
 
     Returns:
         Both numbers; ``None`` where fewer than two steps were measured on their batches, the loss began at zero or
-        below, or the steps go uphill. Where the length of the training isn't recorded, it ends at the last step.
+        below, or the steps go uphill.
 
     Example:
         >>> place = {"trajectory": "SGD", "seed": 0, "steps": 100}
@@ -78,4 +80,4 @@ def outlook(records: Sequence[StepRecord]) -> Outlook | None:
     in_all = predicted[-1] + falls[-1] * max((length or 0) - steps[-1], 0)
     if not (start > 0 and so_far > 0 and in_all > 0):
         return None
-    return Outlook(in_all / start, (start - end) / so_far)
+    return Outlook(in_all / start, (start - end) / so_far, length is not None)

@@ -116,7 +116,8 @@ def judge_rate(records: Sequence[StepRecord], rule: Rule = RULE) -> RateVerdict:
     The rate is too large if more than five times the loss is predicted, and the interval of `T` lies below 0.3, or
     below 0.5 where less than a hundredth of that comes true. It is too small if the interval lies above 5/6, less than
     the loss is predicted, and more than three tenths of it come true; or above 0.97, where less than the loss is
-    predicted or a tenth comes true.
+    predicted or a tenth comes true. Where the length of a training isn't known, little may be predicted since it has
+    just begun: that decides nothing.
 
     Args:
         records: the steps of one training, in order. Where its length isn't recorded, it is taken to end at the last.
@@ -251,16 +252,18 @@ def _judged(evidence: RateEvidence, rule: Rule) -> RateVerdict:
     if trust.ratio is None:
         return RateVerdict("cannot_tell", "the measured steps don't go downhill on their own batches", evidence)
     if ahead is None:
-        return RateVerdict("cannot_tell", "of a loss that begins at zero or below, no part can come true", evidence)
+        why = "the loss began at zero or below, or steps go uphill: no part of a fall of it can come true"
+        return RateVerdict("cannot_tell", why, evidence)
     much = ahead.predicted > rule.much
     if much and (trust.high < rule.far or (trust.high < rule.long and ahead.realized < rule.lost)):
         return RateVerdict("step_too_long", "", evidence)
     if evidence.rose:
         why = f"the loss came to lie {rule.rise:.0%} above its start, or wasn't finite: often a step that is too long"
         return RateVerdict("cannot_tell", why, evidence)
-    if trust.low > rule.short and (ahead.predicted < rule.little or ahead.realized > rule.slight):
+    little = ahead.is_whole and ahead.predicted < rule.little
+    if trust.low > rule.short and (little or ahead.realized > rule.slight):
         return RateVerdict("step_too_short", "", evidence)
-    if trust.low > rule.straight and ahead.predicted < rule.little and ahead.realized > rule.realized:
+    if trust.low > rule.straight and little and ahead.realized > rule.realized:
         return RateVerdict("step_too_short", "", evidence, by_outlook=True)
     return _undecided(evidence, trust, rule)
 
