@@ -119,11 +119,15 @@ def _cannot_tell(verdict: RateVerdict, steps: list[StepRecord]) -> Finding:
     )
 
 
-_THRESHOLDS = (
-    f"A rate is called too large below {RULE.far:g}, or below {RULE.long:g} where under {RULE.lost:g} comes true, if "
-    f"over {RULE.much:g} times the loss is predicted; too small above {RULE.short:g}, or above {RULE.straight:.2f} "
-    f"where under {RULE.little:g} time is predicted and over {RULE.realized:g} comes true"
-)
+_SAID = {
+    "step_too_short": f"Too small is said above {RULE.short:g}",
+    "by_outlook": f"Too small is said above {RULE.straight:.2f} if under {RULE.little:g} is predicted and over "
+    f"{RULE.realized:g} of it comes true",
+    "step_too_long": f"Too large is said below {RULE.far:g}, and below {RULE.long:g} if under {RULE.lost:g} comes true",
+    "healthy": f"Too large is said below {RULE.long:g} at most, too small above {RULE.straight:.2f} at least",
+}
+"""Of each ground of a verdict, the thresholds of the trust ratio that it rests on."""
+
 _UNKNOWN = "Whether the learning rate is right can't be told"
 _COST = "{} from the same start, as far as this one; keep the one with the lowest held-out loss"
 _FACTORS = {"step_too_short": (3, 10), "step_too_long": (1 / 3, 1 / 10)}
@@ -164,7 +168,7 @@ def _evidence(verdict: RateVerdict) -> str:
     of = "For the whole training" if ahead.is_whole else "So far"
     return (
         f"{measured}. {of} the gradients predict a fall of the loss by {ahead.predicted:.2g} times itself, of which "
-        f"{ahead.realized:.2g} came true. {_THRESHOLDS}"
+        f"{ahead.realized:.2g} came true. {_SAID.get(verdict.ground, _SAID['healthy'])}"
     )
 
 
