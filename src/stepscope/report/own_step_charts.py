@@ -123,8 +123,8 @@ def what_came_true(steps: Sequence[StepRecord]) -> alt.LayerChart:
     """The part of the change that its own batch's gradient foretells that each step brought about.
 
     Filled points are the steps that the verdict on the learning rate counts, with the predicted change as their area:
-    in the trust ratio, which sums changes, they weigh as much. The band is its interval, and the lines across are the
-    thresholds of the verdict.
+    in the trust ratio, which sums changes, they weigh as much. The band is its interval, and the lines across are two
+    of the thresholds of the verdict, which asks for more.
 
     Args:
         steps: those of one training, in order.
@@ -149,8 +149,8 @@ def what_came_true(steps: Sequence[StepRecord]) -> alt.LayerChart:
     facts = tooltips("counted", step="step", part="actual / predicted", change="change", slope="predicted")
     trust = evidence.trust
     layers = [
-        _threshold(y, limits.short, f"rate too small above {limits.short:g}", dy=-8),
-        _threshold(y, limits.long, f"rate too large below {limits.long:g}", dy=10),
+        _threshold(y, limits.short, f"too small, maybe, above {limits.short:g}", dy=-8),
+        _threshold(y, limits.long, f"too large, maybe, below {limits.long:g}", dy=10),
     ]
     if trust.ratio is not None and evidence.steps and math.isfinite(trust.low) and math.isfinite(trust.high):
         band = {"from": evidence.steps[0], "to": evidence.steps[-1]}
@@ -169,7 +169,8 @@ def what_came_true(steps: Sequence[StepRecord]) -> alt.LayerChart:
     layers.append(marks.encode(x, size, y=alt.Y("shown:Q"), fillOpacity=filled, tooltip=facts))
     notes = [
         "1: the loss of the step's own batch falls as its gradient predicts; 0: it is what it was; below: it rises.",
-        "Line and band: all filled points together, by size, and their 80% interval: the trust ratio, which is judged.",
+        "Line and band: all filled points together, by size, and their 80% interval: the trust ratio. The verdict asks",
+        "too how far the loss falls over the training if all comes true that gradients predict, and how much does.",
     ]
     if outside := sum(point["shown"] != point["part"] for point in points):
         notes.append(f"At the ends of the axis: {outside} of {len(points)} points beyond it.")
