@@ -79,6 +79,9 @@ class StepSchedule:
         self._made.append(step)
         self._seconds.append(seconds)
         self._cost = min(self._seconds[-RECENT:])
+        if len(self._made) == 1:
+            # Of the first step gradients are compared. The others take a forward pass, which is less than a step.
+            self._cost = min(self._cost, self._schedule.step_seconds or self._cost)
         self.passed(step)
 
     def passed(self, step: int) -> None:
