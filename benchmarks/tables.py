@@ -20,9 +20,11 @@ from typing import Any
 from performance import performance
 from scale import gathered, of_gradients
 from stepscope.calibration.analysis import calibrated, cases_of
-from stepscope.calibration.jobs import curves
+from stepscope.calibration.jobs import SETS, curves
 from stepscope.calibration.study import read_study
-from stepscope.calibration.tables import later, tables_of
+from stepscope.calibration.tables import later, rules, tables_of
+from stepscope.calibration.tables import parts as calibration_parts
+from stepscope.calibration.tables import verdicts as spoken
 from stepscope.calibration.training import TrainingRecord
 from stepscope.paper.claims import (
     ALONG_TRAJECTORIES,
@@ -55,8 +57,8 @@ PAGES = tuple(
     for name in ("performance", "convergence", "smoothness", "theory", "reproduction", "calibration", "scale")
 )
 CALIBRATION = DOCS / "calibration"
-FIXED_ON = 30
-"""So many curves of the fresh tasks had been seen when the thresholds were fixed."""
+FIXED_ON = 54
+"""Up to this curve of their plan the fresh tasks had been seen when the thresholds were fixed."""
 CONFIDENCE = HERE.parent / "src" / "stepscope" / "judging" / "confidence.json"
 RESULTS = DOCS / "reproduction"
 WAYS = {
@@ -392,21 +394,26 @@ def stored_tables() -> dict[str, str]:
     made["vocabularies"] = of_vocabularies(runs)
     for name in ("agreement", "robustness", "theory"):
         made[name] = "\n\n".join(map(markdown, EXPERIMENTS[name].load().tables(read(RESULTS / name)[1])))
-    made["fresh calibration-later"] = _with_note(later(trainings(True), curves(fresh=True)[FIXED_ON:]))
-    for before, fresh in (("", False), ("fresh ", True)):
-        made |= {f"{before}{table.name}": _with_note(table) for table in tables_of(trainings(fresh))}
+    made |= {table.name: _with_note(table) for table in tables_of(trainings("study"))}
+    made["fresh calibration-later"] = _with_note(later(trainings("fresh"), curves("fresh")[FIXED_ON:]))
+    for tasks in ("fresh", "long"):
+        records = trainings(tasks)
+        cases = cases_of(records)
+        found = (spoken(records, cases), rules(records), calibration_parts(cases))
+        made |= {f"{tasks} {table.name}": _with_note(table) for table in found}
     return made
 
 
 @cache
-def trainings(fresh: bool) -> list[TrainingRecord]:
-    """The trainings of the calibration: of its study, or on tasks on which nothing was fixed."""
-    return read_study(CALIBRATION / ("fresh.jsonl" if fresh else "trainings.jsonl"))
+def trainings(tasks: str) -> list[TrainingRecord]:
+    """The stored trainings of the calibration, of one of its sets of tasks."""
+    return read_study(CALIBRATION / ("trainings.jsonl" if tasks == "study" else f"{tasks}.jsonl"))
 
 
 def confidence() -> str:
     """What a finding takes its confidence from."""
-    return json.dumps(asdict(calibrated(cases_of([*trainings(False), *trainings(True)]))), indent=1) + "\n"
+    records = [record for tasks in SETS for record in trainings(tasks)]
+    return json.dumps(asdict(calibrated(cases_of(records))), indent=1) + "\n"
 
 
 def _with_note(table: Table) -> str:

@@ -15,7 +15,7 @@ import torch
 from stepscope.calibration import study, training
 from stepscope.calibration.analysis import BY_RATIO, Tried, calibrated, cases_of, errors_of
 from stepscope.calibration.fresh_tasks import FRESH
-from stepscope.calibration.jobs import RATES, Curve, Job, curves
+from stepscope.calibration.jobs import ALL_TASKS, RATES, SETS, Curve, Job, curves
 from stepscope.calibration.splits import splits
 from stepscope.calibration.tables import tables_of
 from stepscope.calibration.tasks import TASKS
@@ -69,9 +69,8 @@ def stand_in(model, optimizers, loss_fn, batch, steps):
 def short(monkeypatch):
     """Trainings of few steps, on few held-out examples."""
     monkeypatch.setattr(training, "HELD_OUT", 8)
-    for tasks in (TASKS, FRESH):
-        for name, task in tasks.items():
-            monkeypatch.setitem(tasks, name, replace(task, steps=40 if name == "regression" else 3))
+    for name, task in ALL_TASKS.items():
+        monkeypatch.setitem(ALL_TASKS, name, replace(task, steps=40 if name == "regression" else 3))
 
 
 def test_any_part_of_the_plan_is_balanced_over_tasks():
@@ -95,7 +94,7 @@ def test_each_task_trains(task, optimizer, variant, short):
     """At a small rate the loss stays finite; each step is measured; what is stored is read back."""
     record = train(Job(Curve(task, optimizer, "cosine", 4, variant, 0), 1e-4), stand_in)
     assert math.isfinite(record.final)
-    assert len(record.probed) == record.steps == TASKS[task].steps
+    assert len(record.probed) == record.steps == ALL_TASKS[task].steps
     assert 3e4 < record.parameters < 3e6
     assert TrainingRecord.from_json(json.loads(json.dumps(record.as_json()))) == record
 
@@ -109,10 +108,12 @@ def test_each_fresh_task_trains(task, optimizer, variant, short):
     assert 5e3 < record.parameters < 5e5
 
 
-def test_fresh_tasks_are_others_and_have_a_plan_of_their_own():
-    assert not set(FRESH) & set(TASKS)
-    plan = curves(fresh=True)
-    assert {curve.task for curve in plan} == {curve.task for curve in plan[: len(FRESH)]} == set(FRESH)
+def test_other_tasks_have_a_plan_of_their_own():
+    assert len(ALL_TASKS) == sum(map(len, SETS.values()))
+    for name, tasks in SETS.items():
+        plan = curves(name)
+        assert {curve.task for curve in plan} == {curve.task for curve in plan[: len(tasks)]} == set(tasks)
+    assert min(task.steps for task in SETS["long"].values()) >= 2000
 
 
 def test_a_training_is_repeatable_and_finds_its_verdict(short):
@@ -179,8 +180,8 @@ def test_a_curve_without_its_best_rate_inside_tells_nothing():
 
 def test_confidence_counts_what_was_said():
     table = calibrated(cases_of(made_curve(Curve("bytes", "sgd", "cosine", 4, "plain", 0), IDEAL)))
-    assert table.verdicts["step_too_short"] == {"5": (0, 0), "10": (0, 0), "20": (3, 3)}
-    assert table.verdicts["step_too_long"]["20"] == table.verdicts["healthy"]["20"] == (3, 3)
+    assert table.verdicts["straight"] == {"5": (0, 0), "10": (0, 0), "20": (3, 3)}
+    assert table.verdicts["bent"]["20"] == table.verdicts["healthy"]["20"] == (3, 3)
     assert table.trainings == {"SGD": 9}
 
 
@@ -193,8 +194,8 @@ def test_what_is_said_by_the_outlook_is_counted_by_itself():
     ]
     cases = cases_of(slow)
     table = calibrated(cases)
-    assert table.verdicts["step_too_short"]["20"] == (3, 3)
-    assert table.verdicts["by_outlook"]["20"] == (1, 2)
+    assert table.verdicts["straight"]["20"] == (3, 3)
+    assert table.verdicts["little_ahead"]["20"] == (1, 2)
     alone = Tried("alone", BY_RATIO)
     assert (errors_of(cases).best_short, errors_of(cases, alone).best_short) == ((1, 1), (0, 1))
 

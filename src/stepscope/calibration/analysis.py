@@ -36,7 +36,7 @@ class Tried:
     def verdict(self, evidence: RateEvidence) -> str:
         """What it says."""
         kind = verdict_of(evidence, self.rule).kind
-        if self.rising_is_long and kind == "cannot_tell" and evidence.rose:
+        if self.rising_is_long and kind == "cannot_tell" and evidence.rise.highest > self.rule.rise:
             return "step_too_long"
         return kind
 
@@ -53,22 +53,23 @@ def _third(records: list[StepRecord]) -> list[StepRecord]:
     return records[::3]
 
 
-BY_RATIO = Rule(little=0.0, slight=-math.inf, much=0.0, lost=math.inf)
-"""What was shipped before: the outlook decides nothing."""
+BY_RATIO = Rule(little=0.0, slight=-math.inf, much=0.0, bent=0.5, worth=math.inf, lasting=math.inf)
+"""What was shipped first: the trust ratio decides alone."""
 
 SHIPPED = Tried("the rule that ships", Rule())
 TRIED = (
     SHIPPED,
     Tried("by the trust ratio alone", BY_RATIO),
     Tried("without the interval", Rule(coverage=0.0)),
+    Tried("without the losses that doubled", Rule(lasting=math.inf)),
     Tried("without the guard against a risen loss", Rule(rise=math.inf)),
     Tried("a risen loss counts as too long", Rule(), rising_is_long=True),
     Tried("half of the measured steps", Rule(), seen=_half),
     Tried("a third of the measured steps", Rule(), seen=_third),
     Tried("after a tenth of the training", Rule(), seen=_early),
     Tried("the whole training, at all rates", Rule(window=(0.0, 1.0), least_rate=0.0)),
-    Tried("thresholds 0.95 and 0.5", Rule(short=0.95)),
-    Tried("thresholds 0.99 and 0.3", Rule(short=0.99, long=0.3)),
+    Tried("thresholds 0.95 and 0.7", Rule(short=0.95)),
+    Tried("thresholds 0.99 and 0.5", Rule(short=0.99, bent=0.5)),
 )
 
 
@@ -169,9 +170,10 @@ def calibrated(cases: Sequence[Case]) -> Calibrated:
         cases: see `cases_of`.
     """
     right: dict[str, Callable[[int], bool]] = {
-        "step_too_short": lambda distance: distance < 0,
-        "by_outlook": lambda distance: distance < 0,
-        "step_too_long": lambda distance: distance > 0,
+        "straight": lambda distance: distance < 0,
+        "little_ahead": lambda distance: distance < 0,
+        "bent": lambda distance: distance > 0,
+        "risen": lambda distance: distance > 0,
         "healthy": lambda distance: abs(distance) < TENFOLD,
     }
     table = {ground: {str(least): (0, 0) for least in PROBES} for ground in right}
@@ -202,7 +204,7 @@ def near_verdicts(cases: Sequence[Case]) -> dict[str, tuple[int, int, int]]:
     return found
 
 
-def with_thresholds(short: float, long: float, little: float) -> Tried:
+def with_thresholds(short: float, bent: float, little: float) -> Tried:
     """The rule that ships with other thresholds."""
-    rule = Rule(short=short, long=long, little=little)
-    return replace(SHIPPED, name=f"{short:g}, {long:g}, {little:g}", rule=rule)
+    rule = Rule(short=short, bent=bent, little=little)
+    return replace(SHIPPED, name=f"{short:g}, {bent:g}, {little:g}", rule=rule)

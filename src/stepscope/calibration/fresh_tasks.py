@@ -1,4 +1,4 @@
-"""Kinds of training on which nothing was fixed: no threshold of the verdict on a rate was chosen with them in view."""
+"""Other kinds of training than the study's, to judge a rule on."""
 
 from __future__ import annotations
 

@@ -13,7 +13,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from stepscope.calibration.fresh_tasks import FRESH
+from stepscope.calibration.long_tasks import LONG
 from stepscope.calibration.tasks import TASKS, CalibrationTask
+
+SETS = {"study": TASKS, "fresh": FRESH, "long": LONG}
+"""Of tasks, each with a plan of its own: thresholds were chosen on the study."""
+
+ALL_TASKS = {name: task for tasks in SETS.values() for name, task in tasks.items()}
 
 OPTIMIZERS = {"sgd": 0.1, "adamw": 3e-3, "lion": 3e-4, "muon": 3e-2}
 """In the middle of the rates that each is tried at."""
@@ -33,7 +39,7 @@ class Curve:
     """Trainings that differ in the rate alone.
 
     Attributes:
-        task: a name in `TASKS` or `FRESH`.
+        task: a name in `ALL_TASKS`.
         optimizer: a name in `OPTIMIZERS`.
         schedule: ``"constant"``; ``"cosine"``, with a warm-up of a tenth; ``"wsd"``, with that warm-up, and the last
             fifth falling to zero in a line.
@@ -78,16 +84,16 @@ class Job:
         return f"{self.curve.name}_{self.rate:g}"
 
 
-def curves(*, fresh: bool = False) -> list[Curve]:
+def curves(tasks: str = "study") -> list[Curve]:
     """All curves, in the order in which they are drawn.
 
     Of each task, optimizer, schedule and batch size three curves are plain, one has dropout, and one bfloat16.
 
     Args:
-        fresh: of the tasks on which nothing was fixed.
+        tasks: a name in `SETS`.
     """
     drawn = random.Random(0)
-    by_task = [list(_of_task(task)) for task in (FRESH if fresh else TASKS).values()]
+    by_task = [list(_of_task(task)) for task in SETS[tasks].values()]
     for of_task in by_task:
         drawn.shuffle(of_task)
     return [curve for turn in zip(*by_task, strict=True) for curve in turn]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from stepscope.calibration.analysis import SHIPPED, Case, Errors, errors_of, with_thresholds
 
 SHORT = (0.93, 0.95, 0.96, 0.97, 0.98, 0.99)
-LONG = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+BENT = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 LITTLE = (0.5, 1.0, 2.0)
 
 _MOST_ALARMS = 0.05
@@ -44,7 +44,7 @@ def splits(cases: Sequence[Case]) -> Iterator[Split]:
     by_task: dict[str, list[Case]] = {}
     for case in cases:
         by_task.setdefault(case.record.task, []).append(case)
-    grid = list(itertools.product(SHORT, LONG, LITTLE))
+    grid = list(itertools.product(SHORT, BENT, LITTLE))
     counted = {
         place: {task: errors_of(found, with_thresholds(*place)) for task, found in by_task.items()} for place in grid
     }

@@ -23,7 +23,7 @@ def run_study(
     progress: Callable[[float, str], None],
     attach: Attach = probe,
     *,
-    fresh: bool = False,
+    tasks: str = "study",
 ) -> tuple[list[TrainingRecord], int]:
     """Runs the trainings of the first curves of the plan that aren't there yet, and gathers all that are.
 
@@ -35,7 +35,7 @@ def run_study(
         curve_count: how many curves of the plan; ``None`` for all.
         progress: called with the part that is done, and a line.
         attach: what measures the steps of a training.
-        fresh: run the tasks on which nothing was fixed.
+        tasks: a name in `SETS`.
 
     Returns:
         The trainings of these curves that are done, in the plan's order, and how many this process did.
@@ -45,7 +45,7 @@ def run_study(
     """
     if curve_count is not None and curve_count < 1:
         raise UsageError(f"--curves {curve_count}: it is how many, at least 1")
-    plan = curves(fresh=fresh)[:curve_count]
+    plan = curves(tasks)[:curve_count]
     jobs = [job for curve in plan for job in curve.jobs()]
     done = 0
     for place, job in enumerate(jobs):

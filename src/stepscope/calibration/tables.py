@@ -8,11 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from stepscope.calibration.analysis import SHIPPED, TRIED, Case, Errors, cases_of, errors_of, near_verdicts
-from stepscope.calibration.fresh_tasks import FRESH
-from stepscope.calibration.jobs import OPTIMIZERS, SCHEDULES, VARIANTS, Curve
+from stepscope.calibration.jobs import OPTIMIZERS, SCHEDULES, SETS, VARIANTS, Curve
 from stepscope.calibration.splits import Split, part, splits
 from stepscope.calibration.study import complete_curves
-from stepscope.calibration.tasks import TASKS
 from stepscope.calibration.training import TrainingRecord
 from stepscope.judging import verdict_of
 from stepscope.report import NOTHING, Table
@@ -101,7 +99,7 @@ def parts(cases: Sequence[Case]) -> Table:
             found = [case for case in cases if value(case.record) == name]
             rows.append((before + name, *_cells(errors_of(found))))
     there = {row[0] for row in rows}
-    tasks = FRESH if any(case.record.task in FRESH for case in cases) else TASKS
+    tasks = next((tasks for tasks in SETS.values() if cases and cases[0].record.task in tasks), SETS["study"])
     left = [name for name in (*tasks, *OPTIMIZERS, *SCHEDULES, *VARIANTS) if name not in there]
     note = f"{_NOTE} Not among these trainings: {', '.join(left)}." if left else _NOTE
     return Table(

@@ -12,9 +12,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from stepscope.calibration.fresh_tasks import FRESH
-from stepscope.calibration.jobs import Curve, Job
-from stepscope.calibration.tasks import TASKS, CalibrationTask, Loss
+from stepscope.calibration.jobs import ALL_TASKS, Curve, Job
+from stepscope.calibration.tasks import CalibrationTask, Loss
 from stepscope.directions import Lion
 from stepscope.runs import Record, StepRecord
 
@@ -92,7 +91,7 @@ def train(job: Job, attach: Attach) -> TrainingRecord:
         job: the training.
         attach: attaches what measures.
     """
-    curve, task = job.curve, (TASKS | FRESH)[job.curve.task]
+    curve, task = job.curve, ALL_TASKS[job.curve.task]
     torch.manual_seed(100 + curve.seed)
     model = task.make(0.1 if curve.variant == "dropout" else 0.0)
     loss_fn = _under_autocast(task.loss) if curve.variant == "bfloat16" else task.loss

@@ -95,8 +95,9 @@ two batch sizes x three seeds, and again with dropout and in bfloat16.
   stepscope run calibration --curves 1     nine trainings of a few seconds each, to see that it works
   stepscope run calibration --curves 100   900 trainings, most of an hour on one core
   stepscope run calibration                the whole study: 1,200 curves, 10,800 trainings
-  stepscope run calibration --fresh        twelve tasks on which no threshold was fixed: a Llama, a variational
-                                           autoencoder, noisy clicks, distillation, ratings, and others
+  stepscope run calibration --tasks fresh  twelve other tasks: a Llama, a variational autoencoder, noisy clicks,
+                                           distillation, ratings, and others
+  stepscope run calibration --tasks long   six tasks of thousands of steps
 
 The order is random with a fixed seed, and the tasks take turns in it, so that any part of the study stands for the
 whole. The same command in several processes shares the trainings out; one that was interrupted goes on when it is given
@@ -221,8 +222,10 @@ def _add_run(chosen: Any) -> None:
     summary = "how often the verdict on a learning rate is right, from small trainings whose best rate is known"
     calibration = _command(experiments, "calibration", summary, CALIBRATION, commands.calibration)
     calibration.add_argument("--curves", type=int, metavar="N", help="how many, of nine trainings each (default: all)")
-    calibration.add_argument("--fresh", action="store_true", help="twelve other tasks, on which nothing was fixed")
-    calibration.add_argument("--out", metavar="DIR", help="where the results go (default: runs/calibration[-fresh])")
+    calibration.add_argument(
+        "--tasks", choices=("study", "fresh", "long"), default="study", help="which tasks (default: study)"
+    )
+    calibration.add_argument("--out", metavar="DIR", help="where the results go (default: runs/calibration[-TASKS])")
 
 
 def _add_reproduce(chosen: Any) -> None:

@@ -68,9 +68,9 @@ def calibration(options: argparse.Namespace) -> None:
     from stepscope.runs import write_atomically
 
     require("torch", "all").set_num_threads(1)
-    out = Path(options.out or f"runs/calibration{'-fresh' * options.fresh}")
+    out = Path(options.out or f"runs/calibration{'' if options.tasks == 'study' else f'-{options.tasks}'}")
     with shown_progress() as progress:
-        records, count = run_study(out, options.curves, progress, fresh=options.fresh)
+        records, count = run_study(out, options.curves, progress, tasks=options.tasks)
     write_atomically(out / "confidence.json", json.dumps(asdict(calibrated(cases_of(records))), indent=1).encode())
     print_tables(tables_of(records))
     print(f"{count} new trainings.\nRecords: {out / RECORDS_FILE}")

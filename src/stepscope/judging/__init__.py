@@ -5,6 +5,7 @@ from stepscope.judging.finding import Finding, Findings
 from stepscope.judging.findings import findings
 from stepscope.judging.outlook import Outlook, outlook
 from stepscope.judging.rate import RateEvidence, RateVerdict, Rule, evidence_of, judge_rate, verdict_of
+from stepscope.judging.rise import Rise, rise_of
 from stepscope.judging.trust import TrustRatio, trust_ratio
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Outlook",
     "RateEvidence",
     "RateVerdict",
+    "Rise",
     "Rule",
     "TrustRatio",
     "bin_of",
@@ -22,6 +24,7 @@ __all__ = [
     "findings",
     "judge_rate",
     "outlook",
+    "rise_of",
     "trust_ratio",
     "verdict_of",
 ]

@@ -119,33 +119,41 @@ def _cannot_tell(verdict: RateVerdict, steps: list[StepRecord]) -> Finding:
     )
 
 
-_SAID = {
-    "step_too_short": f"Too small is said above {RULE.short:g}",
-    "by_outlook": f"Too small is said above {RULE.straight:.2f} if under {RULE.little:g} is predicted and over "
-    f"{RULE.realized:g} of it comes true",
-    "step_too_long": f"Too large is said below {RULE.far:g}, and below {RULE.long:g} if under {RULE.lost:g} comes true",
-    "healthy": f"Too large is said below {RULE.long:g} at most, too small above {RULE.straight:.2f} at least",
+_SAID: dict[str, str] = {
+    "straight": f"Too small is said above {RULE.short:g}",
+    "little_ahead": f"Too small is said above {RULE.straight:.2f} if under {RULE.little:g} is predicted and over "
+    f"{RULE.late:g} of its later half comes true",
+    "bent": f"Too large is said below {RULE.far:g}, and below {RULE.bent:g} if what comes true is predicted of under "
+    f"{RULE.worth:g} steps",
 }
 """Of each ground of a verdict, the thresholds of the trust ratio that it rests on."""
+
+_NEITHER = f"Too large is said below {RULE.bent:g} at most, too small above {RULE.straight:.2f} at least"
 
 _UNKNOWN = "Whether the learning rate is right can't be told"
 _COST = "{} from the same start, as far as this one; keep the one with the lowest held-out loss"
 _FACTORS = {"step_too_short": (3, 10), "step_too_long": (1 / 3, 1 / 10)}
 """Of a verdict: what to multiply the rate by, first and then."""
 
+_TOO_SMALL = "The learning rate is probably at least three times too small"
+_TOO_LARGE = "The learning rate is probably at least three times too large"
 _WORDS = {
-    "step_too_short": (
-        "The learning rate is probably at least three times too small",
+    "straight": (
+        _TOO_SMALL,
         "small batches make the ratio larger; a rate may be small on purpose, to stay near pretrained weights",
     ),
-    "by_outlook": (
-        "The learning rate is probably at least three times too small",
+    "little_ahead": (
+        _TOO_SMALL,
         "of a loss that can't come near zero, for a floor or a constant in it, little is predicted at any rate; a rate "
         "may be small on purpose, to stay near pretrained weights",
     ),
-    "step_too_long": (
-        "The learning rate is probably at least three times too large",
+    "bent": (
+        _TOO_LARGE,
         "long trainings bear rates that look too large early on, and so does plain SGD with clipped gradients",
+    ),
+    "risen": (
+        _TOO_LARGE,
+        "a loss that the training itself changes, an adversary or damaged examples can raise it at any rate",
     ),
     "healthy": (
         "No sign of a tenfold error of the learning rate",
@@ -156,7 +164,14 @@ _WORDS = {
 
 
 def _evidence(verdict: RateVerdict) -> str:
-    trust, steps = verdict.evidence.trust, verdict.evidence.steps
+    rise, trust, steps = verdict.evidence.rise, verdict.evidence.trust, verdict.evidence.steps
+    if verdict.ground == "risen" and rise.thrown_off is not None:
+        return f"after step {rise.thrown_off} the loss of its own batch wasn't finite, and before it was"
+    if verdict.ground == "risen":
+        return (
+            f"the batches of five measured steps in a row all had at least {1 + rise.lasting:.3g} times the loss of "
+            f"the first five; too large is said above {1 + RULE.lasting:g}"
+        )
     measured = (
         f"a step lowered the loss of its own batch by {trust.ratio:.3f} of what its gradient predicts (the trust "
         f"ratio; 80% interval {trust.low:.3f} to {trust.high:.3f}; {trust.probes} steps from step {steps[0]} to "
@@ -168,7 +183,9 @@ def _evidence(verdict: RateVerdict) -> str:
     of = "For the whole training" if ahead.is_whole else "So far"
     return (
         f"{measured}. {of} the gradients predict a fall of the loss by {ahead.predicted:.2g} times itself, of which "
-        f"{ahead.realized:.2g} came true. {_SAID.get(verdict.ground, _SAID['healthy'])}"
+        f"{ahead.realized:.2g} came true ({ahead.late:.2g} of the later half), as much as {ahead.worth:.2g} steps are "
+        "predicted to bring. "
+        f"{_SAID.get(verdict.ground, _NEITHER)}"
     )
 
 

@@ -21,11 +21,15 @@ class Outlook:
     Attributes:
         predicted: the fall of the loss over the training, as a multiple of the loss that it began with.
         realized: the part of the predicted fall so far that the loss of new batches has come down by.
-        is_whole: whether the length of the training is known; where it isn't, `predicted` is that of the steps so far.
+        late: the same of the later half of what is predicted so far.
+        worth: how many steps are predicted to bring what comes true of the whole training, if it goes on so.
+        is_whole: whether the length of the training is known; where it isn't, the steps so far are taken for it.
     """
 
     predicted: float
     realized: float
+    late: float
+    worth: float
     is_whole: bool
 
 
@@ -43,14 +47,19 @@ def outlook(records: Sequence[StepRecord]) -> Outlook | None:
         ``realized = [f_b(x₀) − f_b(x)] / Σ −g_bᵀd``, up to `x`.
 
     Where `predicted` is below 1, the loss couldn't vanish if all came true; a large `realized` says that the steps
-    follow what batches have in common. Both together are a sign of steps that are too short. That several times the
-    loss are predicted, and a hundredth of it comes true, is one of steps that are too long.
+    follow what batches have in common. Both together are a sign of steps that are too short, unless the loss has come
+    to a floor: then little of the later half comes true, ``late``.
+
+    The longer a training, the more is predicted, and the smaller a part of it comes true, at any rate. Times the number
+    of steps it is as many steps as are predicted to bring what the whole training does, ``worth = realized · steps``.
+    That a training which predicts several times its loss comes to less than two of its steps is a sign of steps that
+    are too long.
 
     Args:
         records: the steps of one training, in order.
 
     Returns:
-        Both numbers; ``None`` where fewer than two steps were measured on their batches, the loss began at zero or
+        These numbers; ``None`` where fewer than two steps were measured on their batches, the loss began at zero or
         below, or the steps go uphill.
 
     Example:
@@ -60,8 +69,8 @@ def outlook(records: Sequence[StepRecord]) -> Outlook | None:
         ...     for n in range(5, 105, 5)
         ... ]
         >>> seen = outlook(steps)
-        >>> round(seen.predicted, 2), round(seen.realized, 2)
-        (0.49, 0.5)
+        >>> round(seen.predicted, 2), round(seen.realized, 2), round(seen.worth)
+        (0.49, 0.5, 50)
     """
     length = next((record.steps for record in reversed(records) if record.steps is not None), None)
     measured = [record for record in records if terms_of(record) is not None and record.batch_loss is not None]
@@ -75,9 +84,19 @@ def outlook(records: Sequence[StepRecord]) -> Outlook | None:
     between = [(after - before) * (fall / 2 + next_fall / 2) for (before, fall), (after, next_fall) in pairs]
     predicted = list(itertools.accumulate(between, initial=0.0))
     middle = count // 2
-    so_far = predicted[-1 - middle] - predicted[middle]
-    start, end = statistics.median(losses[:count]), statistics.median(losses[-count:])
+    last = len(measured) - 1 - middle
+    half = next((at for at in range(middle, last) if predicted[at] >= predicted[-1] / 2), max(middle, last - 1))
+    windows = losses[:count], losses[half - middle :][:count], losses[-count:]
+    start, amid, end = map(statistics.median, windows)
+    so_far, later = (predicted[last] - predicted[at] for at in (middle, half))
     in_all = predicted[-1] + falls[-1] * max((length or 0) - steps[-1], 0)
     if not (start > 0 and so_far > 0 and in_all > 0):
         return None
-    return Outlook(in_all / start, (start - end) / so_far, length is not None)
+    realized = (start - end) / so_far
+    return Outlook(
+        predicted=in_all / start,
+        realized=realized,
+        late=(amid - end) / later if later > 0 else 0.0,
+        worth=realized * (length or steps[-1]),
+        is_whole=length is not None,
+    )

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from stepscope.judging.outlook import Outlook, outlook
+from stepscope.judging.rise import Rise, is_not_finite, rise_of
 from stepscope.judging.trust import TrustRatio, terms_of, trust_ratio
 from stepscope.runs import StepRecord
 
 Kind = Literal["step_too_short", "step_too_long", "healthy", "cannot_tell"]
 Side = Literal["", "step_too_short", "step_too_long"]
+Ground = Literal["straight", "little_ahead", "bent", "risen", "healthy", "cannot_tell"]
+
+_KINDS: dict[Ground, Kind] = {
+    "straight": "step_too_short",
+    "little_ahead": "step_too_short",
+    "bent": "step_too_long",
+    "risen": "step_too_long",
+    "healthy": "healthy",
+    "cannot_tell": "cannot_tell",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +36,14 @@ class Rule:
         straight: it is too short as well where the interval lies above this: on a parabola, a step three times as long
             ends before its minimum where the ratio is above 5/6,
         little: the gradients predict, for the whole training, a fall of the loss below this multiple of it,
-        realized: and more than this part of it has come true.
-        long: it is too long where the whole interval lies below,
-        much: more than this multiple of the loss is predicted,
-        lost: and less than this part of it has come true,
+        late: and more than this part of its later half has come true.
+        long: no rate is called healthy where the interval reaches below,
+        much: a step is too long if more than this multiple of the loss is predicted,
+        bent: the interval lies below this,
+        worth: and what comes true in the whole training is predicted of fewer steps than so many;
         far: or the interval lies below this.
+        lasting: it is too long as well where the losses of five measured steps in a row all lay above the start by this
+            part of it, or a step led to where the loss isn't finite.
         window: the part of the training whose steps count for the trust ratio: before it the loss is that of the start,
             after it the ratio tells little.
         least_rate: the least learning rate of a step that counts, as a part of the peak: the small rates of a warm-up
@@ -46,11 +58,13 @@ class Rule:
     slight: float = 0.1
     straight: float = 5 / 6
     little: float = 1.0
-    realized: float = 0.3
+    late: float = 0.25
     long: float = 0.5
     much: float = 5.0
-    lost: float = 0.01
+    bent: float = 0.7
+    worth: float = 2.0
     far: float = 0.3
+    lasting: float = 1.0
     window: tuple[float, float] = (0.03, 0.30)
     least_rate: float = 0.5
     least_probes: int = 5
@@ -70,14 +84,14 @@ class RateEvidence:
         trust: the trust ratio of the steps that count.
         steps: those steps, in order.
         silent: the reason to say nothing; empty where there is none.
-        rose: whether the loss came to lie far above its start.
+        rise: how far the loss came to lie above its start.
         outlook: what the gradients predict for the whole training, and what came true.
     """
 
     trust: TrustRatio
     steps: tuple[int, ...]
     silent: str
-    rose: bool
+    rise: Rise
     outlook: Outlook | None
 
 
@@ -86,24 +100,24 @@ class RateVerdict:
     """What the steps say of the learning rate.
 
     Attributes:
-        kind: the verdict. ``"healthy"`` means no sign of a tenfold error, and no more.
+        ground: what the verdict rests on, which is what the calibration counts. Steps are too short where the loss is
+            ``"straight"`` along them, or, with ``"little_ahead"``, by the outlook of the training; too long where it is
+            ``"bent"``, or has ``"risen"``.
+        evidence: the numbers.
         why: where nothing can be told, the reason.
-        evidence: what it rests on.
-        by_outlook: whether steps are called too short by the outlook of the training, not by the trust ratio alone.
         near: where nothing can be told since the interval reaches past one threshold alone, the verdict beyond that;
             none where the interval does so by rounding alone.
     """
 
-    kind: Kind
-    why: str
+    ground: Ground
     evidence: RateEvidence
+    why: str = ""
     near: Side = ""
-    by_outlook: bool = False
 
     @property
-    def ground(self) -> str:
-        """What is counted by itself in the calibration: the verdict, and ``"by_outlook"`` where that is its ground."""
-        return "by_outlook" if self.by_outlook else self.kind
+    def kind(self) -> Kind:
+        """The verdict. ``"healthy"`` means no sign of a tenfold error, and no more."""
+        return _KINDS[self.ground]
 
 
 def judge_rate(records: Sequence[StepRecord], rule: Rule = RULE) -> RateVerdict:
@@ -114,10 +128,11 @@ def judge_rate(records: Sequence[StepRecord], rule: Rule = RULE) -> RateVerdict:
     training if all comes true that the gradients predict, as a multiple of the loss, and which part of it does.
 
     The rate is too large if more than five times the loss is predicted, and the interval of `T` lies below 0.3, or
-    below 0.5 where less than a hundredth of that comes true. It is too small if the interval lies above 5/6, less than
-    the loss is predicted, and more than three tenths of it come true; or above 0.97, where less than the loss is
-    predicted or a tenth comes true. Where the length of a training isn't known, little may be predicted since it has
-    just begun: that decides nothing.
+    below 0.7 where the whole training comes to less than two of its steps are predicted to; or if the loss doubled, and
+    stayed so for five measured steps. It is too small if the interval lies above 5/6, less than the loss is predicted,
+    and more than a quarter of its later half comes true; or above 0.97, where less than the loss is predicted or a
+    tenth comes true. Where the length of a training isn't known, little may be predicted since it has just begun: that
+    decides nothing.
 
     Args:
         records: the steps of one training, in order. Where its length isn't recorded, it is taken to end at the last.
@@ -141,7 +156,7 @@ def evidence_of(records: Sequence[StepRecord], rule: Rule = RULE) -> RateEvidenc
         trust_ratio(counted, rule.coverage),
         tuple(record.step for record in counted),
         _reason_to_be_silent(records, counted, rule),
-        _rises(records, rule),
+        rise_of(records),
         outlook(records),
     )
 
@@ -153,8 +168,10 @@ def verdict_of(evidence: RateEvidence, rule: Rule = RULE) -> RateVerdict:
         evidence: see `evidence_of`.
         rule: the thresholds.
     """
+    if evidence.rise.thrown_off is not None or evidence.rise.lasting > rule.lasting:
+        return RateVerdict("risen", evidence)
     if evidence.silent:
-        return RateVerdict("cannot_tell", evidence.silent, evidence)
+        return RateVerdict("cannot_tell", evidence, evidence.silent)
     return _judged(evidence, rule)
 
 
@@ -174,22 +191,6 @@ def counted_steps(records: Sequence[StepRecord], rule: Rule = RULE) -> list[Step
         and terms_of(record) is not None
         and _part_of_peak(record, peaks) >= rule.least_rate
     ]
-
-
-def _rises(records: Sequence[StepRecord], rule: Rule) -> bool:
-    """Whether the loss came to lie far above its start: medians of five steps, since one batch says little."""
-    losses = [loss for record in records if (loss := record.batch_loss) is not None and math.isfinite(loss)]
-    if not losses:
-        return False
-    if any(_thrown_off(record) for record in records):
-        return True
-    medians = [statistics.median(losses[place : place + 5]) for place in range(max(1, len(losses) - 4))]
-    return max(medians) > medians[0] + rule.rise * abs(medians[0])
-
-
-def _thrown_off(record: StepRecord) -> bool:
-    """Whether the loss wasn't finite, before the step or after it."""
-    return record.batch_slope is not None and terms_of(record) is None
 
 
 def _length(records: Sequence[StepRecord]) -> int:
@@ -216,7 +217,7 @@ def _part_of_peak(record: StepRecord, peaks: Sequence[float]) -> float:
 
 def _reason_to_be_silent(records: Sequence[StepRecord], counted: Sequence[StepRecord], rule: Rule) -> str:
     measured = [record for record in records if terms_of(record) is not None]
-    if not measured and any(map(_thrown_off, records)):
+    if not measured and any(map(is_not_finite, records)):
         return "after the measured steps, or before, the loss of their batches wasn't finite"
     if not measured:
         return (
@@ -225,7 +226,7 @@ def _reason_to_be_silent(records: Sequence[StepRecord], counted: Sequence[StepRe
         )
     if _warming_up(records):
         return "the learning rate was still rising at the last measured step"
-    if len(counted) < rule.least_probes and any(map(_thrown_off, records)):
+    if len(counted) < rule.least_probes and any(map(is_not_finite, records)):
         return "before or after a measured step the loss of its batch wasn't finite"
     if len(counted) < rule.least_probes:
         first, last = (part * _length(records) for part in rule.window)
@@ -248,23 +249,23 @@ def _warming_up(records: Sequence[StepRecord]) -> bool:
 
 
 def _judged(evidence: RateEvidence, rule: Rule) -> RateVerdict:
-    trust, ahead = evidence.trust, evidence.outlook
+    trust, ahead, rise = evidence.trust, evidence.outlook, evidence.rise
     if trust.ratio is None:
-        return RateVerdict("cannot_tell", "the measured steps don't go downhill on their own batches", evidence)
+        return RateVerdict("cannot_tell", evidence, "the measured steps don't go downhill on their own batches")
     if ahead is None:
         why = "the loss began at zero or below, or steps go uphill: no part of a fall of it can come true"
-        return RateVerdict("cannot_tell", why, evidence)
+        return RateVerdict("cannot_tell", evidence, why)
     much = ahead.predicted > rule.much
-    if much and (trust.high < rule.far or (trust.high < rule.long and ahead.realized < rule.lost)):
-        return RateVerdict("step_too_long", "", evidence)
-    if evidence.rose:
+    if much and (trust.high < rule.far or (trust.high < rule.bent and ahead.worth < rule.worth)):
+        return RateVerdict("bent", evidence)
+    if rise.highest > rule.rise or not rise.is_finite:
         why = f"the loss came to lie {rule.rise:.0%} above its start, or wasn't finite: often a step that is too long"
-        return RateVerdict("cannot_tell", why, evidence)
+        return RateVerdict("cannot_tell", evidence, why)
     little = ahead.is_whole and ahead.predicted < rule.little
     if trust.low > rule.short and (little or ahead.realized > rule.slight):
-        return RateVerdict("step_too_short", "", evidence)
-    if trust.low > rule.straight and little and ahead.realized > rule.realized:
-        return RateVerdict("step_too_short", "", evidence, by_outlook=True)
+        return RateVerdict("straight", evidence)
+    if trust.low > rule.straight and little and ahead.late > rule.late:
+        return RateVerdict("little_ahead", evidence)
     return _undecided(evidence, trust, rule)
 
 
@@ -275,14 +276,14 @@ def _undecided(evidence: RateEvidence, trust: TrustRatio, rule: Rule) -> RateVer
         why = (
             f"the trust ratio is that of a rate that is too {side}, and how much comes true of what is predicted isn't"
         )
-        return RateVerdict("cannot_tell", why, evidence)
+        return RateVerdict("cannot_tell", evidence, why)
     past = [f"below {rule.long:g}"] * (trust.low < rule.long) + [f"above {rule.short:g}"] * (trust.high > rule.short)
     if not past:
-        return RateVerdict("healthy", "", evidence)
+        return RateVerdict("healthy", evidence)
     # Weights in low precision that are too small a step away don't move: as if all steps were far too long.
     without = trust.high - trust.rounding
     is_rounding = without < rule.long or without <= rule.short < trust.high
     near: Side = "step_too_long" if trust.low < rule.long else "step_too_short"
     if len(past) == 2 or is_rounding:
         near = ""
-    return RateVerdict("cannot_tell", f"the interval of the trust ratio reaches {' and '.join(past)}", evidence, near)
+    return RateVerdict("cannot_tell", evidence, f"the interval of the trust ratio reaches {' and '.join(past)}", near)
