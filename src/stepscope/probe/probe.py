@@ -88,8 +88,9 @@ class Probe:
         overwrite: whether to take ``run_dir`` itself, and replace its records where a training begins.
         log: where numbers go too: a function of ``(values, step)`` or a tracker (`stepscope.probe.trackers.as_log`).
         max_overhead: the part of the training time that measuring may add; ``None`` for no limit. The checks at the
-            start count, so the first full measurement waits until the training has earned it. Beyond it, up to ten of
-            the optimizer's own steps are measured in any training, for half a second together.
+            start count, so the first full measurement waits until the training has earned it. Up to twelve of the
+            optimizer's own steps are measured in any training, if that takes half a second together, or two fifths of
+            the limit.
         steps: the length of the training in steps, `step` included; ``None`` where it isn't known.
         step: steps that the training made before: where it goes on from a checkpoint, so that the records go on too.
         weight_fn: see `Objective`.

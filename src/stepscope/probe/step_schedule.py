@@ -25,8 +25,11 @@ to the whole, as the limit allows."""
 SHORTEST = 200
 """Steps that a training of unknown length is taken to have, at least."""
 
-ANYWAY, SECONDS_ANYWAY = 10, 0.5
-"""So many are made also where the limit allows fewer, if all together take no longer than this."""
+ANYWAY, SECONDS_ANYWAY, SHARE_ANYWAY = 12, 0.5, 0.4
+"""So many are planned also where the limit allows fewer, if all together usually take no longer than this, or than this
+part of the limit, 2% of the training by default: one at which the machine stalled isn't to end the others. The last of
+them may come to lie behind the end.
+"""
 
 ENOUGH, SHARE = 20, 0.3
 """After so many, a training of known length pays for more from this part of the limit, 1.5% of it by default."""
@@ -104,24 +107,31 @@ class StepSchedule:
 
     def _affordable(self, step: int) -> float:
         """How many measurements can be made in the rest of the training."""
-        anyway = 0.0
-        if self._cost and len(self._made) < ANYWAY:
-            anyway = min((SECONDS_ANYWAY - self._spent) / self._cost, ANYWAY - len(self._made))
+        made, anyway = len(self._made), 0.0
+        if self._cost and made < ANYWAY:
+            seconds = max(SECONDS_ANYWAY, SHARE_ANYWAY * self._budget(step))
+            anyway = min(seconds / self._cost - made, ANYWAY - made)
         return max(self._earned(step), anyway)
 
     def _earned(self, step: int) -> float:
         """How many more measurements the training pays for, if it is at this step."""
-        limit, seconds = self._schedule.planned, self._schedule.step_seconds
-        if math.isinf(limit) or not self._cost:
+        budget = self._budget(step)
+        if math.isinf(budget) or not self._cost:
             return math.inf
-        if seconds is None:
+        if not budget:
             return 0.0
-        budget = limit * seconds * self._length(step)
         share = BESIDE if self._schedule.cost <= budget / 2 else 1.0 if self.steps is None else ALONE
         earned = min(share * budget - self._spent, budget - self._schedule.spent) / self._cost
         if self.steps is None:
             return earned
         return min(earned, max(ENOUGH - len(self._made), (SHARE * budget - self._spent) / self._cost))
+
+    def _budget(self, step: int) -> float:
+        """Seconds that the limit allows this process until the end; 0 while the time of a step isn't known."""
+        limit, seconds = self._schedule.planned, self._schedule.step_seconds
+        if math.isinf(limit):
+            return math.inf
+        return 0.0 if seconds is None else limit * seconds * self._length(step)
 
     def _length(self, step: int) -> float:
         """Steps that this process will have made at the end."""
