@@ -57,8 +57,8 @@ PAGES = tuple(
     for name in ("performance", "convergence", "smoothness", "theory", "reproduction", "calibration", "scale")
 )
 CALIBRATION = DOCS / "calibration"
-FIXED_ON = 54
-"""Up to this curve of their plan the fresh tasks had been seen when the thresholds were fixed."""
+FIXED_ON = {"fresh": 90, "long": 24}
+"""So many curves of the plan had been seen when the thresholds were fixed, of each set of tasks."""
 CONFIDENCE = HERE.parent / "src" / "stepscope" / "judging" / "confidence.json"
 RESULTS = DOCS / "reproduction"
 WAYS = {
@@ -395,9 +395,9 @@ def stored_tables() -> dict[str, str]:
     for name in ("agreement", "robustness", "theory"):
         made[name] = "\n\n".join(map(markdown, EXPERIMENTS[name].load().tables(read(RESULTS / name)[1])))
     made |= {table.name: _with_note(table) for table in tables_of(trainings("study"))}
-    made["fresh calibration-later"] = _with_note(later(trainings("fresh"), curves("fresh")[FIXED_ON:]))
-    for tasks in ("fresh", "long"):
+    for tasks, seen in FIXED_ON.items():
         records = trainings(tasks)
+        made[f"{tasks} calibration-later"] = _with_note(later(records, curves(tasks)[seen:]))
         cases = cases_of(records)
         found = (spoken(records, cases), rules(records), calibration_parts(cases))
         made |= {f"{tasks} {table.name}": _with_note(table) for table in found}

@@ -141,7 +141,9 @@ def slow_training(*, ratio=0.9, slope=-0.008, loss=2.0, realized=0.5, steps=100,
         ({"ratio": 0.4}, "cannot_tell"),
         ({"ratio": 0.4, "slope": -0.3, "realized": 0.0}, "step_too_long"),  # 15 times the loss
         ({"ratio": 0.4, "slope": -0.3, "realized": 0.1}, "cannot_tell"),
-        ({"ratio": 0.2, "slope": -0.3, "realized": 0.1}, "step_too_long"),
+        ({"ratio": 0.2, "slope": -0.3, "realized": 0.1}, "cannot_tell"),  # what ten steps are predicted to bring
+        ({"ratio": 0.2, "slope": -0.3, "realized": 0.02}, "step_too_long"),
+        ({"ratio": 0.98, "slope": -0.3, "realized": 0.2}, "cannot_tell"),  # much is predicted
         ({"ratio": 0.2, "slope": -0.08, "realized": 0.0}, "cannot_tell"),
         ({"realized": -3.0}, "cannot_tell"),  # a risen loss
         ({"realized": -20.0}, "step_too_long"),  # one that has doubled

@@ -53,7 +53,7 @@ def _third(records: list[StepRecord]) -> list[StepRecord]:
     return records[::3]
 
 
-BY_RATIO = Rule(little=0.0, slight=-math.inf, much=0.0, bent=0.5, worth=math.inf, lasting=math.inf)
+BY_RATIO = Rule(little=math.inf, late=math.inf, much=0.0, bent=0.5, worth=math.inf, lasting=math.inf)
 """What was shipped first: the trust ratio decides alone."""
 
 SHIPPED = Tried("the rule that ships", Rule())

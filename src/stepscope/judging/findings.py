@@ -123,8 +123,8 @@ _SAID: dict[str, str] = {
     "straight": f"Too small is said above {RULE.short:g}",
     "little_ahead": f"Too small is said above {RULE.straight:.2f} if under {RULE.little:g} is predicted and over "
     f"{RULE.late:g} of its later half comes true",
-    "bent": f"Too large is said below {RULE.far:g}, and below {RULE.bent:g} if what comes true is predicted of under "
-    f"{RULE.worth:g} steps",
+    "bent": f"Too large is said below {RULE.bent:g} if over {RULE.much:g} is predicted, and what comes true is that of "
+    f"under {RULE.worth:g} steps",
 }
 """Of each ground of a verdict, the thresholds of the trust ratio that it rests on."""
 

@@ -31,8 +31,8 @@ class Rule:
 
     Attributes:
         short: the step is too short where the whole interval of the trust ratio lies above,
-        slight: and a fall of the loss by less than `little` times itself is predicted, or more than this part of it has
-            come true.
+        slight: and a fall of the loss by less than `little` times itself is predicted; or by less than `much` times,
+            and more than this part of it has come true.
         straight: it is too short as well where the interval lies above this: on a parabola, a step three times as long
             ends before its minimum where the ratio is above 5/6,
         little: the gradients predict, for the whole training, a fall of the loss below this multiple of it,
@@ -40,8 +40,7 @@ class Rule:
         long: no rate is called healthy where the interval reaches below,
         much: a step is too long if more than this multiple of the loss is predicted,
         bent: the interval lies below this,
-        worth: and what comes true in the whole training is predicted of fewer steps than so many;
-        far: or the interval lies below this.
+        worth: and what comes true in the whole training is predicted of fewer steps than so many.
         lasting: it is too long as well where the losses of five measured steps in a row all lay above the start by this
             part of it, or a step led to where the loss isn't finite.
         window: the part of the training whose steps count for the trust ratio: before it the loss is that of the start,
@@ -62,8 +61,7 @@ class Rule:
     long: float = 0.5
     much: float = 5.0
     bent: float = 0.7
-    worth: float = 2.0
-    far: float = 0.3
+    worth: float = 2.5
     lasting: float = 1.0
     window: tuple[float, float] = (0.03, 0.30)
     least_rate: float = 0.5
@@ -127,12 +125,12 @@ def judge_rate(records: Sequence[StepRecord], rule: Rule = RULE) -> RateVerdict:
     half of the peak, says how straight the loss is along a step. The outlook says how far the loss falls over the
     training if all comes true that the gradients predict, as a multiple of the loss, and which part of it does.
 
-    The rate is too large if more than five times the loss is predicted, and the interval of `T` lies below 0.3, or
-    below 0.7 where the whole training comes to less than two of its steps are predicted to; or if the loss doubled, and
-    stayed so for five measured steps. It is too small if the interval lies above 5/6, less than the loss is predicted,
-    and more than a quarter of its later half comes true; or above 0.97, where less than the loss is predicted or a
-    tenth comes true. Where the length of a training isn't known, little may be predicted since it has just begun: that
-    decides nothing.
+    The rate is too large if the interval of `T` lies below 0.7, more than five times the loss is predicted, and the
+    whole training comes to less than two and a half of its steps are predicted to; or if the loss doubled, and stayed
+    so for five measured steps. It is too small if the interval lies above 5/6, less than the loss is predicted, and
+    more than a quarter of its later half comes true; or above 0.97, where less than the loss is predicted, or less than
+    five times the loss, of which more than a tenth comes true. Where the length of a training isn't known, little may
+    be predicted since it has just begun: that decides nothing.
 
     Args:
         records: the steps of one training, in order. Where its length isn't recorded, it is taken to end at the last.
@@ -256,13 +254,13 @@ def _judged(evidence: RateEvidence, rule: Rule) -> RateVerdict:
         why = "the loss began at zero or below, or steps go uphill: no part of a fall of it can come true"
         return RateVerdict("cannot_tell", evidence, why)
     much = ahead.predicted > rule.much
-    if much and (trust.high < rule.far or (trust.high < rule.bent and ahead.worth < rule.worth)):
+    if much and trust.high < rule.bent and ahead.worth < rule.worth:
         return RateVerdict("bent", evidence)
     if rise.highest > rule.rise or not rise.is_finite:
         why = f"the loss came to lie {rule.rise:.0%} above its start, or wasn't finite: often a step that is too long"
         return RateVerdict("cannot_tell", evidence, why)
     little = ahead.is_whole and ahead.predicted < rule.little
-    if trust.low > rule.short and (little or ahead.realized > rule.slight):
+    if trust.low > rule.short and (little or (not much and ahead.realized > rule.slight)):
         return RateVerdict("straight", evidence)
     if trust.low > rule.straight and little and ahead.late > rule.late:
         return RateVerdict("little_ahead", evidence)
