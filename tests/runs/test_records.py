@@ -283,9 +283,20 @@ def test_a_run_file_that_cannot_be_used(tmp_path, content, told):
 def test_what_is_not_a_run_directory_cannot_be_read(tmp_path):
     with pytest.raises(UsageError, match=r"is not a run directory: it has no run.json$"):
         read_run(tmp_path, Line)
-    with pytest.raises(UsageError, match=r"cannot read .*missing: No such file or directory"):
+    none = r"cannot read .*missing: No such file or directory; give the directory that run_dir= or --out named$"
+    with pytest.raises(UsageError, match=none):
         read_run(tmp_path / "missing", Line)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_who_names_a_run_that_is_not_there_is_told_those_that_are(tmp_path):
+    for name in ("a", "runs/b", "other/c"):
+        RunDirectory.open(tmp_path / name, Line, {}).close()
+    for missing in ("missing", "missing/run"):
+        with pytest.raises(UsageError, match="No such file or directory; give one of these: ") as error:
+            read_run(tmp_path / missing, Line)
+        one_line(error)
+        assert str(error.value).endswith(f": {tmp_path / 'a'}, {tmp_path / 'runs' / 'b'}")
 
 
 def test_who_names_the_folder_of_runs_or_a_file_of_one_is_told_the_run(tmp_path):

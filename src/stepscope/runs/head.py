@@ -41,7 +41,8 @@ def read_head(path: str | os.PathLike[str]) -> Head:
         directory.stat()
         is_run = (directory / RUN_FILE).is_file()
     except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read {show(directory)}: {reason(error)}") from error
+        instead = _instead(directory) if isinstance(error, FileNotFoundError) else ""
+        raise UsageError(f"cannot read {show(directory)}: {reason(error)}{instead}") from error
     if not is_run:
         raise UsageError(f"{show(directory)} is not a run directory: it has no {RUN_FILE}{_remedy(directory)}")
     return read_run_file(directory)
@@ -54,10 +55,20 @@ def _remedy(path: Path) -> str:
     """Which run directories may have been meant: those in it, or the one that it is a file of."""
     if is_run(path.parent) and path.is_file():
         return f"; give {show(path.parent)}"
-    below = sorted(file.parent for file in path.glob(f"*/{RUN_FILE}"))
+    return _one_of(sorted(file.parent for file in path.glob(f"*/{RUN_FILE}")), "those in it")
+
+
+def _instead(missing: Path) -> str:
+    """Which run directories may have been meant: those beside one that isn't there, and those in `runs`."""
+    there = next(path for path in (*missing.parents, Path()) if path.is_dir())
+    beside = sorted(file.parent for place in ("*", "runs/*") for file in there.glob(f"{place}/{RUN_FILE}"))
+    return _one_of(beside, "these") or "; give the directory that run_dir= or --out named"
+
+
+def _one_of(below: list[Path], which: str) -> str:
     left = len(below) - _NAMED
     more = f" and {left} other{'s' * (left > 1)}" if left > 0 else ""
-    return f"; give one of those in it: {', '.join(map(show, below[:_NAMED]))}{more}" if below else ""
+    return f"; give one of {which}: {', '.join(map(show, below[:_NAMED]))}{more}" if below else ""
 
 
 def read_run_file(directory: Path) -> Head:
