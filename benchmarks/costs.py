@@ -24,8 +24,10 @@ from measure import DEMO, MARK, Case, Row
 from models import Direction, Workload, batch, loss, workload
 from products import DISTRIBUTIONS, WAYS, differentiable, negative_directions, reference
 from stepscope import Objective, Probe, measure
+from stepscope.judging import judge_rate
 from stepscope.paper.experiments.trajectory import demonstration
 from stepscope.paper.tasks.translation import translation
+from stepscope.runs import StepRecord
 
 NEVER = 10**9
 Work = Callable[[], Any]
@@ -279,6 +281,7 @@ def overhead(case: Case) -> list[Row]:
             "measured_at": sorted({record["step"] for record in watching.records}),
             "directions": len(watching.records),
             "on_own_batches": sum(record["batch_loss"] is not None for record in watching.step_records),
+            "judged": judge_rate([StepRecord.from_json(r) for r in watching.step_records]).evidence.trust.probes,
             "edges": sum(record["edges"] is not None for record in watching.step_records),
             "same_last_loss": plain_loss == probed_loss,
         }

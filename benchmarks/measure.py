@@ -24,7 +24,8 @@ One process measures this source, and another the source of `--against`, a case 
     memory       peak memory of each way on one transformer
     probe        attaching, a measurement and an idle step of a probe at its defaults, in steps of the training
     overhead     two trainings in turn, one with a probe that has a limit
-    own steps    the same on the demo's task, without full measurements, for trainings of three lengths
+    own steps    the same on the demo's task, without full measurements, for trainings of three lengths, and at a tenth
+                 of the limit
 
 Results, with the environment, go to benchmarks/performance.json; `python benchmarks/tables.py` writes them into
 docs/performance.md. The packages are those of benchmarks/requirements-peers.txt (`make performance` installs them in an
@@ -108,6 +109,7 @@ def cases() -> list[Case]:
         Case("overhead", "GPT-2", width=32, steps=10_000),
         # The time of few steps varies most.
         *(Case("own steps", DEMO, steps=steps) for steps in (300, 300, 300, 1_000, 2_000)),
+        *(Case("own steps", DEMO, steps=steps, limit=0.005) for steps in (1_000, 2_000)),
     ]
 
 

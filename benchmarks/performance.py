@@ -116,14 +116,17 @@ def own_steps(rows: list[Row]) -> str:
         [
             f"{row['model']}, {millions(row)}{row.get('label', '')}",
             f"{row['steps']:,}",
+            f"{row['limit']:.1%}",
             str(row["on_own_batches"]),
+            str(row.get("judged", "")),
             str(row["edges"]),
             f"{row['overhead']:.2%}",
             "yes" if row["same_last_loss"] else "**no**",
         ]
         for row in rows
     ]
-    heads = ["training", "steps", "on their own batches", "edges", "measured overhead", "same as without a probe"]
+    heads = ["training", "steps", "limit", "on their own batches", "for the verdict", "edges", "measured overhead"]
+    heads += ["same as without a probe"]
     return markdown(heads, lines)
 
 

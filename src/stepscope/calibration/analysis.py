@@ -41,8 +41,8 @@ class Tried:
         return kind
 
 
-def _early(records: list[StepRecord]) -> list[StepRecord]:
-    return [record for record in records if record.steps is None or record.step <= 0.1 * record.steps]
+def _until(part: float) -> Callable[[list[StepRecord]], list[StepRecord]]:
+    return lambda records: [record for record in records if record.steps is None or record.step <= part * record.steps]
 
 
 def _half(records: list[StepRecord]) -> list[StepRecord]:
@@ -66,7 +66,8 @@ TRIED = (
     Tried("a risen loss counts as too long", Rule(), rising_is_long=True),
     Tried("half of the measured steps", Rule(), seen=_half),
     Tried("a third of the measured steps", Rule(), seen=_third),
-    Tried("after a tenth of the training", Rule(), seen=_early),
+    Tried("after a tenth of the training", Rule(), seen=_until(0.1)),
+    Tried("after a fifth of the training", Rule(), seen=_until(0.2)),
     Tried("the whole training, at all rates", Rule(window=(0.0, 1.0), least_rate=0.0)),
     Tried("thresholds 0.95 and 0.7", Rule(short=0.95)),
     Tried("thresholds 0.99 and 0.5", Rule(short=0.99, bent=0.5)),

@@ -11,7 +11,7 @@ from stepscope.calibration.analysis import SHIPPED, Case, Errors, errors_of, wit
 
 SHORT = (0.93, 0.95, 0.96, 0.97, 0.98, 0.99)
 BENT = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-LITTLE = (0.5, 1.0, 2.0)
+LITTLE = (0.75, 1.5, 3.0)
 
 _MOST_ALARMS = 0.05
 """The part of the best rates that may be called wrong on the half that thresholds are fixed on."""

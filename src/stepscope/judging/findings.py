@@ -120,7 +120,7 @@ def _cannot_tell(verdict: RateVerdict, steps: list[StepRecord]) -> Finding:
 
 
 _SAID: dict[str, str] = {
-    "straight": f"Too small is said above {RULE.short:g}",
+    "straight": f"Too small is said above {RULE.short:g} if under {RULE.much:g} is predicted",
     "little_ahead": f"Too small is said above {RULE.straight:.2f} if under {RULE.little:g} is predicted and over "
     f"{RULE.late:g} of its later half comes true",
     "bent": f"Too large is said below {RULE.bent:g} if over {RULE.much:g} is predicted, and what comes true is that of "

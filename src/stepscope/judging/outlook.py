@@ -46,7 +46,7 @@ def outlook(records: Sequence[StepRecord]) -> Outlook | None:
 
         ``realized = [f_b(x₀) − f_b(x)] / Σ −g_bᵀd``, up to `x`.
 
-    Where `predicted` is below 1, the loss couldn't vanish if all came true; a large `realized` says that the steps
+    Where `predicted` is below 1, the loss wouldn't vanish if all came true; a large `realized` says that the steps
     follow what batches have in common. Both together are a sign of steps that are too short, unless the loss has come
     to a floor: then little of the later half comes true, ``late``.
 

@@ -56,7 +56,7 @@ class Rule:
     short: float = 0.97
     slight: float = 0.1
     straight: float = 5 / 6
-    little: float = 1.0
+    little: float = 1.5
     late: float = 0.25
     long: float = 0.5
     much: float = 5.0
@@ -127,10 +127,10 @@ def judge_rate(records: Sequence[StepRecord], rule: Rule = RULE) -> RateVerdict:
 
     The rate is too large if the interval of `T` lies below 0.7, more than five times the loss is predicted, and the
     whole training comes to less than two and a half of its steps are predicted to; or if the loss doubled, and stayed
-    so for five measured steps. It is too small if the interval lies above 5/6, less than the loss is predicted, and
-    more than a quarter of its later half comes true; or above 0.97, where less than the loss is predicted, or less than
-    five times the loss, of which more than a tenth comes true. Where the length of a training isn't known, little may
-    be predicted since it has just begun: that decides nothing.
+    so for five measured steps. It is too small if the interval lies above 5/6, less than 1.5 times the loss is
+    predicted, and more than a quarter of its later half comes true; or above 0.97, where less than 1.5 times the loss
+    is predicted, or less than five times, of which more than a tenth comes true. Where the length of a training isn't
+    known, little may be predicted since it has just begun: that decides nothing.
 
     Args:
         records: the steps of one training, in order. Where its length isn't recorded, it is taken to end at the last.
