@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from stepscope.report import Table
+
 Row = dict[str, Any]
 
 
@@ -44,7 +46,7 @@ def by_way(
         cells.setdefault(f"{title(row['way'])}{count}{row.get('label', '')}", {})[column(row)] = cell(row)
     columns = list(dict.fromkeys(column(row) for row in rows))
     lines = [[way, *(by_column.get(name, "") for name in columns)] for way, by_column in cells.items()]
-    return markdown(["", *columns], lines)
+    return _rows(["", *columns], lines)
 
 
 def title(way: str) -> str:
@@ -90,7 +92,7 @@ def probe(rows: list[Row]) -> str:
         ]
         for row in rows
     ]
-    return markdown(["in training steps", "attaching", "a measurement", "its directions", "an idle step"], lines)
+    return _rows(["in training steps", "attaching", "a measurement", "its directions", "an idle step"], lines)
 
 
 def overhead(rows: list[Row]) -> str:
@@ -107,7 +109,7 @@ def overhead(rows: list[Row]) -> str:
         for row in rows
     ]
     heads = ["training", "steps", "limit", "measured overhead", "in full", "same as without a probe"]
-    return markdown(heads, lines)
+    return _rows(heads, lines)
 
 
 def own_steps(rows: list[Row]) -> str:
@@ -127,7 +129,7 @@ def own_steps(rows: list[Row]) -> str:
     ]
     heads = ["training", "steps", "limit", "on their own batches", "for the verdict", "edges", "measured overhead"]
     heads += ["same as without a probe"]
-    return markdown(heads, lines)
+    return _rows(heads, lines)
 
 
 def reasons(rows: list[Row]) -> list[str]:
@@ -153,6 +155,16 @@ def millions(row: Row) -> str:
     return f"{row['parameters'] / 1e6:.2g}M parameters"
 
 
-def markdown(heads: list[str], lines: list[list[str]]) -> str:
+def markdown(table: Table) -> str:
     """A table of text."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in [heads, ["---"] * len(heads), *lines])
+    rows = [table.headers, ("---",) * len(table.headers), *table.rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+
+
+def with_note(table: Table) -> str:
+    """A table of text, and what is to be said of it."""
+    return f"{markdown(table)}\n\n{table.note}"
+
+
+def _rows(heads: list[str], lines: list[list[str]]) -> str:
+    return markdown(Table("", tuple(heads), tuple(map(tuple, lines)), ""))
