@@ -165,6 +165,17 @@ def test_what_all_steps_come_to_is_asked_too(options, kind):
     assert findings(slow_training(**options))[0].kind == kind
 
 
+@pytest.mark.parametrize(
+    ("realized", "said"),
+    [
+        (0.5, "by 0.4 times itself, of which 0.5 came true (0.5 of the later half), as much as 50 steps are predicted"),
+        (-0.5, "by 0.39 times itself, of which nothing came true. "),
+    ],
+)
+def test_the_evidence_says_what_came_true(realized, said):
+    assert said in findings(slow_training(realized=realized))[0].evidence
+
+
 def test_the_outlook_of_a_quadratic_is_that_of_its_closed_form():
     """Gradient descent on x²/2: −gᵀd = ηx², and the loss has fallen by 1 − η/2 of their sum."""
     x, rate, records = 3.0, 0.05, []

@@ -181,11 +181,13 @@ def _evidence(verdict: RateVerdict) -> str:
     if ahead is None:
         return measured
     of = "For the whole training" if ahead.is_whole else "So far"
+    true = (
+        f"{ahead.realized:.2g} came true ({ahead.late:.2g} of the later half), as much as {ahead.worth:.2g} steps are "
+        "predicted to bring"
+    )
     return (
         f"{measured}. {of} the gradients predict a fall of the loss by {ahead.predicted:.2g} times itself, of which "
-        f"{ahead.realized:.2g} came true ({ahead.late:.2g} of the later half), as much as {ahead.worth:.2g} steps are "
-        "predicted to bring. "
-        f"{_SAID.get(verdict.ground, _NEITHER)}"
+        f"{true if ahead.realized > 0 else 'nothing came true'}. {_SAID.get(verdict.ground, _NEITHER)}"
     )
 
 
