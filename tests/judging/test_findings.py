@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def training(ratio, *, count=25, steps=100, spread=0.002, lr=0.01):
     ]  # fmt: skip
 
 
-GROUNDS = ("straight", "little_ahead", "bent", "risen", "healthy")
+GROUNDS = ("straight", "little_ahead", "bent", "thrown_off", "healthy")
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +88,7 @@ def test_the_trust_ratio_is_that_of_the_quadratic():
             "no step was measured",
         ),
         (lambda records: [replace(r, batch_change=math.nan) for r in records], "wasn't finite"),
-        (lambda records: records[:6], "4 of the 6 measured steps lie between steps 3 and 30"),
+        (lambda records: records[:6], "4 of the 6 measured steps lie between steps 3 and 50"),
         (lambda records: [replace(r, steps=None) for r in records[:4]], "`steps=` tells the probe how long"),
         (lambda records: [replace(r, steps=1000) for r in records], "0 of the 25 measured steps"),
         (lambda records: [replace(r, batch_slope=-r.batch_slope) for r in records], "don't go downhill"),
@@ -98,7 +99,7 @@ def test_the_trust_ratio_is_that_of_the_quadratic():
         (lambda records: [*records[:-2], replace(records[-2], batch_change=None), records[-1]], "20% above its start"),
         (lambda records: [replace(r, lr=(r.step / 100,), peak_lr=None) for r in records], "still rising"),
         (
-            lambda records: [*records, replace(records[0], step=50, lr=(0.1,)), replace(records[0], step=60)],
+            lambda records: [*records, replace(records[0], step=51, lr=(0.1,)), replace(records[0], step=60)],
             "0 of the 27",
         ),
     ],
@@ -141,13 +142,13 @@ def slow_training(*, ratio=0.9, slope=-0.008, loss=2.0, realized=0.5, steps=100,
         ({"ratio": 0.4}, "cannot_tell"),
         ({"ratio": 0.4, "slope": -0.3, "realized": 0.0}, "step_too_long"),  # 15 times the loss
         ({"ratio": 0.4, "slope": -0.3, "realized": 0.1}, "cannot_tell"),
-        ({"ratio": 0.2, "slope": -0.3, "realized": 0.1}, "cannot_tell"),  # what ten steps are predicted to bring
-        ({"ratio": 0.2, "slope": -0.3, "realized": 0.02}, "step_too_long"),
+        ({"ratio": 0.2, "slope": -0.3, "realized": 0.1}, "step_too_long"),
+        ({"slope": -2.1, "realized": 0.03}, "step_too_long"),  # more than all of the loss, of each step
+        ({"slope": -1.8, "realized": 0.03}, "healthy"),
         ({"ratio": 0.98, "slope": -0.3, "realized": 0.2}, "cannot_tell"),  # much is predicted
         ({"ratio": 0.2, "slope": -0.08, "realized": 0.0}, "cannot_tell"),
         ({"realized": -3.0}, "cannot_tell"),  # a risen loss
-        ({"realized": -20.0}, "step_too_long"),  # one that has doubled
-        ({"realized": -20.0, "loss": -2.0}, "cannot_tell"),
+        ({"realized": -20.0}, "cannot_tell"),
         ({"ratio": 0.6, "slope": -0.3, "realized": 0.015}, "step_too_long"),  # one and a half steps, of a hundred
         ({"ratio": 0.6, "slope": -0.3, "realized": 0.015, "steps": 200}, "healthy"),  # three of two hundred
         ({"ratio": 0.75, "slope": -0.3, "realized": 0.015}, "healthy"),
@@ -168,8 +169,10 @@ def test_what_all_steps_come_to_is_asked_too(options, kind):
 @pytest.mark.parametrize(
     ("realized", "said"),
     [
-        (0.5, "by 0.4 times itself, of which 0.5 came true (0.5 of the later half), as much as 50 steps are predicted"),
-        (-0.5, "by 0.39 times itself, of which nothing came true. "),
+        (0.5, "by 0.398 times itself, of which 0.5 came true, of the later half 0.5. Too small is said above 0.83"),
+        (0.1, "by 0.396 times itself, of which 0.1 came true: what 10 steps are predicted to bring. "),
+        (-0.5, "by 0.394 times itself, of which nothing came true. "),
+        (2.0, "by 0.406 times itself, of which all came true, of the later half all. "),
     ],
 )
 def test_the_evidence_says_what_came_true(realized, said):
@@ -200,8 +203,8 @@ def test_the_outlook_of_a_quadratic_is_that_of_its_closed_form():
 
 def test_while_a_training_goes_on_the_steps_so_far_count_as_its_length():
     records = [replace(r, steps=None) for r in training(0.99, count=100)]
-    assert judge_rate(records[:50]).evidence.steps == tuple(range(2, 16))
-    assert judge_rate(records).evidence.steps == tuple(range(3, 31))
+    assert judge_rate(records[:50]).evidence.steps == tuple(range(2, 26))
+    assert judge_rate(records).evidence.steps == tuple(range(3, 51))
     # A loss that falls as it does here lets no doubt rise.
     assert findings(records[:50])[0].kind == findings(records)[0].kind == "step_too_short"
 
@@ -443,28 +446,33 @@ def test_a_probe_has_findings_of_its_own_steps_and_shows_them_on_its_page(tmp_pa
 def test_a_step_that_ends_where_the_loss_is_not_finite_is_too_long(lost):
     records = training(0.99)
     thrown = [*records[:-1], replace(records[-1], batch_change=lost)]
-    lasting = replace(records[-1], step=60, batch_loss=None, batch_change=None, batch_slope=0.0)
-    for seen in (thrown, [*thrown, lasting], [thrown[-1]]):
+    gone = replace(records[-1], step=60, batch_loss=None, batch_change=None, batch_slope=0.0)
+    for seen in (thrown, [*thrown, gone], [thrown[-1]]):
         first, *_ = findings(seen)
         assert (first.kind, first.change) == ("step_too_long", "a peak rate of 0.0033, then 0.001 (now 0.01)")
-        assert first.evidence.startswith("after step 25 the loss of its own batch wasn't finite, and before it was")
+        assert first.evidence.startswith("from step 25 on the loss wasn't finite")
     # The training went on as if nothing had been; the gradient wasn't finite, or the loss before.
     recovered = [*thrown, replace(records[-1], step=60)]
-    for seen in (recovered, [*records[:-1], lasting], [*records[:-1], replace(lasting, batch_slope=math.nan)]):
+    for seen in (recovered, [*records[:-1], gone], [*records[:-1], replace(gone, batch_slope=math.nan)]):
         assert findings(seen)[0].kind == "cannot_tell"
+    assert "aren't finite" in findings([*records[:-1], gone])[0].against
 
 
-def test_a_loss_that_doubles_and_stays_so_says_that_steps_are_too_long():
-    """Whatever the trust ratio is; four bad batches of five don't do it."""
-    records = training(0.9)
-    doubled = [replace(r, batch_loss=4.0 + r.step / 50 if 10 <= r.step < 15 else r.batch_loss) for r in records]
-    first, *_ = findings(doubled)
-    assert first.kind == "step_too_long"
-    # 4.2 is the least of five in a row, and 1.97 the median of the first five.
-    assert f"all had at least {4.2 / 1.97:.3g} times the loss of the first five" in first.evidence
-    assert judge_rate(doubled).evidence.rise.lasting == pytest.approx(4.2 / 1.97 - 1, rel=1e-12)
-    assert findings([r if r.step == 12 else d for r, d in zip(records, doubled, strict=True)])[0].kind == "cannot_tell"
-    assert findings([replace(r, lr=(r.step / 100,), peak_lr=None) for r in doubled])[0].kind == "step_too_long"
+@pytest.mark.parametrize(("factor", "kind"), [(1.2, "cannot_tell"), (3.0, "step_too_long")])
+def test_a_loss_that_rises_until_it_is_not_finite_is_that_of_a_rate_that_is_too_large(factor, kind):
+    """One that isn't finite all of a sudden may have met a damaged example."""
+    records = [replace(r, batch_loss=2.0 * factor ** (r.step / 4)) for r in training(0.9)[:4]]
+    gone = [replace(records[0], step=n, batch_loss=None, batch_change=None, batch_slope=0.0) for n in (5, 6)]
+    assert findings([*records, *gone])[0].kind == kind
+
+
+@given(st.integers(0, 10**6), st.sampled_from([0.3, 1.0, 2.0]))
+def test_noise_of_batches_makes_no_rate_too_large(seed, spread):
+    """Losses of single examples, at a rate that does nothing."""
+    draw = random.Random(seed)
+    records = [replace(r, batch_loss=draw.lognormvariate(0, spread)) for r in training(0.99, count=60)]
+    still = [replace(r, batch_slope=-1e-6 * r.batch_loss, batch_change=-1e-6 * r.batch_loss) for r in records]
+    assert judge_rate(still).kind != "step_too_long"
 
 
 @pytest.mark.parametrize("ratio", [0.9, 0.99])

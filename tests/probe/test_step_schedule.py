@@ -1,6 +1,7 @@
 """When the own step is measured, on a clock that the test moves."""
 
 import itertools
+import random
 
 import pytest
 
@@ -64,7 +65,7 @@ def test_a_machine_that_stalls_once_ends_nothing(monkeypatch):
     assert part <= 0.05
 
 
-@pytest.mark.parametrize("stalls", [[20.0], [0.4, 30.0], [9.0, 0.4, 9.0]])
+@pytest.mark.parametrize("stalls", [[20.0], [0.4, 30.0], [9.0, 0.4, 0.4, 9.0]])
 def test_a_stall_that_takes_the_whole_limit_ends_nothing(monkeypatch, stalls):
     """Nine seconds are planned; twelve usual measurements take less than four."""
     costs = iter(stalls)
@@ -78,6 +79,14 @@ def test_measurements_that_are_all_dear_keep_the_limit(monkeypatch):
     measured, part = train(monkeypatch, length=200, known=True, cost=4.0)
     assert 1 <= len(measured) <= 2
     assert part <= 0.05
+
+
+@pytest.mark.parametrize(("least", "most"), [(0.2, 3.0), (0.1, 4.0), (0.3, 6.0)])
+def test_measurements_of_differing_costs_keep_the_limit_but_for_the_last(monkeypatch, least, most):
+    for seed in range(20):
+        draw = random.Random(seed)
+        _, part = train(monkeypatch, length=200, known=True, cost=lambda d=draw: d.uniform(least, most))
+        assert part * 200 <= 0.05 * 200 + most
 
 
 def test_what_is_made_beyond_the_limit_is_spread_too(monkeypatch):

@@ -297,6 +297,8 @@ def test_who_names_a_run_that_is_not_there_is_told_those_that_are(tmp_path):
             read_run(tmp_path / missing, Line)
         one_line(error)
         assert str(error.value).endswith(f": {tmp_path / 'a'}, {tmp_path / 'runs' / 'b'}")
+    with pytest.raises(UsageError, match=re.escape(f"; give {tmp_path / 'a'}") + "$"):
+        read_run(tmp_path / "a" / "steps.jsonl", Line)
 
 
 def test_who_names_the_folder_of_runs_or_a_file_of_one_is_told_the_run(tmp_path):

@@ -53,7 +53,7 @@ def _third(records: list[StepRecord]) -> list[StepRecord]:
     return records[::3]
 
 
-BY_RATIO = Rule(little=math.inf, late=math.inf, much=0.0, bent=0.5, worth=math.inf, lasting=math.inf)
+BY_RATIO = Rule(little=math.inf, late=math.inf, much=0.0, bent=0.5, worth=math.inf, most=math.inf)
 """What was shipped first: the trust ratio decides alone."""
 
 SHIPPED = Tried("the rule that ships", Rule())
@@ -61,13 +61,14 @@ TRIED = (
     SHIPPED,
     Tried("by the trust ratio alone", BY_RATIO),
     Tried("without the interval", Rule(coverage=0.0)),
-    Tried("without the losses that doubled", Rule(lasting=math.inf)),
+    Tried("steps that bring more than the loss decide nothing", Rule(most=math.inf)),
     Tried("without the guard against a risen loss", Rule(rise=math.inf)),
     Tried("a risen loss counts as too long", Rule(), rising_is_long=True),
     Tried("half of the measured steps", Rule(), seen=_half),
     Tried("a third of the measured steps", Rule(), seen=_third),
     Tried("after a tenth of the training", Rule(), seen=_until(0.1)),
     Tried("after a fifth of the training", Rule(), seen=_until(0.2)),
+    Tried("between 3% and 30% of the training", Rule(window=(0.03, 0.3))),
     Tried("the whole training, at all rates", Rule(window=(0.0, 1.0), least_rate=0.0)),
     Tried("thresholds 0.95 and 0.7", Rule(short=0.95)),
     Tried("thresholds 0.99 and 0.5", Rule(short=0.99, bent=0.5)),
@@ -174,7 +175,7 @@ def calibrated(cases: Sequence[Case]) -> Calibrated:
         "straight": lambda distance: distance < 0,
         "little_ahead": lambda distance: distance < 0,
         "bent": lambda distance: distance > 0,
-        "risen": lambda distance: distance > 0,
+        "thrown_off": lambda distance: distance > 0,
         "healthy": lambda distance: abs(distance) < TENFOLD,
     }
     table = {ground: {str(least): (0, 0) for least in PROBES} for ground in right}

@@ -9,7 +9,9 @@ from typing import Protocol, runtime_checkable
 from stepscope.judging.confidence import confidence_of, trainings_near
 from stepscope.judging.descriptions import OF_DIRECTIONS, OF_STEPS
 from stepscope.judging.finding import Finding, Findings
-from stepscope.judging.rate import RULE, RateVerdict, judge_rate
+from stepscope.judging.outlook import Outlook
+from stepscope.judging.rate import RULE, RateEvidence, RateVerdict, judge_rate
+from stepscope.judging.rise import Rise
 from stepscope.runs import DirectionRecord, Record, StepRecord, latest, read_training
 
 MOST_FINDINGS = 3
@@ -105,7 +107,7 @@ def _cannot_tell(verdict: RateVerdict, steps: list[StepRecord]) -> Finding:
     evidence = why if verdict.evidence.trust.ratio is None else f"{why}: {_evidence(verdict)}"
     counts = verdict.near and trainings_near(verdict.near, steps[-1].trajectory)
     if not counts:
-        return Finding(kind="cannot_tell", summary=_UNKNOWN, evidence=evidence, against="more measured steps may tell")
+        return Finding(kind="cannot_tell", summary=_UNKNOWN, evidence=evidence, against=_against(verdict.evidence.rise))
     small = verdict.near == "step_too_short"
     wrong, best, other = counts if small else counts[::-1]
     side, beyond = ("below", "above") if small else ("above", "below")
@@ -119,12 +121,22 @@ def _cannot_tell(verdict: RateVerdict, steps: list[StepRecord]) -> Finding:
     )
 
 
+def _against(rise: Rise) -> str:
+    """What speaks against telling nothing."""
+    if not rise.is_finite:
+        return "a rate that is far too large does this, and so do examples or a loss that aren't finite"
+    if rise.highest > RULE.rise:
+        return "a rate that is too large does this, and so does a loss that the training itself changes"
+    return "more measured steps may tell"
+
+
 _SAID: dict[str, str] = {
-    "straight": f"Too small is said above {RULE.short:g} if under {RULE.much:g} is predicted",
+    "straight": f"Too small is said above {RULE.short:g} if under {RULE.little:g} is predicted, or under {RULE.much:g} "
+    f"of which over {RULE.slight:g} comes true",
     "little_ahead": f"Too small is said above {RULE.straight:.2f} if under {RULE.little:g} is predicted and over "
     f"{RULE.late:g} of its later half comes true",
-    "bent": f"Too large is said below {RULE.bent:g} if over {RULE.much:g} is predicted, and what comes true is that of "
-    f"under {RULE.worth:g} steps",
+    "bent": f"Too large is said below {RULE.far:g}, and below {RULE.bent:g} if what comes true is predicted of under "
+    f"{RULE.worth:g} steps",
 }
 """Of each ground of a verdict, the thresholds of the trust ratio that it rests on."""
 
@@ -151,9 +163,9 @@ _WORDS = {
         _TOO_LARGE,
         "long trainings bear rates that look too large early on, and so does plain SGD with clipped gradients",
     ),
-    "risen": (
+    "thrown_off": (
         _TOO_LARGE,
-        "a loss that the training itself changes, an adversary or damaged examples can raise it at any rate",
+        "damaged examples, or a loss that the training itself changes, can do this at any rate",
     ),
     "healthy": (
         "No sign of a tenfold error of the learning rate",
@@ -164,14 +176,9 @@ _WORDS = {
 
 
 def _evidence(verdict: RateVerdict) -> str:
-    rise, trust, steps = verdict.evidence.rise, verdict.evidence.trust, verdict.evidence.steps
-    if verdict.ground == "risen" and rise.thrown_off is not None:
-        return f"after step {rise.thrown_off} the loss of its own batch wasn't finite, and before it was"
-    if verdict.ground == "risen":
-        return (
-            f"the batches of five measured steps in a row all had at least {1 + rise.lasting:.3g} times the loss of "
-            f"the first five; too large is said above {1 + RULE.lasting:g}"
-        )
+    trust, steps = verdict.evidence.trust, verdict.evidence.steps
+    if verdict.ground == "thrown_off":
+        return _thrown_off(verdict.evidence)
     measured = (
         f"a step lowered the loss of its own batch by {trust.ratio:.3f} of what its gradient predicts (the trust "
         f"ratio; 80% interval {trust.low:.3f} to {trust.high:.3f}; {trust.probes} steps from step {steps[0]} to "
@@ -181,13 +188,31 @@ def _evidence(verdict: RateVerdict) -> str:
     if ahead is None:
         return measured
     of = "For the whole training" if ahead.is_whole else "So far"
-    true = (
-        f"{ahead.realized:.2g} came true ({ahead.late:.2g} of the later half), as much as {ahead.worth:.2g} steps are "
-        "predicted to bring"
-    )
     return (
-        f"{measured}. {of} the gradients predict a fall of the loss by {ahead.predicted:.2g} times itself, of which "
-        f"{true if ahead.realized > 0 else 'nothing came true'}. {_SAID.get(verdict.ground, _NEITHER)}"
+        f"{measured}. {of} the gradients predict a fall of the loss by {ahead.predicted:.3g} times itself, of which "
+        f"{_came_true(verdict.ground, ahead)}. {_SAID.get(verdict.ground, _NEITHER)}"
+    )
+
+
+def _came_true(ground: str, ahead: Outlook) -> str:
+    """In words; where next to nothing is predicted, the part is the noise of batches."""
+    if ground == "little_ahead":
+        return f"{_part(ahead.realized)} came true, of the later half {_part(ahead.late)}"
+    whole = f"{_part(ahead.realized)} came true"
+    return f"{whole}: what {ahead.worth:.3g} steps are predicted to bring" if 0 < ahead.realized < 1 else whole
+
+
+def _part(part: float) -> str:
+    return "nothing" if part <= 0 else "all" if part >= 1 else f"{part:.2g}"
+
+
+def _thrown_off(evidence: RateEvidence) -> str:
+    rise, ahead = evidence.rise, evidence.outlook
+    if rise.thrown_off is not None:
+        return f"from step {rise.thrown_off} on the loss wasn't finite; before, it was, and rose, or this step did it"
+    return (
+        f"a step is predicted to lower the loss of its own batch by {ahead.of_a_step if ahead else 0:.3g} times what "
+        f"the training began with, in the mean; too large is said above {RULE.most:g}"
     )
 
 

@@ -11,7 +11,8 @@ from stepscope.judging.trust import terms_of
 from stepscope.runs import StepRecord
 
 _AT_EACH_END = 5
-"""The loss at the start and at the end so far is the median of so many measured steps, or of half of all."""
+"""The loss at the start and at the end so far is the median of so many measured steps, or of half of all; there have to
+be so many."""
 
 
 @dataclass(frozen=True)
@@ -22,15 +23,25 @@ class Outlook:
         predicted: the fall of the loss over the training, as a multiple of the loss that it began with.
         realized: the part of the predicted fall so far that the loss of new batches has come down by.
         late: the same of the later half of what is predicted so far.
-        worth: how many steps are predicted to bring what comes true of the whole training, if it goes on so.
+        steps: the length of the training.
         is_whole: whether the length of the training is known; where it isn't, the steps so far are taken for it.
     """
 
     predicted: float
     realized: float
     late: float
-    worth: float
+    steps: int
     is_whole: bool
+
+    @property
+    def worth(self) -> float:
+        """How many steps are predicted to bring what comes true of the whole training, if it goes on so."""
+        return self.realized * self.steps
+
+    @property
+    def of_a_step(self) -> float:
+        """The fall that is predicted of one step, in the mean, as a multiple of the loss at the start."""
+        return self.predicted / self.steps
 
 
 def outlook(records: Sequence[StepRecord]) -> Outlook | None:
@@ -53,13 +64,14 @@ def outlook(records: Sequence[StepRecord]) -> Outlook | None:
     The longer a training, the more is predicted, and the smaller a part of it comes true, at any rate. Times the number
     of steps it is as many steps as are predicted to bring what the whole training does, ``worth = realized · steps``.
     That a training which predicts several times its loss comes to less than two of its steps is a sign of steps that
-    are too long.
+    are too long. And where a step is predicted to bring more than all of the loss, in the mean, the steps have thrown
+    the training off.
 
     Args:
         records: the steps of one training, in order.
 
     Returns:
-        These numbers; ``None`` where fewer than two steps were measured on their batches, the loss began at zero or
+        These numbers; ``None`` where fewer than five steps were measured on their batches, the loss began at zero or
         below, or the steps go uphill.
 
     Example:
@@ -75,7 +87,7 @@ def outlook(records: Sequence[StepRecord]) -> Outlook | None:
     length = next((record.steps for record in reversed(records) if record.steps is not None), None)
     measured = [record for record in records if terms_of(record) is not None and record.batch_loss is not None]
     count = min(_AT_EACH_END, len(measured) // 2)
-    if not count:
+    if len(measured) < _AT_EACH_END:
         return None
     steps = [record.step for record in measured]
     losses = [record.batch_loss or 0.0 for record in measured]
@@ -97,6 +109,6 @@ def outlook(records: Sequence[StepRecord]) -> Outlook | None:
         predicted=in_all / start,
         realized=realized,
         late=(amid - end) / later if later > 0 else 0.0,
-        worth=realized * (length or steps[-1]),
+        steps=length or steps[-1],
         is_whole=length is not None,
     )

@@ -13,13 +13,13 @@ from stepscope.runs import StepRecord
 
 Kind = Literal["step_too_short", "step_too_long", "healthy", "cannot_tell"]
 Side = Literal["", "step_too_short", "step_too_long"]
-Ground = Literal["straight", "little_ahead", "bent", "risen", "healthy", "cannot_tell"]
+Ground = Literal["straight", "little_ahead", "bent", "thrown_off", "healthy", "cannot_tell"]
 
 _KINDS: dict[Ground, Kind] = {
     "straight": "step_too_short",
     "little_ahead": "step_too_short",
     "bent": "step_too_long",
-    "risen": "step_too_long",
+    "thrown_off": "step_too_long",
     "healthy": "healthy",
     "cannot_tell": "cannot_tell",
 }
@@ -40,9 +40,10 @@ class Rule:
         long: no rate is called healthy where the interval reaches below,
         much: a step is too long if more than this multiple of the loss is predicted,
         bent: the interval lies below this,
-        worth: and what comes true in the whole training is predicted of fewer steps than so many.
-        lasting: it is too long as well where the losses of five measured steps in a row all lay above the start by this
-            part of it, or a step led to where the loss isn't finite.
+        worth: and what comes true in the whole training is predicted of fewer steps than so many;
+        far: or the interval lies below this.
+        most: it is too long as well where a step is predicted to bring more than this multiple of the loss, in the
+            mean; or where the loss rose until it wasn't finite.
         window: the part of the training whose steps count for the trust ratio: before it the loss is that of the start,
             after it the ratio tells little.
         least_rate: the least learning rate of a step that counts, as a part of the peak: the small rates of a warm-up
@@ -62,8 +63,9 @@ class Rule:
     much: float = 5.0
     bent: float = 0.7
     worth: float = 2.5
-    lasting: float = 1.0
-    window: tuple[float, float] = (0.03, 0.30)
+    far: float = 0.3
+    most: float = 1.0
+    window: tuple[float, float] = (0.03, 0.50)
     least_rate: float = 0.5
     least_probes: int = 5
     coverage: float = 0.8
@@ -100,7 +102,7 @@ class RateVerdict:
     Attributes:
         ground: what the verdict rests on, which is what the calibration counts. Steps are too short where the loss is
             ``"straight"`` along them, or, with ``"little_ahead"``, by the outlook of the training; too long where it is
-            ``"bent"``, or has ``"risen"``.
+            ``"bent"``, or the training is ``"thrown_off"``.
         evidence: the numbers.
         why: where nothing can be told, the reason.
         near: where nothing can be told since the interval reaches past one threshold alone, the verdict beyond that;
@@ -121,16 +123,17 @@ class RateVerdict:
 def judge_rate(records: Sequence[StepRecord], rule: Rule = RULE) -> RateVerdict:
     """Judges the peak learning rate of one training by the steps that were measured on their own batches.
 
-    Two things are looked at. The trust ratio `T` of the steps between 3% and 30% of the training, at rates of at least
+    Two things are looked at. The trust ratio `T` of the steps between 3% and 50% of the training, at rates of at least
     half of the peak, says how straight the loss is along a step. The outlook says how far the loss falls over the
     training if all comes true that the gradients predict, as a multiple of the loss, and which part of it does.
 
-    The rate is too large if the interval of `T` lies below 0.7, more than five times the loss is predicted, and the
-    whole training comes to less than two and a half of its steps are predicted to; or if the loss doubled, and stayed
-    so for five measured steps. It is too small if the interval lies above 5/6, less than 1.5 times the loss is
-    predicted, and more than a quarter of its later half comes true; or above 0.97, where less than 1.5 times the loss
-    is predicted, or less than five times, of which more than a tenth comes true. Where the length of a training isn't
-    known, little may be predicted since it has just begun: that decides nothing.
+    The rate is too large if more than five times the loss is predicted, and the interval of `T` lies below 0.3, or
+    below 0.7 where the whole training comes to less than two and a half of its steps are predicted to; or if the loss
+    rose until it wasn't finite, or a single step is predicted to bring more than all of the loss, in the mean. It is
+    too small if the interval lies above 5/6, less than 1.5 times the loss is predicted, and more than a quarter of its
+    later half comes true; or above 0.97, where less than 1.5 times the loss is predicted, or less than five times, of
+    which more than a tenth comes true. Where the length of a training isn't known, little may be predicted since it has
+    just begun: that decides nothing.
 
     Args:
         records: the steps of one training, in order. Where its length isn't recorded, it is taken to end at the last.
@@ -166,8 +169,9 @@ def verdict_of(evidence: RateEvidence, rule: Rule = RULE) -> RateVerdict:
         evidence: see `evidence_of`.
         rule: the thresholds.
     """
-    if evidence.rise.thrown_off is not None or evidence.rise.lasting > rule.lasting:
-        return RateVerdict("risen", evidence)
+    rise, ahead = evidence.rise, evidence.outlook
+    if rise.thrown_off is not None or (ahead and ahead.of_a_step > rule.most):
+        return RateVerdict("thrown_off", evidence)
     if evidence.silent:
         return RateVerdict("cannot_tell", evidence, evidence.silent)
     return _judged(evidence, rule)
@@ -254,7 +258,7 @@ def _judged(evidence: RateEvidence, rule: Rule) -> RateVerdict:
         why = "the loss began at zero or below, or steps go uphill: no part of a fall of it can come true"
         return RateVerdict("cannot_tell", evidence, why)
     much = ahead.predicted > rule.much
-    if much and trust.high < rule.bent and ahead.worth < rule.worth:
+    if much and (trust.high < rule.far or (trust.high < rule.bent and ahead.worth < rule.worth)):
         return RateVerdict("bent", evidence)
     if rise.highest > rule.rise or not rise.is_finite:
         why = f"the loss came to lie {rule.rise:.0%} above its start, or wasn't finite: often a step that is too long"
@@ -272,7 +276,8 @@ def _undecided(evidence: RateEvidence, trust: TrustRatio, rule: Rule) -> RateVer
     if trust.high < rule.long or trust.low > rule.short:
         side = "large" if trust.high < rule.long else "small"
         why = (
-            f"the trust ratio is that of a rate that is too {side}, and how much comes true of what is predicted isn't"
+            f"the trust ratio is that of a rate that is too {side}, and what is predicted of the training, or comes "
+            "true of it, isn't"
         )
         return RateVerdict("cannot_tell", evidence, why)
     past = [f"below {rule.long:g}"] * (trust.low < rule.long) + [f"above {rule.short:g}"] * (trust.high > rule.short)

@@ -1,6 +1,7 @@
 """When the optimizer's own step is measured on its own batch: early, often, and within the limit of the overhead.
 
-What says whether a rate is right lies between 3% and 30% of a training (`judging/rate.py`), so most measurements do.
+What says whether a rate is right lies between 3% and 50% of a training (`judging/rate.py`). Most measurements lie in
+the first 30%, so that it is said early.
 Where the length of a training is known, they are paid from what the whole training will earn, so that the first comes
 within its first 2%. Where it isn't, they are paid from what it has earned, as if it had 200 steps at least, and become
 sparser as it goes.
@@ -9,6 +10,7 @@ sparser as it goes.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator
 
 from stepscope.errors import UsageError
@@ -70,7 +72,7 @@ class StepSchedule:
         self._first = first
         self._made: list[int] = []
         self._seconds: list[float] = []
-        self._cost = 0.0
+        self._cost = self._usual = 0.0
         self._next: float = first - 1 + (5 if steps is None else max(1, min(5, steps // 50)))
 
     def is_due(self, step: int) -> bool:
@@ -81,10 +83,10 @@ class StepSchedule:
         """This step has been measured, in so much time."""
         self._made.append(step)
         self._seconds.append(seconds)
-        self._cost = min(self._seconds[-RECENT:])
-        if len(self._made) == 1:
-            # Of the first step gradients are compared. The others take a forward pass, which is less than a step.
-            self._cost = min(self._cost, self._schedule.step_seconds or self._cost)
+        # Of the first step gradients are compared. The others take a forward pass, which is less than a step.
+        first = min(self._seconds[0], self._schedule.step_seconds or math.inf)
+        self._cost = first if len(self._made) == 1 else min(self._seconds[-RECENT:])
+        self._usual = statistics.median_low([first, *self._seconds[1:]])
         self.passed(step)
 
     def passed(self, step: int) -> None:
@@ -110,7 +112,7 @@ class StepSchedule:
         made, anyway = len(self._made), 0.0
         if self._cost and made < ANYWAY:
             seconds = max(SECONDS_ANYWAY, SHARE_ANYWAY * self._budget(step))
-            anyway = min(seconds / self._cost - made, ANYWAY - made)
+            anyway = min((seconds - made * self._usual) / self._cost, ANYWAY - made)
         return max(self._earned(step), anyway)
 
     def _earned(self, step: int) -> float:

@@ -150,7 +150,7 @@ def what_came_true(steps: Sequence[StepRecord]) -> alt.LayerChart:
     trust = evidence.trust
     layers = [
         _threshold(y, limits.short, f"too small, maybe, above {limits.short:g}", dy=-8),
-        _threshold(y, limits.long, f"too large, maybe, below {limits.long:g}", dy=10),
+        _threshold(y, limits.bent, f"too large, maybe, below {limits.bent:g}", dy=10),
     ]
     if trust.ratio is not None and evidence.steps and math.isfinite(trust.low) and math.isfinite(trust.high):
         band = {"from": evidence.steps[0], "to": evidence.steps[-1]}

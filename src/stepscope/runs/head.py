@@ -55,17 +55,20 @@ def _remedy(path: Path) -> str:
     """Which run directories may have been meant: those in it, or the one that it is a file of."""
     if is_run(path.parent) and path.is_file():
         return f"; give {show(path.parent)}"
-    return _one_of(sorted(file.parent for file in path.glob(f"*/{RUN_FILE}")), "those in it")
+    return _one_of(path, ("*",), "those in it")
 
 
 def _instead(missing: Path) -> str:
     """Which run directories may have been meant: those beside one that isn't there, and those in `runs`."""
+    if is_run(missing.parent):
+        return f"; give {show(missing.parent)}"
     there = next(path for path in (*missing.parents, Path()) if path.is_dir())
-    beside = sorted(file.parent for place in ("*", "runs/*") for file in there.glob(f"{place}/{RUN_FILE}"))
-    return _one_of(beside, "these") or "; give the directory that run_dir= or --out named"
+    return _one_of(there, ("*", "runs/*"), "these") or "; give the directory that run_dir= or --out named"
 
 
-def _one_of(below: list[Path], which: str) -> str:
+def _one_of(folder: Path, places: tuple[str, ...], which: str) -> str:
+    files = sorted(file for place in places for file in folder.glob(f"{place}/{RUN_FILE}"))
+    below = [file.parent for file in files if file.is_file()]
     left = len(below) - _NAMED
     more = f" and {left} other{'s' * (left > 1)}" if left > 0 else ""
     return f"; give one of {which}: {', '.join(map(show, below[:_NAMED]))}{more}" if below else ""
