@@ -52,8 +52,8 @@ def test_the_code_of_the_readme_runs(capsys, tmp_path, monkeypatch):
 
 def test_the_findings_that_are_shown_are_as_printed():
     shown = re.search(r"```\n(The learning rate.*?)```", README, re.DOTALL)[1]
-    terms = {"trajectory": "Adam", "seed": 0, "steps": 100, "lr": (1.0,), "batch_loss": 1.0, "batch_slope": -1.0}
-    steps = [StepRecord(**terms, step=n, batch_change=-0.2 - n / 1000) for n in range(5, 25)]
+    terms = {"trajectory": "Adam", "seed": 0, "steps": 100, "lr": (1.0,), "batch_slope": -0.5}
+    steps = [StepRecord(**terms, step=n, batch_loss=2 - n / 100, batch_change=-0.1 - n / 2000) for n in range(5, 25)]
     assert re.match(".*".join(map(re.escape, shown.split("…"))), f"{stepscope.findings(steps)}\n")
 
 
