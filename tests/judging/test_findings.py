@@ -458,10 +458,13 @@ def test_a_step_that_ends_where_the_loss_is_not_finite_is_too_long(lost):
     assert "aren't finite" in findings([*records[:-1], gone])[0].against
 
 
-@pytest.mark.parametrize(("factor", "kind"), [(1.2, "cannot_tell"), (3.0, "step_too_long")])
-def test_a_loss_that_rises_until_it_is_not_finite_is_that_of_a_rate_that_is_too_large(factor, kind):
+@pytest.mark.parametrize(
+    ("factor", "slope", "kind"),
+    [(1.2, -0.1, "cannot_tell"), (3.0, -0.1, "step_too_long"), (1.0, -2.1, "step_too_long")],
+)
+def test_a_loss_that_rises_until_it_is_not_finite_is_that_of_a_rate_that_is_too_large(factor, slope, kind):
     """One that isn't finite all of a sudden may have met a damaged example."""
-    records = [replace(r, batch_loss=2.0 * factor ** (r.step / 4)) for r in training(0.9)[:4]]
+    records = [replace(r, batch_loss=2.0 * factor ** (r.step / 4), batch_slope=slope) for r in training(0.9)[:4]]
     gone = [replace(records[0], step=n, batch_loss=None, batch_change=None, batch_slope=0.0) for n in (5, 6)]
     assert findings([*records, *gone])[0].kind == kind
 

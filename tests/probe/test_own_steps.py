@@ -646,6 +646,30 @@ def test_a_gradient_that_is_not_that_of_its_loss_says_nothing_of_the_step(surrog
     assert len(of_batches) == (6 if surrogate is None else 0)
 
 
+@pytest.mark.parametrize("lr", [10.0, 30.0])
+def test_of_steps_that_throw_a_training_off_the_gradient_is_not_doubted(lr, caplog):
+    """A loss that can't fall by more than all of it has another slope nearby, along a step of a million times that."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"cells": nn.GRU(8, 32, batch_first=True), "out": nn.Linear(32, 4)})
+    optimizer, wanted = torch.optim.SGD(model.parameters(), lr=lr), torch.randn(8, 4)
+
+    def loss(model, batch):
+        return F.mse_loss(model["out"](model["cells"](batch[0])[0][:, -1]), batch[1])
+
+    def train(loss, count):
+        for _ in range(count):
+            inputs = torch.randn(16, 12, 8)
+            optimizer.zero_grad()
+            loss(model, (inputs, inputs.mean(1) @ wanted)).backward()
+            optimizer.step()
+
+    train(loss, 4)
+    with caplog.at_level(logging.WARNING, "stepscope"), attached(model, optimizer, loss) as probe:
+        train(probe.loss_fn, 30)
+    assert not any("isn't that of the loss" in text for text in caplog.messages)
+    assert len([record for record in probe.step_records if record["batch_slope"]]) >= 4
+
+
 def test_weights_that_other_processes_train_too_are_never_moved(monkeypatch):
     model = net().share_memory()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -209,7 +209,7 @@ def _part(part: float) -> str:
 def _thrown_off(evidence: RateEvidence) -> str:
     rise, ahead = evidence.rise, evidence.outlook
     if rise.thrown_off is not None:
-        return f"from step {rise.thrown_off} on the loss wasn't finite; before, it was, and rose, or this step did it"
+        return f"from step {rise.thrown_off} on the loss wasn't finite: it rose before, or a step was far too long"
     return (
         f"a step is predicted to lower the loss of its own batch by {ahead.of_a_step if ahead else 0:.3g} times what "
         f"the training began with, in the mean; too large is said above {RULE.most:g}"

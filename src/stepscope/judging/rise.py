@@ -14,8 +14,8 @@ _IN_A_ROW = 5
 """One batch says little: medians are those of so many measured steps in a row."""
 
 _ROSE = 2.0
-"""A training is thrown off where its loss had come to so many times the first one before it wasn't finite: one that
-isn't finite all of a sudden may have met a damaged example."""
+"""A training is thrown off where its loss had come to so many times the first one before it wasn't finite, or a step
+was to bring more than all of it: one that isn't finite all of a sudden may have met a damaged example."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Rise:
         highest: by which part of the start, the median of the first five, the largest median of five in a row lies
             above it.
         is_finite: whether the losses before and after all measured steps are finite.
-        thrown_off: the measured step from which on the loss isn't finite, where it rose before that or that step
-            itself did it; ``None`` without one.
+        thrown_off: the measured step from which on the loss isn't finite, where that step itself did it, or the loss
+            rose before, or a step was to bring more than all of it; ``None`` without one.
     """
 
     highest: float = 0.0
@@ -74,8 +74,8 @@ def _is_thrown_off(records: Sequence[StepRecord], lost: int) -> bool:
         return False
     if _is_finite(first.batch_loss) and math.isfinite(first.batch_slope or 0.0) and first.batch_slope:
         return True
-    losses = [record.batch_loss or 0.0 for record in before if _is_finite(record.batch_loss)]
-    return bool(losses) and losses[0] > 0 and max(losses) > _ROSE * losses[0]
+    known = [(record.batch_loss or 0.0, record.batch_slope) for record in before if _is_finite(record.batch_loss)]
+    return any(loss > _ROSE * known[0][0] > 0 or (slope is not None and -slope > loss > 0) for loss, slope in known)
 
 
 def _is_finite(loss: float | None) -> bool:

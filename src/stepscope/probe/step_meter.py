@@ -315,7 +315,7 @@ class StepMeter:
         if any(everyone[::2]):
             return True  # other processes train these weights too, so they can't be moved for a moment
         t = max(rounding / (0.02 * abs(slope)), _RESOLVED * before.eps_inside * everyone[1] / norm)
-        if not t <= _FAR:
+        if not t <= _FAR or t * abs(slope) > abs(before.loss):  # no loss falls by more than all of it
             return True
         with weights.at(t):
             close = self._replay.evaluated(batch.passes).loss
