@@ -17,7 +17,7 @@ from stepscope.calibration.long_tasks import LONG
 from stepscope.calibration.tasks import TASKS, CalibrationTask
 
 SETS = {"study": TASKS, "fresh": FRESH, "long": LONG}
-"""Of tasks, each with a plan of its own: thresholds were chosen on the study."""
+"""Of tasks, each with a plan of its own."""
 
 ALL_TASKS = {name: task for tasks in SETS.values() for name, task in tasks.items()}
 

@@ -63,7 +63,7 @@ def outlook(records: Sequence[StepRecord]) -> Outlook | None:
 
     The longer a training, the more is predicted, and the smaller a part of it comes true, at any rate. Times the number
     of steps it is as many steps as are predicted to bring what the whole training does, ``worth = realized · steps``.
-    That a training which predicts several times its loss comes to less than two of its steps is a sign of steps that
+    That a training which predicts several times its loss comes to two of its steps or less is a sign of steps that
     are too long. And where a step is predicted to bring more than all of the loss, in the mean, the steps have thrown
     the training off.
 
