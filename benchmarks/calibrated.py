@@ -16,7 +16,7 @@ from stepscope.calibration.training import TrainingRecord
 
 ROOT = Path(__file__).parent.parent
 CONFIDENCE = ROOT / "src" / "stepscope" / "judging" / "confidence.json"
-FIXED_ON = {"fresh": 90, "long": 24}
+FIXED_ON = {"fresh": 114, "long": 40}
 """So many curves of the plan had been seen when the thresholds were fixed, of each set of tasks."""
 
 

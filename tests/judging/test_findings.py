@@ -137,6 +137,7 @@ def slow_training(*, ratio=0.9, slope=-0.008, loss=2.0, realized=0.5, steps=100,
         ({"floor": 8}, "healthy"),  # a third of the fall comes true, and nothing of its later half
         ({"ratio": 0.8}, "healthy"),
         ({"ratio": 0.98, "slope": -0.04}, "step_too_short"),
+        ({"ratio": 0.98, "slope": -0.04, "floor": 8}, "cannot_tell"),
         ({"ratio": 0.98, "realized": 0.05}, "step_too_short"),
         ({"ratio": 0.98, "slope": -0.04, "realized": 0.05}, "cannot_tell"),
         ({"ratio": 0.4}, "cannot_tell"),

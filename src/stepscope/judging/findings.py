@@ -132,7 +132,7 @@ def _against(rise: Rise) -> str:
 
 _SAID: dict[str, str] = {
     "straight": f"Too small is said above {RULE.short:g} if under {RULE.little:g} is predicted, or under {RULE.much:g} "
-    f"of which over {RULE.slight:g} comes true",
+    f"and over {RULE.slight:g} of its later half comes true",
     "little_ahead": f"Too small is said above {RULE.straight:.2f} if under {RULE.little:g} is predicted and over "
     f"{RULE.late:g} of its later half comes true",
     "bent": f"Too large is said below {RULE.far:g}, and below {RULE.bent:g} if what comes true is predicted of under "

@@ -32,7 +32,7 @@ class Rule:
     Attributes:
         short: the step is too short where the whole interval of the trust ratio lies above,
         slight: and a fall of the loss by less than `little` times itself is predicted; or by less than `much` times,
-            and more than this part of it has come true.
+            and more than this part of its later half has come true.
         straight: it is too short as well where the interval lies above this: on a parabola, a step three times as long
             ends before its minimum where the ratio is above 5/6,
         little: the gradients predict, for the whole training, a fall of the loss below this multiple of it,
@@ -132,8 +132,8 @@ def judge_rate(records: Sequence[StepRecord], rule: Rule = RULE) -> RateVerdict:
     rose until it wasn't finite, or a single step is predicted to bring more than all of the loss, in the mean. It is
     too small if the interval lies above 5/6, less than 1.5 times the loss is predicted, and more than a quarter of its
     later half comes true; or above 0.97, where less than 1.5 times the loss is predicted, or less than five times, of
-    which more than a tenth comes true. Where the length of a training isn't known, little may be predicted since it has
-    just begun: that decides nothing.
+    whose later half more than a tenth comes true. Where the length of a training isn't known, little may be predicted
+    since it has just begun: that decides nothing.
 
     Args:
         records: the steps of one training, in order. Where its length isn't recorded, it is taken to end at the last.
@@ -264,7 +264,7 @@ def _judged(evidence: RateEvidence, rule: Rule) -> RateVerdict:
         why = f"the loss came to lie {rule.rise:.0%} above its start, or wasn't finite: often a step that is too long"
         return RateVerdict("cannot_tell", evidence, why)
     little = ahead.is_whole and ahead.predicted < rule.little
-    if trust.low > rule.short and (little or (not much and ahead.realized > rule.slight)):
+    if trust.low > rule.short and (little or (not much and ahead.late > rule.slight)):
         return RateVerdict("straight", evidence)
     if trust.low > rule.straight and little and ahead.late > rule.late:
         return RateVerdict("little_ahead", evidence)
