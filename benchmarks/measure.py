@@ -214,7 +214,7 @@ def described(row: Row) -> str:
     if "overhead" in row:
         same = "is the same" if row["same_last_loss"] else "DIFFERS"
         counts = f"{len(row['measured_at'])} measurements, {row['on_own_batches']} of steps, {row['edges']} of edges"
-        return f"{start}: {row['overhead']:+.2%} at {row['limit']:.0%}, {counts}, the training {same}"
+        return f"{start}: {row['overhead']:+.2%} at {row['limit']:.1%}, {counts}, the training {same}"
     parts = ", ".join(f"{name} {row[name]['median']:.3g}" for name in ("attach", "measure", "idle"))
     return f"{start}: in training steps {parts}"
 
