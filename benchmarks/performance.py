@@ -120,7 +120,7 @@ def own_steps(rows: list[Row]) -> str:
             f"{row['steps']:,}",
             f"{row['limit']:.1%}",
             str(row["on_own_batches"]),
-            str(row.get("judged", "")),
+            str(row["judged"]),
             str(row["edges"]),
             f"{row['overhead']:.2%}",
             "yes" if row["same_last_loss"] else "**no**",
