@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -208,6 +209,17 @@ def test_thresholds_are_fixed_on_half_of_the_tasks_all_ways():
     assert len(found) == 6
     assert all(split.errors.small_found == split.errors.large_found == (2, 2) for split in found)
     assert all(0.95 <= split.fixed[0] < 0.99 and 0.45 < split.fixed[1] <= 0.7 for split in found)
+
+
+@pytest.mark.parametrize("tasks", SETS)
+def test_each_stored_training_is_there_once_and_each_curve_is_whole(tasks):
+    """Of a curve with a training twice nothing would be counted."""
+    name = "trainings" if tasks == "study" else tasks
+    records = study.read_study(Path(__file__).parents[2] / "docs" / "calibration" / f"{name}.jsonl")
+    found = study.complete_curves(records)
+    assert len(records) == len(RATES) * len(found) > 0
+    assert all([record.rate for record in of] == [job.rate for job in curve.jobs()] for curve, of in found.items())
+    assert {curve.task for curve in found} <= set(SETS[tasks])
 
 
 def test_tables_of_a_study_and_of_nothing():
