@@ -22,7 +22,7 @@ class Outlook:
     Attributes:
         predicted: the fall of the loss over the training, as a multiple of the loss that it began with.
         realized: the part of the predicted fall so far that the loss of new batches has come down by.
-        late: the same of the later half of what is predicted so far.
+        late: the realized part again, counted from where half of the fall so far had been predicted.
         steps: the length of the training.
         is_whole: whether the length of the training is known; where it isn't, the steps so far are taken for it.
     """
