@@ -302,8 +302,9 @@ def test_near_a_verdict_it_is_told_where_such_rates_were(spread, noise, kind, pe
     near = {"step_too_short": (35, 5, 0), "step_too_long": (1, 4, 32)}
     made = Calibrated({"SGD": 30}, {}, near)
     monkeypatch.setattr(confidence, "_calibrated", lambda: made)
+    unit = 0.05 if kind == "small" else 1.0
     steps = [
-        replace(r, batch_slope=-1.0, batch_change=spread(r), batch_noise=noise, batch_loss=2.0 - r.step / 20)
+        replace(r, batch_slope=-unit, batch_change=unit * spread(r), batch_noise=noise, batch_loss=2.0 - r.step / 20)
         for r in training(1.0)
     ]
     first, *_ = findings(steps)
@@ -311,6 +312,9 @@ def test_near_a_verdict_it_is_told_where_such_rates_were(spread, noise, kind, pe
     assert first.against.startswith(against)
     assert first.summary.partition("; ")[2] == (f"it may be too {kind}" if kind else "")
     assert first.change == (peaks and f"a peak rate of {peaks} (now 0.01)")
+    # With as much predicted as no such verdict would allow, as of a training that has collapsed, nothing is said.
+    other = [replace(r, batch_loss=(100.0 if unit == 1 else 0.1) * r.batch_loss) for r in steps]
+    assert "may be" not in findings(other)[0].summary
     monkeypatch.setattr(confidence, "_calibrated", lambda: replace(made, trainings={"AdamW": 30}))
     assert findings(steps)[0].change is None
 

@@ -106,7 +106,8 @@ class RateVerdict:
         evidence: the numbers.
         why: where nothing can be told, the reason.
         near: where nothing can be told since the interval reaches past one threshold alone, the verdict beyond that;
-            none where the interval does so by rounding alone.
+            none where the interval does so by rounding alone, nor where more or less than `Rule.much` is predicted than
+            that verdict asks for.
     """
 
     ground: Ground
@@ -287,6 +288,7 @@ def _undecided(evidence: RateEvidence, trust: TrustRatio, rule: Rule) -> RateVer
     without = trust.high - trust.rounding
     is_rounding = without < rule.long or without <= rule.short < trust.high
     near: Side = "step_too_long" if trust.low < rule.long else "step_too_short"
-    if len(past) == 2 or is_rounding:
+    much = evidence.outlook is not None and evidence.outlook.predicted > rule.much
+    if len(past) == 2 or is_rounding or much != (near == "step_too_long"):
         near = ""
     return RateVerdict("cannot_tell", evidence, f"the interval of the trust ratio reaches {' and '.join(past)}", near)
