@@ -59,7 +59,10 @@ def near(cases: Sequence[Case]) -> Table:
         below, best, above = near_verdicts(cases)[kind]
         rows.append((title, str(len(found)), str(len(tasks)), str(below), str(best), str(above)))
     headers = ("near the verdict", "trainings", "tasks", "rate below the best", "the best rate", "above the best")
-    note = "The interval of the trust ratio reaches past the threshold of this verdict, and not past the other."
+    note = (
+        "The interval of the trust ratio reaches past the threshold of this verdict, and not past the other; and as "
+        "much is predicted, or as little, as the verdict asks for."
+    )
     return Table("Near a verdict", headers, tuple(rows), note, "calibration-near")
 
 
